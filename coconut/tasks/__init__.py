@@ -1,0 +1,42 @@
+"""Tasks: generate questions, load them, check an answer. One contract (`Task`), one file a task.
+
+>>> from coconut.tasks import get_task
+>>> task = get_task("small_graphs")
+>>> [example] = task.generate(1, seed=0, config="e12")
+>>> task.check(" ".join(("###", example.answer)), example)
+True
+"""
+
+from collections.abc import Mapping
+
+from coconut.tasks import small_graphs
+from coconut.tasks.hashing import assert_disjoint, content_hash
+from coconut.tasks.records import load_examples, save_examples
+from coconut.tasks.task import Task, extract_answer, unknown
+from coconut.types import CoconutError
+
+TASKS: Mapping[str, Task] = {task.name: task for task in (Task(name="small_graphs", generator=small_graphs.generate),)}
+"""Every task, by name."""
+
+
+def get_task(name: str) -> Task:
+    """Finds a task.
+
+    Raises:
+      CoconutError: naming the nearest known task, and all of them.
+    """
+    if name not in TASKS:
+        raise CoconutError(unknown("task", name, TASKS))
+    return TASKS[name]
+
+
+__all__ = [
+    "TASKS",
+    "Task",
+    "assert_disjoint",
+    "content_hash",
+    "extract_answer",
+    "get_task",
+    "load_examples",
+    "save_examples",
+]

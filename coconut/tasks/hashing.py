@@ -1,0 +1,63 @@
+"""What makes two questions the same, and the proof that two splits share none."""
+
+import hashlib
+import re
+from collections.abc import Iterable
+
+from coconut.types import CoconutError, Example
+
+_OPTIONS = re.compile(r"^(Is \S+ an? )(\S+)( or )(\S+)\?$")
+_SENTENCE_END = re.compile(r"(?<=[.?!])\s+")
+
+
+def content_hash(example: Example) -> str:
+    """Hashes what a question asks, whatever the order in which it says so.
+
+    Sentences (or the edges of the symbol form) are sorted, and so are the two options; blanks are normalised. Steps and
+    answer do not enter: the same question with another solution is still the same question. Two graphs that differ
+    only in the names of their nodes are different questions.
+
+    Returns:
+      32 hexadecimal digits.
+    """
+    question = example.question
+    head, mark, tail = question.rpartition("[Q]")
+    if mark:
+        parts = sorted([" ".join(part.split()) for part in head.removeprefix("<eos>").split("|")])
+        candidates, _, root = tail.partition("[R]")
+        parts += ["[Q]", *sorted(candidates.split()), "[R]", root.strip()]
+    else:
+        *parts, last = _SENTENCE_END.split(" ".join(question.split()))
+        if options := _OPTIONS.match(last):
+            is_a, first, or_, second = options.groups()
+            last = f"{is_a}{min(first, second)}{or_}{max(first, second)}?"
+        parts = sorted([*parts, last])
+    return hashlib.blake2b("\n".join(parts).encode(errors="surrogatepass"), digest_size=16).hexdigest()
+
+
+def assert_disjoint(
+    train: Iterable[Example],
+    evaluation: Iterable[Example],
+    train_name: str = "train",
+    evaluation_name: str = "evaluation",
+) -> None:
+    """Checks that no evaluation question is also a training question.
+
+    Raises:
+      CoconutError: naming both splits, how many evaluation records overlap, and the first of them.
+    """
+    first_seen: dict[str, int] = {}
+    for index, example in enumerate(train):
+        first_seen.setdefault(content_hash(example), index)
+    overlaps = [
+        (index, first_seen[digest], example.question)
+        for index, example in enumerate(evaluation)
+        if (digest := content_hash(example)) in first_seen
+    ]
+    if overlaps:
+        index, train_index, question = overlaps[0]
+        shown = question if len(question) <= 120 else question[:117] + "..."
+        raise CoconutError(
+            f"{len(overlaps)} question(s) of {evaluation_name} are also in {train_name}; the first is record {index} of "
+            f"{evaluation_name}, record {train_index} of {train_name}: {shown!r}"
+        )

@@ -1,0 +1,157 @@
+"""Reading and writing the field's question files.
+
+One record is ``{"question": str, "steps": [str], "answer": str}``; ProsQA adds the graph as ``idx_to_symbol`` (node
+names), ``edges`` (pairs of node ids), ``root``, ``target`` and ``neg_target`` (node ids): all five or none. Other
+fields are ignored. A file is a JSON list of records, or JSONL: one record a line.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from coconut.types import CoconutError, Example, Graph
+
+GRAPH_FIELDS = ("idx_to_symbol", "edges", "root", "target", "neg_target")
+
+
+def load_examples(path: str | os.PathLike[str]) -> list[Example]:
+    """Reads every record of a file, or none.
+
+    A file named ``*.jsonl`` is JSONL and one named ``*.json`` a list; any other is a list if it starts with ``[``.
+
+    Raises:
+      CoconutError: naming the file, and the line and column of a syntax error, or the record (counted from 0), field and
+        value that are wrong. An empty file is an error, too.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise CoconutError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise CoconutError(f"{path}: not UTF-8: byte {error.start} is {error.object[error.start]:#04x}") from error
+    lines = path.suffix == ".jsonl" or (path.suffix != ".json" and not text.lstrip().startswith("["))
+    records = _parse_lines(path, text) if lines else _parse_list(path, text)
+    examples = [_read_example(record, where) for where, record in records]
+    if not examples:
+        raise CoconutError(f"{path}: holds no records")
+    return examples
+
+
+def save_examples(path: str | os.PathLike[str], examples: Iterable[Example]) -> None:
+    """Writes records as JSONL if the name ends so, else as a JSON list; the file appears complete or not at all.
+
+    Raises:
+      CoconutError: if the file cannot be written.
+    """
+    path = Path(path)
+    records = (json.dumps(to_json(example)) for example in examples)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    try:
+        with unfinished.open("w", encoding="utf-8") as file:
+            if path.suffix == ".jsonl":
+                file.writelines(f"{record}\n" for record in records)
+            else:
+                file.write("[" + ",\n".join(records) + "]\n")
+        os.replace(unfinished, path)
+    except OSError as error:
+        raise CoconutError(f"{path}: cannot be written: {error.strerror or error}") from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def to_json(example: Example) -> dict[str, Any]:
+    """The record of one example, in the field's names."""
+    record: dict[str, Any] = {"question": example.question, "steps": list(example.steps), "answer": example.answer}
+    if (graph := example.graph) is not None:
+        values = (list(graph.symbols), [list(edge) for edge in graph.edges], graph.root, graph.target, graph.negative)
+        record |= zip(GRAPH_FIELDS, values, strict=True)
+    return record
+
+
+def _parse_list(path: Path, text: str) -> Iterator[tuple[str, Any]]:
+    records = _parse(text, path, first_line=1)
+    if not isinstance(records, list):
+        raise CoconutError(f"{path}: expected a JSON list of records, got {_show(records)}")
+    for index, record in enumerate(records):
+        yield f"{path}: record {index}", record
+
+
+def _parse_lines(path: Path, text: str) -> Iterator[tuple[str, Any]]:
+    # Not `splitlines`, which also splits at characters that JSON allows inside a string.
+    filled = ((number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip())
+    for index, (number, line) in enumerate(filled):
+        yield f"{path}: record {index} (line {number})", _parse(line, path, first_line=number)
+
+
+def _parse(text: str, path: Path, first_line: int) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        line = first_line + error.lineno - 1
+        raise CoconutError(f"{path}: line {line}, column {error.colno}: not JSON: {error.msg}") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or brackets nested too deep
+        raise CoconutError(f"{path}: line {first_line}: not usable JSON: {error}") from error
+
+
+def _read_example(record: Any, where: str) -> Example:
+    if not isinstance(record, dict):
+        raise CoconutError(f"{where}: expected an object, got {_show(record)}")
+    question, steps, answer = (_field(record, name, where) for name in ("question", "steps", "answer"))
+    for name, value in (("question", question), ("answer", answer)):
+        if not isinstance(value, str) or not value.strip():
+            raise CoconutError(f"{where}: field {name!r} must be a text that is not blank, got {_show(value)}")
+    _require_texts(steps, "steps", where)
+    graph = _read_graph(record, where) if any(name in record for name in GRAPH_FIELDS) else None
+    return Example(question=question, steps=tuple(steps), answer=answer, graph=graph)
+
+
+def _read_graph(record: dict[str, Any], where: str) -> Graph:
+    symbols, edges, *roles = (_field(record, name, where) for name in GRAPH_FIELDS)
+    _require_texts(symbols, "idx_to_symbol", where)
+    if not isinstance(edges, list):
+        raise CoconutError(f"{where}: field 'edges' must be a list, got {_show(edges)}")
+    for index, edge in enumerate(edges):
+        if not isinstance(edge, list) or len(edge) != 2:
+            raise CoconutError(f"{where}: field 'edges'[{index}] must be a pair of node ids, got {_show(edge)}")
+        for node in edge:
+            _require_node(node, len(symbols), f"{where}: field 'edges'[{index}]")
+    for name, node in zip(GRAPH_FIELDS[2:], roles, strict=True):
+        _require_node(node, len(symbols), f"{where}: field {name!r}")
+    root, target, negative = roles
+    return Graph(
+        symbols=tuple(symbols),
+        edges=tuple((parent, child) for parent, child in edges),
+        root=root,
+        target=target,
+        negative=negative,
+    )
+
+
+def _field(record: dict[str, Any], name: str, where: str) -> Any:
+    if name not in record:
+        raise CoconutError(f"{where}: field {name!r} is missing; there are {', '.join(map(repr, record)) or 'none'}")
+    return record[name]
+
+
+def _require_texts(value: Any, name: str, where: str) -> None:
+    if not isinstance(value, list):
+        raise CoconutError(f"{where}: field {name!r} must be a list of texts, got {_show(value)}")
+    for index, item in enumerate(value):
+        if not isinstance(item, str):
+            raise CoconutError(f"{where}: field {name!r}[{index}] must be a text, got {_show(item)}")
+
+
+def _require_node(value: Any, num_nodes: int, where: str) -> None:
+    # bool is an int to Python, but `true` is no node.
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise CoconutError(f"{where}: a node id must be an integer, got {_show(value)}")
+    if not 0 <= value < num_nodes:
+        raise CoconutError(f"{where}: node id {value} is outside 0..{num_nodes - 1} (idx_to_symbol has {num_nodes})")
+
+
+def _show(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 60 else shown[:57] + "..."
