@@ -1,0 +1,26 @@
+"""What every test shares: one CPU device, checked shapes, the same random examples every time."""
+
+import os
+from pathlib import Path
+
+# Before anything imports JAX, which reads them once. Tests that need several devices start their own process.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import pytest
+from hypothesis import settings
+from jaxtyping import install_import_hook
+
+# Checks the shapes and types of every call, before the packages it covers are first imported.
+install_import_hook(["coconut", "pallas_kernels"], "beartype.beartype")
+
+settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
+settings.load_profile("repeatable")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of public data beside the checkout; tests that read it are skipped where it is missing."""
+    path = Path(__file__).parents[2] / "shared" / "data"
+    if not path.is_dir():
+        pytest.skip(f"the public data files are not at {path}")
+    return path
