@@ -20,8 +20,11 @@ Axis letters, used in every shape comment and einsum of this project:
 """
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from typing import Any, no_type_check
+
+import jax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, Int
 
 IGNORED_LABEL = -100
 """The label of a column that carries no loss (the field's convention)."""
@@ -71,4 +74,92 @@ class Example:
     graph: Graph | None = None
 
 
-JSON = Mapping[str, Any]
+# --- Spans ------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Language:
+    """Columns that hold tokens, passed through the decoder in parallel.
+
+    Attributes:
+      length: number of columns.
+      scored: how many of the last columns may carry a label; logits are made for these alone.
+    """
+
+    length: int
+    scored: int = 0
+
+    def __post_init__(self) -> None:
+        if self.length < 1 or not 0 <= self.scored <= self.length:
+            raise CoconutError(f"a language span needs length >= 1 and 0 <= scored <= length, got {self}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Latent:
+    """Columns that hold continuous thoughts, made one after the other.
+
+    Attributes:
+      length: number of columns; a row may use fewer, from the left.
+    """
+
+    length: int
+
+    def __post_init__(self) -> None:
+        if self.length < 1:
+            raise CoconutError(f"a latent span needs length >= 1, got {self}")
+
+
+Span = Language | Latent
+Schedule = tuple[Span, ...]
+"""How a sequence alternates between the two modes. Static: one schedule, one compiled program."""
+
+
+@jax.tree_util.register_dataclass
+@no_type_check  # JAX also builds them of abstract values, cotangents and shardings
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Aligned rows of one fixed shape.
+
+    Attributes:
+      schedule: the spans; their lengths sum to ``T``. Static under jit.
+      tokens: token ids; the latent marker's id in latent columns, the padding id where ``valid`` is False.
+      positions: the position of each column in its own row, counted over valid columns; 0 where not valid.
+      valid: whether the column belongs to the row.
+      labels: the token a scored column must predict *at* that column, else ``IGNORED_LABEL``. It is predicted from
+        the valid column before it.
+      pieces: which piece of the suffix a labelled column belongs to: 0 for the first thing written after the
+        prompt or the thoughts, counting up by step; -1 elsewhere.
+      answers: whether the labelled column belongs to the answer.
+      examples: index of each row's example in its data set; -1 for a row that only fills the batch.
+    """
+
+    schedule: Schedule = dataclasses.field(metadata={"static": True})
+    tokens: Int[ArrayLike, "B T"]
+    positions: Int[ArrayLike, "B T"]
+    valid: Bool[ArrayLike, "B T"]
+    labels: Int[ArrayLike, "B T"]
+    pieces: Int[ArrayLike, "B T"]
+    answers: Bool[ArrayLike, "B T"]
+    examples: Int[ArrayLike, " B"]
+
+
+@jax.tree_util.register_dataclass
+@no_type_check  # JAX also builds them of abstract values, cotangents and shardings
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelOutput:
+    """What a rollout leaves; jit drops what nobody uses.
+
+    Attributes:
+      hidden: hidden states after the final norm, of every column.
+      predictors: hidden states that predict the scored columns of the schedule, in order: for each the state of the
+        valid column before it. ``S`` counts the scored columns of all spans.
+      thoughts: one array for each latent span, the inputs its columns received; zero in columns a row does not use.
+      past: the segments (`coconut.models.cache.Segment`) a continuation may attend to.
+      last: hidden state of each row's last valid column; what a following thought is made of, or the next token.
+    """
+
+    hidden: Float[Array, "B T D"]
+    predictors: Float[Array, "B S D"]
+    thoughts: tuple[Float[Array, "B K D"], ...]
+    past: tuple[Any, ...]
+    last: Float[Array, "B D"]

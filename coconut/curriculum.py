@@ -1,0 +1,198 @@
+"""The multi-stage curriculum: which written steps have become thoughts at a stage, and when a stage ends.
+
+Pure functions of the stage, which is a number the run carries with it; it is never derived from an epoch typed by hand.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Literal, get_args
+
+from coconut.types import CoconutError
+
+ResetOptimizer = Literal["never", "stage", "epoch"]
+UniformStages = Literal["all", "reached"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CurriculumConfig:
+    """The curriculum of Hao et al. 2024, section 3 and 4.2. The defaults are ProsQA's and ProntoQA's.
+
+    Attributes:
+      c_thought: thoughts that replace one step.
+      max_latent_stage: steps replaced at most.
+      pad_latent_to_max: in the final stage give every example ``c_thought * max_latent_stage`` thoughts, also one with
+        fewer steps.
+      uniform_prob: probability with which an example, each epoch, is put at a stage drawn uniformly instead.
+      uniform_stages: what is drawn from: ``all`` of ``{0, .., number of its steps}`` (the official code), or the stages
+        ``reached``, ``{0, .., current stage}``.
+      last_stage: stage at which the run ends; None for the final stage, ``max_latent_stage + 1``.
+      epochs_per_stage: epochs after which a stage ends; may be fractional. None for no such end.
+      steps_per_stage: optimizer steps after which a stage ends. None for no such end. Where ``advance_metric`` is set,
+        whichever of the two is set is a cap, at which the run reports that the stage was not learnt.
+      last_stage_factor: the last stage lasts this many times as long (its own cap is never cut by the metric).
+      advance_metric: name of a training metric that ends a stage early; None for none.
+      advance_below: the stage ends once the metric's moving average is below this bound.
+      advance_above: likewise, above.
+      advance_window: optimizer steps over which the metric is averaged; a stage lasts at least as long.
+      reset_optimizer: when the optimizer's state is made anew: ``never``, at each ``stage`` (the paper's text), or at
+        each ``epoch`` (the official code).
+
+    Raises:
+      CoconutError: a value out of range; the message names the field and the value.
+    """
+
+    c_thought: int = 1
+    max_latent_stage: int = 6
+    pad_latent_to_max: bool = True
+    uniform_prob: float = 0.0
+    uniform_stages: UniformStages = "all"
+    last_stage: int | None = None
+    epochs_per_stage: float | None = 5
+    steps_per_stage: int | None = None
+    last_stage_factor: float = 1.0
+    advance_metric: str | None = None
+    advance_below: float | None = None
+    advance_above: float | None = None
+    advance_window: int = 50
+    reset_optimizer: ResetOptimizer = "stage"
+
+    def __post_init__(self) -> None:
+        def reject(field: str, why: str) -> None:
+            raise CoconutError(f"CurriculumConfig.{field} = {getattr(self, field)!r}: {why}")
+
+        for field in ("c_thought", "max_latent_stage"):
+            if not isinstance(getattr(self, field), int) or getattr(self, field) < 0:
+                reject(field, "must be an integer of at least 0")
+        if not 0.0 <= self.uniform_prob <= 1.0:
+            reject("uniform_prob", "must be a probability")
+        if self.uniform_stages not in get_args(UniformStages):
+            reject("uniform_stages", f"must be one of {', '.join(get_args(UniformStages))}")
+        if self.reset_optimizer not in get_args(ResetOptimizer):
+            reject("reset_optimizer", f"must be one of {', '.join(get_args(ResetOptimizer))}")
+        if self.last_stage is not None and (not isinstance(self.last_stage, int) or self.last_stage < 0):
+            reject("last_stage", "must be None or an integer of at least 0")
+        if (self.epochs_per_stage is None) == (self.steps_per_stage is None):
+            reject("steps_per_stage", f"set this or epochs_per_stage = {self.epochs_per_stage!r}, and not both")
+        for field in ("epochs_per_stage", "steps_per_stage", "last_stage_factor", "advance_window"):
+            value = getattr(self, field)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                reject(field, "must be positive")
+        bounds = (self.advance_below is not None) + (self.advance_above is not None)
+        if bounds != (self.advance_metric is not None):
+            reject("advance_metric", "needs exactly one of advance_below and advance_above, and they need it")
+
+    @property
+    def final_stage(self) -> int:
+        """The stage the run ends with."""
+        return self.max_latent_stage + 1 if self.last_stage is None else self.last_stage
+
+    @property
+    def max_thoughts(self) -> int:
+        """Thoughts of the longest plan."""
+        return self.c_thought * self.max_latent_stage
+
+
+@dataclasses.dataclass(frozen=True)
+class StagePlan:
+    """What an example looks like at a stage.
+
+    Attributes:
+      skipped: written steps left out, from the first.
+      thoughts: thoughts put in their place.
+    """
+
+    skipped: int
+    thoughts: int
+
+
+def plan_stage(config: CurriculumConfig, stage: int, num_steps: int) -> StagePlan:
+    """Which steps of an example have become thoughts (Hao et al. 2024, figure 2).
+
+    Up to ``max_latent_stage`` the stage skips as many steps, and inserts ``stage * c_thought`` thoughts, also for an
+    example with fewer steps. Past it every step is skipped; there are ``c_thought * max_latent_stage`` thoughts where
+    ``pad_latent_to_max``, else ``c_thought * min(num_steps, max_latent_stage)``.
+
+    The official code evaluates by another rule than it trains by where padding is off (it also caps the thoughts of
+    early stages by the number of steps). Here training and evaluation use this one rule.
+    """
+    if stage <= config.max_latent_stage:
+        return StagePlan(min(stage, num_steps), stage * config.c_thought)
+    steps = config.max_latent_stage if config.pad_latent_to_max else min(num_steps, config.max_latent_stage)
+    return StagePlan(num_steps, steps * config.c_thought)
+
+
+def drawable_stages(config: CurriculumConfig, stage: int, num_steps: int) -> range:
+    """The stages an example may be put at while the run is at ``stage``, beside ``stage`` itself."""
+    if config.uniform_prob == 0.0:
+        return range(0)
+    return range((num_steps if config.uniform_stages == "all" else stage) + 1)
+
+
+def draw_stage(config: CurriculumConfig, stage: int, num_steps: int, uniform: float, choice: float) -> int:
+    """The stage of one example in one epoch.
+
+    Args:
+      config: the curriculum.
+      stage: the run's stage.
+      num_steps: written steps of the example.
+      uniform: a draw from [0, 1) that decides whether the stage is drawn.
+      choice: a draw from [0, 1) that decides which.
+    """
+    if uniform >= config.uniform_prob:
+        return stage
+    stages = drawable_stages(config, stage, num_steps)
+    return stages[int(choice * len(stages))]
+
+
+def stage_steps(config: CurriculumConfig, stage: int, steps_per_epoch: int) -> int:
+    """Optimizer steps after which ``stage`` ends at the latest."""
+    if config.steps_per_stage is not None:
+        steps = float(config.steps_per_stage)
+    else:
+        assert config.epochs_per_stage is not None
+        steps = config.epochs_per_stage * steps_per_epoch
+    if stage == config.final_stage:
+        steps *= config.last_stage_factor
+    return max(1, round(steps))
+
+
+def has_learnt(config: CurriculumConfig, averages: Mapping[str, float]) -> bool:
+    """Whether the metric that ends a stage early has passed its bound.
+
+    Raises:
+      CoconutError: the metric is not among ``averages``; the message lists those that are.
+    """
+    if config.advance_metric is None:
+        return False
+    if config.advance_metric not in averages:
+        raise CoconutError(
+            f"CurriculumConfig.advance_metric = {config.advance_metric!r} is none of {', '.join(sorted(averages))}"
+        )
+    value = averages[config.advance_metric]
+    if config.advance_below is not None:
+        return value < config.advance_below
+    assert config.advance_above is not None
+    return value > config.advance_above
+
+
+# --- What a method makes of the curriculum ----------------------------------------------------------------------
+
+Filler = Literal["thought", "pause"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SequenceRule:
+    """How a method writes an example down.
+
+    Attributes:
+      markers: whether the start and end markers stand around the thoughts (also where there are none).
+      filler: what stands in the latent columns: ``thought``, the hidden state fed back; or ``pause``, the latent
+        marker's own learned embedding, the same at every column and known beforehand, so that the sequence is one
+        parallel pass.
+      plan: steps skipped and columns filled, from the curriculum, the stage, and the number of written steps.
+    """
+
+    markers: bool
+    filler: Filler
+    plan: Callable[[CurriculumConfig, int, int], StagePlan]

@@ -1,0 +1,100 @@
+"""The latent rollout: one walk over a schedule of language and latent spans.
+
+A language span is one parallel pass over its tokens. A latent span makes thoughts one after the other
+(`coconut.latent.thoughts`). Both attend to the segments left so far, and leave a segment of their own.
+"""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from coconut.latent.feedback import Feedback, Identity
+from coconut.latent.thoughts import Past, Place, think, think_sequentially, trunk
+from coconut.models.cache import Segment
+from coconut.models.decoder import Decoder
+from coconut.models.layers import Dropout
+from coconut.types import CoconutError, Language, ModelOutput, Schedule
+
+Gradient = Literal["implicit", "autodiff"]
+
+
+def rollout(
+    decoder: Decoder,
+    schedule: Schedule,
+    *,
+    tokens: Int[Array, "B T"],
+    positions: Int[Array, "B T"],
+    valid: Bool[Array, "B T"],
+    feedback: Feedback = Identity(),  # noqa: B008 - immutable
+    gradient: Gradient = "implicit",
+    dropout_key: Key[Array, ""] | None = None,
+) -> ModelOutput:
+    """Walks ``schedule`` once.
+
+    Rows may use fewer columns than a span has: the others are masked by ``valid``, and the result of each row equals
+    that of the row alone, unpadded. In a latent span a row uses columns from the left.
+
+    Args:
+      decoder: the decoder.
+      schedule: spans whose lengths sum to ``T``. Static under jit.
+      tokens: token ids; those of latent columns are not read.
+      positions: position of each column in its row.
+      valid: columns that belong to the row.
+      feedback: how a hidden state becomes the next thought.
+      gradient: ``implicit`` (`coconut.latent.thoughts`) or ``autodiff``, JAX's own derivative of the scan. They are
+        equal up to rounding.
+      dropout_key: key of the decoder's dropout; None applies none.
+
+    Raises:
+      CoconutError: the schedule does not fit ``T``, or starts with a latent span.
+    """
+    T = tokens.shape[1]
+    if sum(span.length for span in schedule) != T or not isinstance(schedule[0], Language):
+        raise CoconutError(f"the schedule {schedule} must start with language and have {T} columns, as the tokens do")
+    dropout = None
+    if dropout_key is not None and decoder.config.dropout > 0:
+        dropout = Dropout(dropout_key, jnp.arange(T), T, decoder.config.dropout)
+    # One look-up for all spans: each one of its own would add a gradient of the whole table's size.
+    embedded = decoder.embed(tokens)
+    past: Past = ()
+    last = jnp.zeros_like(embedded[:, 0])
+    hiddens, predictors, thoughts = [], [], []
+    start = 0
+    for span in schedule:
+        end = start + span.length
+        place = Place(positions[:, start:end], valid[:, start:end], jnp.arange(start, end))
+        if dropout is not None:
+            place = Place(
+                place.positions, place.valid, place.columns, Dropout(dropout.key, place.columns, T, dropout.rate)
+            )
+        if isinstance(span, Language):
+            hidden, layers = trunk(decoder, embedded[:, start:end], place, past)
+            # What predicts the first column of a span stands before the span.
+            before = jnp.concatenate([last[:, None], hidden[:, :-1]], 1)
+            predictors.append(before[:, span.length - span.scored :])
+        else:
+            make = think if gradient == "implicit" else think_sequentially
+            made, hidden, layers = make(decoder, feedback, past, last, place)
+            thoughts.append(made)
+        past = (*past, Segment(layers, place.valid, place.columns))
+        last = last_valid(hidden, place.valid, last)
+        hiddens.append(hidden)
+        start = end
+    return ModelOutput(
+        hidden=jnp.concatenate(hiddens, 1),
+        predictors=jnp.concatenate(predictors, 1),
+        thoughts=tuple(thoughts),
+        past=past,
+        last=last,
+    )
+
+
+def last_valid(
+    hidden: Float[Array, "B T D"], valid: Bool[Array, "B T"], otherwise: Float[Array, "B D"]
+) -> Float[Array, "B D"]:
+    """The hidden state of each row's last valid column, or ``otherwise`` where a row has none."""
+    last = jnp.max(jnp.where(valid, jnp.arange(valid.shape[1]), -1), axis=1)
+    found = jnp.take_along_axis(hidden, jnp.maximum(last, 0)[:, None, None], axis=1)[:, 0]
+    return jnp.where((last >= 0)[:, None], found, otherwise)

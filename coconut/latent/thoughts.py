@@ -1,0 +1,182 @@
+"""A latent span: thoughts made one after the other, with exact gradients at the price of a parallel pass.
+
+Let ``X`` be the thoughts of a span, and ``next(X)`` the map that runs all of its columns in parallel on the inputs
+``X`` and feeds their hidden states back. The thoughts solve ``X = next(X)``. A thought depends on earlier ones alone,
+so ``J = d next / d X`` is strictly triangular. By the implicit function theorem the cotangent ``G`` that reaches the
+thoughts solves ``G = g + J^T G``, with ``g`` what arrives from outside the span, and the gradient of the parameters is
+that of the *parallel* map at cotangent ``G``. And ``(I - J)^-1`` is what the sequential scan makes of a disturbance of
+its inputs. So the backward pass runs the scan in reverse for activations alone, which gives ``G``, then the parallel
+map once, which forms every weight gradient once instead of once a thought.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple, no_type_check
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from coconut.latent.feedback import Feedback
+from coconut.models.cache import Segment, empty_segment, write
+from coconut.models.decoder import Decoder
+from coconut.models.layers import Dropout
+
+Past = tuple[Segment, ...]
+
+
+@jax.tree_util.register_dataclass
+@no_type_check  # JAX also builds them of abstract values, cotangents and shardings
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where the columns of a pass stand.
+
+    Attributes:
+      positions: position of each column in its row.
+      valid: columns that belong to the row.
+      columns: index of each column in the whole sequence.
+      dropout: dropout of these columns, or None.
+    """
+
+    positions: Int[Array, "B T"]
+    valid: Bool[Array, "B T"]
+    columns: Int[Array, " T"]
+    dropout: Dropout | None = None
+
+    def column(self, index: Int[Array, ""]) -> "Place":
+        """One column of this place."""
+        take = lambda x, axis: jax.lax.dynamic_slice_in_dim(x, index, 1, axis)  # noqa: E731
+        columns = take(self.columns, 0)
+        dropout = None if self.dropout is None else dataclasses.replace(self.dropout, columns=columns)
+        return Place(take(self.positions, 1), take(self.valid, 1), columns, dropout)
+
+
+class LatentSpan(NamedTuple):
+    """What a latent span leaves.
+
+    Attributes:
+      thoughts: the inputs of its columns; zero in columns a row does not use.
+      hidden: their hidden states after the final norm.
+      layers: keys and values, in the layout of `Segment.layers`.
+    """
+
+    thoughts: Float[Array, "B K D"]
+    hidden: Float[Array, "B K D"]
+    layers: Any
+
+
+def trunk(decoder: Decoder, inputs: Float[Array, "B T D"], place: Place, past: Past) -> tuple[Array, Any]:
+    """`Decoder.trunk` at a place."""
+    return decoder.trunk(inputs, positions=place.positions, valid=place.valid, past=past, dropout=place.dropout)
+
+
+def think_sequentially(
+    decoder: Decoder,
+    feedback: Feedback,
+    past: Past,
+    last: Float[Array, "B D"],
+    place: Place,
+    disturbance: Float[Array, "B K D"] | None = None,
+) -> LatentSpan:
+    """Makes ``K`` thoughts by a scan of one-column passes.
+
+    Args:
+      decoder: the decoder.
+      feedback: how a hidden state becomes the next thought.
+      past: segments before the span.
+      last: hidden state of the column before the span.
+      place: the span's columns; a row uses them from the left.
+      disturbance: added to the thoughts, so that its cotangent is the thoughts' own.
+    """
+    batch, length = place.valid.shape
+    if disturbance is None:
+        disturbance = jnp.zeros((batch, length, last.shape[-1]), last.dtype)
+    one_column = place.column(jnp.asarray(0))
+    layout = jax.eval_shape(lambda x: trunk(decoder, x[:, None], one_column, past)[1], last)
+    room = empty_segment(layout, batch, place.columns)
+
+    def step(carry: tuple[Array, Segment], scanned: tuple[Array, Array]) -> tuple[tuple[Array, Segment], Any]:
+        hidden, own = carry
+        index, disturbed = scanned
+        here = place.column(index)
+        thought = _unless_unused(feedback(decoder, hidden) + disturbed, here.valid[:, 0])
+        out, layers = trunk(decoder, thought[:, None], here, (*past, own))
+        hidden = jnp.where(here.valid, out[:, 0], hidden)
+        return (hidden, write(own, layers, here.valid, index)), (thought, out[:, 0])
+
+    (_, own), (thoughts, hidden) = jax.lax.scan(
+        step, (last, room), (jnp.arange(length), disturbance.swapaxes(0, 1))
+    )
+    return LatentSpan(thoughts.swapaxes(0, 1), hidden.swapaxes(0, 1), own.layers)
+
+
+def think_in_parallel(
+    decoder: Decoder,
+    feedback: Feedback,
+    past: Past,
+    last: Float[Array, "B D"],
+    place: Place,
+    thoughts: Float[Array, "B K D"],
+) -> LatentSpan:
+    """Runs all columns at once on the given thoughts, and returns the thoughts that would follow.
+
+    At the span's own thoughts this is a fixed point: it returns what `think_sequentially` returns. The arguments are
+    those of `think_sequentially`.
+    """
+    hidden, layers = trunk(decoder, thoughts, place, past)
+    before = jnp.concatenate([last[:, None], hidden[:, :-1]], 1)
+    following = _unless_unused(feedback(decoder, before), place.valid)
+    return LatentSpan(following, hidden, layers)
+
+
+@jax.custom_vjp
+def think(
+    decoder: Decoder, feedback: Feedback, past: Past, last: Float[Array, "B D"], place: Place
+) -> LatentSpan:
+    """`think_sequentially`, with the implicit gradient of the module's text. Equal to autodiff up to rounding."""
+    return think_sequentially(decoder, feedback, past, last, place)
+
+
+def _think_forward(decoder: Decoder, feedback: Feedback, past: Past, last: Array, place: Place) -> tuple[Any, Any]:
+    # The parameters and the past are constants here: the reverse scan computes cotangents of activations alone.
+    span, pull_back = jax.vjp(
+        lambda disturbance: think_sequentially(decoder, feedback, past, last, place, disturbance),
+        jnp.zeros((*place.valid.shape, last.shape[-1]), last.dtype),
+    )
+    return span, (decoder, feedback, past, last, place, span.thoughts, pull_back)
+
+
+def _think_backward(residuals: Any, cotangent: LatentSpan) -> tuple[Any, ...]:
+    decoder, feedback, past, last, place, thoughts, pull_back = residuals
+    (reaching,) = pull_back(cotangent)
+    _, pull_back_parallel = jax.vjp(
+        lambda decoder, feedback, past_layers, last: think_in_parallel(
+            decoder, feedback, _with_layers(past, past_layers), last, place, thoughts
+        ),
+        decoder,
+        feedback,
+        [segment.layers for segment in past],
+        last,
+    )
+    to_decoder, to_feedback, to_layers, to_last = pull_back_parallel(cotangent._replace(thoughts=reaching))
+    to_past = tuple(
+        Segment(layers, *_no_cotangent((segment.valid, segment.columns)))
+        for segment, layers in zip(past, to_layers, strict=True)
+    )
+    return to_decoder, to_feedback, to_past, to_last, _no_cotangent(place)
+
+
+think.defvjp(_think_forward, _think_backward)
+
+
+def _unless_unused(thought: Float[Array, "*B D"], valid: Bool[Array, "*B"]) -> Float[Array, "*B D"]:
+    """Zeroes the thoughts of columns a row does not use, whatever they would have been fed."""
+    return jnp.where(valid[..., None], thought, 0.0)
+
+
+def _with_layers(past: Past, layers: list[Any]) -> Past:
+    return tuple(dataclasses.replace(segment, layers=new) for segment, new in zip(past, layers, strict=True))
+
+
+def _no_cotangent(tree: Any) -> Any:
+    """The cotangent of integers, booleans and keys: JAX's float0."""
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, jax.dtypes.float0), tree)

@@ -1,0 +1,81 @@
+"""Attention over several segments at once, and rotary positions."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from coconut.models.cache import KeyValue
+
+
+def attend(
+    query: Float[Array, "B N T H"],
+    sources: Sequence[KeyValue],
+    masks: Sequence[Bool[Array, "B _ _"]],
+    *,
+    kept: Sequence[Bool[Array, "B N T _"]] | None = None,
+    dropout: float = 0.0,
+) -> Float[Array, "B N T H"]:
+    """Softmax attention of each query over the columns of all sources together.
+
+    The maximum and the sum of the softmax run over the sources, which are never concatenated.
+
+    Args:
+      query: queries, not yet scaled by ``H ** -0.5``.
+      sources: keys and values of ``C`` columns each, ``M`` heads; head ``n`` reads key/value head ``n // (N / M)``.
+      masks: for each source which columns a query may see, broadcastable to ``[B, T, C]``. A query that may see none
+        gets a finite value without meaning.
+      kept: for each source which attention weights dropout keeps; None for none dropped.
+      dropout: rate at which ``kept`` was drawn.
+
+    Returns:
+      Weighted values, in the dtype of ``query``.
+    """
+    B, N, T, H = query.shape
+    M = sources[0].keys.shape[1]
+    wide = jnp.promote_types(query.dtype, jnp.float32)
+    grouped = (query * jnp.asarray(H**-0.5, query.dtype)).reshape(B, M, (N // M) * T, H)
+
+    def per_group(mask: Array) -> Array:
+        """[B, T, C] -> [B, 1, 1, T, C], to meet scores of shape [B, M, N / M, T, C]."""
+        return mask[:, None, None]
+
+    scores = []
+    for source, mask in zip(sources, masks, strict=True):
+        score = jnp.einsum("bmqh,bmch->bmqc", grouped, source.keys, preferred_element_type=wide)
+        score = score.reshape(B, M, N // M, T, -1)
+        scores.append(jnp.where(per_group(mask), score, jnp.finfo(wide).min))
+    peak = jax.lax.stop_gradient(jnp.stack([score.max(-1) for score in scores]).max(0))
+    weights = [jnp.exp(score - peak[..., None]) for score in scores]
+    total = sum(weight.sum(-1) for weight in weights)
+    if kept is not None:
+        weights = [
+            jnp.where(keep.reshape(weight.shape), weight / (1.0 - dropout), 0.0)
+            for weight, keep in zip(weights, kept, strict=True)
+        ]
+    out = sum(
+        jnp.einsum(
+            "bmqc,bmch->bmqh",
+            weight.reshape(B, M, (N // M) * T, -1).astype(query.dtype),
+            source.values,
+            preferred_element_type=wide,
+        )
+        for weight, source in zip(weights, sources, strict=True)
+    )
+    out = out / total.reshape(B, M, (N // M) * T, 1)
+    return out.reshape(B, N, T, H).astype(query.dtype)
+
+
+def rotate(x: Float[Array, "B T N H"], positions: Int[Array, "B T"], base: float) -> Float[Array, "B T N H"]:
+    """Rotary position embedding in the half-split layout of Llama and Qwen (Su et al. 2021, section 3.2.2).
+
+    Feature pairs are ``(i, i + H / 2)`` and turn by ``position * base ** (-2 i / H)`` radians.
+    """
+    H = x.shape[-1]
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    frequencies = base ** (-jnp.arange(0, H, 2, dtype=wide) / H)
+    angles = positions[..., None, None].astype(wide) * frequencies
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    first, second = jnp.split(x.astype(wide), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1).astype(x.dtype)

@@ -1,0 +1,71 @@
+"""What later columns may look back on.
+
+A pass of the decoder attends to itself and to any number of segments that earlier passes left. Segments are never
+joined: the softmax runs over all of them (`coconut.models.attention.attend`), so that a thought does not copy the
+prompt's keys and values, and a gradient to the prompt is formed once.
+"""
+
+import dataclasses
+from typing import Any, no_type_check
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+
+@jax.tree_util.register_dataclass
+@no_type_check  # JAX also builds them of abstract values, cotangents and shardings
+@dataclasses.dataclass(frozen=True)
+class KeyValue:
+    """Keys and values of one layer, or of all layers where the arrays have a leading layer axis."""
+
+    keys: Float[Array, "*L B M C H"]
+    values: Float[Array, "*L B M C H"]
+
+
+@jax.tree_util.register_dataclass
+@no_type_check  # JAX also builds them of abstract values, cotangents and shardings
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """The columns one pass left behind.
+
+    Attributes:
+      layers: a `KeyValue` with a leading layer axis where the decoder scans its layers, else a tuple of one
+        `KeyValue` a layer.
+      valid: which columns may be attended to.
+      columns: index of each column in the whole sequence (dropout draws its masks by column).
+    """
+
+    layers: Any
+    valid: Bool[Array, "B C"]
+    columns: Int[Array, " C"]
+
+
+def write(segment: Segment, new: Any, valid: Bool[Array, "B T"], start: Int[Array, ""] | int) -> Segment:
+    """Puts ``T`` new columns into a segment that was made large enough for them.
+
+    Args:
+      segment: the segment to write into.
+      new: keys and values in the same layout as ``segment.layers``, ``T`` columns each.
+      valid: validity of the new columns.
+      start: first column to write, counted in the segment. Data, not a recompile.
+    """
+    layers = jax.tree.map(
+        lambda old, update: jax.lax.dynamic_update_slice_in_dim(old, update.astype(old.dtype), start, axis=old.ndim - 2),
+        segment.layers,
+        new,
+    )
+    return Segment(layers, jax.lax.dynamic_update_slice_in_dim(segment.valid, valid, start, axis=1), segment.columns)
+
+
+def empty_segment(layers: Any, batch: int, columns: Int[Array, " C"]) -> Segment:
+    """A segment with room for ``C`` columns, none of them valid yet.
+
+    Args:
+      layers: keys and values of any length, or their `jax.eval_shape`, for layout, heads and dtype.
+      batch: ``B``.
+      columns: index of each column in the whole sequence.
+    """
+    room = len(columns)
+    zeros = jax.tree.map(lambda x: jnp.zeros((*x.shape[:-2], room, x.shape[-1]), x.dtype), layers)
+    return Segment(zeros, jnp.zeros((batch, room), bool), columns)

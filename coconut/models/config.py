@@ -1,0 +1,142 @@
+"""What a decoder is made of."""
+
+import dataclasses
+from typing import Literal, get_args
+
+import jax.numpy as jnp
+
+from coconut.types import CoconutError
+
+PositionEmbedding = Literal["learned", "rotary"]
+Normalization = Literal["layernorm", "rmsnorm"]
+Mlp = Literal["gelu", "gelu_tanh", "swiglu"]
+Remat = Literal["none", "dots", "full"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecoderConfig:
+    """Sizes and choices of a decoder-only transformer.
+
+    The defaults are GPT-2's choices (Radford et al. 2019); Llama and Qwen set ``position_embedding="rotary"``,
+    ``normalization="rmsnorm"``, ``mlp="swiglu"``, ``num_kv_heads`` and the bias switches.
+
+    Attributes:
+      vocab_size: ``V``.
+      num_layers: ``L``.
+      embed_dim: ``D``.
+      num_heads: ``N``.
+      num_kv_heads: ``M``; None means ``N`` (multi-head attention).
+      head_dim: ``H``; None means ``D / N``.
+      mlp_dim: ``F``; None means ``4 D``.
+      max_positions: the longest row; a bound on the learned position table, and checked against the data for both
+        kinds of positions.
+      position_embedding: ``learned`` adds a table to every input, thoughts included; ``rotary`` turns queries and
+        keys (Su et al. 2021).
+      rotary_base: base of the rotary wavelengths.
+      normalization: ``layernorm`` (with bias) or ``rmsnorm``.
+      norm_epsilon: added to the variance.
+      mlp: ``gelu`` (exact), ``gelu_tanh`` (GPT-2's ``gelu_new``) or ``swiglu`` (Shazeer 2020).
+      qkv_bias, output_bias, mlp_bias: biases of the attention's inputs, its output, and the MLP.
+      tied_head: logits from the embedding table itself.
+      logit_scale: factor on the logits. With unit-variance embeddings and a tied head, ``D ** -0.5`` keeps logits
+        near one and lets thoughts and tokens share a scale.
+      embedding_stddev: of the token table at initialisation. The position table uses ``kernel_stddev``.
+      kernel_stddev: of every matrix; the two matrices that write to the residual stream are scaled by
+        ``(2 L) ** -0.5`` (GPT-2).
+      dropout: rate after the embeddings, on the attention weights and on both residual branches; applied only
+        when a key is given.
+      dtype: dtype of activations and matrix products. Softmax, norms and losses use at least float32.
+      param_dtype: dtype parameters are kept in.
+      scan_layers: keep the layers stacked and scan over them (accelerators: compile time); False keeps and applies
+        them one by one (CPU: stacked weights would be sliced at every pass).
+      remat: what a backward pass recomputes: ``none``, all but matrix products (``dots``), or whole layers
+        (``full``).
+
+    Raises:
+      CoconutError: a value out of range; the message names the field and the value.
+    """
+
+    vocab_size: int
+    num_layers: int
+    embed_dim: int
+    num_heads: int
+    max_positions: int
+    num_kv_heads: int | None = None
+    head_dim: int | None = None
+    mlp_dim: int | None = None
+    position_embedding: PositionEmbedding = "learned"
+    rotary_base: float = 10_000.0
+    normalization: Normalization = "layernorm"
+    norm_epsilon: float = 1e-5
+    mlp: Mlp = "gelu_tanh"
+    qkv_bias: bool = True
+    output_bias: bool = True
+    mlp_bias: bool = True
+    tied_head: bool = True
+    logit_scale: float = 1.0
+    embedding_stddev: float = 0.02
+    kernel_stddev: float = 0.02
+    dropout: float = 0.0
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+    scan_layers: bool = False
+    remat: Remat = "none"
+
+    def __post_init__(self) -> None:
+        def reject(field: str, why: str) -> None:
+            raise CoconutError(f"DecoderConfig.{field} = {getattr(self, field)!r}: {why}")
+
+        for field in ("vocab_size", "num_layers", "embed_dim", "num_heads", "max_positions"):
+            if not isinstance(getattr(self, field), int) or getattr(self, field) < 1:
+                reject(field, "must be an integer of at least 1")
+        for field in ("num_kv_heads", "head_dim", "mlp_dim"):
+            value = getattr(self, field)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                reject(field, "must be None or an integer of at least 1")
+        if self.head_dim is None and self.embed_dim % self.num_heads:
+            reject("embed_dim", f"must be a multiple of num_heads = {self.num_heads} where head_dim is None")
+        if self.num_heads % self.kv_heads:
+            reject("num_kv_heads", f"must divide num_heads = {self.num_heads}")
+        if self.position_embedding == "rotary" and self.width_of_head % 2:
+            reject("head_dim", "rotary positions need an even head width")
+        for field, kinds in (
+            ("position_embedding", PositionEmbedding),
+            ("normalization", Normalization),
+            ("mlp", Mlp),
+            ("remat", Remat),
+        ):
+            if getattr(self, field) not in get_args(kinds):
+                reject(field, f"must be one of {', '.join(get_args(kinds))}")
+        if not 0.0 <= self.dropout < 1.0:
+            reject("dropout", "must be in [0, 1)")
+        for field in ("dtype", "param_dtype"):
+            if getattr(self, field) not in ("float32", "bfloat16", "float16", "float64"):
+                reject(field, "must be one of float32, bfloat16, float16, float64")
+        for field in ("rotary_base", "norm_epsilon", "logit_scale", "embedding_stddev", "kernel_stddev"):
+            if not getattr(self, field) > 0:
+                reject(field, "must be positive")
+
+    @property
+    def kv_heads(self) -> int:
+        """``M``."""
+        return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
+
+    @property
+    def width_of_head(self) -> int:
+        """``H``."""
+        return self.embed_dim // self.num_heads if self.head_dim is None else self.head_dim
+
+    @property
+    def width_of_mlp(self) -> int:
+        """``F``."""
+        return 4 * self.embed_dim if self.mlp_dim is None else self.mlp_dim
+
+    @property
+    def compute_dtype(self) -> jnp.dtype:
+        """``dtype`` as JAX's own."""
+        return jnp.dtype(self.dtype)
+
+    @property
+    def accumulation_dtype(self) -> jnp.dtype:
+        """At least float32: softmax, norms and losses are computed in it."""
+        return jnp.promote_types(self.compute_dtype, jnp.float32)

@@ -1,0 +1,128 @@
+"""One decoder: GPT-2, Llama and Qwen by configuration. It knows nothing of thoughts."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from coconut.models.cache import KeyValue, Segment
+from coconut.models.config import DecoderConfig
+from coconut.models.layers import Dropout, Layer, make_linear, make_norm
+
+
+class Decoder(nnx.Module):
+    """A decoder-only transformer in three pure pieces: `embed`, `trunk`, `unembed`.
+
+    A decoder is a JAX pytree of its parameters: differentiate, jit and map over it like over any other.
+    """
+
+    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        param_dtype = jnp.dtype(config.param_dtype)
+        self.tokens = nnx.Embed(
+            config.vocab_size,
+            config.embed_dim,
+            dtype=config.compute_dtype,
+            param_dtype=param_dtype,
+            embedding_init=nnx.initializers.normal(config.embedding_stddev),
+            rngs=rngs,
+        )
+        if config.position_embedding == "learned":
+            self.positions = nnx.Embed(
+                config.max_positions,
+                config.embed_dim,
+                dtype=config.compute_dtype,
+                param_dtype=param_dtype,
+                embedding_init=nnx.initializers.normal(config.kernel_stddev),
+                rngs=rngs,
+            )
+        # One key a layer in both layouts, so that they start from the same numbers.
+        keys = jax.random.split(rngs.params(), config.num_layers)
+        if config.scan_layers:
+            self.layers = jax.vmap(lambda key: Layer(config, rngs=nnx.Rngs(key)))(keys)
+        else:
+            self.layers = nnx.List([Layer(config, rngs=nnx.Rngs(key)) for key in keys])
+        self.norm = make_norm(config, rngs)
+        if not config.tied_head:
+            self.head = make_linear(config, config.embed_dim, config.vocab_size, bias=False, rngs=rngs)
+
+    def embed(self, tokens: Int[Array, "*B"]) -> Float[Array, "*B D"]:
+        """Token embeddings, without positions (these are added in `trunk`, to thoughts as to tokens)."""
+        return self.tokens(tokens)
+
+    def unembed(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+        """Logits, in at least float32."""
+        if self.config.tied_head:
+            # A method, not a second attribute: two attributes would become two parameters under jit.
+            kernel = self.tokens.embedding[...].T
+        else:
+            kernel = self.head.kernel[...]
+        logits = jnp.matmul(
+            hidden.astype(self.config.compute_dtype),
+            kernel.astype(self.config.compute_dtype),
+            preferred_element_type=self.config.accumulation_dtype,
+        )
+        return logits * self.config.logit_scale if self.config.logit_scale != 1.0 else logits
+
+    def trunk(
+        self,
+        inputs: Float[Array, "B T D"],
+        *,
+        positions: Int[Array, "B T"],
+        valid: Bool[Array, "B T"],
+        past: Sequence[Segment] = (),
+        dropout: Dropout | None = None,
+    ) -> tuple[Float[Array, "B T D"], Any]:
+        """All layers and the final norm over ``T`` columns.
+
+        Args:
+          inputs: token embeddings or thoughts.
+          positions: position of each column in its row.
+          valid: columns that others may attend to. A column attends to valid columns of ``past``, and causally to
+            valid columns of its own pass.
+          past: segments earlier passes left; all their columns come before this pass's.
+          dropout: masks to draw; None applies no dropout.
+
+        Returns:
+          Hidden states after the final norm, and this pass's keys and values in the layout of `Segment.layers`.
+        """
+        T = inputs.shape[1]
+        x = inputs.astype(self.config.compute_dtype)
+        if self.config.position_embedding == "learned":
+            x = x + self.positions(positions)
+        if dropout is not None:
+            x = dropout.at(0).units(x)
+        causal = jnp.tril(jnp.ones((T, T), bool)) & valid[:, None, :]
+        masks = [segment.valid[:, None, :] for segment in past] + [causal]
+        columns = [] if dropout is None else [segment.columns for segment in past] + [dropout.columns]
+
+        def apply(layer: Layer, x: Array, index: int | Array, layer_past: list[KeyValue]) -> tuple[Array, KeyValue]:
+            return layer(
+                x,
+                positions=positions,
+                past=layer_past,
+                masks=masks,
+                dropout=None if dropout is None else dropout.at(index + 1),
+                columns=columns,
+            )
+
+        if self.config.remat != "none":
+            policy = jax.checkpoint_policies.checkpoint_dots if self.config.remat == "dots" else None
+            apply = jax.checkpoint(apply, policy=policy, static_argnums=() if self.config.scan_layers else (2,))
+
+        if self.config.scan_layers:
+            x, own = jax.lax.scan(
+                lambda x, scanned: apply(scanned[0], x, scanned[1], scanned[2]),
+                x,
+                (self.layers, jnp.arange(self.config.num_layers), [segment.layers for segment in past]),
+            )
+        else:
+            own = []
+            for index, layer in enumerate(self.layers):
+                x, layer_own = apply(layer, x, index, [segment.layers[index] for segment in past])
+                own.append(layer_own)
+            own = tuple(own)
+        return self.norm(x), own

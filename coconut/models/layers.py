@@ -1,0 +1,187 @@
+"""The pieces a decoder layer is built from."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import no_type_check
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from coconut.models.attention import attend, rotate
+from coconut.models.cache import KeyValue
+from coconut.models.config import DecoderConfig
+
+
+@jax.tree_util.register_dataclass
+@no_type_check  # JAX also builds them of abstract values, cotangents and shardings
+@dataclasses.dataclass(frozen=True)
+class Dropout:
+    """Dropout whose masks depend on the column, not on the pass that computes it.
+
+    A thought is computed twice in training, first alone and then beside its neighbours (`coconut.latent.rollout`);
+    both must drop the same units. So every column folds its own index into the key.
+
+    Attributes:
+      key: key of this site; `at` derives the next one.
+      columns: index of each column of this pass in the whole sequence.
+      total: number of columns of the whole sequence. Static.
+      rate: share of units dropped. Static.
+    """
+
+    key: Key[Array, ""]
+    columns: Int[Array, " T"]
+    total: int = dataclasses.field(metadata={"static": True})
+    rate: float = dataclasses.field(metadata={"static": True})
+
+    def at(self, site: int | Array) -> "Dropout":
+        """The same columns with a key of their own for one site of the network."""
+        return dataclasses.replace(self, key=jax.random.fold_in(self.key, site))
+
+    def _kept(self, shape: tuple[int, ...]) -> Bool[Array, "T ..."]:
+        keys = jax.vmap(lambda column: jax.random.fold_in(self.key, column))(self.columns)
+        return jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - self.rate, shape))(keys)
+
+    def units(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        """Drops units of ``x`` and scales the rest."""
+        kept = self._kept((x.shape[0], x.shape[2])).swapaxes(0, 1)
+        return jnp.where(kept, x / (1.0 - self.rate), 0.0).astype(x.dtype)
+
+    def weights(self, batch: int, heads: int, sources: list[Int[Array, " _"]]) -> list[Bool[Array, "B N T _"]]:
+        """Which attention weights to keep, for sources holding the given columns."""
+        kept = self._kept((batch, heads, self.total)).transpose(1, 2, 0, 3)
+        return [kept[..., columns] for columns in sources]
+
+
+def make_norm(config: DecoderConfig, rngs: nnx.Rngs) -> nnx.LayerNorm | nnx.RMSNorm:
+    """The configured normalisation over ``D``, with statistics in at least float32."""
+    kind = {"layernorm": nnx.LayerNorm, "rmsnorm": nnx.RMSNorm}[config.normalization]
+    return kind(
+        config.embed_dim,
+        epsilon=config.norm_epsilon,
+        dtype=config.compute_dtype,
+        param_dtype=jnp.dtype(config.param_dtype),
+        # E[x^2] - E[x]^2 cancels where thoughts grow large.
+        use_fast_variance=False,
+        rngs=rngs,
+    )
+
+
+def make_linear(
+    config: DecoderConfig, inputs: int, outputs: int, *, bias: bool, rngs: nnx.Rngs, scale: float = 1.0
+) -> nnx.Linear:
+    """A dense layer initialised by ``config.kernel_stddev * scale``."""
+    return nnx.Linear(
+        inputs,
+        outputs,
+        use_bias=bias,
+        dtype=config.compute_dtype,
+        param_dtype=jnp.dtype(config.param_dtype),
+        kernel_init=nnx.initializers.normal(config.kernel_stddev * scale),
+        rngs=rngs,
+    )
+
+
+class Attention(nnx.Module):
+    """Multi-head or grouped-query self-attention."""
+
+    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
+        D, H = config.embed_dim, config.width_of_head
+        self.config = config
+        self.query = make_linear(config, D, config.num_heads * H, bias=config.qkv_bias, rngs=rngs)
+        self.key = make_linear(config, D, config.kv_heads * H, bias=config.qkv_bias, rngs=rngs)
+        self.value = make_linear(config, D, config.kv_heads * H, bias=config.qkv_bias, rngs=rngs)
+        self.output = make_linear(
+            config,
+            config.num_heads * H,
+            D,
+            bias=config.output_bias,
+            rngs=rngs,
+            scale=(2 * config.num_layers) ** -0.5,
+        )
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        *,
+        positions: Int[Array, "B T"],
+        past: list[KeyValue],
+        masks: list[Bool[Array, "B _ _"]],
+        dropout: Dropout | None,
+        columns: list[Int[Array, " _"]],
+    ) -> tuple[Float[Array, "B T D"], KeyValue]:
+        """Attends to ``past`` and to the columns of ``x``, whose mask is the last of ``masks``.
+
+        Returns:
+          The attention's output, and this pass's keys and values.
+        """
+        B, T, _ = x.shape
+        query, key, value = (
+            layer(x).reshape(B, T, -1, self.config.width_of_head) for layer in (self.query, self.key, self.value)
+        )
+        if self.config.position_embedding == "rotary":
+            query = rotate(query, positions, self.config.rotary_base)
+            key = rotate(key, positions, self.config.rotary_base)
+        own = KeyValue(key.swapaxes(1, 2), value.swapaxes(1, 2))
+        out = attend(
+            query.swapaxes(1, 2),
+            [*past, own],
+            masks,
+            kept=None if dropout is None else dropout.weights(B, self.config.num_heads, columns),
+            dropout=self.config.dropout,
+        )
+        return self.output(out.swapaxes(1, 2).reshape(B, T, -1)), own
+
+
+class FeedForward(nnx.Module):
+    """The MLP of a layer: one hidden matrix with GELU, or two with a SiLU gate."""
+
+    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
+        D, F = config.embed_dim, config.width_of_mlp
+        self.kind = config.mlp
+        self.up = make_linear(config, D, F, bias=config.mlp_bias, rngs=rngs)
+        if config.mlp == "swiglu":
+            self.gate = make_linear(config, D, F, bias=config.mlp_bias, rngs=rngs)
+        self.down = make_linear(
+            config, F, D, bias=config.mlp_bias, rngs=rngs, scale=(2 * config.num_layers) ** -0.5
+        )
+
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        if self.kind == "swiglu":
+            return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+        activation: Callable[[Array], Array] = lambda h: jax.nn.gelu(h, approximate=self.kind == "gelu_tanh")  # noqa: E731
+        return self.down(activation(self.up(x)))
+
+
+class Layer(nnx.Module):
+    """Pre-norm attention and MLP, each added to the residual stream."""
+
+    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
+        self.attention_norm = make_norm(config, rngs)
+        self.attention = Attention(config, rngs=rngs)
+        self.mlp_norm = make_norm(config, rngs)
+        self.mlp = FeedForward(config, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        *,
+        positions: Int[Array, "B T"],
+        past: list[KeyValue],
+        masks: list[Bool[Array, "B _ _"]],
+        dropout: Dropout | None,
+        columns: list[Int[Array, " _"]],
+    ) -> tuple[Float[Array, "B T D"], KeyValue]:
+        """One layer; see `Attention` for the arguments."""
+        drop = (lambda y, site: y) if dropout is None else (lambda y, site: dropout.at(site).units(y))
+        branch, own = self.attention(
+            self.attention_norm(x),
+            positions=positions,
+            past=past,
+            masks=masks,
+            dropout=None if dropout is None else dropout.at(0),
+            columns=columns,
+        )
+        x = x + drop(branch, 1)
+        return x + drop(self.mlp(self.mlp_norm(x)), 2), own

@@ -1,0 +1,64 @@
+"""Loss, logits, thoughts and every gradient against what the official implementation returned."""
+
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from official_cases import CASES, gpt2_names, load_case, parameter
+
+from coconut.latent.rollout import rollout
+from coconut.losses import language_loss
+
+TOLERANCE = {"float64": 1e-10, "float32": 1e-5}
+
+
+def relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:
+    return float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs))
+
+
+@pytest.mark.parametrize("gradient", ["implicit", "autodiff"])
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("name", CASES)
+def test_agrees_with_the_official_implementation(shared_data: Path, name: str, dtype: str, gradient: str) -> None:
+    with jax.enable_x64(dtype == "float64"):
+        case = load_case(shared_data / "official_forward" / name, dtype)
+        batch = case.batch
+
+        def loss_of(decoder, batch):
+            output = rollout(
+                decoder,
+                batch.schedule,
+                tokens=batch.tokens,
+                positions=batch.positions,
+                valid=batch.valid,
+                gradient=gradient,
+            )
+            loss, _ = language_loss(decoder, batch, output)
+            return loss.mean(), (output, decoder.unembed(output.hidden))
+
+        (loss, (output, logits)), gradients = jax.jit(jax.value_and_grad(loss_of, has_aux=True))(case.decoder, batch)
+        tolerance = TOLERANCE[dtype]
+        assert logits.dtype == dtype
+        assert abs(float(loss) - case.content["loss"]) <= tolerance * case.content["loss"]
+
+        rows, columns = np.nonzero(batch.valid)
+        official = case.official_columns[rows, columns]
+        assert relative_error(np.asarray(logits)[rows, columns], case.expected["logits"][rows, official]) <= tolerance
+
+        first = batch.schedule[0].length
+        thoughts = np.asarray(output.thoughts[0])
+        rows, columns = np.nonzero(batch.valid[:, first : first + thoughts.shape[1]])
+        official = case.official_columns[rows, first + columns]
+        embedded = case.expected["inputs_embeds"][rows, official]
+        assert len(rows) == (np.asarray(case.content["batch"]["input_ids"]) == case.content["markers"]["latent"]).sum()
+        assert relative_error(thoughts[rows, columns], embedded) <= tolerance
+
+        names = gpt2_names(case.decoder.config)
+        assert {f"grad.{theirs}" for theirs in names} == {key for key in case.expected if key.startswith("grad.")}
+        for theirs, parts in names.items():
+            ours = np.concatenate([np.asarray(parameter(gradients, path)[...]) for path, _ in parts], -1)
+            assert relative_error(ours, case.expected[f"grad.{theirs}"]) <= tolerance, theirs
