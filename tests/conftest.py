@@ -3,18 +3,27 @@
 import os
 from pathlib import Path
 
-# Before anything imports JAX, which reads them once. Tests that need several devices start their own process.
+# Before anything imports JAX, which reads it once. Tests that need several devices start their own process.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import jax
 import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
-# Checks the shapes and types of every call, before the packages it covers are first imported.
+# Checks the shapes and types of every call; it must stand before the packages it covers are first imported.
 install_import_hook(["coconut", "pallas_kernels"], "beartype.beartype")
 
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
 settings.load_profile("repeatable")
+
+
+def pytest_collection_modifyitems(items):
+    """Skips what needs a device that is not there."""
+    for item in items:
+        for device in ("gpu", "tpu"):
+            if item.get_closest_marker(device) and jax.default_backend() != device:
+                item.add_marker(pytest.mark.skip(reason=f"needs a {device.upper()}; see CONTRIBUTING.md"))
 
 
 @pytest.fixture(scope="session")

@@ -166,7 +166,7 @@ def test_byte_pair_vocabulary_equals_the_trained_one():
 
 
 def test_byte_pair_errors(monkeypatch):
-    with pytest.raises(CoconutError, match="at least 260 .*: 259"):
+    with pytest.raises(CoconutError, match=r"at least 260 .*: 259"):
         tokenizers.byte_pair_tokenizer(CORPUS, 259)
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(CoconutError, match=r"pip install 'coconut-jax\[hf\]'"):
@@ -277,7 +277,7 @@ def test_load_of_a_damaged_file(tmp_path):
         path.write_bytes(damaged)
         with pytest.raises(CoconutError, match=f"broken.json: {message}"):
             Tokenizer.load(path)
-    with pytest.raises(CoconutError, match="missing.json: cannot read the tokenizer: No such file"):
+    with pytest.raises(CoconutError, match=r"missing\.json: cannot read the tokenizer: No such file"):
         Tokenizer.load(tmp_path / "missing.json")
 
 
