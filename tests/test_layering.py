@@ -90,7 +90,8 @@ def test_the_house_keeps_its_order():
     paths = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
     sources = {path.relative_to(ROOT).as_posix(): path.read_text() for path in paths}
     assert "coconut/types.py" in sources
-    assert violations(sources) == []
+    found = violations(sources)
+    assert not found, "\n".join(found)
 
 
 @pytest.mark.parametrize(
