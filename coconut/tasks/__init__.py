@@ -9,13 +9,19 @@ True
 
 from collections.abc import Mapping
 
-from coconut.tasks import small_graphs
+from coconut.tasks import prosqa, small_graphs
 from coconut.tasks.hashing import assert_disjoint, content_hash
 from coconut.tasks.records import load_examples, save_examples
 from coconut.tasks.task import Task, extract_answer, unknown
 from coconut.types import CoconutError
 
-TASKS: Mapping[str, Task] = {task.name: task for task in (Task(name="small_graphs", generator=small_graphs.generate),)}
+TASKS: Mapping[str, Task] = {
+    task.name: task
+    for task in (
+        Task(name="prosqa", generator=prosqa.generate),
+        Task(name="small_graphs", generator=small_graphs.generate),
+    )
+}
 """Every task, by name."""
 
 

@@ -1,0 +1,170 @@
+"""How much of a ProsQA-like task can be answered without searching, and what its graphs look like.
+
+Five rules that look at a few local properties answer the released ProsQA splits far above chance; accuracy below the
+best of them is no evidence of search. Both functions take any examples with a graph, or in ProsQA's text form.
+"""
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+
+from coconut.tasks.graphs import adjacency, ancestors, distances, hops_from, leaves, persons, reachable, shortest_paths
+from coconut.tasks.prosqa import parse_graph
+from coconut.types import CoconutError, Example, Graph
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Marginal:
+    """How often each value of a whole-numbered property was seen."""
+
+    counts: Mapping[int, int]
+
+    @property
+    def total(self) -> int:
+        """Observations."""
+        return sum(self.counts.values())
+
+    @property
+    def mean(self) -> float:
+        """Mean of the observations."""
+        return sum(value * count for value, count in self.counts.items()) / self.total
+
+    @property
+    def standard_deviation(self) -> float:
+        """Standard deviation of the observations (divided by their number)."""
+        mean = self.mean
+        return math.sqrt(sum(count * (value - mean) ** 2 for value, count in self.counts.items()) / self.total)
+
+    def share(self, value: int) -> float:
+        """Share of the observations with this value."""
+        return self.counts.get(value, 0) / self.total
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Accuracy:
+    """Accuracy of a rule, and the half-width of its binomial 95 % interval; both in 0..1. A tie counts one half."""
+
+    value: float
+    half_width: float
+
+
+def statistics(examples: Iterable[Example]) -> dict[str, Marginal]:
+    """The distribution of every property by which two sets of ProsQA graphs can be compared.
+
+    ``in_degree`` and ``out_degree`` have one observation a node (the two roots excepted for ``in_degree``), the others
+    one a question. The *other* root is not marked in a question: it is taken to be the person above the negative with
+    the most nodes below.
+
+    Raises:
+      CoconutError: if there are no examples, or one has no graph.
+    """
+    counters: dict[str, Counter[int]] = {}
+    for example in examples:
+        for name, values in _measure(example).items():
+            counters.setdefault(name, Counter()).update(values)
+    if not counters:
+        raise CoconutError("there are no examples to measure")
+    return {name: Marginal(counts=counts) for name, counts in counters.items()}
+
+
+def other_root(graph: Graph) -> int:
+    """The person above the negative, not asked about, with the most nodes below (the smallest id, on a tie).
+
+    Raises:
+      CoconutError: if there is none.
+    """
+    above = ancestors(graph, graph.negative)
+    candidates = [person for person in persons(graph) if person in above and person != graph.root]
+    if not candidates:
+        raise CoconutError(
+            f"no person other than {graph.symbols[graph.root]!r} is above {graph.symbols[graph.negative]!r}"
+        )
+    return max(candidates, key=lambda person: (len(reachable(graph, person)), -person))
+
+
+def shortcut_accuracies(examples: Iterable[Example]) -> dict[str, Accuracy]:
+    """Accuracy of every rule of `RULES`.
+
+    Raises:
+      CoconutError: if there are no examples, or one has no graph.
+    """
+    points = dict.fromkeys(RULES, 0.0)
+    count = 0
+    for example in examples:
+        graph = _graph(example)
+        count += 1
+        for name, score in RULES.items():
+            target, negative = score(graph)
+            points[name] += 0.5 if target == negative else float(target > negative)
+    if not count:
+        raise CoconutError("there are no examples to measure")
+    return {
+        name: Accuracy(value=value, half_width=1.96 * math.sqrt(value * (1 - value) / count))
+        for name, value in ((name, total / count) for name, total in points.items())
+    }
+
+
+def _farther_from_person(graph: Graph) -> tuple[float, float]:
+    hops = hops_from(adjacency(len(graph.symbols), graph.edges), *persons(graph))
+    return hops.get(graph.target, math.inf), hops.get(graph.negative, math.inf)
+
+
+def _nearer_to_root(graph: Graph) -> tuple[float, float]:
+    hops = distances(graph, graph.root, "both")
+    return -hops.get(graph.target, math.inf), -hops.get(graph.negative, math.inf)
+
+
+def _more_ancestors(graph: Graph) -> tuple[float, float]:
+    return len(ancestors(graph, graph.target)), len(ancestors(graph, graph.negative))
+
+
+def _smaller_in_degree(graph: Graph) -> tuple[float, float]:
+    degree = Counter(child for _, child in graph.edges)
+    return -degree[graph.target], -degree[graph.negative]
+
+
+def _larger_id(graph: Graph) -> tuple[float, float]:
+    return graph.target, graph.negative
+
+
+RULES: Mapping[str, Callable[[Graph], tuple[float, float]]] = {
+    "farther from its nearest person": _farther_from_person,
+    "nearer to the root, undirected": _nearer_to_root,
+    "more ancestors": _more_ancestors,
+    "smaller in-degree": _smaller_in_degree,
+    "larger node id": _larger_id,
+}
+"""Each rule scores (target, negative); the option with the higher score is its answer."""
+
+
+def _graph(example: Example) -> Graph:
+    return example.graph if example.graph is not None else parse_graph(example)
+
+
+def _measure(example: Example) -> dict[str, list[int]]:
+    graph = _graph(example)
+    other = other_root(graph)
+    below_root, below_other = reachable(graph, graph.root), reachable(graph, other)
+    paths = shortest_paths(graph, graph.root, graph.target)
+    if not paths:
+        raise CoconutError(f"the target cannot be reached from the root: {example.question[-80:]!r}")
+    nodes = range(len(graph.symbols))
+    parents = Counter(child for _, child in graph.edges)
+    children = Counter(parent for parent, _ in graph.edges)
+    return {
+        "nodes": [len(nodes)],
+        "edges": [len(graph.edges)],
+        "persons": [len(persons(graph))],
+        "shortest_path": [len(paths[0]) - 1],
+        "shortest_paths": [len(paths)],
+        "in_degree": [parents[node] for node in nodes if node not in (graph.root, other)],
+        "out_degree": [children[node] for node in nodes],
+        "below_root_only": [len(below_root - below_other)],
+        "below_other_only": [len(below_other - below_root)],
+        "below_both": [len(below_root & below_other)],
+        "below_neither": [len(nodes) - len(below_root | below_other)],
+        "leaves": [len(leaves(graph))],
+        "other_root_to_negative": [distances(graph, other)[graph.negative]],
+        "words": [len(example.question.split())],
+    }
