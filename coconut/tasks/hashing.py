@@ -58,6 +58,6 @@ def assert_disjoint(
         index, train_index, question = overlaps[0]
         shown = question if len(question) <= 120 else question[:117] + "..."
         raise CoconutError(
-            f"{len(overlaps)} question(s) of {evaluation_name} are also in {train_name}; the first is record {index} of "
-            f"{evaluation_name}, record {train_index} of {train_name}: {shown!r}"
+            f"{len(overlaps)} question(s) of {evaluation_name} are also in {train_name}; the first is record {index} "
+            f"of {evaluation_name}, record {train_index} of {train_name}: {shown!r}"
         )

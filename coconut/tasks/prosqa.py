@@ -1,4 +1,4 @@
-"""ProsQA: which of two concepts does a person turn out to be? (Coconut, arXiv 2412.06769, section 4.2)
+"""ProsQA: which of two concepts does a person turn out to be? (Coconut, arXiv 2412.06769, section 4.2).
 
 The paper's sketch of the generator, taken literally, gives sparser graphs than the released files. This recipe was
 fitted to the released validation and test splits, from which its output cannot be told by their marginals:
@@ -6,8 +6,8 @@ fitted to the released validation and test splits, from which its output cannot 
 1. Nodes 0 and 1 are the two roots. Each further node draws k ~ Poisson(1.5) parents among one group of the nodes before
    it: those below root 0 only, those below root 1 only, or all. Below a single root, a parent is the likelier the
    deeper it stands.
-2. Isolated nodes go. A root's own side is what lies below it alone; the root asked about is the one whose own side holds
-   the deeper leaf, the target is one of its deepest leaves, the negative any leaf of the other root's own side.
+2. Isolated nodes go. A root's own side is what lies below it alone; the root asked about is the one whose own side
+   holds the deeper leaf, the target is one of its deepest leaves, the negative any leaf of the other root's own side.
 3. Nodes without parents are persons, the others concepts. Sentences and options are shuffled; the steps are a uniformly
    drawn shortest path.
 
@@ -75,7 +75,8 @@ def generate(
       form: ``text`` for sentences, ``graph`` for the symbols of `coconut.tasks.graph_form`.
       start: index of the first record.
       exclude: `content_hash` of questions not to emit.
-      recipe: the random graph; by default the one of the released files.
+      recipe: the random graph; by default the one of the released files, and for ``depth_matched``, which doubles it, one
+        of half the size.
 
     Raises:
       CoconutError: for an unknown ``negatives`` or ``form``, a negative count, or a recipe that yields no question.
@@ -83,6 +84,9 @@ def generate(
     for option, value, known in (("negatives", negatives, Negatives), ("form", form, Form)):
         if value not in get_args(known):
             raise CoconutError(f"unknown {option} {value!r}; there are {', '.join(get_args(known))}")
+    if negatives == "depth_matched":
+        recipe = recipe or depth_matched.HALF_RECIPE
+        depth_matched.require_room(recipe)
     draw = functools.partial(_draw, recipe=recipe or Recipe(), negatives=negatives, form=form)
     return draw_unique(draw, count, stream="prosqa", seed=seed, start=start, exclude=exclude)
 
@@ -93,10 +97,15 @@ def vocabulary() -> tuple[str, ...]:
 
 
 def _draw(rng: random.Random, recipe: Recipe, negatives: Negatives, form: Form) -> Example:
-    choose = choose_official if negatives == "official" else depth_matched.chooser(rng, recipe)
+    hops = depth_matched.draw_hops(rng, recipe) if negatives == "depth_matched" else None
     for _ in range(MAX_DRAFTS):
         draft = draw_draft(rng, recipe)
-        choice = draft and choose(rng, draft, recipe)
+        if draft is None:
+            continue
+        if hops is None:
+            choice = choose_official(rng, draft, recipe)
+        else:
+            choice = depth_matched.choose(rng, draft, hops)
         if choice and (example := _write(rng, choice, form)):
             return example
     raise CoconutError(f"no question in {MAX_DRAFTS} graphs of {recipe}")

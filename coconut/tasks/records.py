@@ -22,8 +22,8 @@ def load_examples(path: str | os.PathLike[str]) -> list[Example]:
     A file named ``*.jsonl`` is JSONL and one named ``*.json`` a list; any other is a list if it starts with ``[``.
 
     Raises:
-      CoconutError: naming the file, and the line and column of a syntax error, or the record (counted from 0), field and
-        value that are wrong. An empty file is an error, too.
+      CoconutError: naming the file, and the line and column of a syntax error, or the record (counted from 0), field
+        and value that are wrong. An empty file is an error, too.
     """
     path = Path(path)
     try:
