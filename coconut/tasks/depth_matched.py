@@ -14,8 +14,8 @@ left is to follow the arrows from the root.
 
 The number of hops is drawn from the released files' distribution first, and ends that are up to two hops short are
 moved down by a chain, in both versions. Means (standard deviations) over 4,000 questions, with the released validation
-and test splits in brackets: nodes 23.2 (2.4) [22.8 (2.0)], edges 37.2 (7.1) [36.1 (5.7)], persons 2.6 [2.5], hops 3.79
-[3.77], shortest paths 1.2 [1.6], leaves 8.1 [7.4], words 182 [179]. What differs by design: 6.2 nodes lie below both
+and test splits in brackets: nodes 23.2 (2.3) [22.8 (2.0)], edges 37.2 (7.0) [36.1 (5.7)], persons 2.6 [2.5], hops 3.79
+[3.77], shortest paths 1.2 [1.6], leaves 8.1 [7.4], words 182 [179]. What differs by design: 6.0 nodes lie below both
 roots instead of 1.3, and the negative is as deep as the target (3.8 hops below its root, not 2.1).
 """
 
@@ -65,18 +65,21 @@ def draw_hops(rng: random.Random, recipe: Recipe) -> int:
 def choose(rng: random.Random, draft: Draft, hops: int) -> Choice | None:
     """Doubles a half graph into a question of ``hops`` hops; ``None`` where it has no end to suit."""
     num_nodes = len(draft.below)
-    neighbors = adjacency(num_nodes, draft.edges, "both")
-    own = int(rng.random() < 0.5)
-    around_other = hops_from(neighbors, 1 - own)
-    fitting: dict[int, list[int]] = {}
-    for leaf in draft.leaves(own + 1):
-        depth = draft.depth[leaf]
-        if hops - MAX_EXTENSION <= depth <= hops and around_other.get(leaf, hops + 1) <= depth:
-            fitting.setdefault(depth, []).append(leaf)
+    # Ends by depth, each with its own root; the root it is not below must be near enough to take its place.
+    fitting: dict[int, list[tuple[int, int]]] = {}
+    neighbors: list[list[int]] = []
+    for own in (0, 1):
+        leaves = [leaf for leaf in draft.leaves(own + 1) if hops - MAX_EXTENSION <= draft.depth[leaf] <= hops]
+        if leaves:
+            neighbors = neighbors or adjacency(num_nodes, draft.edges, "both")
+            around_other = hops_from(neighbors, 1 - own)
+            for leaf in leaves:
+                if around_other.get(leaf, hops + 1) <= draft.depth[leaf]:
+                    fitting.setdefault(draft.depth[leaf], []).append((leaf, own))
     if not fitting:
         return None
     depth = max(fitting)
-    end = rng.choice(fitting[depth])
+    end, own = rng.choice(fitting[depth])
     turned = _turn(rng, draft.edges, neighbors, own, end, depth)
     if turned is None:
         return None

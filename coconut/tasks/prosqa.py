@@ -24,7 +24,6 @@ import random
 import re
 from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
-from typing import Literal, get_args
 
 from coconut.tasks import depth_matched
 from coconut.tasks.graph_form import draw_symbols, graph_symbols, symbol_example
@@ -52,16 +51,16 @@ MAX_DRAFTS = 100_000
 _STATEMENT = re.compile(r"(?:Every )?(\S+) is an? (\S+)")
 _QUESTION = re.compile(r"Is (\S+) an? (\S+) or (\S+)")
 
-Form = Literal["text", "graph"]
-Negatives = Literal["official", "depth_matched"]
+FORMS = ("text", "graph")
+NEGATIVES = ("official", "depth_matched")
 
 
 def generate(
     count: int,
     *,
     seed: int,
-    negatives: Negatives = "official",
-    form: Form = "text",
+    negatives: str = "official",
+    form: str = "text",
     start: int = 0,
     exclude: AbstractSet[str] = frozenset(),
     recipe: Recipe | None = None,
@@ -75,15 +74,15 @@ def generate(
       form: ``text`` for sentences, ``graph`` for the symbols of `coconut.tasks.graph_form`.
       start: index of the first record.
       exclude: `content_hash` of questions not to emit.
-      recipe: the random graph; by default the one of the released files, and for ``depth_matched``, which doubles it, one
-        of half the size.
+      recipe: the random graph; by default the one of the released files, and for ``depth_matched``, which doubles it,
+        one of half the size.
 
     Raises:
       CoconutError: for an unknown ``negatives`` or ``form``, a negative count, or a recipe that yields no question.
     """
-    for option, value, known in (("negatives", negatives, Negatives), ("form", form, Form)):
-        if value not in get_args(known):
-            raise CoconutError(f"unknown {option} {value!r}; there are {', '.join(get_args(known))}")
+    for option, value, known in (("negatives", negatives, NEGATIVES), ("form", form, FORMS)):
+        if value not in known:
+            raise CoconutError(f"unknown {option} {value!r}; there are {', '.join(known)}")
     if negatives == "depth_matched":
         recipe = recipe or depth_matched.HALF_RECIPE
         depth_matched.require_room(recipe)
@@ -96,7 +95,7 @@ def vocabulary() -> tuple[str, ...]:
     return graph_symbols(MAX_NODES)
 
 
-def _draw(rng: random.Random, recipe: Recipe, negatives: Negatives, form: Form) -> Example:
+def _draw(rng: random.Random, recipe: Recipe, negatives: str, form: str) -> Example:
     hops = depth_matched.draw_hops(rng, recipe) if negatives == "depth_matched" else None
     for _ in range(MAX_DRAFTS):
         draft = draw_draft(rng, recipe)
@@ -111,7 +110,7 @@ def _draw(rng: random.Random, recipe: Recipe, negatives: Negatives, form: Form) 
     raise CoconutError(f"no question in {MAX_DRAFTS} graphs of {recipe}")
 
 
-def _write(rng: random.Random, choice: Choice, form: Form) -> Example | None:
+def _write(rng: random.Random, choice: Choice, form: str) -> Example | None:
     """Relabels, names and words a choice; ``None`` where it has more persons or concepts than there are names."""
     edges = choice.edges.copy()
     rng.shuffle(edges)

@@ -13,6 +13,9 @@ from coconut.tasks.graphs import adjacency, ancestors, distances, hops_from, lea
 from coconut.tasks.prosqa import parse_graph
 from coconut.types import CoconutError, Example, Graph
 
+Score = tuple[int | float, int | float]
+"""What a rule says of (target, negative)."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Marginal:
@@ -105,30 +108,30 @@ def shortcut_accuracies(examples: Iterable[Example]) -> dict[str, Accuracy]:
     }
 
 
-def _farther_from_person(graph: Graph) -> tuple[float, float]:
+def _farther_from_person(graph: Graph) -> Score:
     hops = hops_from(adjacency(len(graph.symbols), graph.edges), *persons(graph))
     return hops.get(graph.target, math.inf), hops.get(graph.negative, math.inf)
 
 
-def _nearer_to_root(graph: Graph) -> tuple[float, float]:
+def _nearer_to_root(graph: Graph) -> Score:
     hops = distances(graph, graph.root, "both")
     return -hops.get(graph.target, math.inf), -hops.get(graph.negative, math.inf)
 
 
-def _more_ancestors(graph: Graph) -> tuple[float, float]:
+def _more_ancestors(graph: Graph) -> Score:
     return len(ancestors(graph, graph.target)), len(ancestors(graph, graph.negative))
 
 
-def _smaller_in_degree(graph: Graph) -> tuple[float, float]:
+def _smaller_in_degree(graph: Graph) -> Score:
     degree = Counter(child for _, child in graph.edges)
     return -degree[graph.target], -degree[graph.negative]
 
 
-def _larger_id(graph: Graph) -> tuple[float, float]:
+def _larger_id(graph: Graph) -> Score:
     return graph.target, graph.negative
 
 
-RULES: Mapping[str, Callable[[Graph], tuple[float, float]]] = {
+RULES: Mapping[str, Callable[[Graph], Score]] = {
     "farther from its nearest person": _farther_from_person,
     "nearer to the root, undirected": _nearer_to_root,
     "more ancestors": _more_ancestors,
