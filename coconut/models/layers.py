@@ -68,11 +68,19 @@ def make_norm(config: DecoderConfig, rngs: nnx.Rngs) -> nnx.LayerNorm | nnx.RMSN
     )
 
 
+class Linear(nnx.Linear):
+    """`nnx.Linear` over rows: XLA:CPU forms the weight gradient of a flat ``[B T, D]`` input twice as fast."""
+
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B F"]:
+        """Applies the layer to the last axis."""
+        return super().__call__(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
+
+
 def make_linear(
     config: DecoderConfig, inputs: int, outputs: int, *, bias: bool, rngs: nnx.Rngs, scale: float = 1.0
-) -> nnx.Linear:
+) -> Linear:
     """A dense layer initialised by ``config.kernel_stddev * scale``."""
-    return nnx.Linear(
+    return Linear(
         inputs,
         outputs,
         use_bias=bias,

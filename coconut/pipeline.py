@@ -1,0 +1,173 @@
+"""The data pipeline: from a data set and a seed to a resumable stream of batches.
+
+Which examples stand in batch ``i``, and at which stage each, is a pure function of (seed, ``i``, the run's stage).
+Grain brings the prefetching threads and an iterator whose state is saved with the checkpoint; threads never change the
+order.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import threading
+from collections.abc import Sequence
+
+import grain
+import numpy as np
+
+from coconut.batching import Shape, align, stage_shape, write_row
+from coconut.curriculum import CurriculumConfig, SequenceRule, draw_stage
+from coconut.tokenizers import TokenizedExample, Tokenizer
+from coconut.types import Batch, CoconutError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PipelineConfig:
+    """How examples become batches.
+
+    Attributes:
+      batch_size: rows of a batch over all processes.
+      length_buckets: longest prompts of the buckets but the last, in tokens; examples of a bucket share batches, whose
+        prompt is no wider than the bucket. Each bucket is one more compiled shape a stage. Empty for one bucket.
+      multiple_of: prompt and suffix columns are rounded up to a multiple of this.
+      threads: prefetching threads.
+      prefetch: batches made ahead.
+
+    Raises:
+      CoconutError: a value out of range; the message names the field and the value.
+    """
+
+    batch_size: int
+    length_buckets: tuple[int, ...] = ()
+    multiple_of: int = 1
+    threads: int = 1
+    prefetch: int = 8
+
+    def __post_init__(self) -> None:
+        for field in ("batch_size", "multiple_of", "threads", "prefetch"):
+            value = getattr(self, field)
+            if not isinstance(value, int) or value < 1:
+                raise CoconutError(f"PipelineConfig.{field} = {value!r}: must be an integer of at least 1")
+        if list(self.length_buckets) != sorted(set(self.length_buckets)):
+            raise CoconutError(f"PipelineConfig.length_buckets = {self.length_buckets!r}: must rise")
+
+
+class BatchSource:
+    """Batches by number, for one stage of a run; a grain data source.
+
+    Every epoch holds each example once, in an order of its own; the last batch of each bucket is filled up with rows
+    that hold nothing. Batch numbers count over the whole run, not from the start of a stage, so the order of the data
+    does not depend on when a stage ends.
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[TokenizedExample],
+        tokenizer: Tokenizer,
+        rule: SequenceRule,
+        curriculum: CurriculumConfig,
+        config: PipelineConfig,
+        *,
+        stage: int,
+        seed: int,
+        process: int = 0,
+        processes: int = 1,
+    ):
+        if not examples:
+            raise CoconutError("the data set is empty")
+        if config.batch_size % processes:
+            raise CoconutError(
+                f"PipelineConfig.batch_size = {config.batch_size}: must be a multiple of the {processes} processes"
+            )
+        self._examples, self._tokenizer, self._rule = examples, tokenizer, rule
+        self._curriculum, self._config = curriculum, config
+        self._stage, self._seed = stage, seed
+        rows = config.batch_size // processes
+        self._own_rows = slice(process * rows, (process + 1) * rows)
+        lengths = [len(example.question) for example in examples]
+        bucket_of = np.searchsorted(config.length_buckets, lengths)
+        self._buckets = [members for b in range(len(config.length_buckets) + 1)
+                         if len(members := np.flatnonzero(bucket_of == b))]  # fmt: skip
+        self.shapes: list[Shape] = [
+            stage_shape([examples[i] for i in members], rule, curriculum, stage, multiple_of=config.multiple_of)
+            for members in self._buckets
+        ]
+        self.batches_per_epoch = sum(-(-len(members) // config.batch_size) for members in self._buckets)
+        self._epoch = functools.lru_cache(maxsize=2)(self._plan_epoch)
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        """Without end, as far as grain is concerned: the loop knows when to stop."""
+        return 2**40
+
+    def __repr__(self) -> str:
+        """Grain compares this when it restores an iterator: no address in it."""
+        return f"BatchSource(seed={self._seed}, stage={self._stage})"
+
+    def _plan_epoch(self, epoch: int) -> tuple[list[tuple[int, np.ndarray]], np.ndarray]:
+        """The (bucket, examples) of each batch of an epoch, and two draws for each example's stage."""
+        rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([self._seed, epoch])))
+        batches = []
+        for bucket, members in enumerate(self._buckets):
+            order = rng.permutation(members)
+            batches += [
+                (bucket, order[start : start + self._config.batch_size])
+                for start in range(0, len(order), self._config.batch_size)
+            ]
+        if len(self._buckets) > 1:
+            batches = [batches[i] for i in rng.permutation(len(batches))]
+        return batches, rng.random((len(self._examples), 2))
+
+    def __getitem__(self, number: int) -> Batch:
+        """Batch ``number`` of the run: this process's rows of it."""
+        epoch, within = divmod(int(number), self.batches_per_epoch)
+        with self._lock:
+            batches, draws = self._epoch(epoch)
+        bucket, members = batches[within]
+        members = np.pad(members, (0, self._config.batch_size - len(members)), constant_values=-1)[self._own_rows]
+        rows = []
+        for index in members:
+            if index < 0:
+                rows.append(None)
+                continue
+            example = self._examples[index]
+            stage = draw_stage(self._curriculum, self._stage, len(example.steps), *draws[index])
+            plan = self._rule.plan(self._curriculum, stage, len(example.steps))
+            rows.append(write_row(example, plan, self._rule, self._tokenizer))
+        return align(
+            rows,
+            self.shapes[bucket],
+            self._rule,
+            pad_id=self._tokenizer.eos_id,
+            latent_id=self._tokenizer.latent_id,
+            examples=members.tolist(),
+        )
+
+
+def make_iterator(source: BatchSource, config: PipelineConfig, *, start: int) -> grain.DatasetIterator:
+    """A prefetching, checkpointable iterator over ``source`` from batch ``start`` on."""
+    read = grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=config.prefetch)
+    iterator = iter(grain.MapDataset.source(source).to_iter_dataset(read_options=read))
+    state = iterator.get_state()
+    iterator.set_state({**state, "next_index": start})
+    return iterator
+
+
+def pipeline_fingerprint(
+    examples: Sequence[TokenizedExample], tokenizer: Tokenizer, config: PipelineConfig, *, seed: int
+) -> str:
+    """A hash of all that decides which batch follows which; grain's own state would accept another data set or seed."""
+    digest = hashlib.sha256()
+    for example in examples:
+        for piece in (example.question, *example.steps, example.answer):
+            digest.update(np.asarray(piece, np.int32).tobytes() + b"|")
+        digest.update(b"\n")
+    settings = {
+        "seed": seed,
+        "batch_size": config.batch_size,
+        "length_buckets": config.length_buckets,
+        "multiple_of": config.multiple_of,
+        "tokenizer": tokenizer.fingerprint,
+    }
+    digest.update(json.dumps(settings, sort_keys=True).encode())
+    return digest.hexdigest()

@@ -1,0 +1,107 @@
+"""AdamW and its learning rate."""
+
+import dataclasses
+from typing import Literal, get_args
+
+import jax
+import optax
+
+from coconut.types import CoconutError
+
+Decay = Literal["constant", "linear", "cosine"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW (Loshchilov and Hutter 2019). The defaults are the official Coconut recipe: constant, no clipping.
+
+    Attributes:
+      learning_rate: the peak.
+      b1: decay of the first moment.
+      b2: decay of the second moment.
+      epsilon: added to the root of the second moment.
+      weight_decay: per step, times the learning rate.
+      decay_matrices_only: leave biases, norms and other vectors out of the weight decay. The official code decays all.
+      clip_norm: global gradient norm above which gradients are scaled down; None for no clipping.
+      warmup_steps: steps over which the learning rate rises linearly from 0.
+      warmup_each_stage: warm up again at the start of each stage, not only of the run.
+      decay: shape of the decay at the end of the last stage.
+      decay_share: share of the last stage's steps over which the learning rate decays.
+      final_share: share of the peak that is left at the end.
+
+    Raises:
+      CoconutError: a value out of range; the message names the field and the value.
+    """
+
+    learning_rate: float = 1e-4
+    b1: float = 0.9
+    b2: float = 0.999
+    epsilon: float = 1e-8
+    weight_decay: float = 0.01
+    decay_matrices_only: bool = False
+    clip_norm: float | None = None
+    warmup_steps: int = 0
+    warmup_each_stage: bool = False
+    decay: Decay = "constant"
+    decay_share: float = 1.0
+    final_share: float = 0.0
+
+    def __post_init__(self) -> None:
+        def reject(field: str, why: str) -> None:
+            raise CoconutError(f"OptimizerConfig.{field} = {getattr(self, field)!r}: {why}")
+
+        if not self.learning_rate > 0:
+            reject("learning_rate", "must be positive")
+        for field in ("b1", "b2"):
+            if not 0.0 <= getattr(self, field) < 1.0:
+                reject(field, "must be in [0, 1)")
+        if not self.epsilon > 0:
+            reject("epsilon", "must be positive")
+        if not self.weight_decay >= 0:
+            reject("weight_decay", "must be at least 0")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            reject("clip_norm", "must be None or positive")
+        if not isinstance(self.warmup_steps, int) or self.warmup_steps < 0:
+            reject("warmup_steps", "must be an integer of at least 0")
+        if self.decay not in get_args(Decay):
+            reject("decay", f"must be one of {', '.join(get_args(Decay))}")
+        for field in ("decay_share", "final_share"):
+            if not 0.0 <= getattr(self, field) <= 1.0:
+                reject(field, "must be in [0, 1]")
+
+
+def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
+    """AdamW up to the learning rate, which the train step multiplies in: it is data, and known to the log."""
+    matrices = (lambda params: jax.tree.map(lambda x: x.ndim > 1, params)) if config.decay_matrices_only else None
+    return optax.chain(
+        optax.identity() if config.clip_norm is None else optax.clip_by_global_norm(config.clip_norm),
+        optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.epsilon),
+        optax.add_decayed_weights(config.weight_decay, mask=matrices),
+    )
+
+
+def learning_rate_at(
+    config: OptimizerConfig, *, step: int, stage_step: int, stage_steps: int, is_last_stage: bool
+) -> float:
+    """The learning rate of one step.
+
+    Args:
+      config: the optimizer.
+      step: steps taken before this one, in the run.
+      stage_step: steps taken before this one, in the stage.
+      stage_steps: steps the stage takes at most.
+      is_last_stage: whether the run ends with this stage.
+    """
+    rate = config.learning_rate
+    warmed = stage_step if config.warmup_each_stage else step
+    if warmed < config.warmup_steps:
+        rate *= (warmed + 1) / config.warmup_steps
+    decay_steps = round(config.decay_share * stage_steps)
+    if config.decay != "constant" and is_last_stage and decay_steps:
+        decayed = max(0, stage_step + decay_steps - stage_steps)
+        schedule = {
+            "linear": lambda: optax.linear_schedule(1.0, config.final_share, decay_steps),
+            "cosine": lambda: optax.cosine_decay_schedule(1.0, decay_steps, config.final_share),
+        }[config.decay]()
+        rate *= float(schedule(decayed))
+    return rate

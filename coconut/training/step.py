@@ -1,0 +1,92 @@
+"""One optimizer step: pure, jitted once a schedule, its state donated."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Key
+
+from coconut.latent.rollout import rollout
+from coconut.losses import Ratio
+from coconut.methods.method import Method
+from coconut.training.state import Model, Parameters, Template, TrainState
+from coconut.types import Batch
+
+Metrics = dict[str, Ratio]
+TrainStep = Callable[[TrainState, Batch, float, Key[Array, ""]], tuple[TrainState, Metrics]]
+
+
+def batch_loss(
+    model: Model, method: Method, batch: Batch, dropout_key: Key[Array, ""] | None
+) -> tuple[Ratio, Metrics]:
+    """The loss of a model on a batch, not divided yet, and its metrics."""
+    output = rollout(
+        model.decoder,
+        batch.schedule,
+        tokens=batch.tokens,
+        positions=batch.positions,
+        valid=batch.valid,
+        feedback=model.feedback,
+        dropout_key=dropout_key,
+    )
+    return method.loss(model.decoder, batch, output)
+
+
+def _gradients(
+    parameters: Parameters, template: Template, method: Method, batch: Batch, key: Key[Array, ""], microbatches: int
+) -> tuple[Parameters, Metrics]:
+    """Gradients of the mean loss over the whole batch, and its metrics."""
+
+    def total(parameters: Parameters, batch: Batch, key: Key[Array, ""]) -> tuple[Array, tuple[Array, Metrics]]:
+        loss, metrics = batch_loss(template.model(parameters), method, batch, key)
+        return loss.total, (loss.weight, metrics)
+
+    derive = jax.grad(total, has_aux=True)
+    if microbatches == 1:
+        gradients, (weight, metrics) = derive(parameters, batch, key)
+    else:
+        # Sums add up over microbatches and are divided once: the update is that of the whole batch.
+        parts = jax.tree.map(lambda x: x.reshape(microbatches, -1, *x.shape[1:]), batch)
+        first = jax.tree.map(lambda x: x[0], parts)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(derive, parameters, first, key))
+
+        def accumulate(sums: Any, scanned: tuple[Batch, Array]) -> tuple[Any, None]:
+            part, index = scanned
+            return jax.tree.map(jnp.add, sums, derive(parameters, part, jax.random.fold_in(key, index))), None
+
+        (gradients, (weight, metrics)), _ = jax.lax.scan(accumulate, zeros, (parts, jnp.arange(microbatches)))
+    gradients = jax.tree.map(lambda g: g / jnp.maximum(weight, 1.0).astype(g.dtype), gradients)
+    return gradients, metrics
+
+
+def make_train_step(
+    template: Template, method: Method, optimizer: optax.GradientTransformation, *, microbatches: int = 1
+) -> TrainStep:
+    """Builds ``train_step(state, batch, learning_rate, key) -> (state, metrics)``.
+
+    Compiled once for each schedule and shape of ``batch``. The state given in is donated. ``key`` is the run's own,
+    the same at every step; the step number is folded in.
+
+    Args:
+      template: how to make the model of the state's parameters.
+      method: the method, for its loss.
+      optimizer: from `coconut.training.optimizer.make_optimizer`; the learning rate is applied here.
+      microbatches: parts the rows are split into, one after the other, to save memory.
+    """
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def train_step(
+        state: TrainState, batch: Batch, learning_rate: Float[Array, ""], key: Key[Array, ""]
+    ) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(key, state.step)
+        gradients, metrics = _gradients(state.parameters, template, method, batch, key, microbatches)
+        norm = optax.global_norm(gradients)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.parameters)
+        parameters = jax.tree.map(lambda p, u: (p - learning_rate * u).astype(p.dtype), state.parameters, updates)
+        metrics["gradient_norm"] = Ratio(norm, jnp.ones_like(norm))
+        return TrainState(parameters=parameters, opt_state=opt_state, step=state.step + 1), metrics
+
+    return train_step
