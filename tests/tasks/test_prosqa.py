@@ -104,7 +104,7 @@ def p_values(ours: dict[str, Marginal], theirs: dict[str, Marginal]) -> dict[str
                 rest = [have + new for have, new in zip(rest, column, strict=True)]
         if sum(rest):
             columns.append(rest)
-        values[name] = float(stats.chi2_contingency(columns).pvalue)
+        values[name] = stats.chi2_contingency(columns).pvalue  # pyright: ignore[reportAttributeAccessIssue]
     return values
 
 

@@ -1,0 +1,175 @@
+"""Question files: round trips, and one readable error for everything malformed."""
+
+import json
+import os
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coconut.tasks import get_task, load_examples, save_examples
+from coconut.types import CoconutError, Example, Graph
+
+GOOD = {"question": "Is Tom a lempus or impus?", "steps": ["Tom is a lempus."], "answer": "Tom is a lempus."}
+WITH_GRAPH = {
+    **GOOD,
+    "idx_to_symbol": ["Tom", "lempus", "impus"],
+    "edges": [[0, 1]],
+    "root": 0,
+    "target": 1,
+    "neg_target": 2,
+}
+
+filled = st.text(min_size=1).filter(str.strip)
+
+
+@st.composite
+def graphs(draw):
+    symbols = draw(st.lists(st.text(), min_size=1, max_size=6))
+    node = st.integers(0, len(symbols) - 1)
+    edges = draw(st.lists(st.tuples(node, node), max_size=8))
+    root, target, negative = draw(st.tuples(node, node, node))
+    return Graph(symbols=tuple(symbols), edges=tuple(edges), root=root, target=target, negative=negative)
+
+
+examples = st.builds(
+    Example,
+    question=filled,
+    steps=st.lists(st.text(), max_size=4).map(tuple),
+    answer=filled,
+    graph=st.none() | graphs(),
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("records")
+
+
+@pytest.mark.parametrize("name", ["questions.json", "questions.jsonl", "questions"])
+@given(written=st.lists(examples, min_size=1, max_size=4))
+def test_what_was_written_is_read(folder, name, written):
+    save_examples(folder / name, written)
+    assert load_examples(folder / name) == written
+
+
+@pytest.mark.parametrize("task", ["prosqa", "small_graphs"])
+def test_generated_examples_survive_the_round_trip(tmp_path, task):
+    written = get_task(task).generate(20, seed=0)
+    save_examples(tmp_path / "questions.jsonl", written)
+    assert get_task(task).load(tmp_path / "questions.jsonl") == written
+    assert len((tmp_path / "questions.jsonl").read_text().splitlines()) == 20
+
+
+def test_lines_are_recognised_without_a_telling_name(tmp_path):
+    (tmp_path / "questions.txt").write_text(json.dumps(GOOD) + "\r\n\n" + json.dumps(WITH_GRAPH) + "\n")
+    first, second = load_examples(tmp_path / "questions.txt")
+    assert first.graph is None and first.steps == ("Tom is a lempus.",)
+    assert second.graph is not None and second.graph.edges == ((0, 1),) and second.graph.negative == 2
+
+
+def test_other_fields_and_a_byte_order_mark_are_ignored(tmp_path):
+    (tmp_path / "questions.json").write_text(
+        "\ufeff" + json.dumps([{**GOOD, "neighbor_k": {"0": [1]}}]), encoding="utf-8"
+    )
+    assert load_examples(tmp_path / "questions.json")[0].answer == GOOD["answer"]
+
+
+def test_the_released_split_is_read(shared_data):
+    released = load_examples(shared_data / "prosqa_valid.json")
+    assert len(released) == 300
+    assert all(example.graph is not None and example.steps for example in released)
+
+
+def without(record, field):
+    return {name: value for name, value in record.items() if name != field}
+
+
+@pytest.mark.parametrize(
+    ("record", "complaint"),
+    [
+        ([1], r"expected an object, got \[1\]"),
+        (without(GOOD, "steps"), "field 'steps' is missing"),
+        ({**GOOD, "question": 3}, "'question' must be a text that is not blank, got 3"),
+        ({**GOOD, "answer": " "}, "'answer' must be a text that is not blank, got ' '"),
+        ({**GOOD, "steps": "Tom is a lempus."}, "'steps' must be a list of texts, got 'Tom is"),
+        ({**GOOD, "steps": ["a", None]}, r"'steps'\[1\] must be a text, got None"),
+        (without(WITH_GRAPH, "edges"), "'edges' is missing"),
+        ({**WITH_GRAPH, "idx_to_symbol": ["Tom", 1, "impus"]}, r"'idx_to_symbol'\[1\] must be a text, got 1"),
+        ({**WITH_GRAPH, "edges": {}}, "'edges' must be a list, got {}"),
+        ({**WITH_GRAPH, "edges": [[0, 1, 2]]}, r"'edges'\[0\] must be a pair of node ids, got \[0, 1, 2\]"),
+        ({**WITH_GRAPH, "edges": [[0, 1], [0, 3]]}, r"'edges'\[1\]: node id 3 is outside 0..2"),
+        ({**WITH_GRAPH, "root": -1}, "'root': node id -1 is outside 0..2"),
+        ({**WITH_GRAPH, "target": True}, "'target': a node id must be an integer, got True"),
+        ({**WITH_GRAPH, "neg_target": 1.0}, "'neg_target': a node id must be an integer, got 1.0"),
+    ],
+)
+@pytest.mark.parametrize("lines", [False, True])
+def test_a_malformed_record_is_named(tmp_path, record, complaint, lines):
+    path = tmp_path / ("bad.jsonl" if lines else "bad.json")
+    records = [GOOD, record]
+    path.write_text("\n\n".join(map(json.dumps, records)) if lines else json.dumps(records))
+    place = "record 1 (line 3)" if lines else "record 1"
+    with pytest.raises(CoconutError, match=re.escape(f"{path}: {place}: ") + ".*" + complaint):
+        load_examples(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "complaint"),
+    [
+        ("a.json", "", "line 1, column 1: not JSON"),
+        ("a.json", '[\n{"question": }]', "line 2, column 14: not JSON"),
+        ("a.jsonl", json.dumps(GOOD) + "\n\n{'question'}", "line 3, column 2: not JSON"),
+        ("a.json", "{}", "expected a JSON list of records, got {}"),
+        ("a.json", "[]", "holds no records"),
+        ("a.jsonl", "\n\n", "holds no records"),
+        ("a", " ", "holds no records"),
+        ("a.json", "[" * 100_000, "not usable JSON"),
+        ("a.json", f"[{'9' * 5000}]", "not usable JSON"),
+    ],
+)
+def test_a_malformed_file_is_named(tmp_path, name, content, complaint):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(CoconutError, match=re.escape(str(tmp_path / name)) + ".*" + re.escape(complaint)):
+        load_examples(tmp_path / name)
+
+
+def test_unreadable_files_are_named(tmp_path):
+    with pytest.raises(CoconutError, match=r"missing\.json: cannot be read: No such file"):
+        load_examples(tmp_path / "missing.json")
+    (tmp_path / "latin.json").write_bytes(b'["\xe9"]')
+    with pytest.raises(CoconutError, match="not UTF-8: byte 2 is 0xe9"):
+        load_examples(tmp_path / "latin.json")
+
+
+@given(
+    content=st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from([*WITH_GRAPH, "x"]), inner),
+    )
+)
+def test_no_content_ends_in_another_error(folder, content):
+    path = folder / "any.json"
+    path.write_text(json.dumps([content]))
+    try:
+        load_examples(path)
+    except CoconutError as error:
+        assert str(path) in str(error)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "questions.json"
+    old = [Example(question="a", steps=(), answer="b")]
+    save_examples(path, old)
+
+    def broken():
+        yield from old
+        raise RuntimeError("no more")
+
+    with pytest.raises(RuntimeError):
+        save_examples(path, broken())
+    assert load_examples(path) == old
+    assert os.listdir(tmp_path) == ["questions.json"]
+    with pytest.raises(CoconutError, match="cannot be written"):
+        save_examples(tmp_path / "nowhere" / "questions.json", old)
