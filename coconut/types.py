@@ -23,7 +23,6 @@ import dataclasses
 from typing import Any, no_type_check
 
 import jax
-from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 IGNORED_LABEL = -100
@@ -134,13 +133,13 @@ class Batch:
     """
 
     schedule: Schedule = dataclasses.field(metadata={"static": True})
-    tokens: Int[ArrayLike, "B T"]
-    positions: Int[ArrayLike, "B T"]
-    valid: Bool[ArrayLike, "B T"]
-    labels: Int[ArrayLike, "B T"]
-    pieces: Int[ArrayLike, "B T"]
-    answers: Bool[ArrayLike, "B T"]
-    examples: Int[ArrayLike, " B"]
+    tokens: Int[Any, "B T"]
+    positions: Int[Any, "B T"]
+    valid: Bool[Any, "B T"]
+    labels: Int[Any, "B T"]
+    pieces: Int[Any, "B T"]
+    answers: Bool[Any, "B T"]
+    examples: Int[Any, " B"]
 
 
 @jax.tree_util.register_dataclass

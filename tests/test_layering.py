@@ -14,6 +14,7 @@ LAYERS = (
     "coconut.types",
     "coconut.tasks",
     "coconut.tokenizers",
+    "coconut.datasets",
     "coconut.curriculum",
     "coconut.batching",
     "coconut.pipeline",

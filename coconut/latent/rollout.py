@@ -6,7 +6,6 @@ A language span is one parallel pass over its tokens. A latent span makes though
 
 from typing import Literal
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 

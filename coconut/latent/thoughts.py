@@ -103,9 +103,7 @@ def think_sequentially(
         hidden = jnp.where(here.valid, out[:, 0], hidden)
         return (hidden, write(own, layers, here.valid, index)), (thought, out[:, 0])
 
-    (_, own), (thoughts, hidden) = jax.lax.scan(
-        step, (last, room), (jnp.arange(length), disturbance.swapaxes(0, 1))
-    )
+    (_, own), (thoughts, hidden) = jax.lax.scan(step, (last, room), (jnp.arange(length), disturbance.swapaxes(0, 1)))
     return LatentSpan(thoughts.swapaxes(0, 1), hidden.swapaxes(0, 1), own.layers)
 
 
@@ -129,9 +127,7 @@ def think_in_parallel(
 
 
 @jax.custom_vjp
-def think(
-    decoder: Decoder, feedback: Feedback, past: Past, last: Float[Array, "B D"], place: Place
-) -> LatentSpan:
+def think(decoder: Decoder, feedback: Feedback, past: Past, last: Float[Array, "B D"], place: Place) -> LatentSpan:
     """`think_sequentially`, with the implicit gradient of the module's text. Equal to autodiff up to rounding."""
     return think_sequentially(decoder, feedback, past, last, place)
 

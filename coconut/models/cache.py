@@ -50,11 +50,11 @@ def write(segment: Segment, new: Any, valid: Bool[Array, "B T"], start: Int[Arra
       valid: validity of the new columns.
       start: first column to write, counted in the segment. Data, not a recompile.
     """
-    layers = jax.tree.map(
-        lambda old, update: jax.lax.dynamic_update_slice_in_dim(old, update.astype(old.dtype), start, axis=old.ndim - 2),
-        segment.layers,
-        new,
-    )
+
+    def put(old: Array, update: Array) -> Array:
+        return jax.lax.dynamic_update_slice_in_dim(old, update.astype(old.dtype), start, axis=old.ndim - 2)
+
+    layers = jax.tree.map(put, segment.layers, new)
     return Segment(layers, jax.lax.dynamic_update_slice_in_dim(segment.valid, valid, start, axis=1), segment.columns)
 
 

@@ -21,7 +21,7 @@ class DecoderConfig:
     ``normalization="rmsnorm"``, ``mlp="swiglu"``, ``num_kv_heads`` and the bias switches.
 
     Attributes:
-      vocab_size: ``V``.
+      vocab_size: ``V``; None until a tokenizer is known, and no decoder can be built before.
       num_layers: ``L``.
       embed_dim: ``D``.
       num_heads: ``N``.
@@ -56,7 +56,7 @@ class DecoderConfig:
       CoconutError: a value out of range; the message names the field and the value.
     """
 
-    vocab_size: int
+    vocab_size: int | None = None
     num_layers: int
     embed_dim: int
     num_heads: int
@@ -86,10 +86,10 @@ class DecoderConfig:
         def reject(field: str, why: str) -> None:
             raise CoconutError(f"DecoderConfig.{field} = {getattr(self, field)!r}: {why}")
 
-        for field in ("vocab_size", "num_layers", "embed_dim", "num_heads", "max_positions"):
+        for field in ("num_layers", "embed_dim", "num_heads", "max_positions"):
             if not isinstance(getattr(self, field), int) or getattr(self, field) < 1:
                 reject(field, "must be an integer of at least 1")
-        for field in ("num_kv_heads", "head_dim", "mlp_dim"):
+        for field in ("vocab_size", "num_kv_heads", "head_dim", "mlp_dim"):
             value = getattr(self, field)
             if value is not None and (not isinstance(value, int) or value < 1):
                 reject(field, "must be None or an integer of at least 1")
@@ -115,6 +115,17 @@ class DecoderConfig:
         for field in ("rotary_base", "norm_epsilon", "logit_scale", "embedding_stddev", "kernel_stddev"):
             if not getattr(self, field) > 0:
                 reject(field, "must be positive")
+
+    @property
+    def vocabulary(self) -> int:
+        """``V``.
+
+        Raises:
+          CoconutError: it is not known yet.
+        """
+        if self.vocab_size is None:
+            raise CoconutError("DecoderConfig.vocab_size = None: set it to the tokenizer's before building a decoder")
+        return self.vocab_size
 
     @property
     def kv_heads(self) -> int:

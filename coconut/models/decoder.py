@@ -23,7 +23,7 @@ class Decoder(nnx.Module):
         self.config = config
         param_dtype = jnp.dtype(config.param_dtype)
         self.tokens = nnx.Embed(
-            config.vocab_size,
+            config.vocabulary,
             config.embed_dim,
             dtype=config.compute_dtype,
             param_dtype=param_dtype,
@@ -47,7 +47,7 @@ class Decoder(nnx.Module):
             self.layers = nnx.List([Layer(config, rngs=nnx.Rngs(key)) for key in keys])
         self.norm = make_norm(config, rngs)
         if not config.tied_head:
-            self.head = make_linear(config, config.embed_dim, config.vocab_size, bias=False, rngs=rngs)
+            self.head = make_linear(config, config.embed_dim, config.vocabulary, bias=False, rngs=rngs)
 
     def embed(self, tokens: Int[Array, "*B"]) -> Float[Array, "*B D"]:
         """Token embeddings, without positions (these are added in `trunk`, to thoughts as to tokens)."""

@@ -151,11 +151,10 @@ class FeedForward(nnx.Module):
         self.up = make_linear(config, D, F, bias=config.mlp_bias, rngs=rngs)
         if config.mlp == "swiglu":
             self.gate = make_linear(config, D, F, bias=config.mlp_bias, rngs=rngs)
-        self.down = make_linear(
-            config, F, D, bias=config.mlp_bias, rngs=rngs, scale=(2 * config.num_layers) ** -0.5
-        )
+        self.down = make_linear(config, F, D, bias=config.mlp_bias, rngs=rngs, scale=(2 * config.num_layers) ** -0.5)
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        """Applies the MLP to each column."""
         if self.kind == "swiglu":
             return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
         activation: Callable[[Array], Array] = lambda h: jax.nn.gelu(h, approximate=self.kind == "gelu_tanh")  # noqa: E731

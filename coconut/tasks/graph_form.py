@@ -2,7 +2,8 @@
 
 ``<eos> a b | c d | ... | [Q] x y [R] root``: every edge is three tokens (parent, child, bar), the frame around them is
 six (``<eos>``, ``[Q]``, the two candidates, ``[R]``, the root). The steps are one node a hop, from the root's child to
-the target; the answer is ``[A] target``. Symbols are separated by single blanks; a node's symbol is a decimal number.
+the target; the answer is the target, which the text format writes as ``[A] target``. Symbols are
+separated by single blanks; a node's symbol is a decimal number.
 
 Zhu et al. keep the node ids of the generator, where the roots are 0 and 1 and every edge goes from a smaller to a
 larger id. That gives the topology away, so here ids are a uniformly random relabelling.
@@ -54,6 +55,6 @@ def symbol_example(graph: Graph, path: Sequence[int], candidates: tuple[int, int
     return Example(
         question=f"{START} {edges} {CANDIDATES} {name[first]} {name[second]} {ROOT} {name[graph.root]}",
         steps=tuple([name[node] for node in path[1:]]),
-        answer=f"{ANSWER} {name[graph.target]}",
+        answer=name[graph.target],
         graph=graph,
     )

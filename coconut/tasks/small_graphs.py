@@ -6,7 +6,7 @@ root is right half the time, by construction. The target is exactly ``hops`` hop
 cannot be reached from the other one; the mirror image holds for the negative.
 
 `E12` has 12 nodes and 12 edges, so its prompt is 42 tokens: 12 edges of 3 tokens (parent, child, ``|``) and the 6 of
-``<eos>``, ``[Q]``, two candidates, ``[R]`` and the root. Its 3 steps are one token each, its answer is 2.
+``<eos>``, ``[Q]``, two candidates, ``[R]`` and the root. Its 3 steps are one token each, its answer is written in 2.
 """
 
 import dataclasses

@@ -85,3 +85,8 @@ def make_model(config: DecoderConfig, feedback: Feedback, key: Key[Array, ""]) -
 def make_state(parameters: Parameters, optimizer: optax.GradientTransformation) -> TrainState:
     """The state a run starts from. Traceable."""
     return TrainState(parameters=parameters, opt_state=optimizer.init(parameters), step=jnp.zeros((), jnp.int32))
+
+
+def restart_optimizer(state: TrainState, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state with the optimizer's moments made anew."""
+    return dataclasses.replace(state, opt_state=optimizer.init(state.parameters))

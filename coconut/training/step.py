@@ -19,9 +19,7 @@ Metrics = dict[str, Ratio]
 TrainStep = Callable[[TrainState, Batch, float, Key[Array, ""]], tuple[TrainState, Metrics]]
 
 
-def batch_loss(
-    model: Model, method: Method, batch: Batch, dropout_key: Key[Array, ""] | None
-) -> tuple[Ratio, Metrics]:
+def batch_loss(model: Model, method: Method, batch: Batch, dropout_key: Key[Array, ""] | None) -> tuple[Ratio, Metrics]:
     """The loss of a model on a batch, not divided yet, and its metrics."""
     output = rollout(
         model.decoder,

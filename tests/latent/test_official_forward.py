@@ -1,17 +1,15 @@
 """Loss, logits, thoughts and every gradient against what the official implementation returned."""
 
-import sys
 from pathlib import Path
+from typing import get_args
 
 import jax
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from official_cases import CASES, gpt2_names, load_case, parameter
-
-from coconut.latent.rollout import rollout
+from coconut.latent.rollout import Gradient, rollout
 from coconut.losses import language_loss
+from tests.official_cases import CASES, gpt2_names, load_case, parameter
 
 TOLERANCE = {"float64": 1e-10, "float32": 1e-5}
 
@@ -20,10 +18,10 @@ def relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:
     return float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs))
 
 
-@pytest.mark.parametrize("gradient", ["implicit", "autodiff"])
+@pytest.mark.parametrize("gradient", get_args(Gradient))
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("name", CASES)
-def test_agrees_with_the_official_implementation(shared_data: Path, name: str, dtype: str, gradient: str) -> None:
+def test_agrees_with_the_official_implementation(shared_data: Path, name: str, dtype: str, gradient: Gradient) -> None:
     with jax.enable_x64(dtype == "float64"):
         case = load_case(shared_data / "official_forward" / name, dtype)
         batch = case.batch

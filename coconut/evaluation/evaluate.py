@@ -1,0 +1,106 @@
+"""Accuracy and its price, as the paper counts them."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from coconut.curriculum import CurriculumConfig, SequenceRule
+from coconut.evaluation.answers import Answer, AnswerConfig, answer_questions
+from coconut.tasks import Task
+from coconut.tokenizers import TokenizedExample, Tokenizer
+from coconut.training.state import Model
+from coconut.types import Example
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """The result on one set of questions; every example counts exactly once.
+
+    Attributes:
+      examples: number of questions.
+      correct: answers that equal the whole expected answer.
+      tokens: mean number of generated tokens without EOS, plus one for each thought; markers and pause tokens do not
+        count (Hao et al. 2024, table 1).
+      thoughts: mean number of thoughts (or pause tokens).
+      ended: share of rows that ended by themselves before the limit.
+    """
+
+    examples: int
+    correct: int
+    tokens: float
+    thoughts: float
+    ended: float
+
+    @property
+    def accuracy(self) -> float:
+        """Share of correct answers."""
+        return self.correct / self.examples
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's 95 % interval of the accuracy."""
+        return wilson_interval(self.correct, self.examples)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, as plain values."""
+        return {
+            **dataclasses.asdict(self),
+            "accuracy": self.accuracy,
+            "interval_95": list(self.interval),
+        }
+
+
+def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
+    """The 95 % score interval of a binomial proportion (Wilson 1927)."""
+    z = 1.959963984540054
+    share = successes / trials
+    scale = 1 + z**2 / trials
+    middle = (share + z**2 / (2 * trials)) / scale
+    half = z * math.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2)) / scale
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def evaluate(
+    model: Model,
+    tokenizer: Tokenizer,
+    rule: SequenceRule,
+    curriculum: CurriculumConfig,
+    stage: int,
+    task: Task,
+    examples: Sequence[Example],
+    tokenized: Sequence[TokenizedExample],
+    config: AnswerConfig,
+    *,
+    advance: Callable[[int], None] = lambda rows: None,
+    record: Callable[[Answer, bool], None] = lambda answer, right: None,
+) -> Evaluation:
+    """Answers every question by generation and compares with the expected answers.
+
+    Args:
+      model: the model.
+      tokenizer: its tokenizer.
+      rule: how its method writes an example down.
+      curriculum: the curriculum it was trained by.
+      stage: the stage it has reached.
+      task: judges the answers.
+      examples: the questions.
+      tokenized: their ids, in the same order.
+      config: how to answer.
+      advance: called with the number of rows after each batch.
+      record: called with each answer and whether it is right.
+    """
+    correct = tokens = thoughts = ended = 0
+    answers = answer_questions(model, tokenizer, rule, curriculum, stage, tokenized, config, advance=advance)
+    for answer in answers:
+        right = task.check(answer.text, examples[answer.example])
+        correct += right
+        # A thought costs a sequential pass, a pause token none.
+        tokens += answer.new_tokens + (answer.thoughts if rule.filler == "thought" else 0)
+        thoughts += answer.thoughts
+        ended += answer.ended
+        record(answer, right)
+    count = len(examples)
+    return Evaluation(
+        examples=count, correct=correct, tokens=tokens / count, thoughts=thoughts / count, ended=ended / count
+    )

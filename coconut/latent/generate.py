@@ -1,0 +1,190 @@
+"""Decoding through the rollout's own pieces: prefill, thoughts, language.
+
+Three compiled programs serve every batch of one shape: a parallel pass over the prompts, a scan over thoughts whose
+number is data (each row may have its own), and a loop over new tokens that ends when every row has.
+"""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from coconut.latent.feedback import Feedback
+from coconut.latent.rollout import last_valid
+from coconut.latent.thoughts import Past, Place, think_sequentially, trunk
+from coconut.models.cache import Segment, empty_segment, write
+from coconut.models.decoder import Decoder
+from coconut.types import CoconutError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """How the next token is chosen.
+
+    Attributes:
+      max_new_tokens: tokens after which a row ends at the latest, EOS included.
+      temperature: 0 takes the most likely token; else logits are divided by it and a token is drawn.
+      top_k: draw among the most likely so many; None for all.
+
+    Raises:
+      CoconutError: a value out of range; the message names the field and the value.
+    """
+
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+    top_k: int | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.max_new_tokens, int) or self.max_new_tokens < 1:
+            raise CoconutError(f"SamplingConfig.max_new_tokens = {self.max_new_tokens!r}: must be at least 1")
+        if not self.temperature >= 0:
+            raise CoconutError(f"SamplingConfig.temperature = {self.temperature!r}: must be at least 0")
+        if self.top_k is not None and (not isinstance(self.top_k, int) or self.top_k < 1):
+            raise CoconutError(f"SamplingConfig.top_k = {self.top_k!r}: must be None or at least 1")
+
+
+class Prefix(NamedTuple):
+    """What decoding goes on from.
+
+    Attributes:
+      past: segments so far.
+      last: hidden state of each row's last column.
+      length: columns each row has used, the position of its next one.
+    """
+
+    past: Past
+    last: Float[Array, "B D"]
+    length: Int[Array, " B"]
+
+
+class Generated(NamedTuple):
+    """Decoded rows.
+
+    Attributes:
+      tokens: new token ids; EOS after a row's end.
+      lengths: new tokens of each row before its EOS, or before the limit.
+      ended: whether the row ended by itself.
+    """
+
+    tokens: Int[Array, "B S"]
+    lengths: Int[Array, " B"]
+    ended: Bool[Array, " B"]
+
+
+@jax.jit
+def prefill(
+    decoder: Decoder, tokens: Int[Array, "B P"], valid: Bool[Array, "B P"], prefix: Prefix | None = None
+) -> Prefix:
+    """Reads tokens in one parallel pass, from the start or behind ``prefix`` (an end marker, a forced beginning).
+
+    Args:
+      decoder: the decoder.
+      tokens: token ids.
+      valid: columns that belong to the row; a row may have none of them, and is then left as it was.
+      prefix: what the tokens follow.
+    """
+    if prefix is None:
+        batch = tokens.shape[0]
+        nothing = jnp.zeros((batch, decoder.config.embed_dim), decoder.config.compute_dtype)
+        prefix = Prefix((), nothing, jnp.zeros(batch, jnp.int32))
+    place = _place(prefix, valid)
+    hidden, layers = trunk(decoder, decoder.embed(tokens), place, prefix.past)
+    return Prefix(
+        (*prefix.past, Segment(layers, valid, place.columns)),
+        last_valid(hidden, valid, prefix.last),
+        prefix.length + valid.sum(1, dtype=jnp.int32),
+    )
+
+
+@functools.partial(jax.jit, static_argnames="room")
+def think_on(
+    decoder: Decoder, feedback: Feedback, prefix: Prefix, counts: Int[Array, " B"], *, room: int
+) -> tuple[Prefix, Float[Array, "B K D"]]:
+    """Thinks ``counts`` thoughts, at most ``room``, and returns them beside what decoding goes on from.
+
+    The counts are data: another number of thoughts needs no other program.
+    """
+    place = _place(prefix, jnp.arange(room) < counts[:, None])
+    span = think_sequentially(decoder, feedback, prefix.past, prefix.last, place)
+    following = Prefix(
+        (*prefix.past, Segment(span.layers, place.valid, place.columns)),
+        last_valid(span.hidden, place.valid, prefix.last),
+        prefix.length + jnp.minimum(counts, room),
+    )
+    return following, span.thoughts
+
+
+@functools.partial(jax.jit, static_argnames=("sampling", "eos_id"))
+def decode(
+    decoder: Decoder,
+    prefix: Prefix,
+    active: Bool[Array, " B"],
+    keys: Key[Array, " B"],
+    *,
+    sampling: SamplingConfig,
+    eos_id: int,
+) -> Generated:
+    """Writes language until every active row has met EOS or its limit.
+
+    Args:
+      decoder: the decoder.
+      prefix: what the language follows.
+      active: rows to decode; the others (which only fill the batch) are not waited for.
+      keys: a key for each row, so that a row's draws do not depend on its neighbours; not used at temperature 0.
+      sampling: how tokens are chosen.
+      eos_id: id that ends a row.
+    """
+    batch, room = active.shape[0], sampling.max_new_tokens
+    layout = jax.eval_shape(lambda: _one_column(decoder, prefix, jnp.zeros(batch, jnp.int32), prefix.length, ())[1])
+    own = empty_segment(layout, batch, jnp.arange(room))
+    every_row = jnp.ones((batch, 1), bool)
+
+    def unfinished(carry: tuple) -> Array:
+        index, *_, done = carry
+        return (index < room) & ~done.all()
+
+    def step(carry: tuple) -> tuple:
+        index, last, own, tokens, done = carry
+        token = jnp.where(done, eos_id, _choose(decoder.unembed(last), keys, index, sampling))
+        tokens = jax.lax.dynamic_update_slice_in_dim(tokens, token[:, None], index, axis=1)
+        hidden, layers = _one_column(decoder, prefix, token, prefix.length + index, (own,))
+        return index + 1, hidden, write(own, layers, every_row, index), tokens, done | (token == eos_id)
+
+    tokens = jnp.full((batch, room), eos_id, jnp.int32)
+    start = (jnp.zeros((), jnp.int32), prefix.last, own, tokens, ~active)
+    *_, tokens, _ = jax.lax.while_loop(unfinished, step, start)
+    ends = tokens == eos_id
+    ended = ends.any(1)
+    return Generated(tokens, jnp.where(ended, jnp.argmax(ends, 1), room).astype(jnp.int32), ended)
+
+
+def _place(prefix: Prefix, valid: Bool[Array, "B T"]) -> Place:
+    """The columns that follow a prefix."""
+    positions = prefix.length[:, None] + jnp.cumsum(valid, 1, dtype=jnp.int32) - 1
+    before = sum(segment.valid.shape[1] for segment in prefix.past)
+    return Place(jnp.where(valid, positions, 0), valid, before + jnp.arange(valid.shape[1]))
+
+
+def _one_column(
+    decoder: Decoder, prefix: Prefix, token: Int[Array, " B"], position: Int[Array, " B"], own: Past
+) -> tuple[Float[Array, "B D"], object]:
+    """Runs one token of every row."""
+    valid = jnp.ones((token.shape[0], 1), bool)
+    place = Place(position[:, None], valid, jnp.zeros(1, jnp.int32))
+    hidden, layers = trunk(decoder, decoder.embed(token)[:, None], place, (*prefix.past, *own))
+    return hidden[:, 0], layers
+
+
+def _choose(
+    logits: Float[Array, "B V"], keys: Key[Array, " B"], index: Int[Array, ""], sampling: SamplingConfig
+) -> Int[Array, " B"]:
+    if sampling.temperature == 0.0:
+        return jnp.argmax(logits, -1).astype(jnp.int32)
+    if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
+        least = jax.lax.top_k(logits, sampling.top_k)[0][:, -1:]
+        logits = jnp.where(logits < least, -jnp.inf, logits)
+    keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(keys)
+    return jax.vmap(jax.random.categorical)(keys, logits / sampling.temperature).astype(jnp.int32)

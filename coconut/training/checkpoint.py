@@ -1,0 +1,289 @@
+"""Checkpoints; the one module that knows Orbax."""
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+
+from coconut.latent.feedback import Identity
+from coconut.tokenizers import Tokenizer
+from coconut.training.config import RunConfig, differences, from_json, to_json
+from coconut.training.state import Model, Parameters, Template, TrainState, make_model
+from coconut.types import CoconutError
+
+Which = Literal["best", "latest"]
+RUN_FILE = "run.json"
+NOT_VALIDATED = -1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """Where a run stands, beside its arrays. Saved with every checkpoint.
+
+    Attributes:
+      stage: the curriculum's stage.
+      stage_step: optimizer steps taken in it.
+      stage_ended: whether it is over.
+      step: optimizer steps taken in the run.
+      seconds: time spent training, without evaluation, compilation or saving.
+      data: state of the data iterator.
+      window: sums of the metrics since the last look at whether the stage is learnt.
+      log: sums of the metrics since the last line of metrics.
+      finished: whether the run is done.
+      stages: how each stage went that has ended.
+    """
+
+    stage: int = 0
+    stage_step: int = 0
+    stage_ended: bool = False
+    step: int = 0
+    seconds: float = 0.0
+    data: Mapping[str, Any] | None = None
+    window: Mapping[str, list[float]] = dataclasses.field(default_factory=dict)
+    log: Mapping[str, list[float]] = dataclasses.field(default_factory=dict)
+    finished: bool = False
+    stages: tuple[Mapping[str, Any], ...] = ()
+
+    def end_stage(self, outcome: Mapping[str, Any], *, finished: bool) -> "Progress":
+        """The stage is over. A checkpoint saved here is still of this stage."""
+        stages = (*self.stages, dict(outcome))
+        return dataclasses.replace(self, stage_ended=True, finished=finished, stages=stages)
+
+    def next_stage(self) -> "Progress":
+        """The next stage begins."""
+        return dataclasses.replace(self, stage=self.stage + 1, stage_step=0, stage_ended=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What identifies a run: it is written once into the workdir, and a checkpoint is no use without it.
+
+    Attributes:
+      config: the resolved configuration, its vocabulary known.
+      tokenizer: the tokenizer.
+      data: fingerprint of the training data and its order.
+    """
+
+    config: RunConfig
+    tokenizer: Tokenizer
+    data: str
+
+    def save(self, workdir: Path) -> None:
+        """Writes ``run.json``, or checks that the one there is this run's.
+
+        Raises:
+          CoconutError: the workdir holds another run; the message lists what differs.
+        """
+        content = {
+            "config": to_json(self.config),
+            "tokenizer": self.tokenizer.to_json(),
+            "tokenizer_fingerprint": self.tokenizer.fingerprint,
+            "data_fingerprint": self.data,
+        }
+        content = json.loads(json.dumps(content))
+        path = workdir / RUN_FILE
+        if path.exists():
+            there = _read_json(path)
+            keys = ("config", "tokenizer_fingerprint", "data_fingerprint")
+            lines = differences({key: there.get(key) for key in keys}, {key: content[key] for key in keys})
+            if lines:
+                raise CoconutError(f"{workdir} holds another run. What differs:\n  " + "\n  ".join(lines))
+            return
+        write_atomically(path, json.dumps(content, indent=1))
+
+    @classmethod
+    def load(cls, workdir: Path) -> "Run":
+        """Reads ``run.json``.
+
+        Raises:
+          CoconutError: there is none, it is malformed, or its tokenizer is not the one it was written with.
+        """
+        path = workdir / RUN_FILE
+        if not path.exists():
+            raise CoconutError(f"{workdir} holds no run: {path} is missing")
+        content = _read_json(path)
+        for key in ("config", "tokenizer", "tokenizer_fingerprint", "data_fingerprint"):
+            if key not in content:
+                raise CoconutError(f"{path}: {key!r} is missing")
+        tokenizer = Tokenizer.from_json(content["tokenizer"], f"{path}: tokenizer")
+        if tokenizer.fingerprint != content["tokenizer_fingerprint"]:
+            raise CoconutError(
+                f"{path}: the tokenizer's fingerprint is {tokenizer.fingerprint}, but the checkpoint was written with "
+                f"{content['tokenizer_fingerprint']}"
+            )
+        config = from_json(RunConfig, content["config"], f"{path}: config")
+        if tokenizer.vocab_size != config.decoder.vocabulary:
+            raise CoconutError(
+                f"{path}: the tokenizer has {tokenizer.vocab_size} ids, the decoder {config.decoder.vocabulary}"
+            )
+        return cls(config, tokenizer, content["data_fingerprint"])
+
+
+class Checkpoints:
+    """The checkpoints of one workdir: the latest few and the best.
+
+    A later stage is always better than an earlier one, whatever its accuracy: stage 0 reasons in language. Of one
+    stage the most accurate on the validation split is best, and of equals the latest.
+    """
+
+    def __init__(self, workdir: Path, *, keep_latest: int = 2, read_only: bool = False):
+        self._folder = workdir / "checkpoints"
+        policy = AnyPreservationPolicy([LatestN(keep_latest), BestN(get_metric_fn=_rank, n=1)])
+        self._manager = ocp.CheckpointManager(
+            self._folder.absolute(),
+            options=ocp.CheckpointManagerOptions(
+                best_fn=_rank,
+                preservation_policy=policy,
+                read_only=read_only,
+                create=not read_only,
+                cleanup_tmp_directories=not read_only,
+                enable_async_checkpointing=False,
+            ),
+            item_names=("state", "progress"),
+        )
+
+    def save(self, state: TrainState, progress: Progress, validation: Mapping[str, float]) -> None:
+        """Saves, and returns when the checkpoint is on disk.
+
+        Args:
+          state: the arrays.
+          progress: the rest.
+          validation: metrics of the validation split; ``accuracy`` ranks checkpoints of one stage. May be empty.
+
+        Raises:
+          CoconutError: a metric is not finite (Orbax would drop the best checkpoint), or the disk refuses; earlier
+            checkpoints stay as they are.
+        """
+        bad = {name: value for name, value in validation.items() if not math.isfinite(value)}
+        if bad:
+            raise CoconutError(f"validation metrics are not finite, and nothing was saved: {bad}")
+        metrics = {"stage": progress.stage, "accuracy": validation.get("accuracy", NOT_VALIDATED)}
+        try:
+            self._manager.save(
+                progress.step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(_tree(state)),
+                    progress=ocp.args.JsonSave(dataclasses.asdict(progress)),
+                ),
+                metrics=metrics,
+                force=True,
+            )
+            self._manager.wait_until_finished()
+        except (OSError, ValueError) as error:
+            # tensorstore reports a full disk as a ValueError.
+            raise CoconutError(f"the checkpoint of step {progress.step} could not be saved: {error}") from error
+
+    def step(self, which: Which) -> int | None:
+        """The step of the best checkpoint or of the latest; None where there is none."""
+        if which == "best" and (best := self._manager.best_step()) is not None:
+            return best
+        return self._manager.latest_step()
+
+    def restore(self, step: int, abstract: TrainState) -> tuple[TrainState, Progress]:
+        """The arrays and the rest of one checkpoint.
+
+        Args:
+          step: a step that was saved.
+          abstract: shapes and dtypes that are expected.
+
+        Raises:
+          CoconutError: the checkpoint holds other arrays; the message names the first.
+        """
+        self._check(step, _tree(abstract))
+        items = self._manager.restore(
+            step,
+            args=ocp.args.Composite(state=ocp.args.StandardRestore(_tree(abstract)), progress=ocp.args.JsonRestore()),
+        )
+        progress = {**items.progress, "stages": tuple(items.progress["stages"])}
+        state = jax.tree.unflatten(jax.tree.structure(abstract), jax.tree.leaves(items.state))
+        return state, Progress(**progress)
+
+    def restore_parameters(self, step: int, abstract: Parameters) -> tuple[Parameters, Progress]:
+        """The parameters of one checkpoint without its optimizer, and the rest.
+
+        Raises:
+          CoconutError: the checkpoint holds other parameters; the message names the first.
+        """
+        self._check(step, {"parameters": abstract})
+        with ocp.CheckpointManager(self._folder.absolute(), options=ocp.CheckpointManagerOptions(read_only=True)) as m:
+            restored = m.restore(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.PyTreeRestore(
+                        item={"parameters": abstract},
+                        restore_args=ocp.checkpoint_utils.construct_restore_args({"parameters": abstract}),
+                        partial_restore=True,
+                    ),
+                    progress=ocp.args.JsonRestore(),
+                ),
+            )
+        progress = {**restored.progress, "stages": tuple(restored.progress["stages"])}
+        return restored.state["parameters"], Progress(**progress)
+
+    def close(self) -> None:
+        """Waits for Orbax's threads."""
+        self._manager.close()
+
+    def _check(self, step: int, expected: Any) -> None:
+        """Orbax would pad or cast what does not fit: compare first."""
+        metadata = self._manager.item_metadata(step)["state"]
+        saved = {_path(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(metadata.tree)[0]}
+        for path, leaf in jax.tree_util.tree_flatten_with_path(expected)[0]:
+            name = _path(path)
+            if name not in saved:
+                raise CoconutError(f"{self._folder / str(step)}: array {name!r} is missing")
+            there, here = (tuple(saved[name].shape), str(saved[name].dtype)), (tuple(leaf.shape), str(leaf.dtype))
+            if there != here:
+                raise CoconutError(f"{self._folder / str(step)}: array {name!r} is {there} there, {here} here")
+
+
+def load_model(workdir: Path, which: Which = "best") -> tuple[Run, Model, Progress]:
+    """A trained model, with the run it comes from and the stage it has reached.
+
+    Raises:
+      CoconutError: the workdir holds no run, no checkpoint, or one that does not fit.
+    """
+    run = Run.load(workdir)
+    checkpoints = Checkpoints(workdir, read_only=True)
+    step = checkpoints.step(which)
+    if step is None:
+        raise CoconutError(f"{workdir} holds no checkpoint")
+    abstract = jax.eval_shape(lambda key: make_model(run.config.decoder, Identity(), key), jax.random.key(0))
+    template = Template.of(abstract)
+    names = dict(zip(template.names, jax.tree.leaves(abstract), strict=True))
+    parameters, progress = checkpoints.restore_parameters(step, names)
+    checkpoints.close()
+    return run, template.model(parameters), progress
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a file under a temporary name, then renames it: a reader sees the old content or the new."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def _rank(metrics: Mapping[str, float]) -> float:
+    return 2 * metrics["stage"] + metrics["accuracy"]
+
+
+def _tree(state: TrainState) -> dict[str, Any]:
+    return {"parameters": state.parameters, "opt_state": state.opt_state, "step": state.step}
+
+
+def _path(path: tuple[Any, ...]) -> str:
+    return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CoconutError(f"{path}: {error}") from error

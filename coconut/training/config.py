@@ -1,0 +1,127 @@
+"""The resolved configuration of a run, and its JSON."""
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from coconut.curriculum import CurriculumConfig
+from coconut.datasets import DataConfig
+from coconut.latent.generate import SamplingConfig
+from coconut.methods import get_method
+from coconut.models.config import DecoderConfig
+from coconut.pipeline import PipelineConfig
+from coconut.training.optimizer import OptimizerConfig
+from coconut.types import CoconutError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that decides the numbers of a run.
+
+    Attributes:
+      method: name of the method (`coconut.methods.METHODS`).
+      data: where questions come from.
+      decoder: the decoder; its ``vocab_size`` of None is taken from the tokenizer.
+      curriculum: stages and thoughts.
+      optimizer: AdamW and its learning rate.
+      pipeline: batches.
+      microbatches: parts a batch is split into, one after the other, to save memory; the update is the same.
+      seed: of the parameters, the data order, the stage draws and the dropout.
+      init_from: workdir of another run whose parameters this one starts from; None for fresh parameters. The
+        tokenizers must be the same.
+      sampling: how validation questions are answered.
+      evaluation_batch_size: rows answered together.
+      evaluate_every: optimizer steps between validations, beside those at the end of each stage; None for these alone.
+      save_every: optimizer steps between checkpoints, beside those at the end of each stage; None for these alone.
+      keep_latest: latest checkpoints kept, beside the best one.
+      log_every: optimizer steps between lines of metrics.
+
+    Raises:
+      CoconutError: a value out of range; the message names the field and the value.
+    """
+
+    method: str
+    data: DataConfig
+    decoder: DecoderConfig
+    curriculum: CurriculumConfig
+    optimizer: OptimizerConfig
+    pipeline: PipelineConfig
+    microbatches: int = 1
+    seed: int = 0
+    init_from: str | None = None
+    sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
+    evaluation_batch_size: int = 64
+    evaluate_every: int | None = None
+    save_every: int | None = 1000
+    keep_latest: int = 2
+    log_every: int = 50
+
+    def __post_init__(self) -> None:
+        def reject(field: str, why: str) -> None:
+            raise CoconutError(f"RunConfig.{field} = {getattr(self, field)!r}: {why}")
+
+        get_method(self.method)
+        hints = typing.get_type_hints(type(self))
+        for field in ("data", "decoder", "curriculum", "optimizer", "pipeline", "sampling"):
+            if not isinstance(getattr(self, field), hints[field]):
+                reject(field, f"must be a {hints[field].__name__}")
+        for field in ("microbatches", "evaluation_batch_size", "keep_latest", "log_every"):
+            if not isinstance(getattr(self, field), int) or getattr(self, field) < 1:
+                reject(field, "must be an integer of at least 1")
+        for field in ("evaluate_every", "save_every"):
+            value = getattr(self, field)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                reject(field, "must be None or an integer of at least 1")
+        if not isinstance(self.seed, int):
+            reject("seed", "must be an integer")
+        if self.pipeline.batch_size % self.microbatches:
+            reject("microbatches", f"must divide the batch size, {self.pipeline.batch_size}")
+
+
+def to_json(config: Any) -> Any:
+    """Plain values of a config dataclass, tuples as lists."""
+    if dataclasses.is_dataclass(config):
+        return {field.name: to_json(getattr(config, field.name)) for field in dataclasses.fields(config)}
+    if isinstance(config, Mapping):
+        return {key: to_json(value) for key, value in config.items()}
+    if isinstance(config, (tuple, list)):
+        return [to_json(value) for value in config]
+    return config
+
+
+def from_json(kind: type, content: Mapping[str, Any], where: str) -> Any:
+    """The config dataclass of type ``kind`` that `to_json` wrote.
+
+    Raises:
+      CoconutError: a field is unknown or missing, or the dataclass rejects a value; the message starts with ``where``.
+    """
+    hints = typing.get_type_hints(kind)
+    unknown = sorted(set(content) - set(hints))
+    if unknown:
+        raise CoconutError(f"{where}: {kind.__name__} has no field {unknown[0]!r}")
+    values = {}
+    for name, value in content.items():
+        hint = hints[name]
+        if dataclasses.is_dataclass(hint):
+            values[name] = from_json(hint, value, f"{where}: {name}")
+        elif typing.get_origin(hint) is tuple:
+            values[name] = tuple(value)
+        else:
+            values[name] = value
+    try:
+        return kind(**values)
+    except (TypeError, CoconutError) as error:
+        raise CoconutError(f"{where}: {error}") from error
+
+
+def differences(first: Any, second: Any, path: str = "") -> list[str]:
+    """What differs between two JSON values, one line a leaf."""
+    if isinstance(first, Mapping) and isinstance(second, Mapping):
+        lines = []
+        for key in [*first, *(key for key in second if key not in first)]:
+            below = f"{path}.{key}" if path else key
+            missing = "(missing)"
+            lines += differences(first.get(key, missing), second.get(key, missing), below)
+        return lines
+    return [] if first == second else [f"{path}: {first!r} there, {second!r} here"]

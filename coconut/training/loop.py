@@ -1,0 +1,209 @@
+"""The train loop, to be read from top to bottom."""
+
+import contextlib
+import dataclasses
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+from rich.console import Console
+
+from coconut.batching import padding_share
+from coconut.curriculum import has_learnt, stage_steps
+from coconut.datasets import Dataset
+from coconut.methods import get_method
+from coconut.pipeline import BatchSource, make_iterator
+from coconut.training.checkpoint import Checkpoints, Progress, Run
+from coconut.training.config import RunConfig
+from coconut.training.metrics import Meter, MetricsLog, progress_bar
+from coconut.training.optimizer import learning_rate_at, make_optimizer
+from coconut.training.setup import initial_model, prepare
+from coconut.training.state import Model, Template, make_state, parameters_of, restart_optimizer
+from coconut.training.step import make_train_step
+from coconut.types import Batch, CoconutError, Schedule
+
+Validate = Callable[[Model, Run, Dataset, int], Mapping[str, float]]
+"""(model, run, data set, stage) -> metrics of the validation split, ``accuracy`` among them; empty without one."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """How a call of `train` ended.
+
+    Attributes:
+      run: the resolved run.
+      model: the model at the end.
+      progress: where it stands; ``progress.finished`` is False where the call was interrupted.
+      compilations: train-step programs compiled by this call.
+    """
+
+    run: Run
+    model: Model
+    progress: Progress
+    compilations: int
+
+
+def train(
+    config: RunConfig,
+    workdir: Path,
+    *,
+    validate: Validate = lambda model, run, dataset, stage: {},
+    tensorboard: bool = False,
+    console: Console | None = None,
+) -> TrainResult:
+    """Trains a run to its end, or goes on where it was stopped.
+
+    The same config, seed and versions give the same bits, however often the run was killed and started again. A first
+    Ctrl-C (or SIGTERM) saves a checkpoint and returns; a second one is Python's own.
+
+    Args:
+      config: the run.
+      workdir: where checkpoints, metrics and the resolved config go; made if missing.
+      validate: measures the validation split.
+      tensorboard: also write TensorBoard events.
+      console: where the progress bar goes; standard error if None.
+
+    Raises:
+      CoconutError: bad input (before any long work starts), a workdir that holds another run, a loss that is not
+        finite, a checkpoint that cannot be saved.
+    """
+    run, dataset, examples = prepare(config)
+    config, curriculum, method = run.config, run.config.curriculum, get_method(config.method)
+    workdir.mkdir(parents=True, exist_ok=True)
+    run.save(workdir)
+
+    model = initial_model(run)
+    template, optimizer = Template.of(model), make_optimizer(config.optimizer)
+    train_step = make_train_step(template, method, optimizer, microbatches=config.microbatches)
+    state, progress = make_state(parameters_of(model), optimizer), Progress()
+    checkpoints = Checkpoints(workdir, keep_latest=config.keep_latest)
+    if (latest := checkpoints.step("latest")) is not None:
+        state, progress = checkpoints.restore(latest, jax.eval_shape(lambda: state))
+    log = MetricsLog(workdir, start=progress.step, tensorboard=tensorboard)
+    log_meter, window_meter = Meter(progress.log), Meter(progress.window)
+    programs: dict[Schedule, jax.stages.Compiled] = {}
+    key = jax.random.key(config.seed)
+
+    with progress_bar(console) as bar, interruption() as interrupted, contextlib.closing(log):
+        task = bar.add_task(config.method, numbers="")
+        while not (progress.finished or interrupted.is_set()):
+            # --- A stage begins, or goes on.
+            if progress.stage_ended:
+                progress = progress.next_stage()
+            stage, is_last = progress.stage, progress.stage == curriculum.final_stage
+            source = BatchSource(
+                examples, run.tokenizer, method.rule, curriculum, config.pipeline, stage=stage, seed=config.seed
+            )
+            iterator = make_iterator(source, config.pipeline, start=progress.step)
+            length = stage_steps(curriculum, stage, source.batches_per_epoch)
+            bar.reset(task, total=length, completed=progress.stage_step, description=f"{config.method} stage {stage}")
+            clock = time.perf_counter()
+
+            while not (progress.stage_ended or interrupted.is_set()):
+                # --- One step. The device runs ahead of the host until something needs its numbers.
+                at_stage, at_epoch = progress.stage_step == 0, progress.step % source.batches_per_epoch == 0
+                if progress.step and {"never": False, "stage": at_stage, "epoch": at_epoch}[curriculum.reset_optimizer]:
+                    state = restart_optimizer(state, optimizer)
+                learning_rate = learning_rate_at(
+                    config.optimizer,
+                    step=progress.step,
+                    stage_step=progress.stage_step,
+                    stage_steps=length,
+                    is_last_stage=is_last,
+                )
+                batch: Batch = next(iterator)
+                arguments = (state, batch, np.float32(learning_rate), key)
+                if batch.schedule not in programs:
+                    started = time.perf_counter()
+                    programs[batch.schedule] = train_step.lower(*arguments).compile()
+                    seconds = time.perf_counter() - started
+                    log.write("compile", progress.step, {"stage": stage, "compile_seconds": seconds})
+                    clock += seconds
+                state, metrics = programs[batch.schedule](*arguments)
+                for meter in (log_meter, window_meter):
+                    meter.add(metrics, padding=padding_share(batch), tokens=int(batch.valid.sum()))
+                progress = dataclasses.replace(progress, step=progress.step + 1, stage_step=progress.stage_step + 1)
+
+                # --- Every so many steps.
+                at_end = progress.stage_step == length
+                at_log = at_end or progress.step % config.log_every == 0
+                at_window = progress.stage_step % curriculum.advance_window == 0
+                at_save = config.save_every is not None and progress.step % config.save_every == 0
+                at_validation = config.evaluate_every is not None and progress.step % config.evaluate_every == 0
+                if not (at_log or at_window or at_save or at_validation or interrupted.is_set()):
+                    continue
+                learnt = False
+                if at_window:
+                    learnt = not is_last and has_learnt(curriculum, window_meter.averages())
+                    window_meter = Meter()
+                averages = log_meter.averages()
+                now = time.perf_counter()
+                progress = dataclasses.replace(progress, seconds=progress.seconds + now - clock)
+                if not np.isfinite(averages["loss"]):
+                    raise CoconutError(
+                        f"the loss is not finite at step {progress.step}; the latest checkpoint is that of step "
+                        f"{checkpoints.step('latest')}"
+                    )
+                bar.update(task, completed=progress.stage_step, numbers=_numbers(averages, progress))
+                if at_log:
+                    rates = {"learning_rate": learning_rate, "seconds": progress.seconds}
+                    log.write("train", progress.step, {"stage": stage, **averages, **rates})
+                    log_meter = Meter()
+                if at_end or learnt:
+                    window_meter = Meter()
+                    outcome = {"stage": stage, "steps": progress.stage_step, "learnt": learnt or None}
+                    if curriculum.advance_metric is not None and not is_last:
+                        outcome["learnt"] = learnt
+                    log.write("stage", progress.step, outcome)
+                    if outcome["learnt"] is False:
+                        bar.console.print(f"stage {stage} was not learnt within {length} steps: going on all the same")
+                    progress = progress.end_stage(outcome, finished=is_last)
+
+                # --- Measure and save.
+                validation: Mapping[str, float] = {}
+                if at_validation or progress.stage_ended:
+                    validation = validate(template.model(state.parameters), run, dataset, stage)
+                    if validation:
+                        log.write("validation", progress.step, {"stage": stage, **validation})
+                if at_save or validation or progress.stage_ended or interrupted.is_set():
+                    progress = dataclasses.replace(
+                        progress, data=iterator.get_state(), log=log_meter.sums, window=window_meter.sums
+                    )
+                    checkpoints.save(state, progress, validation)
+                clock = time.perf_counter()
+    checkpoints.close()
+    return TrainResult(run=run, model=template.model(state.parameters), progress=progress, compilations=len(programs))
+
+
+@contextlib.contextmanager
+def interruption() -> Iterator[threading.Event]:
+    """An event that the first SIGINT or SIGTERM sets; the second one acts as usual."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def handle(number: int, frame: object) -> None:
+        del number, frame
+        event.set()
+        restore()
+
+    for number in before:
+        signal.signal(number, handle)
+    try:
+        yield event
+    finally:
+        restore()
+
+
+def _numbers(averages: Mapping[str, float], progress: Progress) -> str:
+    return f"loss {averages['loss']:.3f}  accuracy {averages['accuracy']:.3f}"

@@ -1,0 +1,112 @@
+"""Metrics of a run: sums on the host, lines of JSON on disk, a bar on the terminal."""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from coconut.types import CoconutError
+
+
+class Meter:
+    """Averages of ratios over steps; waits for the device only when asked."""
+
+    def __init__(self, sums: Mapping[str, list[float]] | None = None):
+        self._sums: dict[str, list[float]] = {name: list(pair) for name, pair in (sums or {}).items()}
+        self._pending: list[tuple[Any, dict[str, float]]] = []
+
+    def add(self, metrics: Mapping[str, Any], **others: float) -> None:
+        """Adds one step: ratios that may still be under way on the device, and numbers of the host."""
+        self._pending.append((metrics, others))
+
+    @property
+    def sums(self) -> dict[str, list[float]]:
+        """Name -> [total, weight], added up in float64 in the order of the steps: they survive JSON to the bit."""
+        fetched = jax.device_get([metrics for metrics, _ in self._pending])
+        for metrics, (_, others) in zip(fetched, self._pending, strict=True):
+            pairs = {name: (float(ratio[0]), float(ratio[1])) for name, ratio in metrics.items()}
+            pairs |= {name: (value, 1.0) for name, value in others.items()}
+            for name, (total, weight) in pairs.items():
+                before = self._sums.get(name, [0.0, 0.0])
+                self._sums[name] = [before[0] + total, before[1] + weight]
+        self._pending.clear()
+        return self._sums
+
+    def averages(self) -> dict[str, float]:
+        """The means; a metric that nothing was weighed for is left out."""
+        return {name: total / weight for name, (total, weight) in self.sums.items() if weight}
+
+
+class MetricsLog:
+    """``metrics.jsonl``: one JSON object a line, each with a ``kind`` and a ``step``.
+
+    A value that is not finite is written as null. Started again at some step, the log forgets what came after it, so
+    that a resumed run leaves the file an uninterrupted one would.
+    """
+
+    def __init__(self, workdir: Path, *, start: int, tensorboard: bool = False):
+        self.path = workdir / "metrics.jsonl"
+        kept = []
+        if self.path.exists():
+            for line in self.path.read_text(encoding="utf-8").splitlines():
+                try:
+                    content = json.loads(line)
+                except ValueError:
+                    break  # The last line of a run that was killed may be torn.
+                if content["step"] <= start:
+                    kept.append(line + "\n")
+        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        temporary.write_text("".join(kept), encoding="utf-8")
+        temporary.replace(self.path)
+        self._file = self.path.open("a", encoding="utf-8")
+        self._tensorboard = _summary_writer(workdir) if tensorboard else None
+
+    def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        """Writes one line, and the numbers among its values to TensorBoard if that is on."""
+        line = {"kind": kind, "step": step, **{name: _finite(value) for name, value in values.items()}}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        if self._tensorboard is not None:
+            for name, value in values.items():
+                if isinstance(value, (int, float)) and math.isfinite(value):
+                    self._tensorboard.add_scalar(f"{kind}/{name}", value, step)
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _summary_writer(workdir: Path) -> Any:
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as error:
+        raise CoconutError("TensorBoard needs `pip install coconut-jax[tensorboard]`") from error
+    return SummaryWriter(str(workdir / "tensorboard"))
+
+
+def progress_bar(console: Console | None) -> Progress:
+    """A bar with what is running, its numbers, and the time left; silent where ``console`` is no terminal."""
+    console = console or Console(stderr=True)
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[numbers]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
