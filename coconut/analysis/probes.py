@@ -1,0 +1,172 @@
+"""What a model holds in its thoughts: read through its own unembedding, or by stopping it early and looking.
+
+Three views of the same thoughts. `decode_thoughts` is the logit lens. `belief_over_nodes` is the paper's own probe
+(Hao et al. 2024, section 5): place the end marker after ``k`` thoughts and see what the model would write.
+`thought_neighbors` compares thoughts with the embeddings of tokens (Zhu et al. 2025, arXiv 2505.12514).
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from coconut.curriculum import SequenceRule
+from coconut.latent.generate import prefill, think_on
+from coconut.tokenizers import TextFormat, TokenizedExample, Tokenizer, validate_ids
+from coconut.training.state import Model
+from coconut.types import CoconutError, Example, Graph
+
+Measure = Literal["inner_product", "cosine"]
+
+
+def decode_thoughts(
+    model: Model, tokenizer: Tokenizer, thoughts: Float[Array | np.ndarray, "K D"], top: int
+) -> list[list[tuple[str, float]]]:
+    """The logit lens: the most likely tokens of each thought, by the decoder's own unembedding.
+
+    A thought of `coconut.latent.feedback.Identity` is a hidden state after the final norm, so this is the distribution
+    the model would have written a token from where it thought instead.
+
+    Args:
+      model: the model.
+      tokenizer: its tokenizer.
+      thoughts: such as `coconut.evaluation.answers.Answer.thought_inputs`.
+      top: how many tokens of each thought.
+
+    Returns:
+      For each thought ``top`` pairs of a token, as `Tokenizer.token` shows it, and its probability (among the whole
+      vocabulary); the most likely first.
+
+    Raises:
+      CoconutError: ``top`` is below 1 or above the size of the vocabulary.
+    """
+    if not 1 <= top <= tokenizer.vocab_size:
+        raise CoconutError(f"top = {top}: must lie in 1 .. {tokenizer.vocab_size}, the size of the vocabulary")
+    probabilities = jax.nn.softmax(model.decoder.unembed(jnp.asarray(thoughts)))
+    values, ids = (np.asarray(array) for array in jax.lax.top_k(probabilities, top))
+    return [
+        [(tokenizer.token(token), float(value)) for token, value in zip(*row, strict=True)]
+        for row in zip(ids, values, strict=True)
+    ]
+
+
+def node_token_ids(tokenizer: Tokenizer, graph: Graph) -> list[int]:
+    """The token of each node, by node id.
+
+    Raises:
+      CoconutError: a node's symbol is not exactly one token, or unknown to a ``symbol`` vocabulary.
+    """
+    ids = []
+    for symbol in graph.symbols:
+        tokens = tokenizer.encode(symbol)
+        if len(tokens) != 1:
+            raise CoconutError(
+                f"node {symbol!r} is {len(tokens)} tokens; a probe of single tokens needs graphs in symbol form"
+            )
+        ids += tokens
+    return ids
+
+
+def belief_over_nodes(
+    model: Model,
+    tokenizer: Tokenizer,
+    rule: SequenceRule,
+    example: Example,
+    tokenized: TokenizedExample,
+    text_format: TextFormat,
+    max_thoughts: int,
+    *,
+    forced: str | None = None,
+) -> Float[np.ndarray, "R N"]:
+    """What the model would write after each number of thoughts, as a distribution over the graph's nodes.
+
+    After ``k`` thoughts the end marker is placed, ``forced`` is written for the model, and the next token's
+    distribution is restricted to the nodes. The paper (Hao et al. 2024, section 5) calls the product of the
+    probabilities of a concept's tokens the node's *value*; a node of the symbol form is one token, so the product has a
+    single factor, and values are normalised over the nodes of the graph rather than over the candidates of one hop.
+
+    All numbers of thoughts are rows of one batch, and their counts are data: three programs serve every question of one
+    length.
+
+    Args:
+      model: the model.
+      tokenizer: its tokenizer.
+      rule: how its method writes an example down. Pause tokens are counted like thoughts.
+      example: the question, with its graph.
+      tokenized: its ids; only those of the question are read.
+      text_format: how the task writes an answer.
+      max_thoughts: ``K``, the most thoughts to probe. The model may have been trained with fewer.
+      forced: text behind the end marker. None forces the answer's prefix, which asks for the answer; an empty text
+        asks for the next written step.
+
+    Returns:
+      Row ``k`` of the ``R = K + 1`` rows is the belief after ``k`` thoughts over the ``N`` nodes in the order of their
+      ids; it sums to 1.
+
+    Raises:
+      CoconutError: the example has no graph, a node is not one token, ``max_thoughts`` is negative, or the row would
+        be longer than the model's positions.
+    """
+    if example.graph is None:
+        raise CoconutError(f"the question has no graph to hold a belief over: {example.question!r:.80}")
+    if max_thoughts < 0:
+        raise CoconutError(f"max_thoughts = {max_thoughts}: must be at least 0")
+    node_ids = node_token_ids(tokenizer, example.graph)
+    prompt = [*tokenized.question.tolist(), *([tokenizer.start_latent_id] if rule.markers else [])]
+    written = tokenizer.encode(text_format.answer_prefix if forced is None else forced)
+    behind = [*([tokenizer.end_latent_id] if rule.markers else []), *written]
+    limit, columns = model.decoder.config.max_positions, len(prompt) + max_thoughts + len(behind)
+    if columns > limit:
+        raise CoconutError(
+            f"DecoderConfig.max_positions = {limit}: a question of {len(prompt)} tokens, {max_thoughts} thoughts and "
+            f"{len(behind)} forced tokens need {columns}"
+        )
+    counts = jnp.arange(max_thoughts + 1)
+
+    def tile(ids: Sequence[int]) -> Array:
+        return jnp.tile(jnp.asarray(ids, jnp.int32), (max_thoughts + 1, 1))
+
+    prefix = prefill(model.decoder, tile(prompt), jnp.ones((max_thoughts + 1, len(prompt)), bool))
+    if max_thoughts and rule.filler == "thought":
+        prefix, _ = think_on(model.decoder, model.feedback, prefix, counts, room=max_thoughts)
+    elif max_thoughts:
+        used = jnp.arange(max_thoughts) < counts[:, None]
+        prefix = prefill(model.decoder, tile([tokenizer.latent_id] * max_thoughts), used, prefix)
+    if behind:
+        prefix = prefill(model.decoder, tile(behind), jnp.ones((max_thoughts + 1, len(behind)), bool), prefix)
+    # The softmax over some of the logits is the whole softmax, normalised over their tokens.
+    return np.asarray(jax.nn.softmax(model.decoder.unembed(prefix.last)[:, jnp.asarray(node_ids)]))
+
+
+def thought_neighbors(
+    model: Model,
+    thoughts: Float[Array | np.ndarray, "K D"],
+    token_ids: Sequence[int],
+    *,
+    measure: Measure = "inner_product",
+) -> Float[np.ndarray, "K N"]:
+    """How near each thought is to the embeddings of some tokens (Zhu et al. 2025).
+
+    With the tokens of `node_token_ids`, `coconut.analysis.paths.group_means` turns the result into the paper's figure.
+
+    Args:
+      model: the model.
+      thoughts: the thoughts.
+      token_ids: ids of the ``N`` tokens to compare with.
+      measure: ``inner_product`` as in that paper, or ``cosine``, which lengths do not change.
+
+    Raises:
+      CoconutError: an id outside the vocabulary, or an unknown measure.
+    """
+    validate_ids(token_ids, model.decoder.config.vocabulary, "token_ids")
+    embeddings = np.asarray(model.decoder.embed(jnp.asarray(token_ids, jnp.int32)))
+    vectors = np.asarray(thoughts)
+    if measure == "cosine":
+        embeddings = embeddings / np.linalg.norm(embeddings, axis=-1, keepdims=True)
+        vectors = vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+    elif measure != "inner_product":
+        raise CoconutError(f"measure = {measure!r}: must be inner_product or cosine")
+    return np.einsum("kd,nd->kn", vectors, embeddings)
