@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -95,7 +96,7 @@ def gpt2_names(config: DecoderConfig) -> dict[str, list[tuple[str, slice]]]:
 
 def parameter(tree: Decoder, path: str) -> nnx.Param:
     """The parameter at a dotted path."""
-    node = tree
+    node: Any = tree
     for name in path.split("."):
         node = node[int(name)] if name.isdigit() else getattr(node, name)
     return node

@@ -1,0 +1,205 @@
+"""The curriculum to the letter of Hao et al. 2024 and its official code: plans, drawn stages, and how a stage ends."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import jaxtyping
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coconut.curriculum import (
+    CurriculumConfig,
+    StagePlan,
+    draw_stage,
+    drawable_stages,
+    has_learnt,
+    plan_stage,
+    stage_steps,
+)
+from coconut.methods import METHODS, get_method
+from coconut.types import CoconutError
+
+
+@pytest.fixture
+def unchecked_types() -> Iterator[None]:
+    """Turns the tests' own type checks off: a user meets the message of the dataclass itself."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+small = st.integers(0, 5)
+steps_counts = st.integers(0, 8)
+stages = st.integers(0, 8)
+unit = st.floats(0, 1, exclude_max=True)
+curricula = st.builds(
+    CurriculumConfig,
+    c_thought=small,
+    max_latent_stage=small,
+    pad_latent_to_max=st.booleans(),
+    uniform_prob=st.sampled_from((0.0, 0.3, 1.0)),
+    uniform_stages=st.sampled_from(("all", "reached")),
+)
+
+
+@given(config=curricula, stage=stages, num_steps=steps_counts)
+def test_up_to_the_last_latent_stage_a_stage_swaps_as_many_steps_for_thoughts(config, stage, num_steps):
+    plan = plan_stage(config, min(stage, config.max_latent_stage), num_steps)
+    stage = min(stage, config.max_latent_stage)
+    assert plan.skipped == min(stage, num_steps)
+    # Also for an example that has fewer steps than that.
+    assert plan.thoughts == stage * config.c_thought
+
+
+@given(config=curricula, beyond=st.integers(1, 5), num_steps=steps_counts)
+def test_past_it_every_step_is_skipped_and_padding_decides_on_the_thoughts(config, beyond, num_steps):
+    plan = plan_stage(config, config.max_latent_stage + beyond, num_steps)
+    assert plan.skipped == num_steps
+    if config.pad_latent_to_max:
+        assert plan.thoughts == config.c_thought * config.max_latent_stage
+    else:
+        assert plan.thoughts == config.c_thought * min(num_steps, config.max_latent_stage)
+
+
+def test_the_papers_own_numbers():
+    prosqa = CurriculumConfig()
+    assert [plan_stage(prosqa, stage, 4) for stage in (0, 1, 4, 5, 6, 7)] == [
+        StagePlan(0, 0),
+        StagePlan(1, 1),
+        StagePlan(4, 4),
+        StagePlan(4, 5),
+        StagePlan(4, 6),
+        StagePlan(4, 6),
+    ]
+    gsm8k = CurriculumConfig(c_thought=2, max_latent_stage=3, epochs_per_stage=3.0)
+    assert [plan_stage(gsm8k, stage, 5) for stage in (1, 3, 4)] == [StagePlan(1, 2), StagePlan(3, 6), StagePlan(5, 6)]
+    assert plan_stage(dataclasses.replace(gsm8k, pad_latent_to_max=False), 4, 2) == StagePlan(2, 4)
+    assert (gsm8k.final_stage, gsm8k.max_thoughts) == (4, 6)
+    assert dataclasses.replace(gsm8k, last_stage=2).final_stage == 2
+
+
+@given(config=curricula, stage=stages, num_steps=steps_counts)
+def test_the_plan_of_every_method(config, stage, num_steps):
+    final = plan_stage(config, config.max_latent_stage + 1, num_steps)
+    now = plan_stage(config, stage, num_steps)
+    expected = {
+        "coconut": now,
+        "cot": StagePlan(0, 0),
+        "no_cot": StagePlan(num_steps, 0),
+        "pause": final,
+        "coconut_without_curriculum": final,
+        "coconut_without_thought": StagePlan(now.skipped, 0),
+        "pause_as_thought": now,
+    }
+    assert set(expected) == set(METHODS)
+    for name, plan in expected.items():
+        assert METHODS[name].rule.plan(config, stage, num_steps) == plan, name
+
+
+def test_markers_and_fillers_of_every_method():
+    assert {name for name, method in METHODS.items() if method.rule.markers} == {
+        "coconut",
+        "coconut_without_curriculum",
+        "pause",
+        "pause_as_thought",
+    }
+    assert {name for name, method in METHODS.items() if method.rule.filler == "pause"} == {"pause", "pause_as_thought"}
+    with pytest.raises(CoconutError, match=r"'cocnut'.*did you mean 'coconut'"):
+        get_method("cocnut")
+
+
+@given(config=curricula, stage=stages, num_steps=steps_counts, uniform=unit, choice=unit)
+def test_an_examples_stage_is_the_runs_or_drawn(config, stage, num_steps, uniform, choice):
+    drawn = draw_stage(config, stage, num_steps, uniform, choice)
+    last = num_steps if config.uniform_stages == "all" else stage
+    if uniform >= config.uniform_prob:
+        assert drawn == stage
+    else:
+        assert drawn == int(choice * (last + 1))
+        assert 0 <= drawn <= last
+    # The shape of a batch is made for these.
+    assert drawn in {stage, *drawable_stages(config, stage, num_steps)}
+
+
+@given(stage=stages, num_steps=steps_counts, uniform=unit, choice=unit)
+def test_probability_0_never_draws_and_1_always_does(stage, num_steps, uniform, choice):
+    never, always = CurriculumConfig(uniform_prob=0.0), CurriculumConfig(uniform_prob=1.0)
+    assert draw_stage(never, stage, num_steps, uniform, choice) == stage
+    assert list(drawable_stages(never, stage, num_steps)) == []
+    assert draw_stage(always, stage, num_steps, uniform, choice) == int(choice * (num_steps + 1))
+
+
+@pytest.mark.parametrize("uniform_stages,expected", [("all", {0, 1, 2, 3}), ("reached", {0, 1, 2, 3, 4, 5})])
+def test_every_stage_of_the_range_can_be_drawn(uniform_stages, expected):
+    config = CurriculumConfig(uniform_prob=1.0, uniform_stages=uniform_stages)
+    draws = [draw_stage(config, 5, 3, 0.0, i / 600) for i in range(600)]
+    assert set(draws) == expected
+    assert {draws.count(stage) for stage in expected} == {600 // len(expected)}
+
+
+def test_a_stage_lasts_epochs_or_steps_and_the_last_one_longer():
+    epochs = CurriculumConfig(epochs_per_stage=2.5, max_latent_stage=2, last_stage_factor=3.0)
+    assert [stage_steps(epochs, stage, 10) for stage in range(4)] == [25, 25, 25, 75]
+    steps = CurriculumConfig(epochs_per_stage=None, steps_per_stage=7, last_stage=1, last_stage_factor=2.0)
+    assert [stage_steps(steps, stage, 10) for stage in range(2)] == [7, 14]
+    # However small the share of an epoch, a stage takes a step.
+    assert stage_steps(CurriculumConfig(epochs_per_stage=0.001), 0, 10) == 1
+
+
+def test_a_metric_ends_a_stage_past_its_bound_only():
+    assert not has_learnt(CurriculumConfig(), {"loss": 0.0})
+    below = CurriculumConfig(advance_metric="loss", advance_below=0.5)
+    assert [has_learnt(below, {"loss": value}) for value in (0.4, 0.5, 0.6, float("nan"))] == [True] + 3 * [False]
+    above = CurriculumConfig(advance_metric="accuracy", advance_above=0.5)
+    assert [has_learnt(above, {"accuracy": value}) for value in (0.4, 0.5, 0.6, float("nan"))] == [
+        False,
+        False,
+        True,
+        False,
+    ]
+    with pytest.raises(CoconutError, match="advance_metric = 'loss' is none of accuracy, first_loss"):
+        has_learnt(below, {"first_loss": 0.1, "accuracy": 1.0})
+
+
+@pytest.mark.parametrize(
+    "field,value",
+    [
+        ("c_thought", -1),
+        ("c_thought", 1.5),
+        ("max_latent_stage", -2),
+        ("uniform_prob", 1.01),
+        ("uniform_prob", -0.01),
+        ("uniform_prob", float("nan")),
+        ("uniform_stages", "some"),
+        ("reset_optimizer", "always"),
+        ("last_stage", -1),
+        ("last_stage", 1.5),
+        ("epochs_per_stage", 0.0),
+        ("epochs_per_stage", float("inf")),
+        ("last_stage_factor", -1.0),
+        ("advance_window", 0),
+        ("advance_metric", "loss"),
+    ],
+)
+def test_a_value_out_of_range_is_named_with_its_field(unchecked_types: None, field: str, value: Any):
+    with pytest.raises(CoconutError) as error:
+        CurriculumConfig(**{field: value})
+    assert f"CurriculumConfig.{field} = {value!r}" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "field,values",
+    [
+        ("steps_per_stage", {"epochs_per_stage": 2.0, "steps_per_stage": 3}),
+        ("steps_per_stage", {"epochs_per_stage": None}),
+        ("steps_per_stage", {"epochs_per_stage": None, "steps_per_stage": 0}),
+        ("advance_metric", {"advance_below": 0.5}),
+        ("advance_metric", {"advance_metric": "loss", "advance_below": 0.5, "advance_above": 0.6}),
+    ],
+)
+def test_values_that_do_not_go_together_are_named(field: str, values: dict[str, Any]):
+    with pytest.raises(CoconutError) as error:
+        CurriculumConfig(**values)
+    assert f"CurriculumConfig.{field} = {values.get(field)!r}" in str(error.value)

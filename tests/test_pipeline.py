@@ -1,0 +1,185 @@
+"""The pipeline: which examples stand in a batch is a function of the seed and the batch's number, of nothing else."""
+
+import dataclasses
+from collections import Counter
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from coconut.batching import padding_share
+from coconut.curriculum import CurriculumConfig
+from coconut.methods import METHODS
+from coconut.pipeline import BatchSource, PipelineConfig, make_iterator, pipeline_fingerprint
+from coconut.tokenizers import TokenizedExample, symbol_tokenizer
+from coconut.types import Batch, CoconutError
+
+TOKENIZER = symbol_tokenizer(tuple("abcdefgh"))
+CURRICULUM = CurriculumConfig(max_latent_stage=2, uniform_prob=0.4)
+CONFIG = PipelineConfig(batch_size=4)
+
+
+def make_examples(count: int) -> list[TokenizedExample]:
+    """Examples with questions of nine lengths, of two steps each."""
+    rng = np.random.default_rng(0)
+    draw = lambda length: rng.integers(0, 8, length).astype(np.int32)  # noqa: E731
+    return [
+        TokenizedExample(question=draw(2 + index % 9), steps=(draw(1), draw(2)), answer=draw(2))
+        for index in range(count)
+    ]
+
+
+EXAMPLES = make_examples(22)
+
+
+def source(config: PipelineConfig = CONFIG, **changes: Any) -> BatchSource:
+    settings = {"stage": 1, "seed": 7, **changes}
+    return BatchSource(EXAMPLES, TOKENIZER, METHODS["coconut"].rule, CURRICULUM, config, **settings)
+
+
+def same(first: Batch, second: Batch) -> bool:
+    leaves = zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True)
+    return first.schedule == second.schedule and all(np.array_equal(a, b) for a, b in leaves)
+
+
+def test_the_seed_decides_every_batch():
+    first, again, other = source(), source(), source(seed=8)
+    numbers = [0, 5, 6, 17, 3]
+    assert all(same(first[number], again[number]) for number in numbers)
+    assert not any(same(first[number], other[number]) for number in numbers)
+
+
+@pytest.mark.parametrize("buckets", [(), (4, 8)])
+def test_an_epoch_covers_every_example_once_in_an_order_of_its_own(buckets):
+    batches = source(PipelineConfig(batch_size=4, length_buckets=buckets))
+    orders = []
+    for epoch in range(3):
+        numbers = range(epoch * batches.batches_per_epoch, (epoch + 1) * batches.batches_per_epoch)
+        seen = [int(index) for number in numbers for index in batches[number].examples]
+        assert Counter(index for index in seen if index >= 0) == Counter(range(len(EXAMPLES)))
+        # Rows are filled up at most once a bucket.
+        assert seen.count(-1) < 4 * (len(buckets) + 1)
+        orders.append(tuple(seen))
+    assert len(set(orders)) == 3
+
+
+def test_the_order_of_the_data_does_not_depend_on_the_stage():
+    one, two = source(stage=0), source(stage=2)
+    assert all(one[number].examples.tolist() == two[number].examples.tolist() for number in range(9))
+
+
+def test_a_drawn_stage_belongs_to_the_example_and_the_epoch():
+    """Every example's stage is drawn anew each epoch, whatever batch the example stands in."""
+
+    def thoughts(batches: BatchSource, epoch: int) -> dict[int, int]:
+        per_epoch = batches.batches_per_epoch
+        return {
+            int(index): int((tokens == TOKENIZER.latent_id).sum())
+            for number in range(epoch * per_epoch, (epoch + 1) * per_epoch)
+            for index, tokens in zip(batches[number].examples, batches[number].tokens, strict=True)
+            if index >= 0
+        }
+
+    small, large = source(), source(PipelineConfig(batch_size=11))
+    assert thoughts(small, 0) == thoughts(large, 0) != thoughts(small, 1)
+    assert set(thoughts(small, 0).values()) == {0, 1, 2}
+
+
+def test_threads_and_prefetching_change_nothing():
+    plain = make_iterator(source(), CONFIG, start=0)
+    config = dataclasses.replace(CONFIG, threads=4, prefetch=16)
+    threaded = make_iterator(source(config), config, start=0)
+    direct = source()
+    for number in range(20):
+        batch = next(threaded)
+        assert same(batch, next(plain))
+        assert same(batch, direct[number])
+
+
+@pytest.mark.parametrize("buckets", [(), (5,)])
+def test_the_halves_of_two_processes_join_to_the_whole_batch(buckets):
+    config = PipelineConfig(batch_size=4, length_buckets=buckets)
+    whole = source(config)
+    halves = [source(config, process=process, processes=2) for process in range(2)]
+    for number in range(2 * whole.batches_per_epoch):
+        first, second = (half[number] for half in halves)
+        # One compiled shape for both.
+        assert first.schedule == second.schedule == whole[number].schedule
+        assert same(jax.tree.map(lambda *parts: np.concatenate(parts), first, second), whole[number])
+
+
+@pytest.mark.parametrize("stopped_at", [2, 6, 9])
+def test_a_restored_iterator_goes_on_in_the_middle_of_an_epoch(stopped_at):
+    iterator = make_iterator(source(), CONFIG, start=0)
+    for _ in range(stopped_at):
+        next(iterator)
+    state = iterator.get_state()
+    expected = [next(iterator) for _ in range(8)]
+    restored = make_iterator(source(), CONFIG, start=0)
+    restored.set_state(state)
+    assert all(same(batch, next(restored)) for batch in expected)
+    # The loop itself starts by number.
+    by_number = make_iterator(source(), CONFIG, start=stopped_at)
+    assert all(same(batch, next(by_number)) for batch in expected)
+
+
+def test_length_buckets_save_padding():
+    def mean_padding(config: PipelineConfig) -> float:
+        batches = source(config)
+        shares = [padding_share(batches[number]) for number in range(batches.batches_per_epoch)]
+        return float(np.mean(shares))
+
+    bucketed = PipelineConfig(batch_size=2, length_buckets=(4, 7))
+    assert mean_padding(bucketed) < 0.8 * mean_padding(PipelineConfig(batch_size=2))
+    shapes = source(bucketed).shapes
+    assert [shape.prompt - 1 for shape in shapes] == [4, 7, 10]
+    assert len(source(PipelineConfig(batch_size=2, length_buckets=(4, 7, 50))).shapes) == 3
+
+
+def test_rows_are_padded_to_the_multiple():
+    batches = source(PipelineConfig(batch_size=4, multiple_of=8))
+    assert (batches.shapes[0].prompt, batches.shapes[0].suffix) == (16, 8)
+
+
+def test_the_fingerprint_changes_with_all_that_decides_the_batches():
+    def fingerprint(examples=EXAMPLES, tokenizer=TOKENIZER, config=CONFIG, seed=7) -> str:
+        return pipeline_fingerprint(examples, tokenizer, config, seed=seed)
+
+    changed = dataclasses.replace(EXAMPLES[3], answer=EXAMPLES[3].answer[::-1].copy() + 1)
+    # The same ids, cut at other places.
+    one, *steps = EXAMPLES[0].steps
+    moved = dataclasses.replace(EXAMPLES[0], question=np.append(EXAMPLES[0].question, one), steps=tuple(steps))
+    prints = [
+        fingerprint(),
+        fingerprint(seed=8),
+        fingerprint(examples=EXAMPLES[:-1]),
+        fingerprint(examples=EXAMPLES[::-1]),
+        fingerprint(examples=[*EXAMPLES[:3], changed, *EXAMPLES[4:]]),
+        fingerprint(examples=[moved, *EXAMPLES[1:]]),
+        fingerprint(config=dataclasses.replace(CONFIG, batch_size=8)),
+        fingerprint(config=dataclasses.replace(CONFIG, length_buckets=(4,))),
+        fingerprint(tokenizer=symbol_tokenizer(tuple("abcdefghi"))),
+    ]
+    assert len(set(prints)) == len(prints)
+    # Threads never change a batch.
+    assert fingerprint(config=dataclasses.replace(CONFIG, threads=3, prefetch=2)) == prints[0]
+
+
+@pytest.mark.parametrize(
+    "field,value",
+    [("batch_size", 0), ("multiple_of", 0), ("threads", 0), ("prefetch", -1)],
+)
+def test_a_value_out_of_range_is_named_with_its_field(field: str, value: Any):
+    with pytest.raises(CoconutError) as error:
+        PipelineConfig(**{"batch_size": 4, field: value})
+    assert f"PipelineConfig.{field} = {value!r}" in str(error.value)
+
+
+def test_bad_input_is_refused():
+    with pytest.raises(CoconutError, match=r"length_buckets = \(8, 4\)"):
+        PipelineConfig(batch_size=4, length_buckets=(8, 4))
+    with pytest.raises(CoconutError, match="batch_size = 4: must be a multiple of the 3 processes"):
+        source(process=0, processes=3)
+    with pytest.raises(CoconutError, match="empty"):
+        BatchSource([], TOKENIZER, METHODS["cot"].rule, CURRICULUM, CONFIG, stage=0, seed=0)
