@@ -1,0 +1,111 @@
+"""A run's ``metrics.jsonl`` as series of points."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from coconut.types import CoconutError
+
+Axis = Literal["steps", "seconds"]
+Records = Sequence[Mapping[str, Any]]
+
+
+class Curve(NamedTuple):
+    """Points of one metric.
+
+    Attributes:
+      x: optimizer steps, or seconds of training (without compilation, evaluation and saving).
+      y: the metric; NaN where it was not finite.
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+
+
+class StageSpan(NamedTuple):
+    """One stage of a run, on the same axis as its curves.
+
+    Attributes:
+      stage: its number.
+      start: where it began.
+      end: where it ended.
+      learnt: whether it ended by its metric; None where it could not.
+    """
+
+    stage: int
+    start: float
+    end: float
+    learnt: bool | None
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of a run, from its workdir or from the file itself.
+
+    Raises:
+      CoconutError: there is no such file, or a line before its last one is no JSON object (the last one of a run that
+        was killed may be torn, and is left out).
+    """
+    file = path / "metrics.jsonl" if path.is_dir() else path
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise CoconutError(f"{file}: cannot read the metrics: {error.strerror}") from error
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            if number == len(lines):
+                break
+            raise CoconutError(f"{file}, line {number}: not JSON: {error}") from error
+        if not isinstance(record, dict) or not {"kind", "step"} <= record.keys():
+            raise CoconutError(f"{file}, line {number}: a record is a JSON object with kind and step")
+        records.append(record)
+    return records
+
+
+def curve(records: Records, kind: str, metric: str, axis: Axis) -> Curve:
+    """The points of one metric; empty where the run has none.
+
+    Args:
+      records: of one run.
+      kind: ``train`` or ``validation``.
+      metric: name of the metric.
+      axis: what ``x`` is.
+    """
+    points = [(record["step"], record[metric]) for record in records if record["kind"] == kind and metric in record]
+    return Curve(
+        _along(records, [step for step, _ in points], axis),
+        np.asarray([np.nan if value is None else value for _, value in points], float),
+    )
+
+
+def stage_spans(records: Records, axis: Axis) -> list[StageSpan]:
+    """The stages a run went through, the one it was stopped in included."""
+    ended = [(record["stage"], record["step"], record.get("learnt")) for record in records if record["kind"] == "stage"]
+    last = max((record["step"] for record in records), default=0)
+    running = [record["stage"] for record in records if record["kind"] == "train" and record["step"] == last]
+    if running and (not ended or ended[-1][1] < last):
+        ended.append((running[0], last, None))
+    ends = _along(records, [step for _, step, _ in ended], axis)
+    starts = [0.0, *ends[:-1]]
+    return [
+        StageSpan(stage, float(start), float(end), learnt)
+        for (stage, _, learnt), start, end in zip(ended, starts, ends, strict=True)
+    ]
+
+
+def _along(records: Records, steps: Iterable[int], axis: Axis) -> np.ndarray:
+    """Steps as they are, or as the seconds the run had trained when it took them."""
+    steps = np.asarray(list(steps), float)
+    if axis == "steps":
+        return steps
+    # Only training records carry the time; a validation stands at the step that it followed.
+    clock = [(record["step"], record["seconds"]) for record in records if record["kind"] == "train"]
+    if not clock:
+        raise CoconutError("there are no training records, which carry the seconds: plot over steps")
+    known_steps, seconds = np.asarray([(0, 0.0), *clock], float).T
+    return np.interp(steps, known_steps, seconds)

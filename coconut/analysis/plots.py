@@ -1,0 +1,276 @@
+"""Pictures of runs: learning curves, a question's graph with the model's belief, accuracy by number of thoughts.
+
+Every function draws a `matplotlib.figure.Figure` of its own, without pyplot and its global state, writes it to a file
+whose suffix is the format (``png``, ``svg``, ``pdf``), whole or not at all, and returns it.
+"""
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from coconut.analysis.curves import Axis, Records, curve, read_metrics, stage_spans
+from coconut.analysis.drawing import BELIEF, COLUMN, INK, LAYER, belief_legend, draw_belief
+from coconut.analysis.layout import layered_positions
+from coconut.evaluation.evaluate import Evaluation
+from coconut.types import CoconutError, Graph
+
+_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5c5c5c")
+"""Okabe and Ito's palette, told apart by colour-blind readers; repeated with other dashes after the seventh."""
+_DASHES = ("-", "--", ":")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_DPI = 150
+
+Accuracy = Evaluation | tuple[float, float, float]
+"""An evaluation, or ``(accuracy, low, high)`` with the ends of its 95 % interval."""
+
+
+# --- Learning curves ----------------------------------------------------------------------------------------------
+
+
+def plot_learning_curves(
+    runs: Mapping[str, Path | Records],
+    path: Path,
+    *,
+    axis: Axis = "seconds",
+    loss: str = "first_loss",
+    stages_of: str | None = None,
+    chance: float | None = None,
+) -> Figure:
+    """Draws validation accuracy above a training loss, a colour for each run, with the stage boundaries of one of them.
+
+    Args:
+      runs: by the name to show, a workdir, its ``metrics.jsonl``, or the records of one.
+      path: file to write.
+      axis: optimizer ``steps``, or ``seconds`` of training, which is the fair one where methods' steps differ in cost.
+      loss: the training metric below: ``first_loss`` is that of the first thing written after the prompt or the
+        thoughts, which a new stage makes harder; ``loss`` that of everything written.
+      stages_of: the run whose stages are marked; None for the first one with more than one stage.
+      chance: accuracy of a coin, drawn as a line; None for none.
+
+    Raises:
+      CoconutError: no runs, a run without records, an unknown ``stages_of``, or a file that cannot be read.
+      OSError: the picture cannot be written.
+    """
+    if not runs:
+        raise CoconutError("plot_learning_curves: there are no runs to draw")
+    records = {name: read_metrics(run) if isinstance(run, Path) else run for name, run in runs.items()}
+    for name, own in records.items():
+        if not own:
+            raise CoconutError(f"plot_learning_curves: run {name!r} has no records")
+    if stages_of is not None and stages_of not in records:
+        raise CoconutError(f"stages_of = {stages_of!r} is none of the runs {', '.join(records)}")
+
+    figure = Figure(figsize=(8.5, 6.0), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(1.15, 1))
+    styles = {name: _style(index) for index, name in enumerate(records)}
+    handles: list[Line2D] = []
+    for name, own in records.items():
+        color, dashes, marker = styles[name]
+        validation, training = curve(own, "validation", "accuracy", axis), curve(own, "train", loss, axis)
+        handles += above.plot(*validation, color=color, linestyle=dashes, marker=marker, markersize=4.5, label=name)
+        below.plot(*training, color=color, linestyle=dashes, linewidth=1.2, alpha=0.9)
+    above.set(ylabel="validation accuracy", ylim=(-0.03, 1.03))
+    above.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    below.set(ylabel=_LOSS_LABELS.get(loss, f"training {loss}"), xlabel=_X_LABELS[axis])
+    below.set_ylim(bottom=0)
+    below.set_xlim(left=0)
+    _draw_chance(above, chance)
+    if stages_of is None:
+        stages_of = next((name for name, own in records.items() if len(stage_spans(own, axis)) > 1), None)
+    if stages_of is not None:
+        _draw_stages((above, below), stages_of, records[stages_of], axis, styles[stages_of][0])
+    for axes in (above, below):
+        _clean(axes)
+    figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 5), frameon=False)
+    _save(figure, path)
+    return figure
+
+
+_LOSS_LABELS = {"first_loss": "training loss, first thing written", "loss": "training loss"}
+_X_LABELS = {"steps": "optimizer steps", "seconds": "seconds of training"}
+
+
+def _draw_stages(panels: Sequence[Axes], name: str, records: Records, axis: Axis, color: str) -> None:
+    """A line where a stage gives way to the next, each stage's number above it."""
+    top = panels[0]
+    spans = stage_spans(records, axis)
+    right = top.get_xlim()[1]
+    for index, span in enumerate(spans):
+        if index:
+            for axes in panels:
+                axes.axvline(span.start, color=color, linewidth=0.9, linestyle=(0, (4, 3)), alpha=0.7, zorder=1)
+        # Named in full where there is room, at least in the first; the number alone elsewhere.
+        room = (span.end - span.start) / right
+        text = f"stage {span.stage}" if room > 0.075 else f"{span.stage}"
+        if not index and room > 0.075 + 0.012 * len(name):
+            text = f"{name} {text}"
+        top.annotate(
+            text,
+            ((span.start + span.end) / 2, 1),
+            xycoords=("data", "axes fraction"),
+            xytext=(0, 3),
+            textcoords="offset points",
+            ha="center",
+            va="bottom",
+            fontsize=8,
+            color=color,
+        )
+
+
+# --- Belief -------------------------------------------------------------------------------------------------------
+
+
+def plot_belief(graph: Graph, beliefs: Float[np.ndarray, "R N"], path: Path, title: str = "") -> Figure:
+    """Draws a question's graph once for each number of thoughts, its nodes coloured and sized by the model's belief.
+
+    Nodes stand in layers by hops from the root asked about; those that it does not reach have a block of their own,
+    by hops from the other root.
+
+    Args:
+      graph: the graph.
+      beliefs: row ``k`` holds the belief in each node after ``k`` thoughts, as
+        `coconut.analysis.probes.belief_over_nodes` returns it.
+      path: file to write.
+      title: stands above the panels.
+
+    Raises:
+      CoconutError: the beliefs do not fit the graph, or are no probabilities.
+      OSError: the picture cannot be written.
+    """
+    rows, size = beliefs.shape
+    if size != len(graph.symbols) or not rows:
+        raise CoconutError(f"beliefs of shape {beliefs.shape} do not fit a graph of {len(graph.symbols)} nodes")
+    if not (np.isfinite(beliefs).all() and beliefs.min() >= 0 and beliefs.max() <= 1 + 1e-6):
+        raise CoconutError("beliefs must be probabilities: finite, and between 0 and 1")
+    places = layered_positions(graph)
+    width = max(x for x, _ in places.values()) + 1.0
+    depth = 1.0 - min(y for _, y in places.values())
+    # Panels wrap where more than four stand in a row, and are as wide as their graphs need.
+    columns = min(rows, 4 if width <= 9 else 2 if width <= 16 else 1)
+    lines = math.ceil(rows / columns)
+    panel_width, panel_height = max(2.2, COLUMN * width + 0.3), LAYER * depth + 0.45
+    figure = Figure(figsize=(columns * panel_width + 0.9, lines * panel_height + 0.95), layout="constrained")
+    panels = figure.subplots(lines, columns, squeeze=False).flatten()
+    for count, axes in enumerate(panels):
+        axes.set_axis_off()
+        if count >= rows:
+            continue
+        draw_belief(axes, graph, places, beliefs[count])
+        axes.set_title(f"after {count} thought{'s' * (count != 1)}", fontsize=10, color=INK)
+    mappable = ScalarMappable(Normalize(0, 1), BELIEF)
+    bar = figure.colorbar(mappable, ax=list(panels), fraction=0.03, pad=0.01, aspect=30, shrink=0.8)
+    bar.set_label("belief", color=INK)
+    bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue] - typed as the base class
+    bar.ax.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    figure.legend(handles=belief_legend(graph), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    if title:
+        figure.suptitle(title, fontsize=11, color=INK)
+    _save(figure, path)
+    return figure
+
+
+# --- Accuracy by thoughts -----------------------------------------------------------------------------------------
+
+
+def plot_accuracy_by_thoughts(
+    results: Mapping[str, Mapping[int, Accuracy]], path: Path, *, chance: float | None = None
+) -> Figure:
+    """Draws accuracy over the number of thoughts chosen at test time (Hao et al. 2024, section 5), with 95 % intervals.
+
+    Args:
+      results: by the name to show, for each number of thoughts an `Accuracy`.
+      path: file to write.
+      chance: accuracy of a coin, drawn as a line; None for none.
+
+    Raises:
+      CoconutError: there is nothing to draw.
+      OSError: the picture cannot be written.
+    """
+    if not any(results.values()):
+        raise CoconutError("plot_accuracy_by_thoughts: there are no results to draw")
+    figure = Figure(figsize=(6.0, 4.0), layout="constrained")
+    axes = figure.subplots()
+    for index, (name, by_count) in enumerate(results.items()):
+        color, dashes, marker = _style(index)
+        counts = sorted(by_count)
+        accuracy, low, high = np.asarray([_with_interval(by_count[count]) for count in counts], float).T
+        # Set apart a little, so that intervals of equal accuracy stay readable.
+        x = np.asarray(counts) + 0.06 * (index - (len(results) - 1) / 2)
+        axes.errorbar(
+            x,
+            accuracy,
+            yerr=np.maximum([accuracy - low, high - accuracy], 0),
+            color=color,
+            linestyle=dashes,
+            marker=marker,
+            markersize=5,
+            capsize=3,
+            elinewidth=1,
+            label=name,
+        )
+    axes.set(xlabel="thoughts at test time", ylabel="accuracy", ylim=(-0.03, 1.03))
+    axes.set_xticks(sorted({count for by_count in results.values() for count in by_count}))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    _draw_chance(axes, chance)
+    _clean(axes)
+    figure.legend(loc="outside upper center", ncols=min(len(results), 4), frameon=False)
+    _save(figure, path)
+    return figure
+
+
+def _with_interval(result: Accuracy) -> tuple[float, float, float]:
+    return (result.accuracy, *result.interval) if isinstance(result, Evaluation) else result
+
+
+# --- All ----------------------------------------------------------------------------------------------------------
+
+
+def _style(index: int) -> tuple[str, str, str]:
+    count = len(_COLORS)
+    return _COLORS[index % count], _DASHES[index // count % len(_DASHES)], _MARKERS[index % len(_MARKERS)]
+
+
+def _draw_chance(axes: Axes, chance: float | None) -> None:
+    if chance is None:
+        return
+    axes.axhline(chance, color=INK, linewidth=0.8, linestyle=(0, (1, 3)), zorder=1)
+    axes.annotate(
+        "chance",
+        (1, chance),
+        xycoords=("axes fraction", "data"),
+        xytext=(4, 0),
+        textcoords="offset points",
+        va="center",
+        fontsize=8,
+        color=INK,
+    )
+
+
+def _clean(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#e6e6e6", linewidth=0.7)
+    axes.set_axisbelow(True)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    """Writes under a temporary name, then renames: a reader sees the old picture or the new, whole one."""
+    kind = path.suffix.lstrip(".")
+    if kind not in figure.canvas.get_supported_filetypes():
+        raise CoconutError(f"{path}: a picture cannot be written as {kind!r}; use png, svg or pdf")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    arguments: dict[str, Any] = {"format": kind, "dpi": _DPI}
+    try:
+        figure.savefig(temporary, **arguments)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

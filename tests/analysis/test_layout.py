@@ -1,0 +1,54 @@
+"""Layers, order and distances of a drawn graph."""
+
+import itertools
+
+import pytest
+
+from coconut.analysis.layout import crossings, layered_positions, layers_of
+from coconut.tasks import prosqa, small_graphs
+from coconut.tasks.graphs import distances, reachable
+from coconut.types import Graph
+
+# Written so that the order of the ids crosses every edge.
+CROSSED = Graph(
+    symbols=tuple("0123456"), edges=((0, 1), (0, 2), (1, 4), (2, 3), (5, 6), (5, 4)), root=0, target=3, negative=6
+)
+
+
+def test_blocks_and_layers_follow_the_hops():
+    own, others = layers_of(CROSSED)
+    assert [sorted(layer) for layer in own] == [[0], [1, 2], [3, 4]]
+    assert others == [[5], [6]]
+
+
+def test_order_avoids_crossings():
+    assert crossings([[0], [1, 2], [3, 4]], CROSSED.edges) == 1
+    places = layered_positions(CROSSED)
+    assert (places[1][0] - places[2][0]) * (places[4][0] - places[3][0]) > 0
+    assert {node: -y for node, (_, y) in places.items()} == {0: 0, 1: 1, 2: 1, 3: 2, 4: 2, 5: 0, 6: 1}
+    # A parent stands over the middle of its children.
+    assert places[0][0] == pytest.approx((places[1][0] + places[2][0]) / 2)
+
+
+GRAPHS = [
+    *small_graphs.generate(20, seed=0, config="e12_matched"),
+    *prosqa.generate(5, seed=0),
+]
+
+
+@pytest.mark.parametrize("example", GRAPHS, ids=range(len(GRAPHS)))
+def test_no_overlap_and_two_blocks(example):
+    graph = example.graph
+    places = layered_positions(graph)
+    assert sorted(places) == list(range(len(graph.symbols)))
+    for (x, y), (other_x, other_y) in itertools.combinations(places.values(), 2):
+        assert y != other_y or abs(x - other_x) > 1 - 1e-9
+    below = reachable(graph, graph.root)
+    assert min(x for x, _ in places.values()) == 0
+    assert max(places[node][0] for node in below) < min(x for node, (x, _) in places.items() if node not in below)
+    assert all(places[node][1] == -hops for node, hops in distances(graph, graph.root).items())
+
+
+def test_one_block_alone():
+    graph = Graph(symbols=("a", "b"), edges=((1, 0),), root=1, target=0, negative=0)
+    assert layered_positions(graph) == {1: (0.0, -0.0), 0: (0.0, -1.0)}
