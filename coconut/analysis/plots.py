@@ -30,8 +30,8 @@ _DASHES = ("-", "--", ":")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _DPI = 150
 
-Accuracy = Evaluation | tuple[float, float, float]
-"""An evaluation, or ``(accuracy, low, high)`` with the ends of its 95 % interval."""
+Accuracy = Evaluation | Mapping[str, Any] | tuple[float, float, float]
+"""An evaluation, its `Evaluation.to_json`, or ``(accuracy, low, high)`` with the ends of the 95 % interval."""
 
 
 # --- Learning curves ----------------------------------------------------------------------------------------------
@@ -229,7 +229,12 @@ def plot_accuracy_by_thoughts(
 
 
 def _with_interval(result: Accuracy) -> tuple[float, float, float]:
-    return (result.accuracy, *result.interval) if isinstance(result, Evaluation) else result
+    if isinstance(result, Evaluation):
+        return (result.accuracy, *result.interval)
+    if isinstance(result, Mapping):
+        low, high = result["interval_95"]
+        return result["accuracy"], low, high
+    return result
 
 
 # --- All ----------------------------------------------------------------------------------------------------------

@@ -125,6 +125,8 @@ def test_belief(tmp_path):
         assert graph.symbols[graph.target] == symbols[int(np.argmax(sizes))]
     with pytest.raises(CoconutError, match=r"\(4, 11\) do not fit a graph of 12"):
         plot_belief(graph, beliefs[:, :11], path)
+    with pytest.raises(CoconutError, match=r"\(0, 12\) do not fit"):
+        plot_belief(graph, beliefs[:0], path)
     with pytest.raises(CoconutError, match="probabilities"):
         plot_belief(graph, 2 * beliefs, path)
 
@@ -139,7 +141,7 @@ def test_belief_panels_wrap(tmp_path):
 def test_accuracy_by_thoughts(tmp_path):
     path = tmp_path / "accuracy.png"
     measured = Evaluation(examples=100, correct=90, tokens=4.0, thoughts=2.0, ended=1.0)
-    results = {"coconut": {2: measured, 0: (0.5, 0.4, 0.6)}, "pause": {1: (0.5, 0.45, 0.55)}}
+    results = {"coconut": {2: measured, 0: (0.5, 0.4, 0.6)}, "pause": {1: measured.to_json()}}
     figure = plot_accuracy_by_thoughts(results, path, chance=0.5)
     assert_png(path)
     (axes,) = figure.axes
@@ -147,7 +149,7 @@ def test_accuracy_by_thoughts(tmp_path):
     first, second = (container for container in axes.containers if isinstance(container, ErrorbarContainer))
     assert first.lines[0] is not None and second.lines[0] is not None
     np.testing.assert_allclose(np.asarray(first.lines[0].get_ydata(), float), [0.5, 0.9])
-    np.testing.assert_allclose(np.asarray(second.lines[0].get_ydata(), float), [0.5])
+    np.testing.assert_allclose(np.asarray(second.lines[0].get_ydata(), float), [0.9])
     (segments,) = first.lines[2]
     assert isinstance(segments, LineCollection)
     np.testing.assert_allclose([part[:, 1] for part in segments.get_segments()], [(0.4, 0.6), measured.interval])
