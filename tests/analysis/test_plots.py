@@ -47,7 +47,8 @@ def test_curves_of_a_run():
     np.testing.assert_array_equal(curve(run, "train", "first_loss", "steps").x, [20, 40, 60, 80])
     np.testing.assert_array_equal(curve(run, "train", "first_loss", "seconds").y, [np.nan, 1 / 40, 1 / 60, 1 / 80])
     # Validation records carry no seconds: they stand where their step does.
-    np.testing.assert_allclose(curve(run, "validation", "accuracy", "seconds").x, [20, 40])
+    early = {"kind": "validation", "step": 10, "stage": 0, "accuracy": 0.0}
+    np.testing.assert_allclose(curve([early, *run], "validation", "accuracy", "seconds").x, [5, 20, 40])
     assert [tuple(span) for span in stage_spans(run, "seconds")] == [(0, 0, 20, True), (1, 20, 40, True)]
     stopped = [record for record in run if record["kind"] != "stage" or record["stage"] == 0]
     assert [tuple(span) for span in stage_spans(stopped, "steps")] == [(0, 0, 40, True), (1, 40, 80, None)]
