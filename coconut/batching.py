@@ -37,14 +37,16 @@ class Row:
     Attributes:
       prompt: token ids of the question, and the start marker where there is one.
       latent: columns to fill.
-      end: token ids of what stands between the latent columns and the first label: the end marker or nothing.
-      pieces: token ids of the steps that are left, then of the answer; all of them are labels.
+      end: the end marker's token id, or nothing; it is never a label.
+      pieces: token ids of the written steps, then of the answer; all of them are labels.
+      end_before: number of the piece before which ``end`` stands.
     """
 
     prompt: np.ndarray
     latent: int
     end: np.ndarray
     pieces: tuple[np.ndarray, ...]
+    end_before: int = 0
 
     @property
     def suffix(self) -> int:
@@ -53,23 +55,28 @@ class Row:
 
 
 def write_row(example: TokenizedExample, plan: StagePlan, rule: SequenceRule, tokenizer: Tokenizer) -> Row:
-    """``question <start> latent x n <end> steps[s:] answer`` (REFERENCE: Hao et al. 2024, figure 2)."""
+    """``question <start> latent x n <end> steps[s:] answer`` (Hao et al. 2024, figure 2).
+
+    With the filler ``step`` it is ``question <start> steps[:s] <end> steps[s:] answer``.
+    """
     markers = (lambda token: np.array([token], np.int32)) if rule.markers else (lambda token: np.zeros(0, np.int32))
+    writes_all = rule.filler == "step"
     return Row(
         prompt=np.concatenate([example.question, markers(tokenizer.start_latent_id)]),
-        latent=plan.thoughts,
+        latent=0 if writes_all else plan.thoughts,
         end=markers(tokenizer.end_latent_id),
-        pieces=(*example.steps[plan.skipped :], example.answer),
+        pieces=(*example.steps[0 if writes_all else plan.skipped :], example.answer),
+        end_before=plan.skipped if writes_all else 0,
     )
 
 
 def schedule_of(shape: Shape, rule: SequenceRule) -> Schedule:
     """The spans of a batch.
 
-    Without thoughts the whole sequence is one language span: pause tokens and written steps need no second pass. The
-    end marker is never a label.
+    Without thoughts the whole sequence is one language span: pause tokens and written steps need no second pass. An end
+    marker that opens the suffix is never a label.
     """
-    scored = shape.suffix - rule.markers
+    scored = shape.suffix - (rule.markers and rule.filler != "step")
     if rule.filler == "thought" and shape.latent:
         return (Language(shape.prompt), Latent(shape.latent), Language(shape.suffix, scored))
     return (Language(shape.columns, scored),)
@@ -101,8 +108,9 @@ def stage_shape(
             key = (at, len(lengths))
             if key not in plans:
                 plans[key] = rule.plan(config, *key)
-            latent = max(latent, plans[key].thoughts)
-            suffix = max(suffix, sum(lengths[plans[key].skipped :]) + len(example.answer))
+            written = lengths if rule.filler == "step" else lengths[plans[key].skipped :]
+            latent = max(latent, 0 if rule.filler == "step" else plans[key].thoughts)
+            suffix = max(suffix, sum(written) + len(example.answer))
     round_up = lambda length: -(-length // multiple_of) * multiple_of  # noqa: E731
     return Shape(round_up(prompt), latent, round_up(suffix + rule.markers))
 
@@ -153,9 +161,10 @@ def align(
         valid[index, prompt_start : latent_start + row.latent] = True
         column = suffix_start
         valid[index, column : column + row.suffix] = True
-        tokens[index, column : column + len(row.end)] = row.end
-        column += len(row.end)
         for number, piece in enumerate(row.pieces):
+            if number == row.end_before:
+                tokens[index, column : column + len(row.end)] = row.end
+                column += len(row.end)
             here = slice(column, column + len(piece))
             tokens[index, here] = labels[index, here] = piece
             pieces[index, here] = number

@@ -30,10 +30,11 @@ class CurriculumConfig:
       epochs_per_stage: epochs after which a stage ends; may be fractional. None for no such end.
       steps_per_stage: optimizer steps after which a stage ends. None for no such end. Where ``advance_metric`` is set,
         whichever of the two is set is a cap, at which the run reports that the stage was not learnt.
-      last_stage_factor: the last stage lasts this many times as long (its own cap is never cut by the metric).
+      last_stage_factor: the last stage lasts this many times as long.
       advance_metric: name of a training metric that ends a stage early; None for none.
       advance_below: the stage ends once the metric's moving average is below this bound.
       advance_above: likewise, above.
+      advance_last_stage: whether the metric may end the last stage, too, and with it the run.
       advance_window: optimizer steps over which the metric is averaged; a stage lasts at least as long.
       reset_optimizer: when the optimizer's state is made anew: ``never``, at each ``stage`` (the paper's text), or at
         each ``epoch`` (the official code).
@@ -54,6 +55,7 @@ class CurriculumConfig:
     advance_metric: str | None = None
     advance_below: float | None = None
     advance_above: float | None = None
+    advance_last_stage: bool = False
     advance_window: int = 50
     reset_optimizer: ResetOptimizer = "stage"
 
@@ -157,6 +159,11 @@ def stage_steps(config: CurriculumConfig, stage: int, steps_per_epoch: int) -> i
     return max(1, round(steps))
 
 
+def may_advance(config: CurriculumConfig, stage: int) -> bool:
+    """Whether a metric may end ``stage`` before its cap."""
+    return config.advance_metric is not None and (config.advance_last_stage or stage != config.final_stage)
+
+
 def has_learnt(config: CurriculumConfig, averages: Mapping[str, float]) -> bool:
     """Whether the metric that ends a stage early has passed its bound.
 
@@ -178,7 +185,7 @@ def has_learnt(config: CurriculumConfig, averages: Mapping[str, float]) -> bool:
 
 # --- What a method makes of the curriculum ----------------------------------------------------------------------
 
-Filler = Literal["thought", "pause"]
+Filler = Literal["thought", "pause", "step"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -187,9 +194,9 @@ class SequenceRule:
 
     Attributes:
       markers: whether the start and end markers stand around the thoughts (also where there are none).
-      filler: what stands in the latent columns: ``thought``, the hidden state fed back; or ``pause``, the latent
-        marker's own learned embedding, the same at every column and known beforehand, so that the sequence is one
-        parallel pass.
+      filler: what stands between the markers: ``thought``, the hidden state fed back; ``pause``, the latent marker's
+        own learned embedding, the same at every column and known beforehand, so that the sequence is one parallel
+        pass; or ``step``, the skipped steps themselves, written and learnt like the others.
       plan: steps skipped and columns filled, from the curriculum, the stage, and the number of written steps.
     """
 

@@ -1,4 +1,7 @@
-"""The methods that reason in language or not at all: CoT, No-CoT, and Coconut's curriculum without its thoughts."""
+"""Methods that reason in language or not at all: CoT, No-CoT, Coconut's curriculum without its thoughts.
+
+`MARKED_COT` is for warming up models that were never pretrained.
+"""
 
 from coconut.curriculum import CurriculumConfig, SequenceRule, StagePlan, plan_stage
 from coconut.methods.method import Method
@@ -22,6 +25,14 @@ def skip_without_thoughts(config: CurriculumConfig, stage: int, num_steps: int) 
 
 
 COT = Method(name="cot", rule=SequenceRule(markers=False, filler="thought", plan=keep_every_step))
+
+MARKED_COT = Method(name="marked_cot", rule=SequenceRule(markers=True, filler="step", plan=plan_stage))
+"""Chain of thought with the two markers around the first ``stage`` steps.
+
+With ``uniform_prob = 1`` the markers stand anywhere, and a model learns to read on behind them. It is no method of the
+paper, whose models are pretrained: a model trained from scratch meets the markers first when it has to think between
+them, and learns slowly to look past them.
+"""
 
 NO_COT = Method(name="no_cot", rule=SequenceRule(markers=False, filler="thought", plan=skip_every_step))
 

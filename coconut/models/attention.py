@@ -67,6 +67,16 @@ def attend(
     return out.reshape(B, N, T, H).astype(query.dtype)
 
 
+def offset_query_bias(key_bias: Float[Array, "M H"], num_heads: int, base: float) -> Float[Array, "N H"]:
+    """Query biases whose rotary score with ``key_bias`` is largest ``n + 1`` columns back, for head ``n``.
+
+    The score of biases alone at offset ``d`` is ``q^T R(-d) k``, so ``q = R(-(n + 1)) k`` meets its own image there.
+    """
+    keys = jnp.repeat(key_bias, num_heads // key_bias.shape[0], axis=0)
+    offsets = jnp.arange(1, num_heads + 1)
+    return rotate(keys[:, None, None], -offsets[:, None], base)[:, 0, 0]
+
+
 def rotate(x: Float[Array, "B T N H"], positions: Int[Array, "B T"], base: float) -> Float[Array, "B T N H"]:
     """Rotary position embedding in the half-split layout of Llama and Qwen (Su et al. 2021, section 3.2.2).
 

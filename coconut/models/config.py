@@ -43,6 +43,9 @@ class DecoderConfig:
       embedding_stddev: of the token table at initialisation. The position table uses ``kernel_stddev``.
       kernel_stddev: of every matrix; the two matrices that write to the residual stream are scaled by
         ``(2 L) ** -0.5`` (GPT-2).
+      offset_bias: with rotary positions and ``qkv_bias``, how strongly the first layer's heads prefer one column at
+        initialisation: head ``n`` the ``n + 1``-th before its own, whatever the tokens. A small model then need not
+        discover how to look at its neighbours before it can learn to follow an edge. 0 starts all biases at zero.
       dropout: rate after the embeddings, on the attention weights and on both residual branches; applied only
         when a key is given.
       dtype: dtype of activations and matrix products. Softmax, norms and losses use at least float32.
@@ -76,6 +79,7 @@ class DecoderConfig:
     logit_scale: float = 1.0
     embedding_stddev: float = 0.02
     kernel_stddev: float = 0.02
+    offset_bias: float = 0.0
     dropout: float = 0.0
     dtype: str = "float32"
     param_dtype: str = "float32"
@@ -107,6 +111,8 @@ class DecoderConfig:
         ):
             if getattr(self, field) not in get_args(kinds):
                 reject(field, f"must be one of {', '.join(get_args(kinds))}")
+        if self.offset_bias and not (self.qkv_bias and self.position_embedding == "rotary"):
+            reject("offset_bias", "needs rotary positions and qkv_bias")
         if not 0.0 <= self.dropout < 1.0:
             reject("dropout", "must be in [0, 1)")
         for field in ("dtype", "param_dtype"):

@@ -42,9 +42,10 @@ class Decoder(nnx.Module):
         # One key a layer in both layouts, so that they start from the same numbers.
         keys = jax.random.split(rngs.params(), config.num_layers)
         if config.scan_layers:
-            self.layers = jax.vmap(lambda key: Layer(config, rngs=nnx.Rngs(key)))(keys)
+            indices = jnp.arange(config.num_layers)
+            self.layers = jax.vmap(lambda key, index: Layer(config, index, rngs=nnx.Rngs(key)))(keys, indices)
         else:
-            self.layers = nnx.List([Layer(config, rngs=nnx.Rngs(key)) for key in keys])
+            self.layers = nnx.List([Layer(config, index, rngs=nnx.Rngs(key)) for index, key in enumerate(keys)])
         self.norm = make_norm(config, rngs)
         if not config.tied_head:
             self.head = make_linear(config, config.embed_dim, config.vocabulary, bias=False, rngs=rngs)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from coconut.models.attention import attend, rotate
+from coconut.models.attention import attend, offset_query_bias, rotate
 from coconut.models.cache import KeyValue
 from coconut.models.config import DecoderConfig
 
@@ -94,7 +94,7 @@ def make_linear(
 class Attention(nnx.Module):
     """Multi-head or grouped-query self-attention."""
 
-    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: DecoderConfig, index: Int[Array, ""] | int, *, rngs: nnx.Rngs):
         D, H = config.embed_dim, config.width_of_head
         self.config = config
         self.query = make_linear(config, D, config.num_heads * H, bias=config.qkv_bias, rngs=rngs)
@@ -108,6 +108,11 @@ class Attention(nnx.Module):
             rngs=rngs,
             scale=(2 * config.num_layers) ** -0.5,
         )
+        if config.offset_bias:
+            first = jnp.where(jnp.asarray(index) == 0, config.offset_bias, 0.0)
+            key_bias = jnp.full((config.kv_heads, H), first, jnp.dtype(config.param_dtype))
+            query_bias = offset_query_bias(key_bias, config.num_heads, config.rotary_base)
+            self.key.bias[...], self.query.bias[...] = key_bias.reshape(-1), query_bias.reshape(-1)
 
     def __call__(
         self,
@@ -164,9 +169,9 @@ class FeedForward(nnx.Module):
 class Layer(nnx.Module):
     """Pre-norm attention and MLP, each added to the residual stream."""
 
-    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: DecoderConfig, index: Int[Array, ""] | int, *, rngs: nnx.Rngs):
         self.attention_norm = make_norm(config, rngs)
-        self.attention = Attention(config, rngs=rngs)
+        self.attention = Attention(config, index, rngs=rngs)
         self.mlp_norm = make_norm(config, rngs)
         self.mlp = FeedForward(config, rngs=rngs)
 

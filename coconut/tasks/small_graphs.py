@@ -14,6 +14,7 @@ import functools
 import random
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
+from typing import Any
 
 from coconut.tasks.graph_form import draw_symbols, graph_symbols, symbol_example
 from coconut.tasks.sampling import draw_unique
@@ -95,7 +96,7 @@ def generate(
     seed: int,
     start: int = 0,
     exclude: AbstractSet[str] = frozenset(),
-    config: SmallGraphConfig | str = E12,
+    config: SmallGraphConfig | Mapping[str, Any] | str = E12,
 ) -> list[Example]:
     """Draws distinct questions in the symbol form of `coconut.tasks.graph_form`.
 
@@ -104,12 +105,17 @@ def generate(
       seed: any integer; record ``i`` depends on the seed, the config and ``i`` only (see `draw_unique`).
       start: index of the first record; fresh graphs at step s are ``start=s * count``.
       exclude: `content_hash` of questions not to emit.
-      config: a size, or the name of one of `PRESETS`.
+      config: a size, its fields as a mapping, or the name of one of `PRESETS`.
 
     Raises:
       CoconutError: for an unknown preset, a negative count, or a size with fewer than ``count`` distinct questions.
     """
-    if isinstance(config, str):
+    if isinstance(config, Mapping):
+        fields = [field.name for field in dataclasses.fields(SmallGraphConfig)]
+        if unknown := sorted(set(config) - set(fields)):
+            raise CoconutError(f"unknown field {unknown[0]!r} of a small graph; there are {', '.join(fields)}")
+        config = SmallGraphConfig(**config)
+    elif isinstance(config, str):
         if config not in PRESETS:
             raise CoconutError(f"unknown small-graph preset {config!r}; there are {', '.join(PRESETS)}")
         config = PRESETS[config]

@@ -146,7 +146,7 @@ class Checkpoints:
                 cleanup_tmp_directories=not read_only,
                 enable_async_checkpointing=False,
             ),
-            item_names=("state", "progress"),
+            item_handlers={"state": ocp.PyTreeCheckpointHandler(), "progress": ocp.JsonCheckpointHandler()},
         )
 
     def save(self, state: TrainState, progress: Progress, validation: Mapping[str, float]) -> None:
@@ -169,7 +169,7 @@ class Checkpoints:
             self._manager.save(
                 progress.step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(_tree(state)),
+                    state=ocp.args.PyTreeSave(_tree(state)),
                     progress=ocp.args.JsonSave(dataclasses.asdict(progress)),
                 ),
                 metrics=metrics,
@@ -196,14 +196,8 @@ class Checkpoints:
         Raises:
           CoconutError: the checkpoint holds other arrays; the message names the first.
         """
-        self._check(step, _tree(abstract))
-        items = self._manager.restore(
-            step,
-            args=ocp.args.Composite(state=ocp.args.StandardRestore(_tree(abstract)), progress=ocp.args.JsonRestore()),
-        )
-        progress = {**items.progress, "stages": tuple(items.progress["stages"])}
-        state = jax.tree.unflatten(jax.tree.structure(abstract), jax.tree.leaves(items.state))
-        return state, Progress(**progress)
+        items, progress = self._restore(step, _tree(abstract))
+        return jax.tree.unflatten(jax.tree.structure(abstract), jax.tree.leaves(items)), progress
 
     def restore_parameters(self, step: int, abstract: Parameters) -> tuple[Parameters, Progress]:
         """The parameters of one checkpoint without its optimizer, and the rest.
@@ -211,21 +205,24 @@ class Checkpoints:
         Raises:
           CoconutError: the checkpoint holds other parameters; the message names the first.
         """
-        self._check(step, {"parameters": abstract})
-        with ocp.CheckpointManager(self._folder.absolute(), options=ocp.CheckpointManagerOptions(read_only=True)) as m:
-            restored = m.restore(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.PyTreeRestore(
-                        item={"parameters": abstract},
-                        restore_args=ocp.checkpoint_utils.construct_restore_args({"parameters": abstract}),
-                        partial_restore=True,
-                    ),
-                    progress=ocp.args.JsonRestore(),
+        items, progress = self._restore(step, {"parameters": abstract})
+        return items["parameters"], progress
+
+    def _restore(self, step: int, expected: dict[str, Any]) -> tuple[dict[str, Any], Progress]:
+        self._check(step, expected)
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.PyTreeRestore(
+                    item=expected,
+                    restore_args=ocp.checkpoint_utils.construct_restore_args(expected),
+                    partial_restore=True,
                 ),
-            )
-        progress = {**restored.progress, "stages": tuple(restored.progress["stages"])}
-        return restored.state["parameters"], Progress(**progress)
+                progress=ocp.args.JsonRestore(),
+            ),
+        )
+        progress = Progress(**{**restored.progress, "stages": tuple(restored.progress["stages"])})
+        return restored.state, progress
 
     def close(self) -> None:
         """Waits for Orbax's threads."""

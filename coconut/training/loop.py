@@ -13,7 +13,7 @@ import numpy as np
 from rich.console import Console
 
 from coconut.batching import padding_share
-from coconut.curriculum import has_learnt, stage_steps
+from coconut.curriculum import has_learnt, may_advance, stage_steps
 from coconut.datasets import Dataset
 from coconut.methods import get_method
 from coconut.pipeline import BatchSource, make_iterator
@@ -51,6 +51,7 @@ def train(
     config: RunConfig,
     workdir: Path,
     *,
+    dataset: Dataset | None = None,
     validate: Validate = lambda model, run, dataset, stage: {},
     tensorboard: bool = False,
     console: Console | None = None,
@@ -63,6 +64,7 @@ def train(
     Args:
       config: the run.
       workdir: where checkpoints, metrics and the resolved config go; made if missing.
+      dataset: what `load_dataset` gives for ``config.data``, where it is at hand already.
       validate: measures the validation split.
       tensorboard: also write TensorBoard events.
       console: where the progress bar goes; standard error if None.
@@ -71,7 +73,7 @@ def train(
       CoconutError: bad input (before any long work starts), a workdir that holds another run, a loss that is not
         finite, a checkpoint that cannot be saved.
     """
-    run, dataset, examples = prepare(config)
+    run, dataset, examples = prepare(config, dataset)
     config, curriculum, method = run.config, run.config.curriculum, get_method(config.method)
     workdir.mkdir(parents=True, exist_ok=True)
     run.save(workdir)
@@ -138,7 +140,7 @@ def train(
                     continue
                 learnt = False
                 if at_window:
-                    learnt = not is_last and has_learnt(curriculum, window_meter.averages())
+                    learnt = may_advance(curriculum, stage) and has_learnt(curriculum, window_meter.averages())
                     window_meter = Meter()
                 averages = log_meter.averages()
                 now = time.perf_counter()
@@ -155,11 +157,11 @@ def train(
                     log_meter = Meter()
                 if at_end or learnt:
                     window_meter = Meter()
-                    outcome = {"stage": stage, "steps": progress.stage_step, "learnt": learnt or None}
-                    if curriculum.advance_metric is not None and not is_last:
-                        outcome["learnt"] = learnt
+                    # None where no metric decides: a stage that just ends after its steps.
+                    judged = learnt if may_advance(curriculum, stage) else None
+                    outcome = {"stage": stage, "steps": progress.stage_step, "learnt": judged}
                     log.write("stage", progress.step, outcome)
-                    if outcome["learnt"] is False:
+                    if judged is False:
                         bar.console.print(f"stage {stage} was not learnt within {length} steps: going on all the same")
                     progress = progress.end_stage(outcome, finished=is_last)
 

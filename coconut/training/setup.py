@@ -20,14 +20,18 @@ from coconut.training.state import Model, Parameters, Template, make_model, para
 from coconut.types import CoconutError
 
 
-def prepare(config: RunConfig) -> tuple[Run, Dataset, list[TokenizedExample]]:
+def prepare(config: RunConfig, dataset: Dataset | None = None) -> tuple[Run, Dataset, list[TokenizedExample]]:
     """The data of a run, its config with the vocabulary filled in, and its tokenized training examples.
+
+    Args:
+      config: the run.
+      dataset: its data, where they are loaded already.
 
     Raises:
       CoconutError: data that cannot be read, splits that overlap, a vocabulary that is not the tokenizer's, examples
         longer than the model's positions.
     """
-    dataset = load_dataset(config.data)
+    dataset = load_dataset(config.data) if dataset is None else dataset
     tokenizer = make_tokenizer(config.data, dataset.splits["train"])
     if config.decoder.vocab_size not in (None, tokenizer.vocab_size):
         raise CoconutError(

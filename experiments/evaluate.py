@@ -1,0 +1,166 @@
+"""``coconut evaluate``: accuracy of a trained workdir, its price, and the same model with its thoughts removed."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from coconut.datasets import load_split, text_format_of
+from coconut.evaluation.answers import Answer, AnswerConfig
+from coconut.evaluation.evaluate import Evaluation, evaluate
+from coconut.latent.generate import SamplingConfig
+from coconut.methods import get_method
+from coconut.tasks import get_task
+from coconut.tokenizers import encode_example
+from coconut.training.checkpoint import Progress, Run, Which, load_model, write_atomically
+from coconut.training.metrics import progress_bar
+from coconut.training.state import Model
+from coconut.types import CoconutError, Example
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """What to measure.
+
+    Attributes:
+      split: ``test`` or ``validation`` of the run's own data, or a file of questions.
+      which: the ``best`` checkpoint by validation, or the ``latest``.
+      thoughts: numbers of thoughts to try besides the trained one; for each the answer is forced behind them, so that
+        the model cannot fall back on writing the steps. ``(0,)`` is the model with its thoughts removed.
+      forced: text that every answer has to go on from, for the trained number of thoughts.
+      batch_size: rows decoded together; None for the run's own.
+      sampling: how tokens are chosen; None for the run's own.
+      limit: the first so many questions only; None for all.
+      answers_file: where to write every answer as JSON lines; None for nowhere.
+    """
+
+    split: str = "test"
+    which: Which = "best"
+    thoughts: tuple[int, ...] = (0,)
+    forced: str = ""
+    batch_size: int | None = None
+    sampling: SamplingConfig | None = None
+    limit: int | None = None
+    answers_file: Path | None = None
+
+
+def questions_of(run: Run, split: str) -> list[Example]:
+    """A split of the run's data, or the questions of a file.
+
+    Raises:
+      CoconutError: the run has no such split, or the file cannot be read.
+    """
+    if split in ("validation", "test"):
+        examples = load_split(run.config.data, split)
+        if not examples:
+            raise CoconutError(f"the run has no {split} split (DataConfig.{split} = 0)")
+        return examples
+    return get_task(run.config.data.task).load(split)
+
+
+def evaluate_model(
+    run: Run, model: Model, progress: Progress, config: EvaluateConfig, *, console: Console | None = None
+) -> dict[str, Any]:
+    """Evaluates a model on the questions ``config`` names.
+
+    Returns:
+      Plain values: ``trained`` for the trained number of thoughts, ``thoughts`` for each other number, and what was
+      evaluated. The stage is the checkpoint's own.
+    """
+    method = get_method(run.config.method)
+    task, text_format = get_task(run.config.data.task), text_format_of(run.config.data)
+    examples = questions_of(run, config.split)[: config.limit]
+    tokenized = [encode_example(run.tokenizer, example, text_format) for example in examples]
+    default = AnswerConfig(
+        batch_size=config.batch_size or run.config.evaluation_batch_size,
+        sampling=config.sampling or run.config.sampling,
+        forced=config.forced,
+    )
+    trained_thoughts = method.rule.plan(run.config.curriculum, progress.stage, 0).thoughts
+    others = config.thoughts if trained_thoughts else ()
+    lines: list[dict[str, Any]] = []
+
+    with progress_bar(console) as bar:
+        task_id = bar.add_task("answering", total=len(examples) * (1 + len(others)), numbers="")
+
+        def measure(answer_config: AnswerConfig, name: str) -> Evaluation:
+            def record(answer: Answer, right: bool) -> None:
+                lines.append(
+                    {
+                        "setting": name,
+                        "example": answer.example,
+                        "question": examples[answer.example].question,
+                        "expected": examples[answer.example].answer,
+                        "text": answer.text,
+                        "right": right,
+                    }
+                )
+
+            return evaluate(
+                model,
+                run.tokenizer,
+                method.rule,
+                run.config.curriculum,
+                progress.stage,
+                task,
+                examples,
+                tokenized,
+                answer_config,
+                advance=lambda rows: bar.advance(task_id, rows),
+                record=record,
+            )
+
+        trained = measure(default, "trained")
+        by_thoughts = {
+            count: measure(
+                dataclasses.replace(default, thoughts=count, forced=text_format.answer_prefix.strip()),
+                f"{count} thoughts, answer forced",
+            )
+            for count in others
+        }
+    if config.answers_file is not None:
+        write_atomically(config.answers_file, "".join(json.dumps(line) + "\n" for line in lines))
+    return {
+        "method": run.config.method,
+        "split": config.split,
+        "step": progress.step,
+        "stage": progress.stage,
+        "seed": run.config.seed,
+        "trained": trained.to_json(),
+        "thoughts": {str(count): result.to_json() for count, result in by_thoughts.items()},
+    }
+
+
+def evaluate_workdir(workdir: Path, config: EvaluateConfig, *, console: Console | None = None) -> dict[str, Any]:
+    """`evaluate_model` for the checkpoint of a workdir."""
+    run, model, progress = load_model(workdir, config.which)
+    return evaluate_model(run, model, progress, config, console=console)
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table with aligned columns."""
+    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
+    line = lambda cells: "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) + " |"  # noqa: E731
+    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
+    return "\n".join([line(header), rule, *(line(row) for row in rows)])
+
+
+def describe(result: dict[str, Any]) -> str:
+    """The Markdown table of an evaluation."""
+
+    def cells(name: str, entry: dict[str, Any]) -> list[str]:
+        low, high = entry["interval_95"]
+        return [
+            name,
+            f"{100 * entry['accuracy']:.1f} ({100 * low:.1f}-{100 * high:.1f})",
+            f"{entry['tokens']:.1f}",
+            f"{entry['thoughts']:.1f}",
+            str(entry["examples"]),
+        ]
+
+    rows = [cells(f"{result['method']}, as trained (stage {result['stage']})", result["trained"])]
+    rows += [cells(f"{count} thoughts, answer forced", entry) for count, entry in result["thoughts"].items()]
+    return markdown_table(("setting", "accuracy % (95 %)", "tokens", "thoughts", "questions"), rows)

@@ -1,0 +1,91 @@
+"""``coconut generate``: a trained model answers a question, and shows its thoughts."""
+
+import dataclasses
+from pathlib import Path
+
+from coconut.analysis.probes import decode_thoughts
+from coconut.datasets import text_format_of
+from coconut.evaluation.answers import Answer, AnswerConfig, answer_questions
+from coconut.latent.generate import SamplingConfig
+from coconut.methods import get_method
+from coconut.tokenizers import encode_example
+from coconut.training.checkpoint import Progress, Run, Which, load_model
+from coconut.training.state import Model
+from coconut.types import Example
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reply:
+    """An answer with its thoughts made readable.
+
+    Attributes:
+      answer: what the model wrote.
+      thoughts: for each thought the most likely tokens and their probabilities, read by the model's own head.
+    """
+
+    answer: Answer
+    thoughts: list[list[tuple[str, float]]]
+
+
+def answer_question(
+    run: Run,
+    model: Model,
+    progress: Progress,
+    question: str,
+    *,
+    thoughts: int | None = None,
+    forced: str = "",
+    sampling: SamplingConfig | None = None,
+    seed: int = 0,
+    top: int = 3,
+) -> Reply:
+    """Answers one question.
+
+    Args:
+      run: the run the model comes from.
+      model: the model.
+      progress: where it stood: its stage decides the number of thoughts.
+      question: the question, as the run's data writes questions.
+      thoughts: number of thoughts; None for the trained number.
+      forced: text the answer has to go on from.
+      sampling: how tokens are chosen; None for the run's own.
+      seed: of the draws.
+      top: tokens to read from each thought.
+
+    Raises:
+      CoconutError: a symbol the tokenizer does not know, or a question longer than the model's positions.
+    """
+    method, text_format = get_method(run.config.method), text_format_of(run.config.data)
+    example = Example(question=question.strip(), steps=(), answer="")
+    config = AnswerConfig(
+        batch_size=1, sampling=sampling or run.config.sampling, thoughts=thoughts, forced=forced, seed=seed
+    )
+    [answer] = answer_questions(
+        model,
+        run.tokenizer,
+        method.rule,
+        run.config.curriculum,
+        progress.stage,
+        [encode_example(run.tokenizer, example, text_format)],
+        config,
+    )
+    read = []
+    if answer.thought_inputs is not None and len(answer.thought_inputs):
+        read = decode_thoughts(model, run.tokenizer, answer.thought_inputs, top)
+    return Reply(answer, read)
+
+
+def load(workdir: Path, which: Which = "best") -> tuple[Run, Model, Progress]:
+    """The model of a workdir; a quickstart's folder stands for its Coconut run."""
+    if not (workdir / "run.json").exists() and (workdir / "coconut" / "run.json").exists():
+        workdir = workdir / "coconut"
+    return load_model(workdir, which)
+
+
+def describe(reply: Reply) -> str:
+    """The reply as text: a line a thought, then the answer."""
+    lines = [
+        f"thought {number}: " + "  ".join(f"{token} {probability:.2f}" for token, probability in tokens)
+        for number, tokens in enumerate(reply.thoughts, 1)
+    ]
+    return "\n".join([*lines, f"answer: {reply.answer.text}"])

@@ -1,0 +1,243 @@
+"""The ``coconut`` command. Each subcommand is a plain function of another module of this package."""
+
+import argparse
+import ast
+import json
+import logging
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markdown import Markdown
+
+from coconut.types import CoconutError
+
+EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one subcommand; the process exits with what this returns.
+
+    Returns:
+      0 done; 2 bad input (one message on standard error); 130 interrupted, with a checkpoint to go on from. Any other
+      failure is a Python traceback and 1.
+    """
+    options = _parser().parse_args(_gin_flags(sys.argv[1:] if arguments is None else arguments))
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    # Orbax and grain report every step of a save through absl.
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    try:
+        return options.run(options, Console())
+    except CoconutError as error:
+        print(f"coconut {options.command}: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+
+
+def _gin_flags(arguments: Sequence[str]) -> list[str]:
+    """``--gin.NAME=VALUE`` (the t5x convention) is a binding."""
+    return [re.sub(r"^--gin\.([^=]+)=", r"--gin_binding=\1=", argument) for argument in arguments]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="coconut", description="Reasoning in continuous thoughts.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, run: Any, text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        added.set_defaults(run=run)
+        return added
+
+    quickstart = command("quickstart", _quickstart, "train Coconut and its controls on small graphs and compare them")
+    quickstart.add_argument("--outdir", type=Path, default=Path("quickstart"), help="where everything goes")
+    quickstart.add_argument("--seed", type=int, default=0, help="seed of parameters and data order")
+    quickstart.add_argument("--smoke", action="store_true", help="tiny sizes that learn nothing: a check of the plumbing")
+
+    data = command("data", _data, "questions and their shortcuts")
+    actions = data.add_subparsers(dest="action", required=True, metavar="ACTION")
+    generate = actions.add_parser("generate", help="write generated questions to a file", allow_abbrev=False)
+    generate.add_argument("--task", default="prosqa", help="name of the task")
+    generate.add_argument("--count", type=int, required=True, help="number of questions")
+    generate.add_argument("--seed", type=int, default=0, help="seed of the questions")
+    generate.add_argument("--negatives", choices=("official", "depth_matched"), help="ProsQA: how the wrong option is drawn")
+    generate.add_argument("--form", choices=("text", "graph"), help="ProsQA: sentences, or graph symbols")
+    generate.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="any option of the task")
+    generate.add_argument("--output", type=Path, required=True, help="a .json or .jsonl file")
+    stats = actions.add_parser("stats", help="statistics of a ProsQA file, and each shortcut's accuracy")
+    stats.add_argument("file", type=Path)
+    show = actions.add_parser("show", help="the first questions of a file")
+    show.add_argument("file", type=Path)
+    show.add_argument("--count", type=int, default=3)
+
+    train = command("train", _train, "train one run; started again with the same workdir it goes on")
+    train.add_argument("--gin_file", action="append", required=True, metavar="FILE", help="repeatable; later ones win")
+    train.add_argument(
+        "--gin_binding", action="append", default=[], metavar="NAME=VALUE", help="also written --gin.NAME=VALUE"
+    )
+    train.add_argument("--workdir", type=Path, help="where checkpoints, metrics and the resolved config go")
+    train.add_argument("--dry_run", action="store_true", help="resolve, build abstractly, print the costs, and exit")
+    train.add_argument("--drop_too_long", action="store_true", help="drop examples that do not fit the positions")
+    train.add_argument("--tensorboard", action="store_true", help="also write TensorBoard events")
+
+    evaluate = command("evaluate", _evaluate, "accuracy of a trained workdir, its price, and without its thoughts")
+    evaluate.add_argument("--workdir", type=Path, required=True)
+    evaluate.add_argument("--split", default="test", help="test, validation, or a file of questions")
+    evaluate.add_argument("--which", choices=("best", "latest"), default="best", help="which checkpoint")
+    evaluate.add_argument(
+        "--thoughts", type=int, action="append", default=None, metavar="K", help="also with K thoughts; repeatable (0)"
+    )
+    evaluate.add_argument("--force", default="", metavar="TEXT", help="text every answer has to go on from")
+    evaluate.add_argument("--limit", type=int, help="the first so many questions")
+    evaluate.add_argument("--batch_size", type=int, help="rows decoded together")
+    evaluate.add_argument("--output", type=Path, help="write the result as JSON")
+    evaluate.add_argument("--answers", type=Path, help="write every answer as JSON lines")
+
+    ask = command("generate", _generate, "ask a trained workdir a question; its thoughts are shown")
+    ask.add_argument("--workdir", type=Path, required=True, help="a run's, or a quickstart's")
+    ask.add_argument("--question", help="asked on the terminal, until an empty line, if not given")
+    ask.add_argument("--which", choices=("best", "latest"), default="best", help="which checkpoint")
+    ask.add_argument("--thoughts", type=int, metavar="K", help="number of thoughts; the trained number if not given")
+    ask.add_argument("--force", default="", metavar="TEXT", help="text the answer has to go on from")
+    ask.add_argument("--temperature", type=float, default=0.0, help="0 takes the most likely token")
+    ask.add_argument("--seed", type=int, default=0, help="seed of the draws")
+    ask.add_argument("--top", type=int, default=3, help="tokens shown for each thought")
+    return parser
+
+
+def _quickstart(options: argparse.Namespace, console: Console) -> int:
+    from experiments.quickstart import QuickstartConfig, quickstart, table
+
+    config = QuickstartConfig.smoke(options.seed) if options.smoke else QuickstartConfig(seed=options.seed)
+    results = quickstart(options.outdir, config=config, console=Console(stderr=True))
+    if not results["finished"]:
+        return _interrupted(f"coconut quickstart --outdir {options.outdir} --seed {options.seed}")
+    _print_markdown(table(results), console)
+    return EXIT_DONE
+
+
+def _data(options: argparse.Namespace, console: Console) -> int:
+    from experiments.data import generate_file, show, statistics_report
+
+    if options.action == "generate":
+        values = dict(_named_value(text) for text in options.option)
+        values |= {k: getattr(options, k) for k in ("negatives", "form") if getattr(options, k) is not None}
+        examples = generate_file(options.output, options.task, options.count, options.seed, values)
+        console.print(f"wrote {len(examples):,} questions to {options.output}", highlight=False)
+    elif options.action == "stats":
+        _print_markdown(statistics_report(options.file), console)
+    else:
+        print(show(options.file, options.count))
+    return EXIT_DONE
+
+
+def _train(options: argparse.Namespace, console: Console) -> int:
+    from experiments.configuration import resolve_run
+    from experiments.train import dry_run, print_dry_run, run_training
+
+    bindings = [*options.gin_binding, *(["DataConfig.drop_too_long = True"] if options.drop_too_long else [])]
+    config = resolve_run(options.gin_file, bindings)
+    if options.dry_run:
+        print_dry_run(*dry_run(config), console)
+        return EXIT_DONE
+    if options.workdir is None:
+        raise CoconutError("--workdir is missing (or --dry_run, which needs none)")
+    result = run_training(config, options.workdir, tensorboard=options.tensorboard, console=Console(stderr=True))
+    if not result.progress.finished:
+        return _interrupted(f"the same command in the same --workdir {options.workdir}")
+    console.print(f"trained {result.progress.step:,} steps in {result.progress.seconds:,.0f} s: {options.workdir}")
+    return EXIT_DONE
+
+
+def _evaluate(options: argparse.Namespace, console: Console) -> int:
+    from coconut.training.checkpoint import write_atomically
+    from experiments.evaluate import EvaluateConfig, describe, evaluate_workdir
+
+    config = EvaluateConfig(
+        split=options.split,
+        which=options.which,
+        thoughts=(0,) if options.thoughts is None else tuple(options.thoughts),
+        forced=options.force,
+        batch_size=options.batch_size,
+        limit=options.limit,
+        answers_file=options.answers,
+    )
+    result = evaluate_workdir(options.workdir, config, console=Console(stderr=True))
+    if options.output is not None:
+        write_atomically(options.output, json.dumps(result, indent=1) + "\n")
+    _print_markdown(describe(result), console)
+    return EXIT_DONE
+
+
+def _generate(options: argparse.Namespace, console: Console) -> int:
+    from coconut.latent.generate import SamplingConfig
+    from experiments.generate import answer_question, describe, load
+
+    run, model, progress = load(options.workdir, options.which)
+    sampling = SamplingConfig(
+        max_new_tokens=run.config.sampling.max_new_tokens, temperature=options.temperature
+    )
+
+    def reply(question: str) -> None:
+        answer = answer_question(
+            run,
+            model,
+            progress,
+            question,
+            thoughts=options.thoughts,
+            forced=options.force,
+            sampling=sampling,
+            seed=options.seed,
+            top=options.top,
+        )
+        print(describe(answer))
+
+    if options.question is not None:
+        reply(options.question)
+        return EXIT_DONE
+    while question := console.input("question (empty to end): " if sys.stdin.isatty() else "").strip():
+        try:
+            reply(question)
+        except CoconutError as error:
+            print(f"coconut generate: {error}", file=sys.stderr)
+    return EXIT_DONE
+
+
+def _named_value(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise CoconutError(f"--option {text!r}: must be NAME=VALUE")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
+
+
+def _print_markdown(text: str, console: Console) -> None:
+    """Rendered on a terminal, as it is into a file or pipe."""
+    if console.is_terminal:
+        console.print(Markdown(text))
+    else:
+        print(text)
+
+
+def _interrupted(how: str) -> int:
+    print(f"interrupted; everything is saved. Go on with: {how}", file=sys.stderr)
+    return EXIT_INTERRUPTED
+
+
+def run() -> None:
+    """The console command."""
+    # One line is enough: XLA's own start-up messages help nobody here.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    try:
+        code = main()
+    except (KeyboardInterrupt, EOFError):
+        code = EXIT_INTERRUPTED
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    run()

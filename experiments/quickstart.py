@@ -1,0 +1,237 @@
+"""``coconut quickstart``: Coconut and its controls on small depth-matched graphs, from scratch, in minutes.
+
+A short warm-up (chain of thought, the markers anywhere) teaches a model to follow an edge. Coconut and every control
+start from its parameters, as the paper's runs start from GPT-2's, and learn from the same questions.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from coconut.analysis.plots import plot_accuracy_by_thoughts, plot_belief, plot_learning_curves
+from coconut.analysis.probes import belief_over_nodes
+from coconut.datasets import Dataset, load_dataset, text_format_of
+from coconut.methods import get_method
+from coconut.tasks.shortcuts import shortcut_accuracies
+from coconut.tokenizers import encode_example
+from coconut.training.checkpoint import load_model, write_atomically
+from coconut.training.config import RunConfig, to_json
+from coconut.training.loop import TrainResult
+from coconut.types import CoconutError
+from experiments.configuration import resolve_run
+from experiments.evaluate import EvaluateConfig, evaluate_workdir, markdown_table
+from experiments.provenance import provenance
+from experiments.train import run_training
+
+METHODS = ("coconut", "cot", "no_cot", "pause", "coconut_without_curriculum")
+RUN_FILE = "gin_configs/runs/small_graphs.gin"
+FIRST_STEPS_FILE = "gin_configs/runs/small_graphs_first_steps.gin"
+WARM_UP_FILE = "gin_configs/runs/small_graphs_warm_up.gin"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QuickstartConfig:
+    """What the quickstart runs. All other numbers stand in ``gin_configs/runs/small_graphs.gin``.
+
+    Attributes:
+      seed: of parameters and data order; the questions are the same for every seed.
+      methods: what is compared; ``coconut`` comes first.
+      control_steps: optimizer steps of a control for each step that Coconut took. A step with thoughts costs more, so
+        this is above 1, and the table shows the seconds.
+      bindings: further gin bindings, for every run.
+    """
+
+    seed: int = 0
+    methods: tuple[str, ...] = METHODS
+    control_steps: float = 1.35
+    bindings: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for method in self.methods:
+            get_method(method)
+        if not self.methods or self.methods[0] != "coconut":
+            raise CoconutError(f"QuickstartConfig.methods = {self.methods!r}: coconut has to come first")
+        if not self.control_steps > 0:
+            raise CoconutError(f"QuickstartConfig.control_steps = {self.control_steps!r}: must be positive")
+
+    @classmethod
+    def smoke(cls, seed: int = 0) -> "QuickstartConfig":
+        """Sizes that run in a minute and learn nothing: a check of the plumbing."""
+        bindings = (
+            "DataConfig.train = 300",
+            "DataConfig.validation = 16",
+            "DataConfig.test = 48",
+            "DecoderConfig.embed_dim = 16",
+            "DecoderConfig.num_layers = 1",
+            "CurriculumConfig.steps_per_stage = 6",
+            "CurriculumConfig.advance_window = 3",
+            "RunConfig.evaluate_every = None",
+            "RunConfig.evaluation_batch_size = 48",
+            "RunConfig.log_every = 2",
+        )
+        return cls(seed=seed, methods=("coconut", "no_cot"), bindings=bindings)
+
+
+def quickstart(
+    outdir: Path, *, config: QuickstartConfig | None = None, console: Console | None = None
+) -> dict[str, Any]:
+    """Trains, evaluates, tabulates and plots; started again with the same ``outdir`` it goes on.
+
+    Writes ``results.json``, ``results.md``, ``learning_curves.png``, ``accuracy_by_thoughts.png`` and ``beliefs.png``
+    into ``outdir``, beside one workdir a method.
+
+    Args:
+      outdir: the folder; made if missing.
+      config: what to run; the default comparison if None.
+      console: where progress goes; standard error if None.
+
+    Returns:
+      The content of ``results.json``. ``finished`` is False where training was interrupted, and nothing else is there.
+
+    Raises:
+      CoconutError: ``outdir`` holds the runs of another quickstart.
+    """
+    config = config or QuickstartConfig()
+    console = console or Console(stderr=True)
+    outdir.mkdir(parents=True, exist_ok=True)
+    seeded = (f"RunConfig.seed = {config.seed}", *config.bindings)
+
+    first_steps = _train(resolve_run([FIRST_STEPS_FILE], seeded), outdir / "first_steps", console, None)
+    if first_steps is None:
+        return {"finished": False}
+    warm_up_config = resolve_run([WARM_UP_FILE], (*seeded, _start_from(outdir / "first_steps")))
+    console.print(f"generating {warm_up_config.data.train:,} questions")
+    dataset = load_dataset(warm_up_config.data)
+    warm_up = _train(warm_up_config, outdir / "warm_up", console, dataset)
+    if warm_up is None:
+        return {"finished": False}
+    start = _start_from(outdir / "warm_up")
+
+    results: dict[str, Any] = {}
+    total_steps = 0
+    for method in config.methods:
+        bindings = [*seeded, start]
+        if method != "coconut":
+            steps = math.ceil(total_steps * config.control_steps)
+            bindings.append(f"CurriculumConfig.steps_per_stage = {steps}")
+        run_config = resolve_run([RUN_FILE, f"gin_configs/methods/{method}.gin"], bindings)
+        trained = _train(run_config, outdir / method, console, dataset)
+        if not trained:
+            return {"finished": False}
+        if method == "coconut":
+            total_steps = trained.progress.step
+        results[method] = _measure(outdir / method, trained, console)
+
+    content = {
+        "finished": True,
+        "what": "coconut quickstart: accuracy on held-out depth-matched 3-hop graphs",
+        "command": f"coconut quickstart --seed {config.seed}",
+        "seed": config.seed,
+        "seeds": 1,
+        "questions": {
+            "train": len(dataset.splits["train"]),
+            "test": len(dataset.splits["test"]),
+            "shortcut_accuracies_on_test": {
+                rule: accuracy.value for rule, accuracy in shortcut_accuracies(dataset.splits["test"]).items()
+            },
+        },
+        "provenance": provenance(),
+        "warm_up": {"first_steps": _training(first_steps), "warm_up": _training(warm_up)},
+        "methods": results,
+        "config": to_json(run_config),
+    }
+    write_atomically(outdir / "results.json", json.dumps(content, indent=1) + "\n")
+    write_atomically(outdir / "results.md", table(content) + "\n")
+    _plot(outdir, config.methods, content, dataset)
+    return content
+
+
+def table(content: dict[str, Any]) -> str:
+    """The comparison as a Markdown table."""
+
+    def row(name: str, entry: dict[str, Any], trained: dict[str, Any] | None) -> list[str]:
+        low, high = entry["interval_95"]
+        seconds, steps = ("", "") if trained is None else (f"{trained['seconds']:.0f}", f"{trained['steps']:,}")
+        accuracy = f"{100 * entry['accuracy']:.1f} ({100 * low:.1f}-{100 * high:.1f})"
+        return [name, accuracy, f"{entry['tokens']:.1f}", f"{entry['thoughts']:.0f}", steps, seconds]
+
+    rows = []
+    for method, result in content["methods"].items():
+        rows.append(row(method, result["trained"], result["training"]))
+        if method == "coconut":
+            for count, entry in result["thoughts"].items():
+                name = "- thoughts removed" if count == "0" else f"- {count} thoughts"
+                rows.append(row(f"{name}, answer forced", entry, None))
+    header = ("method", "accuracy % (95 %)", "tokens", "thoughts", "steps", "training s")
+    questions = content["questions"]
+    return (
+        f"{questions['test']:,} held-out depth-matched graph questions, {questions['train']:,} to learn from; "
+        f"seed {content['seed']}, commit {content['provenance']['commit'][:10]}\n\n" + markdown_table(header, rows)
+    )
+
+
+def _train(config: RunConfig, workdir: Path, console: Console, dataset: Dataset | None) -> TrainResult | None:
+    """Trains one run and says how it went; None where it was interrupted."""
+    result = run_training(config, workdir, console=console, dataset=dataset)
+    if not result.progress.finished:
+        return None
+    console.print(
+        f"{workdir.name}: {result.progress.step:,} steps in {result.progress.seconds:.0f} s", highlight=False
+    )
+    return result
+
+
+def _measure(workdir: Path, trained: TrainResult, console: Console) -> dict[str, Any]:
+    """Accuracy on the test split, once, of the checkpoint the validation split chose."""
+    curriculum = trained.run.config.curriculum
+    thoughts = tuple(range(curriculum.max_thoughts)) if trained.run.config.method == "coconut" else ()
+    result = evaluate_workdir(workdir, EvaluateConfig(split="test", which="best", thoughts=thoughts), console=console)
+    result["training"] = _training(trained)
+    return result
+
+
+def _training(trained: TrainResult) -> dict[str, Any]:
+    progress = trained.progress
+    return {
+        "steps": progress.step,
+        "seconds": progress.seconds,
+        "stages": [dict(stage) for stage in progress.stages],
+    }
+
+
+def _start_from(workdir: Path) -> str:
+    """The binding that starts a run from another one's parameters."""
+    return f"RunConfig.init_from = {str(workdir)!r}"
+
+
+def _plot(outdir: Path, methods: Sequence[str], content: dict[str, Any], dataset: Dataset) -> None:
+    plot_learning_curves(
+        {method: outdir / method for method in methods}, outdir / "learning_curves.png", stages_of="coconut", chance=0.5
+    )
+    coconut = content["methods"]["coconut"]
+    by_thoughts = {int(count): entry for count, entry in coconut["thoughts"].items()}
+    by_thoughts[round(coconut["trained"]["thoughts"])] = coconut["trained"]
+    plot_accuracy_by_thoughts({"coconut": by_thoughts}, outdir / "accuracy_by_thoughts.png", chance=0.5)
+    run, model, _ = load_model(outdir / "coconut", "best")
+    text_format, example = text_format_of(run.config.data), dataset.splits["test"][0]
+    assert example.graph is not None
+    beliefs = belief_over_nodes(
+        model,
+        run.tokenizer,
+        get_method("coconut").rule,
+        example,
+        encode_example(run.tokenizer, example, text_format),
+        text_format,
+        run.config.curriculum.max_thoughts,
+    )
+    symbols = example.graph.symbols
+    title = (
+        f"Is {symbols[example.graph.target]} or {symbols[example.graph.negative]} below {symbols[example.graph.root]}? "
+        "What the model would answer after each thought"
+    )
+    plot_belief(example.graph, beliefs, outdir / "beliefs.png", title)

@@ -1,0 +1,157 @@
+"""``coconut train``: one run, from gin files to a trained workdir."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+from rich.console import Console
+
+from coconut.curriculum import stage_steps
+from coconut.datasets import Dataset
+from coconut.evaluation.answers import AnswerConfig
+from coconut.evaluation.evaluate import evaluate
+from coconut.latent.feedback import Identity
+from coconut.methods import get_method
+from coconut.pipeline import BatchSource
+from coconut.training.checkpoint import Run, write_atomically
+from coconut.training.config import RunConfig, to_json
+from coconut.training.loop import TrainResult, train
+from coconut.training.optimizer import make_optimizer
+from coconut.training.setup import prepare
+from coconut.training.state import Model, Template, make_model, make_state
+from coconut.training.step import make_train_step
+from experiments.configuration import operative_config
+
+
+def validate(model: Model, run: Run, dataset: Dataset, stage: int) -> Mapping[str, float]:
+    """Accuracy on the validation split by generation; empty where the run has none. The test split is not touched."""
+    examples = dataset.splits["validation"]
+    if not examples:
+        return {}
+    answer_config = AnswerConfig(batch_size=run.config.evaluation_batch_size, sampling=run.config.sampling)
+    result = evaluate(
+        model,
+        run.tokenizer,
+        get_method(run.config.method).rule,
+        run.config.curriculum,
+        stage,
+        dataset.task,
+        examples,
+        dataset.tokenized("validation", run.tokenizer),
+        answer_config,
+    )
+    return {"accuracy": result.accuracy, "tokens": result.tokens, "thoughts": result.thoughts}
+
+
+def run_training(
+    config: RunConfig,
+    workdir: Path,
+    *,
+    dataset: Dataset | None = None,
+    tensorboard: bool = False,
+    console: Console | None = None,
+) -> TrainResult:
+    """Trains and validates ``config`` in ``workdir``; goes on where an earlier call stopped.
+
+    Beside checkpoints and metrics the workdir gets ``run.json`` (the resolved config) and, for a config that came from
+    gin, ``operative.gin``.
+    """
+    result = train(
+        config, workdir, dataset=dataset, validate=validate, tensorboard=tensorboard, console=console
+    )
+    if text := operative_config():
+        write_atomically(workdir / "operative.gin", text)
+    return result
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StageSummary:
+    """What one stage costs.
+
+    Attributes:
+      stage: its number.
+      schedule: the spans of its batches, one schedule a length bucket.
+      steps: optimizer steps at most.
+      flops: of one train step, as XLA counts them (the body of a loop once).
+      temporary_bytes: scratch memory of the compiled step.
+    """
+
+    stage: int
+    schedule: str
+    steps: int
+    flops: float
+    temporary_bytes: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DryRun:
+    """What a run would be.
+
+    Attributes:
+      parameters: number of parameters.
+      state_bytes: parameters and optimizer.
+      train_examples: examples to learn from.
+      stages: a line a stage.
+    """
+
+    parameters: int
+    state_bytes: int
+    train_examples: int
+    stages: tuple[StageSummary, ...]
+
+
+def dry_run(config: RunConfig) -> tuple[Run, DryRun]:
+    """Resolves a run, builds its model abstractly and compiles each stage's step without running any.
+
+    Raises:
+      CoconutError: whatever `train` would raise before its first step.
+    """
+    run, _, examples = prepare(config)
+    config, method = run.config, get_method(run.config.method)
+    optimizer = make_optimizer(config.optimizer)
+    key = jax.random.key(config.seed)
+    model = jax.eval_shape(lambda key: make_model(config.decoder, Identity(), key), key)
+    template = Template.of(model)
+    parameters = dict(zip(template.names, jax.tree.leaves(model), strict=True))
+    state = jax.eval_shape(lambda parameters: make_state(parameters, optimizer), parameters)
+    train_step = make_train_step(template, method, optimizer, microbatches=config.microbatches)
+    stages = []
+    for stage in range(config.curriculum.final_stage + 1):
+        source = BatchSource(
+            examples, run.tokenizer, method.rule, config.curriculum, config.pipeline, stage=stage, seed=config.seed
+        )
+        batch = source[0]
+        compiled = train_step.lower(state, batch, jax.ShapeDtypeStruct((), "float32"), key).compile()
+        memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+        stages.append(
+            StageSummary(
+                stage=stage,
+                schedule=" ".join(map(str, batch.schedule)),
+                steps=stage_steps(config.curriculum, stage, source.batches_per_epoch),
+                flops=float((cost or {}).get("flops", float("nan"))),
+                temporary_bytes=memory.temp_size_in_bytes if memory is not None else -1,
+            )
+        )
+    summary = DryRun(
+        parameters=sum(leaf.size for leaf in parameters.values()),
+        state_bytes=sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)),
+        train_examples=len(examples),
+        stages=tuple(stages),
+    )
+    return run, summary
+
+
+def print_dry_run(run: Run, summary: DryRun, console: Console) -> None:
+    """Prints the resolved config and the summary."""
+    console.print_json(json.dumps(to_json(run.config)))
+    console.print(
+        f"{summary.parameters:,} parameters, {summary.state_bytes / 2**20:,.1f} MiB with the optimizer; "
+        f"{summary.train_examples:,} training examples, {run.tokenizer.vocab_size:,} token ids"
+    )
+    for stage in summary.stages:
+        console.print(
+            f"stage {stage.stage}: at most {stage.steps:,} steps of {stage.flops / 1e9:,.2f} GFLOP, "
+            f"{stage.temporary_bytes / 2**20:,.1f} MiB of scratch memory; {stage.schedule}"
+        )
