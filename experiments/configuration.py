@@ -52,7 +52,7 @@ def resolve_run(gin_files: Sequence[str], bindings: Sequence[str] = ()) -> RunCo
         config = _configurables["RunConfig"]()
     except CoconutError:
         raise
-    except Exception as error:  # noqa: BLE001 - gin raises whatever a value or a file did, and wraps its class
+    except Exception as error:
         raise CoconutError(_explain(error)) from error
     check_types(config)
     return config
@@ -104,7 +104,7 @@ def _explain(error: Exception) -> str:
     unknown = re.search(r"No configurable matching '([\w./]+)'", text)
     if unknown:
         known = [config.__name__ for config in CONFIGS]
-        return f"{text.splitlines()[0]}. Did you mean {difflib.get_close_matches(unknown.group(1), known, 1, 0.0)[0]!r}?"
+        return f"{text.splitlines()[0].rstrip('.')}. Did you mean {difflib.get_close_matches(unknown.group(1), known, 1, 0.0)[0]!r}?"
     unknown = re.search(r"Configurable '([\w.]+)' doesn't have a parameter named '(\w+)'", text)
     if unknown:
         wrong = f"{unknown.group(1)}.{unknown.group(2)}"

@@ -180,9 +180,7 @@ def _train(config: RunConfig, workdir: Path, console: Console, dataset: Dataset 
     result = run_training(config, workdir, console=console, dataset=dataset)
     if not result.progress.finished:
         return None
-    console.print(
-        f"{workdir.name}: {result.progress.step:,} steps in {result.progress.seconds:.0f} s", highlight=False
-    )
+    console.print(f"{workdir.name}: {result.progress.step:,} steps in {result.progress.seconds:.0f} s", highlight=False)
     return result
 
 

@@ -58,9 +58,7 @@ def run_training(
     Beside checkpoints and metrics the workdir gets ``run.json`` (the resolved config) and, for a config that came from
     gin, ``operative.gin``.
     """
-    result = train(
-        config, workdir, dataset=dataset, validate=validate, tensorboard=tensorboard, console=console
-    )
+    result = train(config, workdir, dataset=dataset, validate=validate, tensorboard=tensorboard, console=console)
     if text := operative_config():
         write_atomically(workdir / "operative.gin", text)
     return result
