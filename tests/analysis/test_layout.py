@@ -50,6 +50,9 @@ def test_no_overlap_and_two_blocks(example):
     below = reachable(graph, graph.root)
     assert min(x for x, _ in places.values()) == 0
     assert max(places[node][0] for node in below) < min(x for node, (x, _) in places.items() if node not in below)
+    for layers in layers_of(graph):
+        drawn = [sorted(layer, key=lambda node: places[node][0]) for layer in layers]
+        assert crossings(drawn, graph.edges) <= crossings(layers, graph.edges)
     assert all(places[node][1] == -hops for node, hops in distances(graph, graph.root).items())
 
 

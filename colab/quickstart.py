@@ -1,0 +1,127 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Reasoning in continuous thoughts, in ten minutes
+#
+# A question is a small directed graph, a root and two candidates: which of the two lies below the root?
+# **Coconut** (Hao et al. 2024) answers after a few *continuous thoughts*: the last hidden state, fed back as the next
+# input instead of a word. This notebook trains it from scratch beside its controls, on two CPU cores in about
+# ten minutes, and then looks into the thoughts.
+#
+# It runs the very functions behind the commands `coconut quickstart` and `coconut generate`.
+
+# %%
+import importlib.util
+import subprocess
+import sys
+
+if importlib.util.find_spec("coconut") is None:
+    package = "coconut-jax[notebook] @ git+https://github.com/coconut-jax/coconut-jax"
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", package], check=True)
+
+import coconut
+
+assert coconut.__name__ == "coconut"
+
+# %% [markdown]
+# ## Train and compare
+#
+# Each method gets the same graphs. With its thoughts removed, and for the controls that write no reasoning, expect a
+# coin's 50 %: the graphs are drawn so that no shortcut tells the candidates apart. Set `COCONUT_NOTEBOOK_SIZE=smoke`
+# to run everything at a size that learns nothing, in a minute or so.
+
+# %%
+import os
+from pathlib import Path
+
+from IPython.display import Image, Markdown, display
+from rich.console import Console
+
+from experiments.quickstart import QuickstartConfig, quickstart, table
+
+outdir = Path("coconut-quickstart")
+config = QuickstartConfig.smoke() if os.environ.get("COCONUT_NOTEBOOK_SIZE") == "smoke" else QuickstartConfig()
+results = quickstart(outdir, config=config, console=Console())
+display(Markdown(table(results)))
+
+# %% [markdown]
+# ## The pictures
+#
+# Validation accuracy and training loss, with the stages of Coconut's curriculum; one question's graph with the model's
+# belief over the nodes after each number of thoughts; and accuracy by the number of thoughts at test time.
+
+# %%
+for name in ("learning_curves", "beliefs", "accuracy_by_thoughts"):
+    display(Image(filename=str(outdir / f"{name}.png")))
+
+# %% [markdown]
+# ## Ask the model
+#
+# The trained model answers a question it has not seen. Each thought is read through the model's own output layer:
+# the symbols it is nearest to, although none was ever written.
+
+# %%
+from coconut.datasets import load_split, text_format_of
+from experiments.generate import answer_question, describe, load
+
+run, model, progress = load(outdir)
+example = load_split(run.config.data, "test")[1]
+reply = answer_question(run, model, progress, example.question)
+print(example.question)
+print(describe(reply))
+print(f"the right answer: {example.answer}")
+
+# %% [markdown]
+# ## Look inside
+#
+# Stop the model after 0, 1, 2, ... thoughts and ask what it would write next: its belief over the nodes. With the
+# answer's prefix forced this is the answer it would give; without, the next step of reasoning it would write.
+
+# %%
+from coconut.analysis.plots import plot_belief
+from coconut.analysis.probes import belief_over_nodes
+from coconut.methods import get_method
+from coconut.tokenizers import encode_example
+
+rule, text_format = get_method(run.config.method).rule, text_format_of(run.config.data)
+assert example.graph is not None
+for forced, title in ((None, "the answer it would give"), ("", "the step it would write next")):
+    beliefs = belief_over_nodes(
+        model,
+        run.tokenizer,
+        rule,
+        example,
+        encode_example(run.tokenizer, example, text_format),
+        text_format,
+        max_thoughts=run.config.curriculum.max_thoughts,
+        forced=forced,
+    )
+    picture = outdir / f"{'answer' if forced is None else 'step'}_belief.png"
+    plot_belief(example.graph, beliefs, picture, title)
+    display(Image(filename=str(picture)))
+
+# %% [markdown]
+# Thoughts can also be compared with the embeddings of the nodes, in the groups of Zhu et al. 2025: a thought that
+# holds a search frontier is nearer to the nodes just reached than to others.
+
+# %%
+import numpy as np
+
+from coconut.analysis.paths import group_means
+from coconut.analysis.probes import node_token_ids, thought_neighbors
+
+thoughts = reply.answer.thought_inputs
+if thoughts is not None and len(thoughts):
+    values = thought_neighbors(model, thoughts, node_token_ids(run.tokenizer, example.graph), measure="cosine")
+    for group, means in group_means(example.graph, values).items():
+        print(f"{group:12}", np.round(means, 2))
