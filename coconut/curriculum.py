@@ -6,14 +6,15 @@ Pure functions of the stage, which is a number the run carries with it; it is ne
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Literal, get_args
+from typing import Literal, no_type_check
 
-from coconut.types import CoconutError
+from coconut.types import CoconutError, check_fields
 
 ResetOptimizer = Literal["never", "stage", "epoch"]
 UniformStages = Literal["all", "reached"]
 
 
+@no_type_check  # Its own checks name the field and the value
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CurriculumConfig:
     """The curriculum of Hao et al. 2024, section 3 and 4.2. The defaults are ProsQA's and ProntoQA's.
@@ -60,19 +61,17 @@ class CurriculumConfig:
     reset_optimizer: ResetOptimizer = "stage"
 
     def __post_init__(self) -> None:
+        check_fields(self)
+
         def reject(field: str, why: str) -> None:
             raise CoconutError(f"CurriculumConfig.{field} = {getattr(self, field)!r}: {why}")
 
         for field in ("c_thought", "max_latent_stage"):
-            if not isinstance(getattr(self, field), int) or getattr(self, field) < 0:
+            if getattr(self, field) < 0:
                 reject(field, "must be an integer of at least 0")
         if not 0.0 <= self.uniform_prob <= 1.0:
             reject("uniform_prob", "must be a probability")
-        if self.uniform_stages not in get_args(UniformStages):
-            reject("uniform_stages", f"must be one of {', '.join(get_args(UniformStages))}")
-        if self.reset_optimizer not in get_args(ResetOptimizer):
-            reject("reset_optimizer", f"must be one of {', '.join(get_args(ResetOptimizer))}")
-        if self.last_stage is not None and (not isinstance(self.last_stage, int) or self.last_stage < 0):
+        if self.last_stage is not None and self.last_stage < 0:
             reject("last_stage", "must be None or an integer of at least 0")
         if (self.epochs_per_stage is None) == (self.steps_per_stage is None):
             reject("steps_per_stage", f"set this or epochs_per_stage = {self.epochs_per_stage!r}, and not both")

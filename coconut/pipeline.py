@@ -11,6 +11,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Sequence
+from typing import no_type_check
 
 import grain
 import numpy as np
@@ -18,9 +19,10 @@ import numpy as np
 from coconut.batching import Shape, align, stage_shape, write_row
 from coconut.curriculum import CurriculumConfig, SequenceRule, draw_stage
 from coconut.tokenizers import TokenizedExample, Tokenizer
-from coconut.types import Batch, CoconutError
+from coconut.types import Batch, CoconutError, check_fields
 
 
+@no_type_check  # Its own checks name the field and the value
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PipelineConfig:
     """How examples become batches.
@@ -44,10 +46,11 @@ class PipelineConfig:
     prefetch: int = 8
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for field in ("batch_size", "multiple_of", "threads", "prefetch"):
             value = getattr(self, field)
-            if not isinstance(value, int) or value < 1:
-                raise CoconutError(f"PipelineConfig.{field} = {value!r}: must be an integer of at least 1")
+            if value < 1:
+                raise CoconutError(f"PipelineConfig.{field} = {value!r}: must be at least 1")
         if list(self.length_buckets) != sorted(set(self.length_buckets)):
             raise CoconutError(f"PipelineConfig.length_buckets = {self.length_buckets!r}: must rise")
 

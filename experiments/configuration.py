@@ -7,7 +7,6 @@ Only this module knows gin. It makes the config dataclasses configurable under t
 import dataclasses
 import difflib
 import re
-import typing
 from collections.abc import Sequence
 
 import gin
@@ -49,13 +48,11 @@ def resolve_run(gin_files: Sequence[str], bindings: Sequence[str] = ()) -> RunCo
     gin.clear_config()
     try:
         gin.parse_config_files_and_bindings(list(gin_files), list(bindings))
-        config = _configurables["RunConfig"]()
+        return _configurables["RunConfig"]()
     except CoconutError:
         raise
     except Exception as error:
         raise CoconutError(_explain(error)) from error
-    check_types(config)
-    return config
 
 
 def operative_config() -> str:
@@ -63,51 +60,19 @@ def operative_config() -> str:
     return gin.config_str()
 
 
-def check_types(config: object) -> None:
-    """Checks the types of all fields, which gin does not.
-
-    Raises:
-      CoconutError: naming the field, the value and the type.
-    """
-    assert dataclasses.is_dataclass(config)
-    hints = typing.get_type_hints(type(config))
-    for field in dataclasses.fields(config):
-        value, hint = getattr(config, field.name), hints[field.name]
-        if dataclasses.is_dataclass(value):
-            check_types(value)
-        elif not _fits(value, hint):
-            kind = getattr(hint, "__name__", None) or str(hint)
-            raise CoconutError(f"{type(config).__name__}.{field.name} = {value!r}: must be {kind}")
-
-
-def _fits(value: object, hint: typing.Any) -> bool:
-    origin = typing.get_origin(hint)
-    if origin is typing.Literal:
-        return value in typing.get_args(hint)
-    if origin is not None and (origin is typing.Union or origin.__name__ == "UnionType"):
-        return any(_fits(value, part) for part in typing.get_args(hint))
-    if origin is tuple:
-        return isinstance(value, (tuple, list))
-    if origin is not None:
-        return isinstance(value, origin)
-    if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, hint)
-
-
 def _explain(error: Exception) -> str:
     """Gin's message, with the nearest known name where one is unknown."""
     text = str(error).strip()
-    fields = {f"{config.__name__}.{field.name}" for config in CONFIGS for field in dataclasses.fields(config)}
-    unknown = re.search(r"No configurable matching '([\w./]+)'", text)
-    if unknown:
-        known = [config.__name__ for config in CONFIGS]
-        return f"{text.splitlines()[0].rstrip('.')}. Did you mean {difflib.get_close_matches(unknown.group(1), known, 1, 0.0)[0]!r}?"
-    unknown = re.search(r"Configurable '([\w.]+)' doesn't have a parameter named '(\w+)'", text)
-    if unknown:
-        wrong = f"{unknown.group(1)}.{unknown.group(2)}"
-        own = [name for name in fields if name.startswith(unknown.group(1).rpartition(".")[2] + ".")]
-        return f"unknown field {wrong!r}. Did you mean {difflib.get_close_matches(wrong, own, 1, 0.0)[0]!r}?"
+    if unknown := re.search(r"No configurable matching '([\w./]+)'", text):
+        nearest = _nearest(unknown.group(1), [config.__name__ for config in CONFIGS])
+        return f"{text.splitlines()[0].rstrip('.')}. Did you mean {nearest!r}?"
+    if unknown := re.search(r"Configurable '([\w.]+)' doesn't have a parameter named '(\w+)'", text):
+        name = unknown.group(1).rpartition(".")[2]
+        config = next(config for config in CONFIGS if config.__name__ == name)
+        nearest = _nearest(unknown.group(2), [field.name for field in dataclasses.fields(config)])
+        return f"unknown field '{name}.{unknown.group(2)}'. Did you mean '{name}.{nearest}'?"
     return text
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    return difflib.get_close_matches(name, known, 1, 0.0)[0]

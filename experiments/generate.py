@@ -72,7 +72,7 @@ def answer_question(
     read = []
     if answer.thought_inputs is not None and len(answer.thought_inputs):
         read = decode_thoughts(model, run.tokenizer, answer.thought_inputs, top)
-    return Reply(answer, read)
+    return Reply(answer=answer, thoughts=read)
 
 
 def load(workdir: Path, which: Which = "best") -> tuple[Run, Model, Progress]:

@@ -54,9 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     quickstart = command("quickstart", _quickstart, "train Coconut and its controls on small graphs and compare them")
     quickstart.add_argument("--outdir", type=Path, default=Path("quickstart"), help="where everything goes")
     quickstart.add_argument("--seed", type=int, default=0, help="seed of parameters and data order")
-    quickstart.add_argument(
-        "--smoke", action="store_true", help="tiny sizes that learn nothing: a check of the plumbing"
-    )
+    quickstart.add_argument("--smoke", action="store_true", help="tiny sizes that learn nothing: a check")
 
     data = command("data", _data, "questions and their shortcuts")
     actions = data.add_subparsers(dest="action", required=True, metavar="ACTION")
@@ -64,9 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--task", default="prosqa", help="name of the task")
     generate.add_argument("--count", type=int, required=True, help="number of questions")
     generate.add_argument("--seed", type=int, default=0, help="seed of the questions")
-    generate.add_argument(
-        "--negatives", choices=("official", "depth_matched"), help="ProsQA: how the wrong option is drawn"
-    )
+    generate.add_argument("--negatives", choices=("official", "depth_matched"), help="ProsQA: the wrong options")
     generate.add_argument("--form", choices=("text", "graph"), help="ProsQA: sentences, or graph symbols")
     generate.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="any option of the task")
     generate.add_argument("--output", type=Path, required=True, help="a .json or .jsonl file")

@@ -92,6 +92,7 @@ def test_the_plan_of_every_method(config, stage, num_steps):
         "coconut_without_curriculum": final,
         "coconut_without_thought": StagePlan(now.skipped, 0),
         "pause_as_thought": now,
+        "marked_cot": now,
     }
     assert set(expected) == set(METHODS)
     for name, plan in expected.items():
@@ -104,6 +105,7 @@ def test_markers_and_fillers_of_every_method():
         "coconut_without_curriculum",
         "pause",
         "pause_as_thought",
+        "marked_cot",
     }
     assert {name for name, method in METHODS.items() if method.rule.filler == "pause"} == {"pause", "pause_as_thought"}
     with pytest.raises(CoconutError, match=r"'cocnut'.*did you mean 'coconut'"):

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from typing import no_type_check
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +12,10 @@ from coconut.curriculum import CurriculumConfig, SequenceRule
 from coconut.latent.generate import SamplingConfig, decode, prefill, think_on
 from coconut.tokenizers import TokenizedExample, Tokenizer
 from coconut.training.state import Model
-from coconut.types import CoconutError
+from coconut.types import CoconutError, check_fields
 
 
+@no_type_check  # Its own checks name the field and the value
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AnswerConfig:
     """How questions are answered.
@@ -33,9 +35,10 @@ class AnswerConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.batch_size, int) or self.batch_size < 1:
+        check_fields(self)
+        if self.batch_size < 1:
             raise CoconutError(f"AnswerConfig.batch_size = {self.batch_size!r}: must be at least 1")
-        if self.thoughts is not None and (not isinstance(self.thoughts, int) or self.thoughts < 0):
+        if self.thoughts is not None and self.thoughts < 0:
             raise CoconutError(f"AnswerConfig.thoughts = {self.thoughts!r}: must be None or at least 0")
 
 

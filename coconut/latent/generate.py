@@ -6,7 +6,7 @@ number is data (each row may have its own), and a loop over new tokens that ends
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import NamedTuple, no_type_check
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +17,10 @@ from coconut.latent.rollout import last_valid
 from coconut.latent.thoughts import Past, Place, think_sequentially, trunk
 from coconut.models.cache import Segment, empty_segment, write
 from coconut.models.decoder import Decoder
-from coconut.types import CoconutError
+from coconut.types import CoconutError, check_fields
 
 
+@no_type_check  # Its own checks name the field and the value
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
     """How the next token is chosen.
@@ -38,11 +39,12 @@ class SamplingConfig:
     top_k: int | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.max_new_tokens, int) or self.max_new_tokens < 1:
+        check_fields(self)
+        if self.max_new_tokens < 1:
             raise CoconutError(f"SamplingConfig.max_new_tokens = {self.max_new_tokens!r}: must be at least 1")
         if not self.temperature >= 0:
             raise CoconutError(f"SamplingConfig.temperature = {self.temperature!r}: must be at least 0")
-        if self.top_k is not None and (not isinstance(self.top_k, int) or self.top_k < 1):
+        if self.top_k is not None and self.top_k < 1:
             raise CoconutError(f"SamplingConfig.top_k = {self.top_k!r}: must be None or at least 1")
 
 

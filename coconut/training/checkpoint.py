@@ -164,7 +164,7 @@ class Checkpoints:
         bad = {name: value for name, value in validation.items() if not math.isfinite(value)}
         if bad:
             raise CoconutError(f"validation metrics are not finite, and nothing was saved: {bad}")
-        metrics = {"stage": progress.stage, "accuracy": validation.get("accuracy", NOT_VALIDATED)}
+        metrics = {"stage": float(progress.stage), "accuracy": validation.get("accuracy", NOT_VALIDATED)}
         try:
             self._manager.save(
                 progress.step,

@@ -127,7 +127,7 @@ def train(
                     clock += seconds
                 state, metrics = programs[batch.schedule](*arguments)
                 for meter in (log_meter, window_meter):
-                    meter.add(metrics, padding=padding_share(batch), tokens=int(batch.valid.sum()))
+                    meter.add(metrics, padding=padding_share(batch), tokens=float(batch.valid.sum()))
                 progress = dataclasses.replace(progress, step=progress.step + 1, stage_step=progress.stage_step + 1)
 
                 # --- Every so many steps.

@@ -21,8 +21,8 @@ class Model(NamedTuple):
     feedback: Feedback
 
 
-Parameters = dict[str, Array]
-"""Parameters by dotted path, such as ``decoder.layers.0.attention.query.kernel``.
+Parameters = dict[str, Any]
+"""Arrays, or their abstract values, by dotted path, such as ``decoder.layers.0.attention.query.kernel``.
 
 Between steps a model is this plain dictionary: jit flattens it in C++, optax, orbax and a reader of a checkpoint need
 to know nothing of modules.

@@ -81,7 +81,7 @@ def make_train_step(
     ) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(key, state.step)
         gradients, metrics = _gradients(state.parameters, template, method, batch, key, microbatches)
-        norm = optax.global_norm(gradients)
+        norm = optax.tree.norm(gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.parameters)
         parameters = jax.tree.map(lambda p, u: (p - learning_rate * u).astype(p.dtype), state.parameters, updates)
         metrics["gradient_norm"] = Ratio(norm, jnp.ones_like(norm))

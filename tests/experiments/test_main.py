@@ -1,0 +1,129 @@
+"""The command line as a user meets it: exit codes, one clear message, the README's own example."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments.main import EXIT_BAD_INPUT, EXIT_DONE, main
+
+REPOSITORY = Path(__file__).parents[2]
+RUN = ["--gin_file", "gin_configs/runs/small_graphs.gin", "--gin_file", "gin_configs/methods/coconut.gin"]
+TINY = [
+    "--gin.DataConfig.train=40",
+    "--gin.DataConfig.validation=8",
+    "--gin.DataConfig.test=10",
+    "--gin.DecoderConfig.embed_dim=8",
+    "--gin.DecoderConfig.num_layers=1",
+    "--gin.CurriculumConfig.max_latent_stage=1",
+    "--gin.CurriculumConfig.last_stage=1",
+    "--gin.CurriculumConfig.steps_per_stage=2",
+    "--gin.RunConfig.evaluation_batch_size=8",
+]
+QUESTION = "<eos> 0 4 | 4 5 | 5 6 | 1 7 | 7 8 | 8 9 | 0 2 | 8 2 | 1 3 | 5 3 | 7 10 | 4 11 | [Q] 6 9 [R] 0"
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workdir that `coconut train` made."""
+    path = tmp_path_factory.mktemp("run")
+    assert main(["train", *RUN, *TINY, "--workdir", str(path)]) == EXIT_DONE
+    return path
+
+
+def test_train_leaves_what_it_promises(workdir: Path) -> None:
+    assert {"run.json", "metrics.jsonl", "operative.gin", "checkpoints"} <= {path.name for path in workdir.iterdir()}
+    kinds = {json.loads(line)["kind"] for line in (workdir / "metrics.jsonl").read_text().splitlines()}
+    assert kinds == {"train", "compile", "stage", "validation"}
+
+
+def test_another_run_in_the_same_workdir_says_what_differs(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["train", *RUN, *TINY, "--gin.RunConfig.seed=5", "--workdir", str(workdir)]
+    assert main(arguments) == EXIT_BAD_INPUT
+    assert "config.seed: 0 there, 5 here" in capsys.readouterr().err
+
+
+def test_evaluate_and_generate(workdir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output, answers = tmp_path / "result.json", tmp_path / "answers.jsonl"
+    assert (
+        main(["evaluate", "--workdir", str(workdir), "--output", str(output), "--answers", str(answers)]) == EXIT_DONE
+    )
+    result = json.loads(output.read_text())
+    assert result["trained"]["examples"] == 10 and set(result["thoughts"]) == {"0"}
+    assert len(answers.read_text().splitlines()) == 20
+    assert "accuracy % (95 %)" in capsys.readouterr().out
+    assert main(["generate", "--workdir", str(workdir), "--question", QUESTION, "--force", "[A]"]) == EXIT_DONE
+    printed = capsys.readouterr().out
+    assert printed.startswith("thought 1: ") and "answer: [A]" in printed
+    assert main(["generate", "--workdir", str(workdir), "--question", "0 1 | x"]) == EXIT_BAD_INPUT
+    assert "'x'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('[{"question": "a", "steps": ["b"], "answer": "c"}', ("line",)),
+        ('[{"question": "a", "steps": "b", "answer": "c"}]', ("record", "steps")),
+        ('[{"question": "a", "answer": "c"}]', ("record", "steps")),
+        ("[]", ()),
+    ],
+)
+def test_bad_data_is_one_message_before_any_work(
+    content: str, words: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "bad.json"
+    path.write_text(content)
+    workdir = tmp_path / "run"
+    assert main(["train", *RUN, f"--gin.DataConfig.train={str(path)!r}", "--workdir", str(workdir)]) == EXIT_BAD_INPUT
+    message = capsys.readouterr().err
+    assert "bad.json" in message and all(word in message for word in words)
+    assert not workdir.exists()
+
+
+def test_questions_that_are_too_long_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["train", *RUN, *TINY, "--gin.DecoderConfig.max_positions=30", "--dry_run"]
+    assert main(arguments) == EXIT_BAD_INPUT
+    message = capsys.readouterr().err
+    assert "40 of 40" in message and "max_positions = 30" in message and "the longest has 51" in message
+
+
+def test_dry_run_prints_what_a_run_costs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", *RUN, *TINY, "--dry_run"]) == EXIT_DONE
+    printed = capsys.readouterr().out.replace("\n", " ")
+    assert re.search(r"[\d,]+ parameters, [\d.]+ MiB", printed) and "stage 1: at most 2 steps" in printed
+
+
+def test_data_generate_stats_show(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "questions.json"
+    arguments = ["data", "generate", "--count", "20", "--negatives", "depth_matched", "--output", str(path)]
+    assert main(arguments) == EXIT_DONE
+    assert main(["data", "stats", str(path)]) == EXIT_DONE
+    assert main(["data", "show", str(path), "--count", "1"]) == EXIT_DONE
+    printed = capsys.readouterr().out
+    assert "shortcut rule" in printed and "[0] " in printed
+    assert main(["data", "generate", "--task", "prosqua", "--count", "1", "--output", str(path)]) == EXIT_BAD_INPUT
+    assert "did you mean 'prosqa'" in capsys.readouterr().err
+
+
+def test_the_readme_example_runs() -> None:
+    blocks = re.findall(r"```python\n(import jax\n.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
+    [example] = blocks
+    assert len(example.splitlines()) < 30
+    done = subprocess.run(
+        [sys.executable, "-c", example], capture_output=True, text=True, check=False, timeout=300, cwd=REPOSITORY
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_quickstart_runs_in_small(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["quickstart", "--smoke", "--outdir", str(tmp_path)]) == EXIT_DONE
+    assert "thoughts removed" in capsys.readouterr().out
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["provenance"]["commit"] and set(results["methods"]) == {"coconut", "no_cot"}
+    for entry in results["methods"].values():
+        assert entry["trained"]["examples"] == 48
+    for name in ("learning_curves.png", "accuracy_by_thoughts.png", "beliefs.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
