@@ -11,7 +11,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Sequence
-from typing import no_type_check
+from typing import Any, cast, no_type_check
 
 import grain
 import numpy as np
@@ -92,7 +92,7 @@ class BatchSource:
         self._buckets = [members for b in range(len(config.length_buckets) + 1)
                          if len(members := np.flatnonzero(bucket_of == b))]  # fmt: skip
         self.shapes: list[Shape] = [
-            stage_shape([examples[i] for i in members], rule, curriculum, stage, multiple_of=config.multiple_of)
+            stage_shape([examples[int(i)] for i in members], rule, curriculum, stage, multiple_of=config.multiple_of)
             for members in self._buckets
         ]
         self.batches_per_epoch = sum(-(-len(members) // config.batch_size) for members in self._buckets)
@@ -150,7 +150,7 @@ class BatchSource:
 def make_iterator(source: BatchSource, config: PipelineConfig, *, start: int) -> grain.DatasetIterator:
     """A prefetching, checkpointable iterator over ``source`` from batch ``start`` on."""
     read = grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=config.prefetch)
-    iterator = iter(grain.MapDataset.source(source).to_iter_dataset(read_options=read))
+    iterator = iter(grain.MapDataset.source(cast(Any, source)).to_iter_dataset(read_options=read))
     state = iterator.get_state()
     iterator.set_state({**state, "next_index": start})
     return iterator

@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import gin
 
@@ -31,7 +32,9 @@ CONFIGS = (
     RunConfig,
     SamplingConfig,
 )
-_configurables = {config.__name__: gin.external_configurable(config, module="coconut") for config in CONFIGS}
+_configurables: dict[str, Any] = {
+    config.__name__: gin.external_configurable(config, module="coconut") for config in CONFIGS
+}
 
 
 def resolve_run(gin_files: Sequence[str], bindings: Sequence[str] = ()) -> RunConfig:

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -104,7 +105,9 @@ def parameter(tree: Decoder, path: str) -> nnx.Param:
 
 def gpt2_decoder(config: DecoderConfig, weights: dict[str, np.ndarray]) -> Decoder:
     """A decoder holding the weights of a Hugging Face GPT-2."""
-    decoder = Decoder(config, rngs=nnx.Rngs(0))
+    # Every parameter is replaced: running the initialisers would compile a program for each shape.
+    abstract = jax.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0)))
+    decoder = jax.tree.map(lambda leaf: jnp.full(leaf.shape, jnp.nan, leaf.dtype), abstract)
     for theirs, parts in gpt2_names(config).items():
         for path, part in parts:
             target = parameter(decoder, path)

@@ -1,5 +1,6 @@
 """Attention over several segments at once, and rotary positions."""
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -48,13 +49,13 @@ def attend(
         scores.append(jnp.where(per_group(mask), score, jnp.finfo(wide).min))
     peak = jax.lax.stop_gradient(jnp.stack([score.max(-1) for score in scores]).max(0))
     weights = [jnp.exp(score - peak[..., None]) for score in scores]
-    total = sum(weight.sum(-1) for weight in weights)
+    total = functools.reduce(jnp.add, [weight.sum(-1) for weight in weights])
     if kept is not None:
         weights = [
             jnp.where(keep.reshape(weight.shape), weight / (1.0 - dropout), 0.0)
             for weight, keep in zip(weights, kept, strict=True)
         ]
-    out = sum(
+    parts = [
         jnp.einsum(
             "bmqc,bmch->bmqh",
             weight.reshape(B, M, (N // M) * T, -1).astype(query.dtype),
@@ -62,8 +63,8 @@ def attend(
             preferred_element_type=wide,
         )
         for weight, source in zip(weights, sources, strict=True)
-    )
-    out = out / total.reshape(B, M, (N // M) * T, 1)
+    ]
+    out = functools.reduce(jnp.add, parts) / total.reshape(B, M, (N // M) * T, 1)
     return out.reshape(B, N, T, H).astype(query.dtype)
 
 

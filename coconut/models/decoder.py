@@ -43,7 +43,7 @@ class Decoder(nnx.Module):
         keys = jax.random.split(rngs.params(), config.num_layers)
         if config.scan_layers:
             indices = jnp.arange(config.num_layers)
-            self.layers = jax.vmap(lambda key, index: Layer(config, index, rngs=nnx.Rngs(key)))(keys, indices)
+            self.layers: Any = jax.vmap(lambda key, index: Layer(config, index, rngs=nnx.Rngs(key)))(keys, indices)
         else:
             self.layers = nnx.List([Layer(config, index, rngs=nnx.Rngs(key)) for index, key in enumerate(keys)])
         self.norm = make_norm(config, rngs)

@@ -112,6 +112,7 @@ class Attention(nnx.Module):
             first = jnp.where(jnp.asarray(index) == 0, config.offset_bias, 0.0)
             key_bias = jnp.full((config.kv_heads, H), first, jnp.dtype(config.param_dtype))
             query_bias = offset_query_bias(key_bias, config.num_heads, config.rotary_base)
+            assert self.key.bias is not None and self.query.bias is not None
             self.key.bias[...], self.query.bias[...] = key_bias.reshape(-1), query_bias.reshape(-1)
 
     def __call__(

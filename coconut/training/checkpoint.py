@@ -210,7 +210,7 @@ class Checkpoints:
 
     def _restore(self, step: int, expected: dict[str, Any]) -> tuple[dict[str, Any], Progress]:
         self._check(step, expected)
-        restored = self._manager.restore(
+        restored: Any = self._manager.restore(
             step,
             args=ocp.args.Composite(
                 state=ocp.args.PyTreeRestore(

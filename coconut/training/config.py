@@ -101,7 +101,7 @@ def from_json(kind: type, content: Mapping[str, Any], where: str) -> Any:
     values = {}
     for name, value in content.items():
         hint = hints[name]
-        if dataclasses.is_dataclass(hint):
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
             values[name] = from_json(hint, value, f"{where}: {name}")
         elif typing.get_origin(hint) is tuple:
             values[name] = tuple(value)

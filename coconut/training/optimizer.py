@@ -4,6 +4,7 @@ import dataclasses
 from typing import Literal, no_type_check
 
 import jax
+import numpy as np
 import optax
 
 from coconut.types import CoconutError, check_fields
@@ -104,5 +105,5 @@ def learning_rate_at(
             "linear": lambda: optax.linear_schedule(1.0, config.final_share, decay_steps),
             "cosine": lambda: optax.cosine_decay_schedule(1.0, decay_steps, config.final_share),
         }[config.decay]()
-        rate *= float(schedule(decayed))
+        rate *= float(np.asarray(schedule(decayed)))
     return rate

@@ -34,7 +34,7 @@ class Template:
     """How to make a `Model` of `Parameters`, under jit or outside."""
 
     names: tuple[str, ...]
-    structure: jax.tree_util.PyTreeDef
+    structure: Any
 
     @classmethod
     def of(cls, model: Model) -> "Template":

@@ -10,6 +10,7 @@ import pytest
 from coconut.latent.rollout import Gradient, rollout
 from coconut.losses import language_loss
 from tests.official_cases import CASES, gpt2_names, load_case, parameter
+from tests.tiny_models import quick_jit
 
 TOLERANCE = {"float64": 1e-10, "float32": 1e-5}
 
@@ -38,7 +39,7 @@ def test_agrees_with_the_official_implementation(shared_data: Path, name: str, d
             loss, _ = language_loss(decoder, batch, output)
             return loss.mean(), (output, decoder.unembed(output.hidden))
 
-        (loss, (output, logits)), gradients = jax.jit(jax.value_and_grad(loss_of, has_aux=True))(case.decoder, batch)
+        (loss, (output, logits)), gradients = quick_jit(jax.value_and_grad(loss_of, has_aux=True))(case.decoder, batch)
         tolerance = TOLERANCE[dtype]
         assert logits.dtype == dtype
         assert abs(float(loss) - case.content["loss"]) <= tolerance * case.content["loss"]
