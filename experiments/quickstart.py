@@ -1,7 +1,9 @@
 """``coconut quickstart``: Coconut and its controls on small depth-matched graphs, from scratch, in minutes.
 
-A short warm-up (chain of thought, the markers anywhere) teaches a model to follow an edge. Coconut and every control
-start from its parameters, as the paper's runs start from GPT-2's, and learn from the same questions.
+A short warm-up (chain of thought, the markers anywhere) teaches a model to follow an edge. Coconut and its controls start
+from its parameters, as the paper's runs start from GPT-2's, and learn from the same questions. But for one: whoever has
+been through the warm-up has had a curriculum, so Coconut without its curriculum starts from fresh parameters, and gets the
+warm-up's steps on top.
 """
 
 import dataclasses
@@ -28,7 +30,8 @@ from experiments.evaluate import EvaluateConfig, evaluate_workdir, markdown_tabl
 from experiments.provenance import provenance
 from experiments.train import run_training
 
-METHODS = ("coconut", "cot", "no_cot", "pause", "coconut_without_curriculum")
+FROM_SCRATCH = "coconut_without_curriculum"
+METHODS = ("coconut", "cot", "no_cot", "pause", FROM_SCRATCH)
 RUN_FILE = "gin_configs/runs/small_graphs.gin"
 FIRST_STEPS_FILE = "gin_configs/runs/small_graphs_first_steps.gin"
 WARM_UP_FILE = "gin_configs/runs/small_graphs_warm_up.gin"
@@ -41,8 +44,8 @@ class QuickstartConfig:
     Attributes:
       seed: of parameters and data order; the questions are the same for every seed.
       methods: what is compared; ``coconut`` comes first.
-      control_steps: optimizer steps of a control for each step that Coconut took. A step with thoughts costs more, so
-        this is above 1, and the table shows the seconds.
+      control_steps: optimizer steps of a control without thoughts for each step that Coconut took. A step with thoughts
+        costs more, so this is above 1: controls train about as long, and the table shows the seconds.
       bindings: further gin bindings, for every run.
     """
 
@@ -110,21 +113,24 @@ def quickstart(
     warm_up = _train(warm_up_config, outdir / "warm_up", console, dataset)
     if warm_up is None:
         return {"finished": False}
-    start = _start_from(outdir / "warm_up")
 
     results: dict[str, Any] = {}
-    total_steps = 0
+    coconut_steps = 0
     for method in config.methods:
-        bindings = [*seeded, start]
+        bindings = list(seeded)
+        if method != FROM_SCRATCH:
+            bindings.append(_start_from(outdir / "warm_up"))
         if method != "coconut":
-            steps = math.ceil(total_steps * config.control_steps)
+            steps = math.ceil(coconut_steps * config.control_steps)
+            if method == FROM_SCRATCH:
+                steps = coconut_steps + first_steps.progress.step + warm_up.progress.step
             bindings.append(f"CurriculumConfig.steps_per_stage = {steps}")
         run_config = resolve_run([RUN_FILE, f"gin_configs/methods/{method}.gin"], bindings)
         trained = _train(run_config, outdir / method, console, dataset)
         if not trained:
             return {"finished": False}
         if method == "coconut":
-            total_steps = trained.progress.step
+            coconut_steps = trained.progress.step
         results[method] = _measure(outdir / method, trained, console)
 
     content = {
@@ -171,8 +177,14 @@ def table(content: dict[str, Any]) -> str:
     questions = content["questions"]
     return (
         f"{questions['test']:,} held-out depth-matched graph questions, {questions['train']:,} to learn from; "
-        f"seed {content['seed']}, commit {content['provenance']['commit'][:10]}\n\n" + markdown_table(header, rows)
+        f"seed {content['seed']}, commit {content['provenance']['commit']}\n"
+        f"before: {_warm_up_seconds(content):.0f} s of warm-up, shared by all but {FROM_SCRATCH}\n\n"
+        + markdown_table(header, rows)
     )
+
+
+def _warm_up_seconds(content: dict[str, Any]) -> float:
+    return sum(run["seconds"] for run in content["warm_up"].values())
 
 
 def _train(config: RunConfig, workdir: Path, console: Console, dataset: Dataset | None) -> TrainResult | None:
