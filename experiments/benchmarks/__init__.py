@@ -1,0 +1,1 @@
+"""Benchmarks: ratios measured in one process, the last line of output one JSON object."""

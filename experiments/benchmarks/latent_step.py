@@ -1,0 +1,366 @@
+"""What thoughts cost: a training step with K of them over a plain teacher-forced step on the same tokens.
+
+    python -m experiments.benchmarks.latent_step [--case a|b|c|all] [--against transformers]
+
+A step is the project's own (`coconut.training.step.make_train_step`): loss, gradients, metrics, AdamW, the state
+donated. Both alternatives have ``prompt + K + answer`` columns, make logits at the labels alone, and no dropout; the
+plain one reads all columns in one parallel pass, where the other makes its K in the middle one after the other.
+
+Case (a) is a small decoder, (b) GPT-2 small, (c) is (a) with 0 to 32 thoughts. ``--against transformers`` times Hugging
+Face's GPT-2 (PyTorch, CPU) without thoughts against this project's with thoughts, on (a) and (b).
+"""
+
+import dataclasses
+import importlib.metadata
+import os
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from coconut.latent.feedback import Identity
+from coconut.methods.coconut import COCONUT
+from coconut.models.config import DecoderConfig
+from coconut.training.optimizer import OptimizerConfig, make_optimizer
+from coconut.training.state import Template, TrainState, make_model, make_state, parameters_of
+from coconut.training.step import make_train_step
+from coconut.types import IGNORED_LABEL, Batch, Language, Latent, Schedule
+from experiments.benchmarks import timing
+
+OPTIMIZER = OptimizerConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class Geometry:
+    """The sizes of a case.
+
+    Attributes:
+      decoder: the model.
+      batch: rows.
+      thoughts: columns between prompt and answer; where they are several, all are timed.
+      rounds: rounds timed where the command line does not say.
+      prompt: columns before the thoughts.
+      answer: columns behind the thoughts, all of them labelled.
+    """
+
+    decoder: DecoderConfig
+    batch: int
+    thoughts: tuple[int, ...]
+    rounds: int
+    prompt: int = 160
+    answer: int = 20
+
+
+SMALL = DecoderConfig(vocab_size=2_000, num_layers=2, embed_dim=256, num_heads=8, max_positions=256)
+GPT2_SMALL = DecoderConfig(vocab_size=50_260, num_layers=12, embed_dim=768, num_heads=12, max_positions=1_024)
+CASES = {
+    "a": Geometry(SMALL, batch=32, thoughts=(6,), rounds=7),
+    "b": Geometry(GPT2_SMALL, batch=4, thoughts=(6,), rounds=5),
+    "c": Geometry(SMALL, batch=32, thoughts=(0, 1, 2, 4, 8, 16, 32), rounds=7),
+}
+
+
+def smoke(geometry: Geometry) -> Geometry:
+    """The same case with sizes that run in seconds."""
+    return dataclasses.replace(
+        geometry,
+        decoder=DecoderConfig(vocab_size=50, num_layers=2, embed_dim=32, num_heads=2, max_positions=64),
+        batch=2,
+        thoughts=geometry.thoughts if len(geometry.thoughts) == 1 else (0, 1, 2),
+        rounds=2,
+        prompt=16,
+        answer=4,
+    )
+
+
+def random_batch(geometry: Geometry, thoughts: int, schedule: Schedule) -> Batch:
+    """Rows without padding, the same tokens whatever the schedule."""
+    rows, columns = geometry.batch, geometry.prompt + thoughts + geometry.answer
+    tokens = np.random.default_rng(0).integers(0, geometry.decoder.vocabulary, (rows, columns)).astype(np.int32)
+    labels = np.full(tokens.shape, IGNORED_LABEL, np.int32)
+    labels[:, -geometry.answer :] = tokens[:, -geometry.answer :]
+    labelled = labels != IGNORED_LABEL
+    return Batch(
+        schedule=schedule,
+        tokens=tokens,
+        positions=np.tile(np.arange(columns, dtype=np.int32), (rows, 1)),
+        valid=np.ones(tokens.shape, bool),
+        labels=labels,
+        pieces=np.where(labelled, 0, -1).astype(np.int32),
+        answers=labelled,
+        examples=np.arange(rows, dtype=np.int32),
+    )
+
+
+def plain_schedule(geometry: Geometry, thoughts: int) -> Schedule:
+    """All columns in one parallel pass."""
+    return (Language(geometry.prompt + thoughts + geometry.answer, geometry.answer),)
+
+
+def latent_schedule(geometry: Geometry, thoughts: int) -> Schedule:
+    """Thoughts between prompt and answer; the plain schedule where there are none."""
+    if not thoughts:
+        return plain_schedule(geometry, 0)
+    return (Language(geometry.prompt), Latent(thoughts), Language(geometry.answer, geometry.answer))
+
+
+class Trainer:
+    """A model in training, with a compiled step for each batch it was shown.
+
+    All steps train the one state, which each of them donates: alternatives share its memory.
+    """
+
+    def __init__(self, geometry: Geometry) -> None:
+        self.geometry = geometry
+        optimizer = make_optimizer(OPTIMIZER)
+        make = lambda key: make_model(geometry.decoder, Identity(), key)  # noqa: E731
+        key = jax.random.key(0)
+        template = Template.of(jax.eval_shape(make, key))
+        self.state: TrainState = jax.jit(lambda key: make_state(parameters_of(make(key)), optimizer))(key)
+        self._train_step: Any = make_train_step(template, COCONUT, optimizer)
+        self._compiled: dict[Schedule, tuple[Callable[[], None], int | None]] = {}
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters."""
+        return sum(x.size for x in jax.tree.leaves(self.state.parameters))
+
+    def step(self, thoughts: int, schedule: Schedule) -> tuple[Callable[[], None], int | None]:
+        """A function that takes one step, and the temporary memory of its program in bytes, where XLA tells."""
+        if schedule not in self._compiled:
+            batch = jax.device_put(random_batch(self.geometry, thoughts, schedule))
+            rate, key = jnp.asarray(OPTIMIZER.learning_rate), jax.random.key(1)
+            compiled = self._train_step.lower(self.state, batch, rate, key).compile()
+            memory = compiled.memory_analysis()
+
+            def take() -> None:
+                self.state, metrics = compiled(self.state, batch, rate, key)
+                jax.block_until_ready((self.state, metrics))
+
+            self._compiled[schedule] = take, None if memory is None else int(memory.temp_size_in_bytes)
+        return self._compiled[schedule]
+
+
+def measure_ratio(name: str, geometry: Geometry, rounds: int) -> dict[str, Any]:
+    """Cases (a) and (b): time and memory with thoughts over those without."""
+    trainer, [thoughts] = Trainer(geometry), geometry.thoughts
+    latent, latent_memory = trainer.step(thoughts, latent_schedule(geometry, thoughts))
+    plain, plain_memory = trainer.step(thoughts, plain_schedule(geometry, thoughts))
+    seconds = timing.interleave({"latent": latent, "plain": plain}, rounds, title=f"({name})")
+    result = {
+        **describe(geometry, trainer, rounds),
+        "thoughts": thoughts,
+        **timing.ratio(seconds["latent"], seconds["plain"]),
+        "latent": {**timing.summary(seconds["latent"]), "temporary_bytes": latent_memory},
+        "plain": {**timing.summary(seconds["plain"]), "temporary_bytes": plain_memory},
+        "memory_ratio": latent_memory / plain_memory if latent_memory and plain_memory else None,
+    }
+    print(f"({name}) {thoughts} thoughts over plain, time: {result['ratio']:.3f}")
+    if result["memory_ratio"] is not None:
+        print(f"({name}) {thoughts} thoughts over plain, temporary memory: {result['memory_ratio']:.3f}")
+    return result
+
+
+def measure_slope(name: str, geometry: Geometry, rounds: int) -> dict[str, Any]:
+    """Case (c): how the cost grows with the number of thoughts.
+
+    ``slope`` is that of the step with thoughts, in plain steps without thoughts per thought; ``plain_slope`` is that of
+    the plain step by the same columns, and contained in it. Without thoughts both are one program, timed twice: how far
+    the first ratio is from 1 tells how well ratios were measured.
+    """
+    trainer, variants = Trainer(geometry), {}
+    for thoughts in geometry.thoughts:
+        variants[f"latent {thoughts}"], _ = trainer.step(thoughts, latent_schedule(geometry, thoughts))
+        variants[f"plain {thoughts}"], _ = trainer.step(thoughts, plain_schedule(geometry, thoughts))
+    seconds = timing.interleave(variants, rounds, title=f"({name})")
+    unit = seconds["plain 0"]
+    rows = []
+    for thoughts in geometry.thoughts:
+        latent, plain = seconds[f"latent {thoughts}"], seconds[f"plain {thoughts}"]
+        rows.append(
+            {
+                "thoughts": thoughts,
+                **timing.ratio(latent, plain),
+                "latent_plain_steps": float(np.median(latent / unit)),
+                "plain_plain_steps": float(np.median(plain / unit)),
+                "latent": timing.summary(latent),
+                "plain": timing.summary(plain),
+            }
+        )
+        print(
+            f"({name}) {thoughts:2d} thoughts over plain: {rows[-1]['ratio']:.3f}; "
+            f"over plain without their columns: {rows[-1]['latent_plain_steps']:.3f}"
+        )
+    latent_fit = fit_line(geometry.thoughts, [row["latent_plain_steps"] for row in rows])
+    plain_fit = fit_line(geometry.thoughts, [row["plain_plain_steps"] for row in rows])
+    print(
+        f"({name}) plain steps per thought: {latent_fit['slope']:.4f} (plain columns: {plain_fit['slope']:.4f}), "
+        f"residual {latent_fit['residual']:.4f}"
+    )
+    return {
+        **describe(geometry, trainer, rounds),
+        **latent_fit,
+        **{f"plain_{key}": value for key, value in plain_fit.items()},
+        "rows": rows,
+    }
+
+
+def fit_line(x: tuple[int, ...], y: list[float]) -> dict[str, float]:
+    """The least-squares line, the root mean square and the largest of its residuals, and the variance it explains."""
+    slope, intercept = np.polyfit(x, y, 1)
+    residuals = np.asarray(y) - (intercept + slope * np.asarray(x))
+    return {
+        "slope": float(slope),
+        "intercept": float(intercept),
+        "residual": float(np.sqrt(np.mean(residuals**2))),
+        "largest_residual": float(np.abs(residuals).max()),
+        "r_squared": float(1 - residuals.var() / np.var(y)),
+    }
+
+
+def measure_against_transformers(name: str, geometry: Geometry, rounds: int) -> dict[str, Any]:
+    """This project's step with thoughts over Hugging Face's step without.
+
+    ``ratio`` is over the faster of their two attentions, in GPT-2 as they ship it. Its activation is many elementwise
+    passes; ``ratio_fused_activation`` is over theirs with PyTorch's own kernel of the same function.
+    """
+    trainer, [thoughts] = Trainer(geometry), geometry.thoughts
+    latent, _ = trainer.step(thoughts, latent_schedule(geometry, thoughts))
+    others, described = transformers_steps(geometry, thoughts, trainer.parameters)
+    seconds = timing.interleave({"latent": latent, **others}, rounds, title=f"({name})")
+    stock = min(("eager", "sdpa"), key=lambda variant: float(np.median(seconds[variant])))
+    result = {
+        **describe(geometry, trainer, rounds),
+        **described,
+        "thoughts": thoughts,
+        "attention": stock,
+        **timing.ratio(seconds["latent"], seconds[stock]),
+        "ratio_fused_activation": timing.ratio(seconds["latent"], seconds["sdpa, fused activation"])["ratio"],
+        "latent": timing.summary(seconds["latent"]),
+        "transformers": {variant: timing.summary(seconds[variant]) for variant in others},
+    }
+    print(
+        f"({name}) {thoughts} thoughts over transformers without ({stock} attention): {result['ratio']:.3f}; "
+        f"with a fused activation: {result['ratio_fused_activation']:.3f}"
+    )
+    return result
+
+
+def transformers_steps(
+    geometry: Geometry, thoughts: int, parameters: int
+) -> tuple[Mapping[str, Callable[[], None]], dict[str, Any]]:
+    """Plain training steps of Hugging Face's GPT-2, by what they differ in, and what they were run with.
+
+    As favourable to it as to this project: logits at the labels alone, no dropout, no cache, PyTorch's fused AdamW,
+    every core. All of them train one model.
+    """
+    import torch
+    import transformers
+    from transformers.activations import ACT2FN
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    torch.manual_seed(0)
+    decoder = geometry.decoder
+    config = transformers.GPT2Config(
+        vocab_size=decoder.vocabulary,
+        n_positions=decoder.max_positions,
+        n_embd=decoder.embed_dim,
+        n_layer=decoder.num_layers,
+        n_head=decoder.num_heads,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        use_cache=False,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    model: Any = transformers.GPT2LMHeadModel(config).train()
+    if (theirs := sum(x.numel() for x in model.parameters())) != parameters:
+        raise AssertionError(f"the models differ: {parameters} parameters against {theirs}")
+    optimizer = torch.optim.AdamW(
+        model.parameters(),
+        lr=OPTIMIZER.learning_rate,
+        betas=(OPTIMIZER.b1, OPTIMIZER.b2),
+        eps=OPTIMIZER.epsilon,
+        weight_decay=OPTIMIZER.weight_decay,
+        fused=True,
+    )
+    batch = random_batch(geometry, thoughts, plain_schedule(geometry, thoughts))
+    tokens = torch.from_numpy(batch.tokens.astype(np.int64))
+    labels = tokens[:, -geometry.answer :]
+    stock_activation = config.activation_function
+    activations = {name: ACT2FN[name] for name in (stock_activation, "gelu_pytorch_tanh")}
+
+    def variant(attention: str, activation: str) -> Callable[[], None]:
+        def take() -> None:
+            model.set_attn_implementation(attention)
+            for block in model.transformer.h:
+                block.mlp.act = activations[activation]
+            optimizer.zero_grad()
+            hidden = model.transformer(input_ids=tokens).last_hidden_state
+            logits = model.lm_head(hidden[:, -geometry.answer - 1 : -1])
+            torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten()).backward()
+            optimizer.step()
+
+        return take
+
+    return {
+        "eager": variant("eager", stock_activation),
+        "sdpa": variant("sdpa", stock_activation),
+        "sdpa, fused activation": variant("sdpa", "gelu_pytorch_tanh"),
+    }, {
+        "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers")},
+        "torch_threads": torch.get_num_threads(),
+        "optimizer": "torch.optim.AdamW(fused=True)",
+    }
+
+
+def describe(geometry: Geometry, trainer: Trainer, rounds: int) -> dict[str, Any]:
+    """The sizes a case was run with."""
+    sizes = ("num_layers", "embed_dim", "num_heads", "vocab_size", "dtype")
+    return {
+        **{field: getattr(geometry.decoder, field) for field in sizes},
+        "parameters": trainer.parameters,
+        "batch": geometry.batch,
+        "prompt": geometry.prompt,
+        "answer": geometry.answer,
+        "rounds": rounds,
+    }
+
+
+MEASURES = {"a": measure_ratio, "b": measure_ratio, "c": measure_slope}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the cases asked for."""
+    parser = timing.parser("Training step with thoughts over a plain step on the same tokens.")
+    parser.add_argument("--case", choices=[*CASES, "all"], default="all")
+    parser.add_argument("--against", choices=["transformers"], help="time Hugging Face's GPT-2 without thoughts")
+    options = parser.parse_args(arguments)
+    measures = MEASURES
+    if options.against:
+        if options.case == "c":
+            parser.error("--against transformers has the cases a and b")
+        if jax.default_backend() != "cpu":
+            parser.error(f"--against transformers compares CPUs, and JAX runs on {jax.default_backend()}")
+        for package in ("torch", "transformers"):
+            try:
+                importlib.metadata.version(package)
+            except importlib.metadata.PackageNotFoundError:
+                parser.error(f"--against transformers needs {package}: pip install 'coconut-jax[test]'")
+        measures = dict.fromkeys("ab", measure_against_transformers)
+    cases = {}
+    for name in measures if options.case == "all" else [options.case]:
+        geometry = smoke(CASES[name]) if options.smoke else CASES[name]
+        cases[name] = measures[name](name, geometry, options.repeats or geometry.rounds)
+        sys.stdout.flush()
+    if options.against:
+        cases = {f"{name} against {options.against}": case for name, case in cases.items()}
+    timing.report("latent_step", cases, smoke=options.smoke, output=options.output)
+
+
+if __name__ == "__main__":
+    main()

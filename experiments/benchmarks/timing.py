@@ -1,0 +1,92 @@
+"""What the benchmarks share: alternatives timed in turn, and the report.
+
+Alternatives take turns within one process, so that whatever slows the machine down for a while slows all of them, and
+ratios are taken within a round and only then summarised.
+"""
+
+import argparse
+import gc
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.provenance import provenance
+
+Seconds = dict[str, np.ndarray]
+"""Seconds of each variant, one number a round."""
+
+
+def interleave(variants: Mapping[str, Callable[[], object]], rounds: int, *, title: str = "") -> Seconds:
+    """Times every variant once a round, after one round that is not counted.
+
+    Every second round runs backwards, so that no variant always follows the same other one.
+
+    Args:
+      variants: what to time; a call returns when its work is done.
+      rounds: rounds that count.
+      title: shown beside the progress, on standard error.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    names = list(variants)
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        for index in range(rounds + 1):
+            for name in reversed(names) if index % 2 else names:
+                start = time.perf_counter()
+                variants[name]()
+                seconds[name].append(time.perf_counter() - start)
+            gc.collect()
+            print(f"{title} round {index}/{rounds}", file=sys.stderr, flush=True)
+    finally:
+        if collecting:
+            gc.enable()
+    return {name: np.asarray(values[1:]) for name, values in seconds.items()}
+
+
+def summary(seconds: np.ndarray) -> dict[str, float]:
+    """Median and minimum of a variant's seconds."""
+    return {"median_seconds": float(np.median(seconds)), "min_seconds": float(seconds.min())}
+
+
+def ratio(numerator: np.ndarray, denominator: np.ndarray) -> dict[str, float]:
+    """The ratio of two variants, round by round: ``ratio`` is the median over rounds, beside its quartiles."""
+    lower, median, upper = np.quantile(numerator / denominator, [0.25, 0.5, 0.75])
+    return {"ratio": float(median), "ratio_lower_quartile": float(lower), "ratio_upper_quartile": float(upper)}
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """A parser with the options every benchmark has."""
+    options = argparse.ArgumentParser(description=description)
+    options.add_argument("--repeats", type=_positive, help="rounds that are counted")
+    options.add_argument("--output", type=Path, help="a file the JSON object is written to, besides the last line")
+    # Sizes that run in seconds and say nothing about speed: to check that the benchmark itself works.
+    options.add_argument("--smoke", action="store_true", help=argparse.SUPPRESS)
+    return options
+
+
+def report(benchmark: str, cases: Mapping[str, Any], *, smoke: bool, output: Path | None) -> None:
+    """Prints the result as one line of JSON, and writes it to ``output`` completely or not at all."""
+    result = {"benchmark": benchmark, "provenance": provenance(), "cases": cases}
+    if smoke:
+        result["smoke"] = True
+    line = json.dumps(result)
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        temporary = output.with_name(f".{output.name}.{os.getpid()}")
+        temporary.write_text(line + "\n", encoding="utf-8")
+        temporary.replace(output)
+    print(line, flush=True)
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
