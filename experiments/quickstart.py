@@ -1,9 +1,9 @@
 """``coconut quickstart``: Coconut and its controls on small depth-matched graphs, from scratch, in minutes.
 
-A short warm-up (chain of thought, the markers anywhere) teaches a model to follow an edge. Coconut and its controls start
-from its parameters, as the paper's runs start from GPT-2's, and learn from the same questions. But for one: whoever has
-been through the warm-up has had a curriculum, so Coconut without its curriculum starts from fresh parameters, and gets the
-warm-up's steps on top.
+A short warm-up (chain of thought, the markers anywhere) teaches a model to follow an edge. Coconut and its controls
+start from its parameters, as the paper's runs start from GPT-2's, and learn from the same questions. But for one:
+whoever has been through the warm-up has had a curriculum, so Coconut without its curriculum starts from fresh
+parameters, and gets the warm-up's steps on top.
 """
 
 import dataclasses

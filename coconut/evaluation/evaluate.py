@@ -10,7 +10,7 @@ from coconut.evaluation.answers import Answer, AnswerConfig, answer_questions
 from coconut.tasks import Task
 from coconut.tokenizers import TokenizedExample, Tokenizer
 from coconut.training.state import Model
-from coconut.types import Example
+from coconut.types import CoconutError, Example
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,7 +89,12 @@ def evaluate(
       config: how to answer.
       advance: called with the number of rows after each batch.
       record: called with each answer and whether it is right.
+
+    Raises:
+      CoconutError: there are no questions, or one is longer than the model's positions.
     """
+    if not examples:
+        raise CoconutError("there are no questions to evaluate: the split is empty")
     correct = tokens = thoughts = ended = 0
     answers = answer_questions(model, tokenizer, rule, curriculum, stage, tokenized, config, advance=advance)
     for answer in answers:

@@ -197,7 +197,7 @@ class Checkpoints:
           CoconutError: the checkpoint holds other arrays; the message names the first.
         """
         items, progress = self._restore(step, _tree(abstract))
-        return jax.tree.unflatten(jax.tree.structure(abstract), jax.tree.leaves(items)), progress
+        return TrainState(**items), progress
 
     def restore_parameters(self, step: int, abstract: Parameters) -> tuple[Parameters, Progress]:
         """The parameters of one checkpoint without its optimizer, and the rest.
