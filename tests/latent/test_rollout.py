@@ -1,0 +1,421 @@
+"""The rollout against an obvious loop: values and gradients, whatever the padding, the layout or the schedule.
+
+All in float64, where agreement to 1e-10 leaves no room for a missing term.
+"""
+
+import dataclasses
+import functools
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any, cast, no_type_check
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jaxtyping import Array
+
+from coconut.latent.feedback import Feedback, Identity
+from coconut.latent.rollout import Gradient, rollout
+from coconut.models.config import DecoderConfig
+from coconut.models.decoder import Decoder
+from coconut.types import Language, Latent, Schedule
+from tests.tiny_models import GPT2_STYLE, LLAMA_STYLE, quick_jit, random_decoder
+
+TOLERANCE = 1e-10
+IN_FLOAT64 = {"dtype": "float64", "param_dtype": "float64"}
+
+
+@pytest.fixture(autouse=True)
+def float64() -> Iterator[None]:
+    with jax.enable_x64(True):
+        yield
+
+
+@jax.tree_util.register_dataclass
+@no_type_check
+@dataclasses.dataclass(frozen=True)
+class ProjectionAndMix:
+    """A feedback with a parameter of its own that also reads the decoder's: a projection plus an embedding mix."""
+
+    projection: Array
+
+    def __call__(self, decoder: Decoder, hidden: Array) -> Array:
+        belief = jax.nn.softmax(decoder.unembed(hidden))
+        return hidden @ self.projection + belief @ decoder.tokens.embedding[...]
+
+
+# --- Rows and a loss that looks at everything -------------------------------------------------------------------
+
+
+@jax.tree_util.register_dataclass
+@no_type_check
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """A batch, and random weights of each of its outputs; those of columns that are not valid are zero."""
+
+    tokens: Any
+    positions: Any
+    valid: Any
+    hidden: Any
+    logits: Any
+    thoughts: Any
+    last: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """What both ways of rolling out return: hidden states, log-probabilities of scored columns, thoughts, last."""
+
+    hidden: Array
+    logits: Array
+    thoughts: Array
+    last: Array
+
+
+def columns_of(schedule: Schedule, kind: type) -> np.ndarray:
+    return np.concatenate([np.full(span.length, isinstance(span, kind)) for span in schedule])
+
+
+def scored_of(schedule: Schedule) -> np.ndarray:
+    """The columns whose predictors a rollout returns, in order."""
+    last = [span.scored if isinstance(span, Language) else 0 for span in schedule]
+    kept = [np.arange(span.length) >= span.length - n for span, n in zip(schedule, last, strict=True)]
+    return np.flatnonzero(np.concatenate(kept))
+
+
+def make_rows(schedule: Schedule, lengths: list[list[int]], config: DecoderConfig, *, seed: int = 0) -> Rows:
+    """Rows that use ``lengths[row][span]`` columns of each span: of the first from the right, else from the left."""
+    valid = np.asarray(
+        [
+            np.concatenate(
+                [
+                    np.arange(span.length) >= span.length - own if index == 0 else np.arange(span.length) < own
+                    for index, (span, own) in enumerate(zip(schedule, row, strict=True))
+                ]
+            )
+            for row in lengths
+        ]
+    )
+    rng = np.random.default_rng(seed)
+    is_scored = np.isin(np.arange(valid.shape[1]), scored_of(schedule))
+    weigh = lambda width, where: rng.normal(size=(*valid.shape, width)) * where[..., None]  # noqa: E731
+    D, V = config.embed_dim, config.vocabulary
+    return jax.tree.map(
+        jnp.asarray,
+        Rows(
+            tokens=rng.integers(0, V, valid.shape).astype(np.int32),
+            positions=np.where(valid, np.cumsum(valid, 1) - 1, 0).astype(np.int32),
+            valid=valid,
+            hidden=weigh(D, valid),
+            logits=weigh(V, valid & is_scored),
+            thoughts=weigh(D, valid & columns_of(schedule, Latent)),
+            last=rng.normal(size=(len(lengths), D)),
+        ),
+    )
+
+
+def weighed(seen: Seen, rows: Rows, schedule: Schedule) -> Array:
+    """A loss to which every valid output contributes, row by row."""
+    thoughts = rows.thoughts[:, columns_of(schedule, Latent)]
+    return (
+        jnp.sum(seen.hidden * rows.hidden)
+        + jnp.sum(seen.logits * rows.logits[:, scored_of(schedule)])
+        + jnp.sum(seen.thoughts * thoughts)
+        + jnp.sum(seen.last * rows.last)
+    )
+
+
+def library(
+    decoder: Decoder,
+    feedback: Feedback,
+    rows: Rows,
+    schedule: Schedule,
+    gradient: Gradient = "implicit",
+    dropout_key: Array | None = None,
+) -> Seen:
+    """What `rollout` returns."""
+    output = rollout(
+        decoder,
+        schedule,
+        tokens=rows.tokens,
+        positions=rows.positions,
+        valid=rows.valid,
+        feedback=feedback,
+        gradient=gradient,
+        dropout_key=dropout_key,
+    )
+    thoughts = jnp.concatenate([output.hidden[:, :0], *output.thoughts], 1)
+    return Seen(output.hidden, jax.nn.log_softmax(decoder.unembed(output.predictors)), thoughts, output.last)
+
+
+def slow_loop(decoder: Decoder, feedback: Feedback, rows: Rows, schedule: Schedule) -> Seen:
+    """The definition: before each thought everything so far is run again; at the end all of it once more."""
+    batch, total = rows.tokens.shape
+    # For each column the last valid one before it, for the end the last valid one of all.
+    own = jnp.where(rows.valid, jnp.arange(total), -1)
+    before = jnp.concatenate([jnp.full((batch, 1), -1), jax.lax.cummax(own, axis=1)], 1)
+    pick = lambda hidden, column: jnp.where(  # noqa: E731
+        (before[:, column] >= 0)[:, None], hidden[jnp.arange(batch), jnp.maximum(before[:, column], 0)], 0.0
+    )
+
+    def run(length: int) -> Array:
+        hidden, _ = decoder.trunk(
+            inputs[:, :length], positions=rows.positions[:, :length], valid=rows.valid[:, :length]
+        )
+        return hidden
+
+    inputs = decoder.embed(rows.tokens)
+    for column in np.flatnonzero(columns_of(schedule, Latent)):
+        thought = feedback(decoder, pick(run(int(column)), column))
+        inputs = inputs.at[:, column].set(jnp.where(rows.valid[:, column, None], thought, 0.0))
+    hidden = run(total)
+    predictors = jnp.stack([pick(hidden, column) for column in scored_of(schedule)], 1)
+    return Seen(
+        hidden,
+        jax.nn.log_softmax(decoder.unembed(predictors)),
+        inputs[:, columns_of(schedule, Latent)],
+        pick(hidden, total),
+    )
+
+
+# --- Programs, each compiled once -------------------------------------------------------------------------------
+
+ONE_BLOCK: Schedule = (Language(5, 1), Latent(3), Language(4, 3))
+ONE_BLOCK_LENGTHS = [[5, 3, 4], [3, 1, 2], [2, 0, 1]]
+# Thoughts, then language that is forced upon the model and may be missing, then thoughts again.
+TWO_BLOCKS: Schedule = (Language(4), Latent(2), Language(2, 1), Latent(2), Language(3, 2))
+TWO_BLOCKS_LENGTHS = [[4, 2, 2, 2, 3], [2, 0, 1, 1, 2], [3, 1, 0, 2, 1], [1, 2, 2, 0, 3]]
+
+CASES: dict[str, tuple[DecoderConfig, Schedule, list[list[int]], bool]] = {
+    "gpt2-one_block": (GPT2_STYLE, ONE_BLOCK, ONE_BLOCK_LENGTHS, False),
+    "llama-one_block": (LLAMA_STYLE, ONE_BLOCK, ONE_BLOCK_LENGTHS, False),
+    "gpt2-two_blocks": (GPT2_STYLE, TWO_BLOCKS, TWO_BLOCKS_LENGTHS, False),
+    "llama-two_blocks-own_parameters": (LLAMA_STYLE, TWO_BLOCKS, TWO_BLOCKS_LENGTHS, True),
+}
+# The official cases compare both gradients, too; not every case here has to.
+WAYS = {name: ("implicit", "autodiff") if "gpt2" in name else ("implicit",) for name in CASES}
+
+
+def feedback_of(name: str) -> Feedback:
+    if not CASES[name][3]:
+        return Identity()
+    D = CASES[name][0].embed_dim
+    return ProjectionAndMix(jnp.asarray(np.random.default_rng(9).normal(size=(D, D)) * D**-0.5))
+
+
+def setup(name: str) -> tuple[Decoder, Feedback, Rows]:
+    config, schedule, lengths, _ = CASES[name]
+    config = dataclasses.replace(config, **IN_FLOAT64)
+    seed = zlib.crc32(name.encode()) % 1000
+    return random_decoder(config, seed), feedback_of(name), make_rows(schedule, lengths, config, seed=seed)
+
+
+@functools.cache
+def program(name: str, way: str) -> Callable[..., Any]:
+    """(decoder, feedback, rows) -> ((loss, what was seen), gradients of decoder and feedback)."""
+    schedule = CASES[name][1]
+
+    def loss(decoder: Decoder, feedback: Feedback, rows: Rows) -> tuple[Array, dict[str, Array]]:
+        if way == "slow":
+            seen = slow_loop(decoder, feedback, rows, schedule)
+        else:
+            seen = library(decoder, feedback, rows, schedule, "autodiff" if way == "autodiff" else "implicit")
+        return weighed(seen, rows, schedule), vars(seen)
+
+    return quick_jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
+
+
+def assert_close(ours: Any, theirs: Any, tolerance: float = TOLERANCE) -> None:
+    """Every leaf agrees, relative to its own norm."""
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    for (path, a), b in zip(jax.tree_util.tree_flatten_with_path(ours)[0], jax.tree.leaves(theirs), strict=True):
+        assert a.shape == b.shape
+        a, b = np.asarray(a), np.asarray(b)
+        assert np.isfinite(a).all(), path
+        assert np.linalg.norm(a - b) <= tolerance * max(np.linalg.norm(b), 0.1), jax.tree_util.keystr(path)
+
+
+def valid_parts(seen: dict[str, Array], rows: Rows, schedule: Schedule) -> dict[str, Array]:
+    """What was seen, zero where it means nothing."""
+    scored = rows.valid[:, scored_of(schedule), None]
+    latent = rows.valid[:, columns_of(schedule, Latent), None]
+    return {
+        "hidden": jnp.where(rows.valid[..., None], seen["hidden"], 0.0),
+        "logits": jnp.where(scored, seen["logits"], 0.0),
+        # Not masked where unused: both promise zeros there.
+        "thoughts": seen["thoughts"] + 0 * latent,
+        "last": seen["last"],
+    }
+
+
+# --- The tests --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_equals_the_slow_loop_in_values_and_gradients(name: str) -> None:
+    decoder, feedback, rows = setup(name)
+    schedule = CASES[name][1]
+    (loss, seen), gradients = program(name, "slow")(decoder, feedback, rows)
+    # A comparison of zeros would prove nothing. What is added to all keys moves no attention, but where it is rotated.
+    for path, leaf in jax.tree_util.tree_flatten_with_path(gradients)[0]:
+        path_name = jax.tree_util.keystr(path)
+        assert np.linalg.norm(leaf) > 1e-2 or (".key.bias" in path_name and "gpt2" in name), path_name
+    for way in WAYS[name]:
+        (own_loss, own_seen), own_gradients = program(name, way)(decoder, feedback, rows)
+        assert own_loss.dtype == jnp.float64
+        assert_close(own_loss, loss)
+        assert_close(valid_parts(own_seen, rows, schedule), valid_parts(seen, rows, schedule))
+        assert_close(own_gradients, gradients)
+
+
+def test_what_columns_that_are_not_valid_hold_does_not_matter() -> None:
+    decoder, feedback, rows = setup("gpt2-one_block")
+    _, schedule, lengths, _ = CASES["gpt2-one_block"]
+    run = program("gpt2-one_block", "implicit")
+    (loss, seen), gradients = run(decoder, feedback, rows)
+    rng = np.random.default_rng(3)
+    other = dataclasses.replace(
+        rows,
+        tokens=jnp.where(rows.valid, rows.tokens, rng.integers(0, 23, rows.tokens.shape)).astype(jnp.int32),
+        positions=jnp.where(rows.valid, rows.positions, rng.integers(0, 32, rows.tokens.shape)).astype(jnp.int32),
+    )
+    (own_loss, own_seen), own_gradients = run(decoder, feedback, other)
+    assert_close(own_loss, loss)
+    assert_close(valid_parts(own_seen, rows, schedule), valid_parts(seen, rows, schedule))
+    assert_close(own_gradients, gradients)
+    # Tokens of latent columns are not read, either.
+    latent = columns_of(schedule, Latent)
+    (own_loss, _), own_gradients = run(
+        decoder, feedback, dataclasses.replace(rows, tokens=jnp.where(latent, 0, rows.tokens))
+    )
+    assert_close(own_loss, loss)
+    assert_close(own_gradients, gradients)
+    # Nor does a row that only fills the batch: nothing of it is valid, and its gradient is zero, not NaN.
+    lengths = [*lengths[:-1], [0, 0, 0]]
+    filled = make_rows(schedule, lengths, decoder.config)
+    filled = dataclasses.replace(filled, last=filled.last.at[-1].set(0.0))
+    _, with_filler = run(decoder, feedback, filled)
+    _, with_a_row = run(decoder, feedback, dataclasses.replace(filled, valid=filled.valid.at[-1].set(True)))
+    assert_close(with_filler, with_a_row)
+
+
+def test_each_row_alone_and_unpadded_equals_the_row_in_its_batch() -> None:
+    decoder, feedback, rows = setup("gpt2-one_block")
+    _, schedule, lengths, _ = CASES["gpt2-one_block"]
+    (_, seen), gradients = program("gpt2-one_block", "implicit")(decoder, feedback, rows)
+    scored = scored_of(schedule)
+    latent = np.flatnonzero(columns_of(schedule, Latent))
+    total = None
+    for index, row_lengths in enumerate(lengths):
+        columns = np.flatnonzero(rows.valid[index])
+        own = jax.tree.map(lambda x, i=index, c=columns: x[i : i + 1, c], dataclasses.replace(rows, last=rows.hidden))
+        own = dataclasses.replace(own, last=rows.last[index : index + 1])
+        spans: list[Language | Latent] = []
+        start = 0
+        for span, length in zip(schedule, row_lengths, strict=True):
+            stop = start + span.length
+            if length and isinstance(span, Language):
+                spans.append(Language(length, int(np.isin(columns, scored[(scored >= start) & (scored < stop)]).sum())))
+            elif length:
+                spans.append(Latent(length))
+            start = stop
+        alone_schedule = tuple(spans)
+
+        def loss(decoder: Decoder, own: Rows, schedule: Schedule = alone_schedule) -> tuple[Array, dict[str, Array]]:
+            alone = library(decoder, feedback, own, schedule)
+            return weighed(alone, own, schedule), vars(alone)
+
+        (_, alone), own_gradients = quick_jit(jax.value_and_grad(loss, has_aux=True))(decoder, own)
+        in_batch = {
+            "hidden": seen["hidden"][index, columns],
+            "logits": seen["logits"][index, np.isin(scored, columns)],
+            "thoughts": seen["thoughts"][index, np.isin(latent, columns)],
+            "last": seen["last"][index],
+        }
+        assert_close({name: value[0] for name, value in alone.items()}, in_batch)
+        total = own_gradients if total is None else jax.tree.map(jnp.add, total, own_gradients)
+    assert_close(total, gradients[0])
+
+
+def test_layouts_and_rematerialisation_give_the_same_values_and_gradients() -> None:
+    template, feedback, rows = setup("gpt2-one_block")
+    config = template.config
+
+    def derive(config: DecoderConfig) -> tuple[Array, Any]:
+        model = with_config(template, config)
+        loss = lambda model: weighed(library(model, feedback, rows, ONE_BLOCK), rows, ONE_BLOCK)  # noqa: E731
+        value, gradients = quick_jit(jax.value_and_grad(loss))(model)
+        return value, by_layer(gradients)
+
+    (value, _), (gradients, _) = program("gpt2-one_block", "implicit")(template, feedback, rows)
+    gradients = by_layer(gradients)
+    for changes in ({"remat": "full"}, {"remat": "dots"}, {"scan_layers": True, "remat": "full"}):
+        own_value, own_gradients = derive(dataclasses.replace(config, **changes))
+        assert_close(own_value, value)
+        assert_close(own_gradients, gradients)
+
+
+def by_layer(model: Decoder) -> dict[str, Any]:
+    """The parameters in plain dictionaries, layer by layer in either layout."""
+    leaves = lambda tree: {  # noqa: E731
+        jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
+    }
+    layers: Any = model.layers
+    if model.config.scan_layers:
+        layers = [jax.tree.map(lambda x, i=i: x[i], layers) for i in range(model.config.num_layers)]
+    outside = {name: leaf for name, leaf in leaves(model).items() if not name.startswith(".layers")}
+    return {"outside": outside, "layers": [leaves(layer) for layer in layers]}
+
+
+def with_config(model: Decoder, config: DecoderConfig) -> Decoder:
+    """A decoder of another layout with the parameters of ``model``, whose layers are unstacked."""
+    other = random_decoder(config, seed=5)
+    layers = list(cast(Any, model.layers))
+    leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(model)[0]}
+    if config.scan_layers:
+        stacked = jax.tree.map(lambda *parts: jnp.stack(parts), *layers)
+        leaves |= {
+            ".layers" + jax.tree_util.keystr(path): leaf
+            for path, leaf in jax.tree_util.tree_flatten_with_path(stacked)[0]
+        }
+    paths, structure = jax.tree_util.tree_flatten_with_path(other)
+    return jax.tree.unflatten(structure, [leaves[jax.tree_util.keystr(path)] for path, _ in paths])
+
+
+def test_dropout_drops_the_same_units_in_both_gradients() -> None:
+    """A thought is computed alone on the way forward and beside its neighbours on the way back."""
+    config = dataclasses.replace(GPT2_STYLE, dropout=0.3, **IN_FLOAT64)
+    rows = make_rows(ONE_BLOCK, ONE_BLOCK_LENGTHS, config)
+    decoder = random_decoder(config)
+
+    def derive(gradient: Gradient) -> Callable[..., Any]:
+        def loss(decoder: Decoder, key: Array) -> Array:
+            seen = library(decoder, Identity(), rows, ONE_BLOCK, gradient, key)
+            return weighed(seen, rows, ONE_BLOCK)
+
+        return quick_jit(jax.value_and_grad(loss))
+
+    implicit, autodiff = derive("implicit"), derive("autodiff")
+    key, other = jax.random.split(jax.random.key(4))
+    loss, gradients = implicit(decoder, key)
+    auto_loss, auto_gradients = autodiff(decoder, key)
+    assert_close(loss, auto_loss)
+    assert_close(gradients, auto_gradients)
+    # The same masks again, others for another key.
+    assert implicit(decoder, key)[0] == loss
+    assert abs(implicit(decoder, other)[0] - loss) > 1e-3
+    # Finite differences know nothing of either derivative.
+    leaves, structure = jax.tree.flatten(decoder)
+    rng = np.random.default_rng(5)
+    direction = [rng.normal(size=leaf.shape) for leaf in leaves]
+    step = 1e-5
+    moved = [
+        implicit(
+            jax.tree.unflatten(structure, [leaf + sign * step * d for leaf, d in zip(leaves, direction, strict=True)]),
+            key,
+        )[0]
+        for sign in (1.0, -1.0)
+    ]
+    slope = sum(jnp.sum(g * d) for g, d in zip(jax.tree.leaves(gradients), direction, strict=True))
+    assert abs((moved[0] - moved[1]) / (2 * step) - slope) <= 1e-6 * abs(slope)
