@@ -128,14 +128,17 @@ def answer_questions(
             batch_counts[: len(rows)] = counts[start : start + len(rows)]
             prefix, thoughts = think_on(model.decoder, model.feedback, prefix, jnp.asarray(batch_counts), room=room)
             thoughts = np.asarray(thoughts)
-        if len(forced):
-            every_row = jnp.tile(jnp.asarray(forced), (config.batch_size, 1))
-            prefix = prefill(model.decoder, every_row, jnp.ones(every_row.shape, bool), prefix)
         active = np.arange(config.batch_size) < len(rows)
         numbers = start + jnp.arange(config.batch_size)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(config.seed), numbers)
         generated = decode(
-            model.decoder, prefix, jnp.asarray(active), keys, sampling=config.sampling, eos_id=tokenizer.eos_id
+            model.decoder,
+            prefix,
+            jnp.asarray(active),
+            keys,
+            forced=jnp.tile(jnp.asarray(forced), (config.batch_size, 1)),
+            sampling=config.sampling,
+            eos_id=tokenizer.eos_id,
         )
         new, lengths, ended = (np.asarray(x) for x in generated)
         forced_ids = forced[rule.markers :].tolist()

@@ -1,7 +1,8 @@
 """Decoding through the rollout's own pieces: prefill, thoughts, language.
 
 Three compiled programs serve every batch of one shape: a parallel pass over the prompts, a scan over thoughts whose
-number is data (each row may have its own), and a loop over new tokens that ends when every row has.
+number is data (each row may have its own), and a loop over new tokens, behind the end marker and whatever else is
+forced, that ends when every row has.
 """
 
 import dataclasses
@@ -80,7 +81,7 @@ class Generated(NamedTuple):
 def prefill(
     decoder: Decoder, tokens: Int[Array, "B P"], valid: Bool[Array, "B P"], prefix: Prefix | None = None
 ) -> Prefix:
-    """Reads tokens in one parallel pass, from the start or behind ``prefix`` (an end marker, a forced beginning).
+    """Reads tokens in one parallel pass, from the start or behind ``prefix``.
 
     Args:
       decoder: the decoder.
@@ -126,6 +127,7 @@ def decode(
     active: Bool[Array, " B"],
     keys: Key[Array, " B"],
     *,
+    forced: Int[Array, "B F"] | None = None,
     sampling: SamplingConfig,
     eos_id: int,
 ) -> Generated:
@@ -136,10 +138,13 @@ def decode(
       prefix: what the language follows.
       active: rows to decode; the others (which only fill the batch) are not waited for.
       keys: a key for each row, so that a row's draws do not depend on its neighbours; not used at temperature 0.
+      forced: tokens read first, in one parallel pass: the end marker, an answer's prefix.
       sampling: how tokens are chosen.
       eos_id: id that ends a row.
     """
     batch, room = active.shape[0], sampling.max_new_tokens
+    if forced is not None and forced.shape[1]:
+        prefix = prefill(decoder, forced, jnp.ones(forced.shape, bool), prefix)
     layout = jax.eval_shape(lambda: _one_column(decoder, prefix, jnp.zeros(batch, jnp.int32), prefix.length, ())[1])
     own = empty_segment(layout, batch, jnp.arange(room))
     every_row = jnp.ones((batch, 1), bool)

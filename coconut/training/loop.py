@@ -101,6 +101,8 @@ def train(
                 examples, run.tokenizer, method.rule, curriculum, config.pipeline, stage=stage, seed=config.seed
             )
             iterator = make_iterator(source, config.pipeline, start=progress.step)
+            if progress.stage_step and progress.data is not None:
+                iterator.set_state(dict(progress.data))
             length = stage_steps(curriculum, stage, source.batches_per_epoch)
             bar.reset(task, total=length, completed=progress.stage_step, description=f"{config.method} stage {stage}")
             clock = time.perf_counter()

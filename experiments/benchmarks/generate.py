@@ -72,17 +72,13 @@ class Generator:
         rows = len(prompts)
         every_row = np.ones((rows, 1), bool)
         prefix = self._counted(
-            "prefill of the prompt", prefill, model.decoder, jnp.asarray(prompts), jnp.ones(prompts.shape, bool)
+            "prefill", prefill, model.decoder, jnp.asarray(prompts), jnp.ones(prompts.shape, bool)
         )
         counts = jnp.full(rows, workload.thoughts, jnp.int32)
         prefix, thoughts = self._counted(
             "think_on", think_on, model.decoder, model.feedback, prefix, counts, room=workload.thoughts
         )
         np.asarray(thoughts)
-        marker = jnp.zeros((rows, 1), jnp.int32)
-        prefix = self._counted(
-            "prefill of the end marker", prefill, model.decoder, marker, jnp.asarray(every_row), prefix
-        )
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(rows))
         generated = self._counted(
             "decode",
@@ -91,6 +87,7 @@ class Generator:
             prefix,
             jnp.asarray(every_row[:, 0]),
             keys,
+            forced=jnp.zeros((rows, 1), jnp.int32),  # where the end marker stands
             sampling=SamplingConfig(max_new_tokens=workload.new_tokens),
             eos_id=workload.decoder.vocabulary,
         )
