@@ -210,4 +210,5 @@ def interruption() -> Iterator[threading.Event]:
 
 
 def _numbers(averages: Mapping[str, float], progress: Progress) -> str:
-    return f"loss {averages['loss']:.3f}  accuracy {averages['accuracy']:.3f}"
+    rate = averages["tokens"] * progress.step / max(progress.seconds, 1e-9)
+    return f"loss {averages['loss']:.3f}  accuracy {averages['accuracy']:.3f}  {rate:,.0f} tokens/s"
