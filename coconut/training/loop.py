@@ -107,7 +107,8 @@ def train(
             bar.reset(task, total=length, completed=progress.stage_step, description=f"{config.method} stage {stage}")
             clock = time.perf_counter()
 
-            while not (progress.stage_ended or interrupted.is_set()):
+            stopping = False
+            while not (progress.stage_ended or stopping):
                 # --- One step. The device runs ahead of the host until something needs its numbers.
                 at_stage, at_epoch = progress.stage_step == 0, progress.step % source.batches_per_epoch == 0
                 if progress.step and {"never": False, "stage": at_stage, "epoch": at_epoch}[curriculum.reset_optimizer]:
@@ -138,7 +139,9 @@ def train(
                 at_window = progress.stage_step % curriculum.advance_window == 0
                 at_save = config.save_every is not None and progress.step % config.save_every == 0
                 at_validation = config.evaluate_every is not None and progress.step % config.evaluate_every == 0
-                if not (at_log or at_window or at_save or at_validation or interrupted.is_set()):
+                # Asked once a step: whoever sets it later stops the next step, which is saved, too.
+                stopping = interrupted.is_set()
+                if not (at_log or at_window or at_save or at_validation or stopping):
                     continue
                 learnt = False
                 if at_window:
@@ -173,7 +176,7 @@ def train(
                     validation = validate(template.model(state.parameters), run, dataset, stage)
                     if validation:
                         log.write("validation", progress.step, {"stage": stage, **validation})
-                if at_save or validation or progress.stage_ended or interrupted.is_set():
+                if at_save or validation or progress.stage_ended or stopping:
                     progress = dataclasses.replace(
                         progress, data=iterator.get_state(), log=log_meter.sums, window=window_meter.sums
                     )
