@@ -1,0 +1,436 @@
+"""The train loop on tiny runs: stages, resuming to the bit, what is kept, and what stops a run.
+
+Most runs here are of No-CoT, whose stages share one program without thoughts. Compiled programs are kept on disk for
+the length of this file, the subprocesses' ones included.
+"""
+
+import dataclasses
+import io
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+from rich.console import Console
+
+from coconut.training import loop
+from coconut.training.checkpoint import Checkpoints, Progress, load_model
+from coconut.training.config import RunConfig, to_json
+from coconut.training.loop import TrainResult, train
+from coconut.training.setup import initial_model, prepare
+from coconut.training.state import TrainState, parameters_of
+from coconut.types import CoconutError
+from tests.tiny_runs import tiny_run
+
+QUIET = Console(file=io.StringIO())
+LANGUAGE = {"method": "no_cot"}
+# What restores, too: optimizer moments, drawn stages, dropout masks, data order.
+RANDOM = {"curriculum": {"uniform_prob": 0.5, "reset_optimizer": "epoch"}, "decoder": {"dropout": 0.2}}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Keeps compiled programs on disk, and optimises none: the environment that tells a subprocess the same."""
+    settings = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+        "jax_disable_most_optimizations": True,
+    }
+    before = {name: jax.config.values[name] for name in settings}
+    compilation_cache.reset_cache()
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    yield {name.upper(): str(value) for name, value in settings.items()}
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+def trained(config: RunConfig, workdir: Path, **options: Any) -> TrainResult:
+    return train(config, workdir, **{"console": QUIET, **options})
+
+
+def lines_of(workdir: Path, *kinds: str) -> list[dict[str, Any]]:
+    """The metrics of a run, without times, which differ, and without what was compiled again after a restart."""
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    kinds = kinds or ("train", "stage", "validation")
+    return [{k: v for k, v in line.items() if "seconds" not in k} for line in lines if line["kind"] in kinds]
+
+
+def final_state(workdir: Path) -> tuple[Mapping[str, np.ndarray], Progress]:
+    """Every array of the latest checkpoint, by path, and where the run stands."""
+    checkpoints = Checkpoints(workdir, read_only=True)
+    step = checkpoints.step("latest")
+    assert step is not None
+    metadata = checkpoints._manager.item_metadata(step)["state"].tree
+    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), metadata)
+    state, progress = checkpoints._restore(step, abstract)
+    checkpoints.close()
+    leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]}
+    return jax.tree.map(np.asarray, leaves), progress
+
+
+def assert_same_run(one: Path, two: Path) -> None:
+    """Both ended with the same bits and the same metrics."""
+    (state, progress), (other, other_progress) = final_state(one), final_state(two)
+    assert state.keys() == other.keys()
+    assert any("opt_state" in name for name in state)
+    for name, value in state.items():
+        assert value.tobytes() == other[name].tobytes(), name
+    assert dataclasses.replace(progress, seconds=0.0) == dataclasses.replace(other_progress, seconds=0.0)
+    assert lines_of(one) == lines_of(two)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory, compiled_once: Any) -> tuple[Path, TrainResult]:
+    workdir = tmp_path_factory.mktemp("uninterrupted") / "run"
+    return workdir, trained(tiny_run(), workdir)
+
+
+# --- Stages -----------------------------------------------------------------------------------------------------
+
+
+def test_a_run_goes_through_its_stages_and_says_so(uninterrupted: tuple[Path, TrainResult]) -> None:
+    workdir, result = uninterrupted
+    assert result.progress.finished
+    assert (result.progress.step, result.progress.stage, result.compilations) == (14, 1, 2)
+    assert [(line["step"], line["stage"]) for line in lines_of(workdir, "compile")] == [(0, 0), (7, 1)]
+    train_lines = lines_of(workdir, "train")
+    # Every second step, and the end of each stage; no line spans two stages.
+    assert [(line["step"], line["stage"]) for line in train_lines] == [
+        *((step, 0) for step in (2, 4, 6, 7)),
+        *((step, 1) for step in (8, 10, 12, 14)),
+    ]
+    for line in train_lines:
+        assert line["learning_rate"] == pytest.approx(1e-2)
+        assert 0 <= line["padding"] < 1
+        assert {"loss", "accuracy", "first_loss", "first_accuracy", "answer_loss", "gradient_norm"} <= set(line)
+        assert line["loss"] > 0
+        assert line["tokens"] > 0
+    assert lines_of(workdir, "stage") == [
+        {"kind": "stage", "step": 7, "stage": 0, "steps": 7, "learnt": None},
+        {"kind": "stage", "step": 14, "stage": 1, "steps": 7, "learnt": None},
+    ]
+    assert [dict(stage)["steps"] for stage in result.progress.stages] == [7, 7]
+    # Started again, a run that is done does nothing.
+    before = (workdir / "metrics.jsonl").read_bytes()
+    again = trained(tiny_run(), workdir)
+    assert (again.progress.finished, again.compilations) == (True, 0)
+    assert (workdir / "metrics.jsonl").read_bytes() == before
+    for a, b in zip(jax.tree.leaves(again.model), jax.tree.leaves(result.model), strict=True):
+        assert (np.asarray(a) == b).all()
+
+
+@pytest.mark.parametrize("bound,steps,learnt", [(100.0, 3, True), (1e-6, 7, False)])
+def test_a_metric_ends_a_stage_or_its_cap_does(tmp_path: Path, bound: float, steps: int, learnt: bool) -> None:
+    """The last stage has no next one to hurry to: it lasts its full length."""
+    output = io.StringIO()
+    curriculum = {"advance_metric": "loss", "advance_below": bound, "advance_window": 3}
+    result = trained(tiny_run(curriculum=curriculum, **LANGUAGE), tmp_path, console=Console(file=output))
+    assert [(line["step"], line["steps"], line["learnt"]) for line in lines_of(tmp_path, "stage")] == [
+        (steps, steps, learnt),
+        (steps + 7, 7, None),
+    ]
+    assert result.compilations == 1
+    assert ("stage 0 was not learnt within 7 steps" in output.getvalue()) == (not learnt)
+    # A stage that ends early logs what it had.
+    assert lines_of(tmp_path, "train")[-1]["step"] == steps + 7
+
+
+# --- Stopped and started again ------------------------------------------------------------------------------------
+
+KILLED = """
+import json, os, signal, sys
+from pathlib import Path
+from coconut.training.config import RunConfig, from_json
+from coconut.training.loop import train
+from coconut.training.metrics import MetricsLog
+
+config, workdir, last_line = sys.argv[1:]
+write, written = MetricsLog.write, []
+
+def write_and_die(self, kind, step, values):
+    write(self, kind, step, values)
+    written.append(kind)
+    if len(written) == int(last_line):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+MetricsLog.write = write_and_die
+train(from_json(RunConfig, json.loads(config), "config"), Path(workdir))
+"""
+
+
+def killed(config: RunConfig, workdir: Path, last_line: int, environment: dict[str, str]) -> None:
+    """Trains in a process of its own, which is killed once it has written so many lines of metrics."""
+    process = subprocess.run(
+        [sys.executable, "-c", KILLED, json.dumps(to_json(config)), str(workdir), str(last_line)],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == -signal.SIGKILL, process.stderr
+    assert len((workdir / "metrics.jsonl").read_text().splitlines()) == last_line
+
+
+def test_a_run_killed_in_its_second_stage_ends_with_the_same_bits(
+    tmp_path: Path, uninterrupted: tuple[Path, TrainResult], compiled_once: dict[str, str]
+) -> None:
+    # Lines: compile, 4 of stage 0 and its end, compile, steps 8 and 10. The latest checkpoint is that of step 9.
+    killed(tiny_run(), tmp_path, 9, compiled_once)
+    assert lines_of(tmp_path)[-1]["step"] == 10
+    # The line that was being written is torn.
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "train", "st')
+    result = trained(tiny_run(), tmp_path)
+    assert result.progress.finished
+    assert_same_run(tmp_path, uninterrupted[0])
+
+
+def test_a_run_with_drawn_stages_and_dropout_killed_in_its_first_stage_ends_with_the_same_bits(
+    tmp_path: Path, compiled_once: dict[str, str]
+) -> None:
+    config = tiny_run(**RANDOM)
+    whole = tmp_path / "whole"
+    trained(config, whole)
+    # Step 4 is logged; the latest checkpoint is that of step 3, between two lines of metrics.
+    killed(config, tmp_path / "killed", 3, compiled_once)
+    trained(config, tmp_path / "killed")
+    assert_same_run(tmp_path / "killed", whole)
+
+
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Presses Ctrl-C while the step after ``step`` is prepared."""
+    learning_rate_at = loop.learning_rate_at
+
+    def pressed(*arguments: Any, **keywords: Any) -> float:
+        if keywords["step"] == step:
+            signal.raise_signal(signal.SIGINT)
+        return learning_rate_at(*arguments, **keywords)
+
+    monkeypatch.setattr(loop, "learning_rate_at", pressed)
+
+
+def test_an_interrupted_run_saves_and_goes_on_to_the_same_bits(
+    tmp_path: Path, uninterrupted: tuple[Path, TrainResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handler = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patched:
+        interrupt_at(patched, 4)
+        result = trained(tiny_run(), tmp_path)
+    assert not result.progress.finished
+    # The step under way is finished and saved, though no checkpoint was due.
+    assert result.progress.step == 5
+    assert final_state(tmp_path)[1].step == 5
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert trained(tiny_run(), tmp_path).progress.finished
+    assert_same_run(tmp_path, uninterrupted[0])
+
+
+def test_an_interruption_between_two_steps_saves_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whenever the signal comes, the call returns with a checkpoint of the last step."""
+    add, calls = loop.Meter.add, []
+
+    def counting(self: Any, metrics: Any, **others: float) -> None:
+        calls.append(None)
+        add(self, metrics, **others)
+
+    class Clock:
+        """The loop looks at the clock at the end of each step at which it stops to log: the last thing it does."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(loop_time, name)
+
+        def perf_counter(self) -> float:
+            clock.append(len(calls) // 2)
+            # Step 2 is logged and not saved: the second look at the clock in it is the last.
+            if clock.count(2) == 2 and clock[-1] == 2:
+                signal.raise_signal(signal.SIGINT)
+            return loop_time.perf_counter()
+
+    loop_time, clock = loop.time, []
+    monkeypatch.setattr(loop.Meter, "add", counting)
+    monkeypatch.setattr(loop, "time", Clock())
+    result = trained(tiny_run(**LANGUAGE), tmp_path)
+    assert not result.progress.finished
+    assert final_state(tmp_path)[1].step == result.progress.step
+
+
+def test_a_workdir_that_holds_another_run_is_left_alone(uninterrupted: tuple[Path, TrainResult]) -> None:
+    workdir, _ = uninterrupted
+    before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+    with pytest.raises(CoconutError) as error:
+        trained(tiny_run(seed=3, optimizer={"learning_rate": 0.5}), workdir)
+    message = str(error.value)
+    assert f"{workdir} holds another run" in message
+    assert "config.seed: 0 there, 3 here" in message
+    assert "config.optimizer.learning_rate: 0.01 there, 0.5 here" in message
+    assert "data_fingerprint" in message
+    assert "config.decoder" not in message
+    assert {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()} == before
+
+
+# --- What is kept -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "saved,kept,best",
+    [
+        # (stage, accuracy or None) of steps 1, 2, ..; the latest is always kept.
+        ([(0, 0.5), (0, 0.9), (0, 0.7)], [2, 3], 2),
+        ([(0, 0.5), (0, 0.9), (0, 0.9)], [3], 3),
+        ([(0, 1.0), (1, 0.0), (1, None)], [2, 3], 2),
+        ([(0, 1.0), (1, None), (1, None)], [3], 3),
+        ([(0, 0.3), (0, None), (0, None)], [1, 3], 1),
+        ([(0, 0.0), (1, 0.2), (1, 0.1), (2, 0.05)], [4], 4),
+        ([(0, None)], [1], 1),
+    ],
+)
+def test_the_best_and_the_latest_are_kept(tmp_path: Path, saved: list, kept: list[int], best: int) -> None:
+    checkpoints = Checkpoints(tmp_path, keep_latest=1)
+    for step, (stage, accuracy) in enumerate(saved, 1):
+        validation = {} if accuracy is None else {"accuracy": accuracy, "loss": 3.0}
+        checkpoints.save(small_state(step), Progress(step=step, stage=stage), validation)
+    assert (checkpoints.step("best"), checkpoints.step("latest")) == (best, len(saved))
+    checkpoints.close()
+    assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == kept
+    # Another process comes to the same conclusion.
+    reader = Checkpoints(tmp_path, read_only=True)
+    assert (reader.step("best"), reader.step("latest")) == (best, len(saved))
+    state, progress = reader.restore(best, small_state(0))
+    assert (int(state.step), progress.step, progress.stage) == (best, best, saved[best - 1][0])
+    reader.close()
+
+
+def small_state(step: int) -> TrainState:
+    return TrainState(
+        parameters={"w": jnp.full(3, step, jnp.float32)},
+        opt_state={"m": jnp.zeros(3)},
+        step=jnp.asarray(step, jnp.int32),
+    )
+
+
+def test_a_checkpoint_of_other_arrays_is_an_error(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(small_state(1), Progress(step=1), {})
+    other = dataclasses.replace(small_state(0), parameters={"w": jnp.zeros(4)})
+    with pytest.raises(CoconutError, match=r"'parameters/w' is \(\(3,\), .*\) there, \(\(4,\), .*\) here"):
+        checkpoints.restore(1, other)
+    with pytest.raises(CoconutError, match="'parameters/v' is missing"):
+        checkpoints.restore(1, dataclasses.replace(small_state(0), parameters={"v": jnp.zeros(3)}))
+    checkpoints.close()
+
+
+def test_validation_chooses_the_best_of_the_last_stage(tmp_path: Path) -> None:
+    accuracies = iter([0.9, 1.0, 0.5, 0.3, 0.8, 0.4])
+    seen = []
+
+    def validate(model: Any, run: Any, dataset: Any, stage: int) -> Mapping[str, float]:
+        seen.append((stage, len(dataset.splits["validation"])))
+        return {"accuracy": next(accuracies), "tokens": 2.0}
+
+    config = tiny_run(evaluate_every=2, save_every=None, keep_latest=1, curriculum={"steps_per_stage": 6}, **LANGUAGE)
+    trained(config, tmp_path, validate=validate)
+    assert seen == [(0, 4)] * 3 + [(1, 4)] * 3
+    validations = [(line["step"], line["stage"], line["accuracy"]) for line in lines_of(tmp_path, "validation")]
+    assert validations == [(2, 0, 0.9), (4, 0, 1.0), (6, 0, 0.5), (8, 1, 0.3), (10, 1, 0.8), (12, 1, 0.4)]
+    assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == [10, 12]
+    _, _, progress = load_model(tmp_path, "best")
+    assert (progress.step, progress.stage, progress.finished) == (10, 1, False)
+    assert load_model(tmp_path, "latest")[2].finished
+
+
+def test_a_validation_that_is_not_finite_stops_the_run_and_saves_nothing(tmp_path: Path) -> None:
+    values = iter([0.5, float("nan")])
+    validate = lambda model, run, dataset, stage: {"accuracy": next(values)}  # noqa: E731
+    with pytest.raises(CoconutError, match=r"not finite, and nothing was saved: \{'accuracy': nan\}"):
+        trained(tiny_run(**LANGUAGE), tmp_path, validate=validate)
+    # The validated one of stage 0, and the latest two of stage 1 before its end.
+    assert load_model(tmp_path, "latest")[2].step == 12
+    assert load_model(tmp_path, "best")[2].stage == 1
+
+
+# --- What stops a run -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax's own threads complain, too.
+def test_a_disk_that_fills_during_a_save_leaves_the_earlier_checkpoint(tmp_path: Path) -> None:
+    """A limit on the size of files stands for the full disk: the system refuses to write on."""
+    config = tiny_run(save_every=None, keep_latest=1, **LANGUAGE)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def validate(model: Any, run: Any, dataset: Any, stage: int) -> Mapping[str, float]:
+        if stage == 1:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (8192, before[1]))
+        return {}
+
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        with pytest.raises(CoconutError, match="the checkpoint of step 14 could not be saved"):
+            trained(config, tmp_path, validate=validate)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    for which in ("best", "latest"):
+        _, model, progress = load_model(tmp_path, which)
+        assert (progress.step, progress.stage_ended) == (7, True)
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(model))
+    # With room again the run ends as one that never met a full disk.
+    assert trained(config, tmp_path).progress.finished
+    trained(config, tmp_path / "whole")
+    assert_same_run(tmp_path, tmp_path / "whole")
+
+
+def test_a_loss_that_is_not_finite_names_the_step(tmp_path: Path) -> None:
+    config = tiny_run(log_every=1, save_every=None, optimizer={"learning_rate": 1e38}, **LANGUAGE)
+    with pytest.raises(CoconutError, match="not finite at step 2; the latest checkpoint is that of step None"):
+        trained(config, tmp_path)
+
+
+# --- Another run's parameters -----------------------------------------------------------------------------------------
+
+
+def test_a_run_can_start_from_anothers_parameters(uninterrupted: tuple[Path, TrainResult]) -> None:
+    workdir, result = uninterrupted
+    run, _, _ = prepare(tiny_run(seed=4, method="cot", init_from=str(workdir)))
+    taken, given = parameters_of(initial_model(run)), parameters_of(result.model)
+    assert taken.keys() == given.keys()
+    assert all((np.asarray(taken[name]) == given[name]).all() for name in given)
+    fresh, _, _ = prepare(tiny_run(seed=4, method="cot"))
+    assert any((np.asarray(value) != given[name]).any() for name, value in parameters_of(initial_model(fresh)).items())
+
+
+@pytest.mark.parametrize(
+    "changes,why",
+    [
+        ({"data": {"options": {"config": "e12"}}, "decoder": {"max_positions": 64}}, "its tokenizer is another one"),
+        (
+            {"decoder": {"embed_dim": 32}},
+            r"parameter decoder\..* is \(16,\) there, \(32,\) here",
+        ),
+        ({"decoder": {"tied_head": False}}, r"parameter decoder\.head\.kernel is missing there"),
+    ],
+)
+def test_parameters_that_do_not_fit_are_an_error(
+    uninterrupted: tuple[Path, TrainResult], changes: dict[str, Any], why: str
+) -> None:
+    run, _, _ = prepare(tiny_run(init_from=str(uninterrupted[0]), **changes))
+    with pytest.raises(CoconutError, match=rf"RunConfig\.init_from = .*{why}"):
+        initial_model(run)
+
+
+def test_starting_from_a_folder_without_a_run_is_an_error(tmp_path: Path) -> None:
+    run, _, _ = prepare(tiny_run(init_from=str(tmp_path)))
+    with pytest.raises(CoconutError, match=r"holds no run: .*run\.json is missing"):
+        initial_model(run)
