@@ -10,7 +10,8 @@ from rich.console import Console
 
 from coconut.datasets import load_split, text_format_of
 from coconut.evaluation.answers import Answer, AnswerConfig
-from coconut.evaluation.evaluate import Evaluation, evaluate
+from coconut.evaluation.choices import choose
+from coconut.evaluation.evaluate import Evaluation, evaluate, wilson_interval
 from coconut.latent.generate import SamplingConfig
 from coconut.methods import get_method
 from coconut.tasks import get_task
@@ -19,6 +20,7 @@ from coconut.training.checkpoint import Progress, Run, Which, load_model, write_
 from coconut.training.metrics import progress_bar
 from coconut.training.state import Model
 from coconut.types import CoconutError, Example
+from experiments.provenance import provenance
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,8 +69,9 @@ def evaluate_model(
     """Evaluates a model on the questions ``config`` names.
 
     Returns:
-      Plain values: ``trained`` for the trained number of thoughts, ``thoughts`` for each other number, and what was
-      evaluated. The stage is the checkpoint's own.
+      Plain values: ``trained`` for the trained number of thoughts, ``thoughts`` for each other number, ``choices`` for
+      the accuracy of choosing between the two options of a graph question (`coconut.evaluation.choices`), what was
+      evaluated, and where. The stage is the checkpoint's own.
     """
     method = get_method(run.config.method)
     task, text_format = get_task(run.config.data.task), text_format_of(run.config.data)
@@ -121,6 +124,20 @@ def evaluate_model(
             )
             for count in others
         }
+    choices = {}
+    if trained_thoughts and all(example.graph is not None for example in examples):
+        for count in sorted({*others, trained_thoughts}):
+            correct = choose(
+                model,
+                run.tokenizer,
+                method.rule,
+                examples,
+                text_format,
+                thoughts=count,
+                batch_size=default.batch_size,
+            )
+            low, high = wilson_interval(correct, len(examples))
+            choices[str(count)] = {"accuracy": correct / len(examples), "correct": correct, "interval_95": [low, high]}
     if config.answers_file is not None:
         write_atomically(config.answers_file, "".join(json.dumps(line) + "\n" for line in lines))
     return {
@@ -131,6 +148,8 @@ def evaluate_model(
         "seed": run.config.seed,
         "trained": trained.to_json(),
         "thoughts": {str(count): result.to_json() for count, result in by_thoughts.items()},
+        "choices": choices,
+        "provenance": provenance(),
     }
 
 
@@ -163,4 +182,8 @@ def describe(result: dict[str, Any]) -> str:
 
     rows = [cells(f"{result['method']}, as trained (stage {result['stage']})", result["trained"])]
     rows += [cells(f"{count} thoughts, answer forced", entry) for count, entry in result["thoughts"].items()]
+    for count, entry in result["choices"].items():
+        low, high = entry["interval_95"]
+        accuracy = f"{100 * entry['accuracy']:.1f} ({100 * low:.1f}-{100 * high:.1f})"
+        rows.append([f"{count} thoughts, choosing between the two options", accuracy, "", count, rows[0][-1]])
     return markdown_table(("setting", "accuracy % (95 %)", "tokens", "thoughts", "questions"), rows)

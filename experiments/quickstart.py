@@ -173,6 +173,10 @@ def table(content: dict[str, Any]) -> str:
             for count, entry in result["thoughts"].items():
                 name = "- thoughts removed" if count == "0" else f"- {count} thoughts"
                 rows.append(row(f"{name}, answer forced", entry, None))
+                # A choice generates nothing: it has no tokens.
+                low, high = result["choices"][count]["interval_95"]
+                share = f"{100 * result['choices'][count]['accuracy']:.1f} ({100 * low:.1f}-{100 * high:.1f})"
+                rows.append([f"{name}, choosing between the two options", share, "", count, "", ""])
     header = ("method", "accuracy % (95 %)", "tokens", "thoughts", "steps", "training s")
     questions = content["questions"]
     return (

@@ -71,9 +71,7 @@ class Generator:
         model, workload = self.model, self.workload
         rows = len(prompts)
         every_row = np.ones((rows, 1), bool)
-        prefix = self._counted(
-            "prefill", prefill, model.decoder, jnp.asarray(prompts), jnp.ones(prompts.shape, bool)
-        )
+        prefix = self._counted("prefill", prefill, model.decoder, jnp.asarray(prompts), jnp.ones(prompts.shape, bool))
         counts = jnp.full(rows, workload.thoughts, jnp.int32)
         prefix, thoughts = self._counted(
             "think_on", think_on, model.decoder, model.feedback, prefix, counts, room=workload.thoughts

@@ -1,0 +1,57 @@
+"""Choosing between two options: against one option at a time, unpadded, by the decoder's own log-probabilities."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from coconut.evaluation.choices import choose, with_other_option
+from coconut.latent.feedback import Identity
+from coconut.latent.rollout import rollout
+from coconut.methods import get_method
+from coconut.models.config import DecoderConfig
+from coconut.tasks import get_task
+from coconut.tokenizers import SYMBOLS, encode_example, symbol_tokenizer
+from coconut.training.state import make_model
+from coconut.types import CoconutError, Example, Language, Latent
+
+
+def test_the_other_option_replaces_the_target_alone() -> None:
+    text = get_task("prosqa").generate(5, 0)
+    for example in text:
+        assert example.graph is not None
+        other = with_other_option(example).answer
+        root, negative = (example.graph.symbols[node] for node in (example.graph.root, example.graph.negative))
+        assert other == f"{root} is a {negative}."
+    with pytest.raises(CoconutError, match="graph"):
+        with_other_option(Example(question="1 + 1", steps=(), answer="2"))
+
+
+def test_choices_are_those_of_one_option_at_a_time() -> None:
+    examples = get_task("small_graphs").generate(7, 0, config="e8")
+    symbols = sorted({symbol for example in examples for symbol in f"{example.question} [A]".split()})
+    tokenizer = symbol_tokenizer(symbols)
+    config = DecoderConfig(vocab_size=tokenizer.vocab_size, num_layers=1, embed_dim=16, num_heads=2, max_positions=64)
+    model = make_model(config, Identity(), jax.random.key(3))
+    schedule = (Language(31), Latent(2), Language(4, 3))
+
+    @jax.jit
+    def log_probability(tokens):
+        positions = jnp.arange(tokens.shape[1])[None]
+        valid = jnp.ones(tokens.shape, bool)
+        output = rollout(model.decoder, schedule, tokens=tokens, positions=positions, valid=valid)
+        scores = jax.nn.log_softmax(model.decoder.unembed(output.predictors))
+        return jnp.take_along_axis(scores, tokens[:, -3:, None], -1).sum()
+
+    expected = 0
+    for example in examples:
+        scores = []
+        for option in (example, with_other_option(example)):
+            encoded = encode_example(tokenizer, option, SYMBOLS)
+            start, end = [tokenizer.start_latent_id], [tokenizer.end_latent_id]
+            row = np.concatenate([encoded.question, start, [tokenizer.latent_id] * 2, end, encoded.answer])
+            scores.append(float(log_probability(jnp.asarray(row[None], jnp.int32))))
+        expected += scores[0] > scores[1]
+    rule = get_method("coconut").rule
+    assert 0 < expected < len(examples)
+    assert choose(model, tokenizer, rule, examples, SYMBOLS, thoughts=2, batch_size=4) == expected
