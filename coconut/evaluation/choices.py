@@ -1,8 +1,8 @@
 """Choosing between the two options of a graph question, whatever the model would rather write.
 
-A model whose thoughts were taken away often writes no option at all: its accuracy by generation then falls below that of
-a coin, which says more about its format than about what it knows. Here it only has to find the right option likelier
-than the wrong one.
+A model whose thoughts were taken away often writes no option at all: its accuracy by generation then falls below that
+of a coin, which says more about its format than about what it knows. Here it only has to find the right option
+likelier than the wrong one.
 """
 
 import dataclasses

@@ -283,8 +283,7 @@ def test_each_program_compiles_once_over_batches_stages_and_counts(decoder: Deco
     by_stage = [answers(decoder, stage) for stage in range(4)]
     by_count = [answers(decoder, thoughts=count) for count in range(3)]
     compiled = {name: program._cache_size() - before[name] for name, program in programs.items()}  # pyright: ignore
-    # The prompts are one shape of prefill, the end marker behind the thoughts the other.
-    assert compiled == {"prefill": 2, "think_on": 1, "decode": 1}
+    assert compiled == {"prefill": 1, "think_on": 1, "decode": 1}
     assert [[answer.thoughts for answer in rows] for rows in by_stage] == [
         [0] * 7,
         [1] * 7,
