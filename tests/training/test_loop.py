@@ -187,9 +187,9 @@ def killed(config: RunConfig, workdir: Path, last_line: int, environment: dict[s
 def test_a_run_killed_in_its_second_stage_ends_with_the_same_bits(
     tmp_path: Path, uninterrupted: tuple[Path, TrainResult], compiled_once: dict[str, str]
 ) -> None:
-    # Lines: compile, 4 of stage 0 and its end, compile, steps 8 and 10. The latest checkpoint is that of step 9.
+    # Lines: compile, 4 of stage 0 and its end, compile, steps 8 and 10.
     killed(tiny_run(), tmp_path, 9, compiled_once)
-    assert lines_of(tmp_path)[-1]["step"] == 10
+    assert (lines_of(tmp_path)[-1]["step"], final_state(tmp_path)[1].step) == (10, 9)
     # The line that was being written is torn.
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "train", "st')
@@ -204,8 +204,9 @@ def test_a_run_with_drawn_stages_and_dropout_killed_in_its_first_stage_ends_with
     config = tiny_run(**RANDOM)
     whole = tmp_path / "whole"
     trained(config, whole)
-    # Step 4 is logged; the latest checkpoint is that of step 3, between two lines of metrics.
+    # The latest checkpoint stands between two lines of metrics.
     killed(config, tmp_path / "killed", 3, compiled_once)
+    assert (lines_of(tmp_path / "killed")[-1]["step"], final_state(tmp_path / "killed")[1].step) == (4, 3)
     trained(config, tmp_path / "killed")
     assert_same_run(tmp_path / "killed", whole)
 
