@@ -14,7 +14,6 @@ import gin
 
 from coconut.curriculum import CurriculumConfig
 from coconut.datasets import DataConfig
-from coconut.evaluation.answers import AnswerConfig
 from coconut.latent.generate import SamplingConfig
 from coconut.models.config import DecoderConfig
 from coconut.pipeline import PipelineConfig
@@ -23,7 +22,6 @@ from coconut.training.optimizer import OptimizerConfig
 from coconut.types import CoconutError
 
 CONFIGS = (
-    AnswerConfig,
     CurriculumConfig,
     DataConfig,
     DecoderConfig,
