@@ -57,11 +57,14 @@ def rollout(
         dropout = Dropout(dropout_key, jnp.arange(T), T, decoder.config.dropout)
     # One look-up for all spans: each one of its own would add a gradient of the whole table's size.
     embedded = decoder.embed(tokens)
+    decoders = [decoder] * len(schedule)
+    if gradient == "implicit" and len(schedule) > 1:
+        decoders = decoder.lend([tokens.shape[0] * span.length for span in schedule])
     past: Past = ()
     last = jnp.zeros_like(embedded[:, 0])
     hiddens, predictors, thoughts = [], [], []
     start = 0
-    for span in schedule:
+    for span, borrower in zip(schedule, decoders, strict=True):
         end = start + span.length
         place = Place(positions[:, start:end], valid[:, start:end], jnp.arange(start, end))
         if dropout is not None:
@@ -69,13 +72,13 @@ def rollout(
                 place.positions, place.valid, place.columns, Dropout(dropout.key, place.columns, T, dropout.rate)
             )
         if isinstance(span, Language):
-            hidden, layers = trunk(decoder, embedded[:, start:end], place, past)
+            hidden, layers = trunk(borrower, embedded[:, start:end], place, past)
             # What predicts the first column of a span stands before the span.
             before = jnp.concatenate([last[:, None], hidden[:, :-1]], 1)
             predictors.append(before[:, span.length - span.scored :])
         else:
             make = think if gradient == "implicit" else think_sequentially
-            made, hidden, layers = make(decoder, feedback, past, last, place)
+            made, hidden, layers = make(borrower, feedback, past, last, place)
             thoughts.append(made)
         past = (*past, Segment(layers, place.valid, place.columns))
         last = last_valid(hidden, place.valid, last)

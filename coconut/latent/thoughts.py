@@ -20,6 +20,7 @@ from coconut.latent.feedback import Feedback
 from coconut.models.cache import Segment, empty_segment, write
 from coconut.models.decoder import Decoder
 from coconut.models.layers import Dropout
+from coconut.models.lending import take_back
 
 Past = tuple[Segment, ...]
 
@@ -128,14 +129,18 @@ def think_in_parallel(
 
 @jax.custom_vjp
 def think(decoder: Decoder, feedback: Feedback, past: Past, last: Float[Array, "B D"], place: Place) -> LatentSpan:
-    """`think_sequentially`, with the implicit gradient of the module's text. Equal to autodiff up to rounding."""
-    return think_sequentially(decoder, feedback, past, last, place)
+    """`think_sequentially`, with the implicit gradient of the module's text. Equal to autodiff up to rounding.
+
+    The decoder may be on loan to this span (`Decoder.lend`): what applies its matrices to all columns at once, where
+    their gradients arise, is the parallel pass.
+    """
+    return think_sequentially(take_back(decoder), feedback, past, last, place)
 
 
 def _think_forward(decoder: Decoder, feedback: Feedback, past: Past, last: Array, place: Place) -> tuple[Any, Any]:
     # The parameters and the past are constants here: the reverse scan computes cotangents of activations alone.
     span, pull_back = jax.vjp(
-        lambda disturbance: think_sequentially(decoder, feedback, past, last, place, disturbance),
+        lambda disturbance: think_sequentially(take_back(decoder), feedback, past, last, place, disturbance),
         jnp.zeros((*place.valid.shape, last.shape[-1]), last.dtype),
     )
     return span, (decoder, feedback, past, last, place, span.thoughts, pull_back)

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from coconut.models.cache import KeyValue, Segment
 from coconut.models.config import DecoderConfig
 from coconut.models.layers import Dropout, Layer, make_linear, make_norm
+from coconut.models.lending import lend
 
 
 class Decoder(nnx.Module):
@@ -67,6 +68,19 @@ class Decoder(nnx.Module):
             preferred_element_type=self.config.accumulation_dtype,
         )
         return logits * self.config.logit_scale if self.config.logit_scale != 1.0 else logits
+
+    def lend(self, rows: Sequence[int]) -> list["Decoder"]:
+        """This decoder, once for each of several passes that share their weight gradients (`coconut.models.lending`).
+
+        Args:
+          rows: ``B T`` of each pass; its `trunk` must be called exactly once.
+        """
+        borrowers = []
+        for layers in lend(self.layers, rows, self.config.compute_dtype):
+            borrower = jax.tree.map(lambda x: x, self)  # a new module around the same arrays
+            borrower.layers = layers
+            borrowers.append(borrower)
+        return borrowers
 
     def trunk(
         self,

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from coconut.models.attention import attend, offset_query_bias, rotate
 from coconut.models.cache import KeyValue
 from coconut.models.config import DecoderConfig
+from coconut.models.lending import Lent
 
 
 @jax.tree_util.register_dataclass
@@ -73,7 +74,13 @@ class Linear(nnx.Linear):
 
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B F"]:
         """Applies the layer to the last axis."""
-        return super().__call__(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
+        rows = x.reshape(-1, x.shape[-1])
+        if isinstance(loan := self.kernel.get_value(), Lent):
+            y = loan.apply(rows.astype(self.dtype))
+            y = y if self.bias is None else y + self.bias[...].astype(y.dtype)
+        else:
+            y = super().__call__(rows)
+        return y.reshape(*x.shape[:-1], -1)
 
 
 def make_linear(
