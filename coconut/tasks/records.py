@@ -26,18 +26,36 @@ def load_examples(path: str | os.PathLike[str]) -> list[Example]:
         and value that are wrong. An empty file is an error, too.
     """
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise CoconutError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise CoconutError(f"{path}: not UTF-8: byte {error.start} is {error.object[error.start]:#04x}") from error
+    text = read_text(path)
     lines = path.suffix == ".jsonl" or (path.suffix != ".json" and not text.lstrip().startswith("["))
     records = _parse_lines(path, text) if lines else _parse_list(path, text)
     examples = [_read_example(record, where) for where, record in records]
     if not examples:
         raise CoconutError(f"{path}: holds no records")
     return examples
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """The whole text of a file, without a byte order mark.
+
+    Raises:
+      CoconutError: naming the file, and the byte that is no UTF-8.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise CoconutError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise CoconutError(f"{path}: not UTF-8: byte {error.start} is {error.object[error.start]:#04x}") from error
+
+
+def is_json(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is JSON or JSONL: by its name, or else by its first character.
+
+    Raises:
+      CoconutError: if the file cannot be read.
+    """
+    return Path(path).suffix in (".json", ".jsonl") or read_text(path).lstrip().startswith(("[", "{"))
 
 
 def save_examples(path: str | os.PathLike[str], examples: Iterable[Example]) -> None:
@@ -74,7 +92,7 @@ def to_json(example: Example) -> dict[str, Any]:
 def _parse_list(path: Path, text: str) -> Iterator[tuple[str, Any]]:
     records = _parse(text, path, first_line=1)
     if not isinstance(records, list):
-        raise CoconutError(f"{path}: expected a JSON list of records, got {_show(records)}")
+        raise CoconutError(f"{path}: expected a JSON list of records, got {show_value(records)}")
     for index, record in enumerate(records):
         yield f"{path}: record {index}", record
 
@@ -98,11 +116,11 @@ def _parse(text: str, path: Path, first_line: int) -> Any:
 
 def _read_example(record: Any, where: str) -> Example:
     if not isinstance(record, dict):
-        raise CoconutError(f"{where}: expected an object, got {_show(record)}")
+        raise CoconutError(f"{where}: expected an object, got {show_value(record)}")
     question, steps, answer = (_field(record, name, where) for name in ("question", "steps", "answer"))
     for name, value in (("question", question), ("answer", answer)):
         if not isinstance(value, str) or not value.strip():
-            raise CoconutError(f"{where}: field {name!r} must be a text that is not blank, got {_show(value)}")
+            raise CoconutError(f"{where}: field {name!r} must be a text that is not blank, got {show_value(value)}")
     _require_texts(steps, "steps", where)
     graph = _read_graph(record, where) if any(name in record for name in GRAPH_FIELDS) else None
     return Example(question=question, steps=tuple(steps), answer=answer, graph=graph)
@@ -112,10 +130,10 @@ def _read_graph(record: dict[str, Any], where: str) -> Graph:
     symbols, edges, *roles = (_field(record, name, where) for name in GRAPH_FIELDS)
     _require_texts(symbols, "idx_to_symbol", where)
     if not isinstance(edges, list):
-        raise CoconutError(f"{where}: field 'edges' must be a list, got {_show(edges)}")
+        raise CoconutError(f"{where}: field 'edges' must be a list, got {show_value(edges)}")
     for index, edge in enumerate(edges):
         if not isinstance(edge, list) or len(edge) != 2:
-            raise CoconutError(f"{where}: field 'edges'[{index}] must be a pair of node ids, got {_show(edge)}")
+            raise CoconutError(f"{where}: field 'edges'[{index}] must be a pair of node ids, got {show_value(edge)}")
         for node in edge:
             _require_node(node, len(symbols), f"{where}: field 'edges'[{index}]")
     for name, node in zip(GRAPH_FIELDS[2:], roles, strict=True):
@@ -138,20 +156,21 @@ def _field(record: dict[str, Any], name: str, where: str) -> Any:
 
 def _require_texts(value: Any, name: str, where: str) -> None:
     if not isinstance(value, list):
-        raise CoconutError(f"{where}: field {name!r} must be a list of texts, got {_show(value)}")
+        raise CoconutError(f"{where}: field {name!r} must be a list of texts, got {show_value(value)}")
     for index, item in enumerate(value):
         if not isinstance(item, str):
-            raise CoconutError(f"{where}: field {name!r}[{index}] must be a text, got {_show(item)}")
+            raise CoconutError(f"{where}: field {name!r}[{index}] must be a text, got {show_value(item)}")
 
 
 def _require_node(value: Any, num_nodes: int, where: str) -> None:
     # bool is an int to Python, but `true` is no node.
     if not isinstance(value, int) or isinstance(value, bool):
-        raise CoconutError(f"{where}: a node id must be an integer, got {_show(value)}")
+        raise CoconutError(f"{where}: a node id must be an integer, got {show_value(value)}")
     if not 0 <= value < num_nodes:
         raise CoconutError(f"{where}: node id {value} is outside 0..{num_nodes - 1} (idx_to_symbol has {num_nodes})")
 
 
-def _show(value: Any) -> str:
+def show_value(value: Any) -> str:
+    """A value for an error message, cut where it is long."""
     shown = repr(value)
     return shown if len(shown) <= 60 else shown[:57] + "..."

@@ -9,6 +9,7 @@ import pytest
 
 from coconut.latent.feedback import Identity
 from coconut.methods import METHODS
+from coconut.tasks import TASKS
 from coconut.training.config import RunConfig, differences, from_json, to_json
 from coconut.training.state import make_model
 from coconut.types import CoconutError
@@ -42,6 +43,17 @@ def test_every_method_has_its_file_and_every_file_its_method() -> None:
         assert config.method == method
         moves = method in ("coconut", "coconut_without_thought", "pause_as_thought")
         assert config.curriculum.final_stage == (3 if moves else 0)
+
+
+def test_every_task_has_its_file_and_every_file_its_task() -> None:
+    assert {path.stem for path in (CONFIGS / "tasks").glob("*.gin")} == set(TASKS)
+    for task in TASKS:
+        config = resolve_run(
+            ["gin_configs/base.gin", "gin_configs/models/gpt2.gin", f"gin_configs/tasks/{task}.gin"],
+            ["RunConfig.method = 'cot'"],
+        )
+        assert config.data.task == task
+        assert from_json(RunConfig, to_json(config), task) == config
 
 
 def test_later_files_and_bindings_win() -> None:
