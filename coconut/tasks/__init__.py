@@ -9,7 +9,7 @@ True
 
 from collections.abc import Mapping
 
-from coconut.tasks import multiplication, prosqa, small_graphs
+from coconut.tasks import multiplication, prontoqa, prosqa, small_graphs
 from coconut.tasks.hashing import assert_disjoint, content_hash
 from coconut.tasks.records import load_examples, save_examples
 from coconut.tasks.task import Task, extract_answer, unknown
@@ -20,6 +20,7 @@ TASKS: Mapping[str, Task] = {
     for task in (
         Task(name="prosqa", generator=prosqa.generate),
         Task(name="small_graphs", generator=small_graphs.generate),
+        Task(name="prontoqa", generator=prontoqa.generate, loader=prontoqa.load),
         Task(name="multiplication", generator=multiplication.generate, loader=multiplication.load),
     )
 }

@@ -90,7 +90,7 @@ def to_json(example: Example) -> dict[str, Any]:
 
 
 def _parse_list(path: Path, text: str) -> Iterator[tuple[str, Any]]:
-    records = _parse(text, path, first_line=1)
+    records = parse_json(text, path)
     if not isinstance(records, list):
         raise CoconutError(f"{path}: expected a JSON list of records, got {show_value(records)}")
     for index, record in enumerate(records):
@@ -101,10 +101,20 @@ def _parse_lines(path: Path, text: str) -> Iterator[tuple[str, Any]]:
     # Not `splitlines`, which also splits at characters that JSON allows inside a string.
     filled = ((number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip())
     for index, (number, line) in enumerate(filled):
-        yield f"{path}: record {index} (line {number})", _parse(line, path, first_line=number)
+        yield f"{path}: record {index} (line {number})", parse_json(line, path, first_line=number)
 
 
-def _parse(text: str, path: Path, first_line: int) -> Any:
+def parse_json(text: str, path: str | os.PathLike[str], first_line: int = 1) -> Any:
+    """What a JSON text of a file says.
+
+    Args:
+      text: the text, or a line of it.
+      path: the file, for error messages.
+      first_line: the text's first line in the file.
+
+    Raises:
+      CoconutError: naming the file, and the line and column of a syntax error.
+    """
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
@@ -115,20 +125,18 @@ def _parse(text: str, path: Path, first_line: int) -> Any:
 
 
 def _read_example(record: Any, where: str) -> Example:
-    if not isinstance(record, dict):
-        raise CoconutError(f"{where}: expected an object, got {show_value(record)}")
-    question, steps, answer = (_field(record, name, where) for name in ("question", "steps", "answer"))
+    require_object(record, where)
+    question, steps, answer = (read_field(record, name, where) for name in ("question", "steps", "answer"))
     for name, value in (("question", question), ("answer", answer)):
-        if not isinstance(value, str) or not value.strip():
-            raise CoconutError(f"{where}: field {name!r} must be a text that is not blank, got {show_value(value)}")
-    _require_texts(steps, "steps", where)
+        require_text(value, name, where)
+    require_texts(steps, "steps", where)
     graph = _read_graph(record, where) if any(name in record for name in GRAPH_FIELDS) else None
     return Example(question=question, steps=tuple(steps), answer=answer, graph=graph)
 
 
 def _read_graph(record: dict[str, Any], where: str) -> Graph:
-    symbols, edges, *roles = (_field(record, name, where) for name in GRAPH_FIELDS)
-    _require_texts(symbols, "idx_to_symbol", where)
+    symbols, edges, *roles = (read_field(record, name, where) for name in GRAPH_FIELDS)
+    require_texts(symbols, "idx_to_symbol", where)
     if not isinstance(edges, list):
         raise CoconutError(f"{where}: field 'edges' must be a list, got {show_value(edges)}")
     for index, edge in enumerate(edges):
@@ -148,13 +156,28 @@ def _read_graph(record: dict[str, Any], where: str) -> Graph:
     )
 
 
-def _field(record: dict[str, Any], name: str, where: str) -> Any:
+def require_object(value: Any, where: str) -> dict[str, Any]:
+    """The value, if it is a JSON object; else a `CoconutError`."""
+    if not isinstance(value, dict):
+        raise CoconutError(f"{where}: expected an object, got {show_value(value)}")
+    return value
+
+
+def read_field(record: dict[str, Any], name: str, where: str) -> Any:
+    """The value of a field; a `CoconutError` where it is missing."""
     if name not in record:
         raise CoconutError(f"{where}: field {name!r} is missing; there are {', '.join(map(repr, record)) or 'none'}")
     return record[name]
 
 
-def _require_texts(value: Any, name: str, where: str) -> None:
+def require_text(value: Any, name: str, where: str) -> None:
+    """Raises a `CoconutError` unless a field's value is a text that is not blank."""
+    if not isinstance(value, str) or not value.strip():
+        raise CoconutError(f"{where}: field {name!r} must be a text that is not blank, got {show_value(value)}")
+
+
+def require_texts(value: Any, name: str, where: str) -> None:
+    """Raises a `CoconutError` unless a field's value is a list of texts."""
     if not isinstance(value, list):
         raise CoconutError(f"{where}: field {name!r} must be a list of texts, got {show_value(value)}")
     for index, item in enumerate(value):

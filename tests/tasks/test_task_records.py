@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coconut.tasks import get_task, load_examples, save_examples
+from coconut.tasks import TASKS, get_task, load_examples, save_examples
 from coconut.types import CoconutError, Example, Graph
 
 GOOD = {"question": "Is Tom a lempus or impus?", "steps": ["Tom is a lempus."], "answer": "Tom is a lempus."}
@@ -62,7 +62,7 @@ def test_what_was_written_is_read(folder, name, fields):
     assert load_examples(folder / name) == written
 
 
-@pytest.mark.parametrize("task", ["prosqa", "small_graphs"])
+@pytest.mark.parametrize("task", [name for name, task in TASKS.items() if task.generator])
 def test_generated_examples_survive_the_round_trip(tmp_path, task):
     written = get_task(task).generate(20, seed=0)
     save_examples(tmp_path / "questions.jsonl", written)
