@@ -9,8 +9,8 @@ True
 
 from collections.abc import Mapping
 
-from coconut.tasks import multiplication, prontoqa, prosqa, small_graphs
-from coconut.tasks.hashing import assert_disjoint, content_hash
+from coconut.tasks import gsm8k, multiplication, prontoqa, prosqa, small_graphs
+from coconut.tasks.hashing import assert_disjoint, content_hash, without_overlap
 from coconut.tasks.records import load_examples, save_examples
 from coconut.tasks.task import Task, extract_answer, unknown
 from coconut.types import CoconutError
@@ -21,6 +21,7 @@ TASKS: Mapping[str, Task] = {
         Task(name="prosqa", generator=prosqa.generate),
         Task(name="small_graphs", generator=small_graphs.generate),
         Task(name="prontoqa", generator=prontoqa.generate, loader=prontoqa.load),
+        Task(name="gsm8k", loader=gsm8k.load),
         Task(name="multiplication", generator=multiplication.generate, loader=multiplication.load),
     )
 }
@@ -47,4 +48,5 @@ __all__ = [
     "get_task",
     "load_examples",
     "save_examples",
+    "without_overlap",
 ]

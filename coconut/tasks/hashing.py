@@ -35,6 +35,12 @@ def content_hash(example: Example) -> str:
     return hashlib.blake2b("\n".join(parts).encode(errors="surrogatepass"), digest_size=16).hexdigest()
 
 
+def without_overlap(examples: Iterable[Example], *others: Iterable[Example]) -> list[Example]:
+    """The examples whose questions (by `content_hash`) are in none of the other splits, in their order."""
+    taken = {content_hash(example) for other in others for example in other}
+    return [example for example in examples if content_hash(example) not in taken]
+
+
 def assert_disjoint(
     train: Iterable[Example],
     evaluation: Iterable[Example],

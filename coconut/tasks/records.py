@@ -28,8 +28,8 @@ def load_examples(path: str | os.PathLike[str]) -> list[Example]:
     path = Path(path)
     text = read_text(path)
     lines = path.suffix == ".jsonl" or (path.suffix != ".json" and not text.lstrip().startswith("["))
-    records = _parse_lines(path, text) if lines else _parse_list(path, text)
-    examples = [_read_example(record, where) for where, record in records]
+    records = parse_lines(path, text) if lines else _parse_list(path, text)
+    examples = [read_example(record, where) for where, record in records]
     if not examples:
         raise CoconutError(f"{path}: holds no records")
     return examples
@@ -97,7 +97,12 @@ def _parse_list(path: Path, text: str) -> Iterator[tuple[str, Any]]:
         yield f"{path}: record {index}", record
 
 
-def _parse_lines(path: Path, text: str) -> Iterator[tuple[str, Any]]:
+def parse_lines(path: str | os.PathLike[str], text: str) -> Iterator[tuple[str, Any]]:
+    """For each filled line of a JSONL text, where it stands and what it says.
+
+    Raises:
+      CoconutError: naming the file, and the line and column of a syntax error.
+    """
     # Not `splitlines`, which also splits at characters that JSON allows inside a string.
     filled = ((number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip())
     for index, (number, line) in enumerate(filled):
@@ -124,7 +129,12 @@ def parse_json(text: str, path: str | os.PathLike[str], first_line: int = 1) -> 
         raise CoconutError(f"{path}: line {first_line}: not usable JSON: {error}") from error
 
 
-def _read_example(record: Any, where: str) -> Example:
+def read_example(record: Any, where: str) -> Example:
+    """The example of one record of the field's files.
+
+    Raises:
+      CoconutError: beginning with ``where``, and naming the field and value that are malformed.
+    """
     require_object(record, where)
     question, steps, answer = (read_field(record, name, where) for name in ("question", "steps", "answer"))
     for name, value in (("question", question), ("answer", answer)):

@@ -20,7 +20,7 @@ def test_unknown_names_suggest_the_nearest():
         Task(name="gsm").generate(1, seed=0)
 
 
-@pytest.mark.parametrize("name", list(TASKS))
+@pytest.mark.parametrize("name", [name for name, task in TASKS.items() if task.generator])
 def test_every_task_generates_what_it_accepts(name):
     task = get_task(name)
     assert task.name == name

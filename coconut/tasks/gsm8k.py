@@ -1,0 +1,90 @@
+"""GSM8K: grade-school word problems (Cobbe et al. 2021, arXiv 2110.14168), read from files.
+
+Three formats are known, told apart by their content:
+
+- Lines of JSON ``{"question": ..., "answer": ...}``, as released. The steps are the annotations ``<<48/2=24>>`` of the
+  written solution in their order, blanks removed; the answer follows ``####``.
+- Lines ``question||<<48/2=24>> <<48+24=72>> #### 72`` of the implicit chain-of-thought files (Deng et al. 2024,
+  arXiv 2405.14838), from which Coconut (arXiv 2412.06769) learns. The 500 of their validation split are GSM8K training
+  questions: `coconut.tasks.hashing.without_overlap` removes them.
+- The field's JSON.
+
+Commas are stripped from answers, which are then compared as texts: 5 is not 5.0. Some problems have no annotation, and
+so no steps (95 of the 7,473 released for training).
+"""
+
+import os
+import re
+from typing import Any
+
+from coconut.tasks.icot import Line, read_lines
+from coconut.tasks.records import (
+    is_json,
+    load_examples,
+    parse_lines,
+    read_example,
+    read_field,
+    read_text,
+    require_object,
+    require_text,
+    show_value,
+)
+from coconut.types import CoconutError, Example
+
+_STEP = re.compile(r"<<([^<>]*=[^<>]*)>>")
+_NUMBER = re.compile(r"-?(\d+\.?\d*|\.\d+)", re.ASCII)
+
+
+def load(path: str | os.PathLike[str]) -> list[Example]:
+    """Reads a file in any of the three formats.
+
+    An answer that is no number is an error in a released file, which has none. Among the lines of the implicit
+    chain-of-thought files there are some (``2/5``): they are kept, and `is_number` tells them.
+
+    Raises:
+      CoconutError: naming file, record, line, field and value of what is malformed.
+    """
+    if not is_json(path):
+        return [_read_line(line) for line in read_lines(path)]
+    text = read_text(path)
+    if text.lstrip().startswith("["):
+        return load_examples(path)
+    examples = [_read_record(record, where) for where, record in parse_lines(path, text)]
+    if not examples:
+        raise CoconutError(f"{path}: holds no records")
+    return examples
+
+
+def is_number(answer: str) -> bool:
+    """Whether an answer is a number in digits, commas stripped: not a fraction, not one with a unit."""
+    return bool(_NUMBER.fullmatch(answer.replace(",", "")))
+
+
+def _read_record(record: Any, where: str) -> Example:
+    if "steps" in require_object(record, where):
+        return read_example(record, where)
+    question, solution = (read_field(record, name, where) for name in ("question", "answer"))
+    for name, value in (("question", question), ("answer", solution)):
+        require_text(value, name, where)
+    written, mark, answer = solution.rpartition("####")
+    answer = answer.strip().replace(",", "")
+    if not mark or not is_number(answer):
+        raise CoconutError(
+            f"{where}: field 'answer' must end in '#### ' and a number, got {show_value(solution[-40:])}"
+        )
+    return Example(question=question.strip(), steps=_steps(written, where), answer=answer)
+
+
+def _read_line(line: Line) -> Example:
+    steps = _steps(line.reasoning, line.where)
+    if rest := _STEP.sub("", line.reasoning).strip():
+        raise CoconutError(f"{line.where}: expected steps such as '<<48/2=24>>' and blanks, got {show_value(rest)}")
+    return Example(question=line.question, steps=steps, answer=line.answer.replace(",", ""))
+
+
+def _steps(text: str, where: str) -> tuple[str, ...]:
+    rest = _STEP.sub("", text)
+    for mark in ("<<", ">>"):
+        if (at := rest.find(mark)) >= 0:
+            raise CoconutError(f"{where}: a step must be such as '<<48/2=24>>', got {show_value(rest[at:])}")
+    return tuple(["".join(step.split()) for step in (f"<<{inner}>>" for inner in _STEP.findall(text))])
