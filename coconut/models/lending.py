@@ -63,8 +63,6 @@ def _linears(layers: Any) -> list[nnx.Linear]:
     return [module for _, module in nnx.iter_modules(layers) if isinstance(module, nnx.Linear)]
 
 
-
-
 def _loans(rows: tuple[int, ...], dtype: jnp.dtype, kernel: Array) -> tuple[Lent, ...]:
     *stack, D, F = kernel.shape
     return tuple(Lent(kernel, jnp.zeros((*stack, R, D), dtype), jnp.zeros((*stack, R, F), dtype)) for R in rows)
