@@ -1,12 +1,4 @@
-"""Text to token ids and back, without the network.
-
-A `Tokenizer` is plain data (a pattern, the bytes of each token, the names of the special tokens) from which a
-`tiktoken.Encoding` is built. Three constructors make one: `symbol_tokenizer`, `word_tokenizer` and
-`byte_pair_tokenizer`; each adds an end-of-sequence token, which is also the padding, and the three markers of a
-latent block. Text never turns into a marker: only the special ids, placed by the batching code, mean one.
-
-`encode_example` is the one place where an example of a task becomes ids, by a `TextFormat`.
-"""
+"""The tokenizer: plain data, its checks, its file, and the `tiktoken.Encoding` built from it."""
 
 import base64
 import dataclasses
@@ -16,33 +8,24 @@ import hashlib
 import json
 import operator
 import os
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, SupportsIndex
 
-import numpy as np
 import tiktoken
-from jaxtyping import Int32
 
-from coconut.types import CoconutError, Example
+from coconut.types import CoconutError
 
 START_LATENT = "<|start-latent|>"
 LATENT = "<|latent|>"
 END_LATENT = "<|end-latent|>"
 MARKERS = (START_LATENT, LATENT, END_LATENT)
 
-SYMBOL_EOS = "<eos>"
-TEXT_EOS = "<|endoftext|>"
-
 KINDS = ("symbol", "word", "byte_pair")
 
-_SYMBOL_PATTERN = r"\S+"
-# A word or a run of punctuation, each with the one space before it; any other white space alone. Every character
-# matches one alternative, which is what makes the round trip lossless: tiktoken drops what its pattern skips.
-_TEXT_PATTERN = r" ?\w+| ?[^\w\s]+|\s"
+SYMBOL_PATTERN = r"\S+"
 
-_SINGLE_BYTES = tuple(bytes([value]) for value in range(256))
+SINGLE_BYTES = tuple(bytes([value]) for value in range(256))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,24 +68,24 @@ class Tokenizer:
             if marker not in self.special_tokens:
                 raise CoconutError(f"special_tokens: the marker {marker!r} is missing from {self.special_tokens!r}")
         for name in self.special_tokens:
-            if not name or "\ufffd" in _without_surrogates(name):
+            if not name or "\ufffd" in without_surrogates(name):
                 raise CoconutError(f"special_tokens: {name!r} is empty or no valid text")
             if name.encode("utf-8") in self._ids:
                 raise CoconutError(f"special_tokens: {name!r} is also an ordinary token, so text could spell it")
-        if self.eos_token not in self.special_tokens and _utf8(self.eos_token) not in self._ids:
+        if self.eos_token not in self.special_tokens and utf8(self.eos_token) not in self._ids:
             raise CoconutError(f"eos_token: {self.eos_token!r} is neither a special token nor an ordinary one")
         if self.eos_token in MARKERS:
             raise CoconutError(f"eos_token: {self.eos_token!r} is a marker")
         # tiktoken falls back to single bytes and panics where one is missing: make sure that it never has to.
         if self.kind == "symbol":
-            if self.pattern != _SYMBOL_PATTERN:
-                raise CoconutError(f"pattern: a symbol vocabulary has {_SYMBOL_PATTERN!r}, not {self.pattern!r}")
+            if self.pattern != SYMBOL_PATTERN:
+                raise CoconutError(f"pattern: a symbol vocabulary has {SYMBOL_PATTERN!r}, not {self.pattern!r}")
             for token in self.tokens:
                 text = token.decode("utf-8", "replace")
                 if text.split() != [text] or text.encode("utf-8") != token:
                     raise CoconutError(f"tokens: symbol {_printable(token)!r} holds white space or is no UTF-8")
         else:
-            for value, byte in enumerate(_SINGLE_BYTES):
+            for value, byte in enumerate(SINGLE_BYTES):
                 if byte not in self._ids:
                     raise CoconutError(f"tokens: a {self.kind} vocabulary needs every single byte; {value} is missing")
         try:
@@ -153,7 +136,7 @@ class Tokenizer:
     def eos_id(self) -> int:
         """Id that ends a sequence; also the padding."""
         special_id = self._special_ids.get(self.eos_token)
-        return self._ids[_utf8(self.eos_token)] if special_id is None else special_id
+        return self._ids[utf8(self.eos_token)] if special_id is None else special_id
 
     def encode(self, text: str) -> list[int]:
         """Cuts text into token ids, without EOS; the name of a special token is cut like any other text.
@@ -164,7 +147,7 @@ class Tokenizer:
         if self.kind == "symbol":
             symbols = text.split()
             for symbol in symbols:
-                if _utf8(symbol) not in self._ids:
+                if utf8(symbol) not in self._ids:
                     known = [token.decode("utf-8") for token in self.tokens]
                     nearest = difflib.get_close_matches(symbol, known, n=1, cutoff=0.0)[0]
                     raise CoconutError(f"unknown symbol {symbol!r}; the nearest known one is {nearest!r}")
@@ -286,12 +269,12 @@ class Tokenizer:
         return cls.from_json(content, str(path))
 
 
-def _utf8(text: str) -> bytes:
+def utf8(text: str) -> bytes:
     """The bytes of text; a lone surrogate gives bytes that are no UTF-8 and so equal no valid token."""
     return text.encode("utf-8", "surrogatepass")
 
 
-def _without_surrogates(text: str) -> str:
+def without_surrogates(text: str) -> str:
     """Text as tiktoken reads it: surrogate pairs joined, lone surrogates turned into U+FFFD."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
@@ -302,196 +285,3 @@ def _printable(token: bytes | str) -> str:
         character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
         for character in text
     )
-
-
-def symbol_tokenizer(symbols: Sequence[str]) -> Tokenizer:
-    """A vocabulary of symbols that text separates by white space.
-
-    Args:
-      symbols: each symbol once; their ids are ``0, 1, ...`` in this order. ``<eos>``, if it is among them, is the EOS
-        token, and text may then hold it; otherwise one is added that text cannot hold.
-
-    Returns:
-      The tokenizer; the markers follow the symbols.
-
-    Raises:
-      CoconutError: for no symbols, a repeated one, a marker, or one that is empty or holds white space.
-    """
-    if isinstance(symbols, str):
-        raise CoconutError(f"symbols: pass a list of symbols, not one text: {symbols!r:.80}")
-    return Tokenizer(
-        kind="symbol",
-        pattern=_SYMBOL_PATTERN,
-        tokens=tuple(_utf8(symbol) for symbol in symbols),
-        special_tokens=MARKERS if SYMBOL_EOS in symbols else (SYMBOL_EOS, *MARKERS),
-        eos_token=SYMBOL_EOS,
-    )
-
-
-def word_tokenizer(corpus: Iterable[str]) -> Tokenizer:
-    """A vocabulary of the words of a corpus.
-
-    Each word and each run of punctuation, together with the single space before it if there is one, is one token, and
-    so is a newline. What the corpus does not hold is spelled in known parts and single bytes, so any text
-    survives the round trip.
-
-    Args:
-      corpus: texts as they will be encoded (see `TextFormat.texts`); their order does not matter.
-
-    Raises:
-      CoconutError: if the corpus is empty.
-    """
-    pieces = {piece for text in _texts(corpus) for piece in re.findall(_TEXT_PATTERN, text)}
-    words = {piece.encode("utf-8") for piece in pieces}.difference(_SINGLE_BYTES)
-    return _text_tokenizer("word", (*_SINGLE_BYTES, *sorted(words)))
-
-
-def byte_pair_tokenizer(corpus: Iterable[str], vocab_size: int) -> Tokenizer:
-    """A byte-pair vocabulary trained on a corpus; the same corpus and size give the same vocabulary.
-
-    Args:
-      corpus: texts as they will be encoded (see `TextFormat.texts`).
-      vocab_size: number of ids wanted, special tokens included. A small corpus may yield fewer.
-
-    Raises:
-      CoconutError: if the corpus is empty, ``vocab_size`` cannot hold the single bytes and the special tokens, or the
-        package ``tokenizers`` is not installed.
-    """
-    try:
-        import tokenizers as hf  # Lazy: only training needs it, using the result does not.
-    except ImportError as error:
-        raise CoconutError(
-            "training a byte-pair vocabulary needs the package 'tokenizers': pip install 'coconut-jax[hf]'"
-        ) from error
-
-    smallest = len(_SINGLE_BYTES) + len(MARKERS) + 1
-    if vocab_size < smallest:
-        raise CoconutError(f"vocab_size must be at least {smallest} (256 bytes and the special tokens): {vocab_size}")
-    trained = hf.Tokenizer(hf.models.BPE())
-    trained.pre_tokenizer = hf.pre_tokenizers.Sequence(
-        [
-            hf.pre_tokenizers.Split(hf.Regex(_TEXT_PATTERN), "isolated"),
-            hf.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    alphabet = sorted(hf.pre_tokenizers.ByteLevel.alphabet())
-    trainer = hf.trainers.BpeTrainer(
-        vocab_size=vocab_size - len(MARKERS) - 1, initial_alphabet=alphabet, show_progress=False
-    )
-    trained.train_from_iterator(_texts(corpus), trainer)
-
-    # The library writes each byte as one printable character: printable bytes as themselves, the others as the
-    # characters from 256 up, in order. Its ids are the order in which tokens were made, which is tiktoken's rank.
-    byte_of = {character: ord(character) for character in alphabet if ord(character) < 256}
-    unprintable = (byte for byte in range(256) if chr(byte) not in alphabet)
-    byte_of |= {character: next(unprintable) for character in alphabet if ord(character) >= 256}
-    vocabulary = trained.get_vocab()
-    in_order = sorted(vocabulary, key=vocabulary.__getitem__)
-    return _text_tokenizer("byte_pair", tuple(bytes(byte_of[character] for character in token) for token in in_order))
-
-
-def _texts(corpus: Iterable[str]) -> Iterator[str]:
-    if isinstance(corpus, str):
-        raise CoconutError("corpus: pass a list of texts, not one text")
-    empty = True
-    for text in corpus:
-        empty = empty and not text
-        yield _without_surrogates(text)
-    if empty:
-        raise CoconutError("corpus: there is no text to make a vocabulary from")
-
-
-def _text_tokenizer(kind: str, tokens: tuple[bytes, ...]) -> Tokenizer:
-    return Tokenizer(
-        kind=kind, pattern=_TEXT_PATTERN, tokens=tokens, special_tokens=(TEXT_EOS, *MARKERS), eos_token=TEXT_EOS
-    )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TextFormat:
-    r"""How the parts of an example are written before they are encoded.
-
-    Attributes:
-      question_suffix: follows the question.
-      step_suffix: follows each step.
-      answer_prefix: precedes the answer.
-    """
-
-    question_suffix: str = "\n"
-    step_suffix: str = "\n"
-    answer_prefix: str = "### "
-
-    def write(self, example: Example) -> tuple[str, tuple[str, ...], str]:
-        """The question, each step and the answer as they are encoded."""
-        steps = tuple(step + self.step_suffix for step in example.steps)
-        return example.question + self.question_suffix, steps, self.answer_prefix + example.answer
-
-    def texts(self, examples: Iterable[Example]) -> Iterator[str]:
-        """Every text that encoding the examples will meet: the corpus to train a tokenizer on."""
-        for example in examples:
-            question, steps, answer = self.write(example)
-            yield from (question, *steps, answer)
-
-
-TEXT = TextFormat()
-"""The official format of the text tasks."""
-
-SYMBOLS = TextFormat(question_suffix="", step_suffix="", answer_prefix="[A] ")
-"""The format of graph questions written in symbols."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class TokenizedExample:
-    """The ids of an example's parts; a method's sequence rule puts them together.
-
-    Attributes:
-      question: ids of the prompt, without markers.
-      steps: ids of each reasoning step.
-      answer: ids of the answer, its prefix and EOS included.
-    """
-
-    question: Int32[np.ndarray, "_"]
-    steps: tuple[Int32[np.ndarray, "_"], ...]
-    answer: Int32[np.ndarray, "_"]
-
-
-def encode_example(tokenizer: Tokenizer, example: Example, text_format: TextFormat) -> TokenizedExample:
-    """Encodes the parts of an example, each on its own, as ``text_format`` writes them.
-
-    Raises:
-      CoconutError: for a symbol that a ``symbol`` vocabulary does not know.
-    """
-    question, steps, answer = text_format.write(example)
-    return TokenizedExample(
-        question=np.asarray(tokenizer.encode(question), dtype=np.int32),
-        steps=tuple(np.asarray(tokenizer.encode(step), dtype=np.int32) for step in steps),
-        answer=np.asarray([*tokenizer.encode(answer), tokenizer.eos_id], dtype=np.int32),
-    )
-
-
-def validate_ids(ids: np.ndarray | Sequence[int], vocab_size: int, where: str) -> None:
-    """Checks that every id is one of a vocabulary.
-
-    It runs on the host: on a device an id out of range gives NaN, clamps or wraps, and says nothing.
-
-    Args:
-      ids: ids of any shape.
-      vocab_size: number of ids in the vocabulary.
-      where: what holds the ids, for the error message.
-
-    Raises:
-      CoconutError: with the first id outside ``0 .. vocab_size - 1`` and its position, or the type of ids that are no
-        integers.
-    """
-    array = np.asarray(ids)
-    if array.size == 0:
-        return
-    if not np.issubdtype(array.dtype, np.integer):
-        raise CoconutError(f"{where}: token ids must be integers, not {array.dtype}")
-    wrong = (array < 0) | (array >= vocab_size)
-    if wrong.any():
-        position = tuple(int(index) for index in np.unravel_index(int(wrong.argmax()), array.shape))
-        place = position[0] if len(position) == 1 else position
-        raise CoconutError(
-            f"{where}: token id {int(array[position])} at position {place} is out of range 0 .. {vocab_size - 1}"
-        )

@@ -1,0 +1,100 @@
+"""Examples as token ids: how their parts are written, and what is checked before ids reach a device."""
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+from jaxtyping import Int32
+
+from coconut.tokenizers.tokenizer import Tokenizer
+from coconut.types import CoconutError, Example
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextFormat:
+    r"""How the parts of an example are written before they are encoded.
+
+    Attributes:
+      question_suffix: follows the question.
+      step_suffix: follows each step.
+      answer_prefix: precedes the answer.
+    """
+
+    question_suffix: str = "\n"
+    step_suffix: str = "\n"
+    answer_prefix: str = "### "
+
+    def write(self, example: Example) -> tuple[str, tuple[str, ...], str]:
+        """The question, each step and the answer as they are encoded."""
+        steps = tuple(step + self.step_suffix for step in example.steps)
+        return example.question + self.question_suffix, steps, self.answer_prefix + example.answer
+
+    def texts(self, examples: Iterable[Example]) -> Iterator[str]:
+        """Every text that encoding the examples will meet: the corpus to train a tokenizer on."""
+        for example in examples:
+            question, steps, answer = self.write(example)
+            yield from (question, *steps, answer)
+
+
+TEXT = TextFormat()
+"""The official format of the text tasks."""
+
+SYMBOLS = TextFormat(question_suffix="", step_suffix="", answer_prefix="[A] ")
+"""The format of graph questions written in symbols."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class TokenizedExample:
+    """The ids of an example's parts; a method's sequence rule puts them together.
+
+    Attributes:
+      question: ids of the prompt, without markers.
+      steps: ids of each reasoning step.
+      answer: ids of the answer, its prefix and EOS included.
+    """
+
+    question: Int32[np.ndarray, "_"]
+    steps: tuple[Int32[np.ndarray, "_"], ...]
+    answer: Int32[np.ndarray, "_"]
+
+
+def encode_example(tokenizer: Tokenizer, example: Example, text_format: TextFormat) -> TokenizedExample:
+    """Encodes the parts of an example, each on its own, as ``text_format`` writes them.
+
+    Raises:
+      CoconutError: for a symbol that a ``symbol`` vocabulary does not know.
+    """
+    question, steps, answer = text_format.write(example)
+    return TokenizedExample(
+        question=np.asarray(tokenizer.encode(question), dtype=np.int32),
+        steps=tuple(np.asarray(tokenizer.encode(step), dtype=np.int32) for step in steps),
+        answer=np.asarray([*tokenizer.encode(answer), tokenizer.eos_id], dtype=np.int32),
+    )
+
+
+def validate_ids(ids: np.ndarray | Sequence[int], vocab_size: int, where: str) -> None:
+    """Checks that every id is one of a vocabulary.
+
+    It runs on the host: on a device an id out of range gives NaN, clamps or wraps, and says nothing.
+
+    Args:
+      ids: ids of any shape.
+      vocab_size: number of ids in the vocabulary.
+      where: what holds the ids, for the error message.
+
+    Raises:
+      CoconutError: with the first id outside ``0 .. vocab_size - 1`` and its position, or the type of ids that are no
+        integers.
+    """
+    array = np.asarray(ids)
+    if array.size == 0:
+        return
+    if not np.issubdtype(array.dtype, np.integer):
+        raise CoconutError(f"{where}: token ids must be integers, not {array.dtype}")
+    wrong = (array < 0) | (array >= vocab_size)
+    if wrong.any():
+        position = tuple(int(index) for index in np.unravel_index(int(wrong.argmax()), array.shape))
+        place = position[0] if len(position) == 1 else position
+        raise CoconutError(
+            f"{where}: token id {int(array[position])} at position {place} is out of range 0 .. {vocab_size - 1}"
+        )
