@@ -48,7 +48,7 @@ class TokenizedExample:
     """The ids of an example's parts; a method's sequence rule puts them together.
 
     Attributes:
-      question: ids of the prompt, without markers.
+      question: ids of the prompt, the vocabulary's leading special tokens included, without markers.
       steps: ids of each reasoning step.
       answer: ids of the answer, its prefix and EOS included.
     """
@@ -61,12 +61,15 @@ class TokenizedExample:
 def encode_example(tokenizer: Tokenizer, example: Example, text_format: TextFormat) -> TokenizedExample:
     """Encodes the parts of an example, each on its own, as ``text_format`` writes them.
 
+    The question alone gets the special tokens that the vocabulary wants before a text, such as Llama's
+    ``<|begin_of_text|>``.
+
     Raises:
       CoconutError: for a symbol that a ``symbol`` vocabulary does not know.
     """
     question, steps, answer = text_format.write(example)
     return TokenizedExample(
-        question=np.asarray(tokenizer.encode(question), dtype=np.int32),
+        question=np.asarray([*tokenizer.leading_ids, *tokenizer.encode(question)], dtype=np.int32),
         steps=tuple(np.asarray(tokenizer.encode(step), dtype=np.int32) for step in steps),
         answer=np.asarray([*tokenizer.encode(answer), tokenizer.eos_id], dtype=np.int32),
     )

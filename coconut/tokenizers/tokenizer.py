@@ -8,6 +8,8 @@ import hashlib
 import json
 import operator
 import os
+import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, SupportsIndex
@@ -22,18 +24,32 @@ END_LATENT = "<|end-latent|>"
 MARKERS = (START_LATENT, LATENT, END_LATENT)
 
 KINDS = ("symbol", "word", "byte_pair")
+NORMALIZATIONS = ("", "NFC")
 
 SYMBOL_PATTERN = r"\S+"
 
 SINGLE_BYTES = tuple(bytes([value]) for value in range(256))
+
+# The fields of a tokenizer's file: the type of each value, and how an error calls the whole.
+_STRING, _STRINGS, _INTEGERS = (str, "a string"), (str, "a list of strings"), (int, "a list of integers")
+_REAL = {"special_ids": _INTEGERS, "spelled": _STRINGS, "leading": _STRINGS, "normalization": _STRING}
+_FIELDS = {
+    "kind": _STRING,
+    "pattern": _STRING,
+    "tokens": _STRINGS,
+    "special_tokens": _STRINGS,
+    "eos_token": _STRING,
+    **_REAL,
+    "fingerprint": _STRING,
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tokenizer:
     """A vocabulary and the rule that cuts text into it.
 
-    Token ``i`` has the bytes ``tokens[i]``; the special tokens follow in their order. Ids are therefore exactly
-    ``0 .. vocab_size - 1``.
+    Ids are exactly ``0 .. vocab_size - 1``. Unless ``special_ids`` says otherwise, token ``i`` has the bytes
+    ``tokens[i]``, and the special tokens follow in their order.
 
     Attributes:
       kind: ``symbol`` (symbols between white space, which itself carries no token), ``word`` or ``byte_pair``
@@ -42,6 +58,11 @@ class Tokenizer:
       tokens: the bytes of each ordinary token, by id; earlier ones are merged first within a piece that is no token.
       special_tokens: names of the special tokens, the three markers among them.
       eos_token: name of the end-of-sequence token: a special token, or one of the symbols.
+      special_ids: ids of the special tokens, where they do not simply follow the ordinary ones.
+      spelled: special tokens that text may spell, such as ``<think>``: those a real model's vocabulary adds, but does
+        not call special. They are cut out before anything else.
+      leading: special tokens that the vocabulary wants before a text; questions get them, steps and answers do not.
+      normalization: ``NFC`` where text is normalized before it is cut; it then survives the round trip normalized.
 
     Raises:
       CoconutError: if the fields do not describe a usable vocabulary.
@@ -52,10 +73,16 @@ class Tokenizer:
     tokens: tuple[bytes, ...] = dataclasses.field(repr=False)  # Too many to read in an error message.
     special_tokens: tuple[str, ...]
     eos_token: str
+    special_ids: tuple[int, ...] = ()
+    spelled: tuple[str, ...] = ()
+    leading: tuple[str, ...] = ()
+    normalization: str = ""
 
     def __post_init__(self):
         if self.kind not in KINDS:
             raise CoconutError(f"kind: {self.kind!r} is none of {', '.join(KINDS)}")
+        if self.normalization not in NORMALIZATIONS:
+            raise CoconutError(f"normalization: {self.normalization!r} is none of {NORMALIZATIONS}")
         if not self.pattern:
             raise CoconutError("pattern: an empty pattern matches no text")
         if not self.tokens or b"" in self.tokens:
@@ -64,7 +91,20 @@ class Tokenizer:
             if len(set(items)) < len(items):
                 repeated = next(item for index, item in enumerate(items) if item in items[:index])
                 raise CoconutError(f"{name}: {_printable(repeated)!r} stands there twice")
+        if self.special_ids:
+            within = all(0 <= special_id < self.vocab_size for special_id in self.special_ids)
+            if not within or not len(set(self.special_ids)) == len(self.special_ids) == len(self.special_tokens):
+                raise CoconutError(
+                    f"special_ids: {len(self.special_tokens)} different ones are needed within "
+                    f"0 .. {self.vocab_size - 1}: {self.special_ids!r:.80}"
+                )
+        for field in ("spelled", "leading"):
+            for name in getattr(self, field):
+                if name not in self.special_tokens:
+                    raise CoconutError(f"{field}: {name!r} is no special token")
         for marker in MARKERS:
+            if marker in self.spelled:
+                raise CoconutError(f"spelled: text may not spell the marker {marker!r}")
             if marker not in self.special_tokens:
                 raise CoconutError(f"special_tokens: the marker {marker!r} is missing from {self.special_tokens!r}")
         for name in self.special_tokens:
@@ -80,6 +120,8 @@ class Tokenizer:
         if self.kind == "symbol":
             if self.pattern != SYMBOL_PATTERN:
                 raise CoconutError(f"pattern: a symbol vocabulary has {SYMBOL_PATTERN!r}, not {self.pattern!r}")
+            if self.normalization or self.spelled:
+                raise CoconutError("normalization, spelled: a symbol vocabulary has neither")
             for token in self.tokens:
                 text = token.decode("utf-8", "replace")
                 if text.split() != [text] or text.encode("utf-8") != token:
@@ -95,11 +137,26 @@ class Tokenizer:
 
     @functools.cached_property
     def _ids(self) -> dict[bytes, int]:
-        return {token: token_id for token_id, token in enumerate(self.tokens)}
+        taken = set(self._special_ids.values())
+        free = (token_id for token_id in range(self.vocab_size) if token_id not in taken)
+        return dict(zip(self.tokens, free, strict=True))
 
     @functools.cached_property
     def _special_ids(self) -> dict[str, int]:
-        return {name: len(self.tokens) + offset for offset, name in enumerate(self.special_tokens)}
+        ids = self.special_ids or range(len(self.tokens), self.vocab_size)
+        return dict(zip(self.special_tokens, ids, strict=True))
+
+    @functools.cached_property
+    def _bytes_by_id(self) -> list[bytes]:
+        special = {name.encode("utf-8"): token_id for name, token_id in self._special_ids.items()}
+        ids = self._ids | special
+        return sorted(ids, key=ids.__getitem__)
+
+    @functools.cached_property
+    def _spelled_pattern(self) -> re.Pattern[str] | None:
+        # Of two names that start at the same place the longer one counts.
+        names = sorted(self.spelled, key=len, reverse=True)
+        return re.compile(f"({'|'.join(map(re.escape, names))})") if names else None
 
     @functools.cached_property
     def encoding(self) -> tiktoken.Encoding:
@@ -138,8 +195,23 @@ class Tokenizer:
         special_id = self._special_ids.get(self.eos_token)
         return self._ids[utf8(self.eos_token)] if special_id is None else special_id
 
+    @property
+    def leading_ids(self) -> list[int]:
+        """Ids of the special tokens before a text."""
+        return [self._special_ids[name] for name in self.leading]
+
+    def token_ids(self) -> dict[bytes, int]:
+        """The ordinary tokens and their ids."""
+        return dict(self._ids)
+
+    def special_token_ids(self) -> dict[str, int]:
+        """The special tokens and their ids."""
+        return dict(self._special_ids)
+
     def encode(self, text: str) -> list[int]:
         """Cuts text into token ids, without EOS; the name of a special token is cut like any other text.
+
+        Only the names in ``spelled`` become the token of that name.
 
         Raises:
           CoconutError: for a symbol that a ``symbol`` vocabulary does not know, with the nearest that it does.
@@ -153,7 +225,19 @@ class Tokenizer:
                     raise CoconutError(f"unknown symbol {symbol!r}; the nearest known one is {nearest!r}")
             # Joined again because Python counts a few control characters as white space that tiktoken does not.
             text = " ".join(symbols)
-        return self.encoding.encode_ordinary(text)
+        if not self.normalization and not self.spelled:
+            return self.encoding.encode_ordinary(text)
+        text = without_surrogates(text)
+        # Names first, then the normalization: a character behind a name must not change it.
+        pieces = self._spelled_pattern.split(text) if self._spelled_pattern else [text]
+        ids = []
+        for index, piece in enumerate(pieces):
+            if index % 2:
+                ids.append(self._special_ids[piece])
+            else:
+                piece = unicodedata.normalize("NFC", piece) if self.normalization else piece
+                ids += self.encoding.encode_ordinary(piece)
+        return ids
 
     def decode(self, ids: Iterable[SupportsIndex]) -> str:
         """Joins tokens (symbols by single spaces); special ones appear by name, bytes that are no UTF-8 as U+FFFD.
@@ -176,9 +260,7 @@ class Tokenizer:
         token_id = operator.index(token_id)
         if not 0 <= token_id < self.vocab_size:
             raise CoconutError(f"token id {token_id} is out of range 0 .. {self.vocab_size - 1}")
-        if token_id < len(self.tokens):
-            return self.tokens[token_id]
-        return self.special_tokens[token_id - len(self.tokens)].encode("utf-8")
+        return self._bytes_by_id[token_id]
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -186,10 +268,17 @@ class Tokenizer:
         return hashlib.sha256(json.dumps(self._content(), sort_keys=True).encode("ascii")).hexdigest()
 
     def _content(self) -> dict[str, Any]:
-        return dataclasses.asdict(self) | {
+        content = {
+            "kind": self.kind,
+            "pattern": self.pattern,
             "tokens": [base64.b64encode(token).decode("ascii") for token in self.tokens],
             "special_tokens": list(self.special_tokens),
+            "eos_token": self.eos_token,
         }
+        # What real models need besides is left out where it says nothing, so that a file written before there was
+        # such a field keeps its fingerprint.
+        real = ((name, getattr(self, name)) for name in _REAL)
+        return content | {name: value if isinstance(value, str) else list(value) for name, value in real if value}
 
     def to_json(self) -> dict[str, Any]:
         """The tokenizer as a JSON object (tokens in base 64), its fingerprint included."""
@@ -206,12 +295,14 @@ class Tokenizer:
         Raises:
           CoconutError: for a missing, mistyped or inconsistent field, or a fingerprint that does not match.
         """
-        for field in (*(field.name for field in dataclasses.fields(cls)), "fingerprint"):
-            if field not in content:
+        for field in _FIELDS:
+            if field not in content and field not in _REAL:
                 raise CoconutError(f"{where}: the field {field!r} is missing")
-            values = content[field] if field.endswith("tokens") else [content[field]]
-            if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-                kind = "a list of strings" if field.endswith("tokens") else "a string"
+            item, kind = _FIELDS[field]
+            values = content.get(field, [])
+            if kind == "a string":
+                values = [values] if field in content else []
+            if not isinstance(values, list) or not all(type(value) is item for value in values):
                 raise CoconutError(f"{where}: {field} must be {kind}, not {content[field]!r:.80}")
         try:
             tokenizer = cls(
@@ -220,6 +311,10 @@ class Tokenizer:
                 tokens=tuple(base64.b64decode(token, validate=True) for token in content["tokens"]),
                 special_tokens=tuple(content["special_tokens"]),
                 eos_token=content["eos_token"],
+                special_ids=tuple(content.get("special_ids", ())),
+                spelled=tuple(content.get("spelled", ())),
+                leading=tuple(content.get("leading", ())),
+                normalization=content.get("normalization", ""),
             )
         except CoconutError as error:
             raise CoconutError(f"{where}: {error}") from error

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
+from coconut.tokenizers.byte_level import BYTE_OF, to_bytes
 from coconut.tokenizers.tokenizer import (
     MARKERS,
     SINGLE_BYTES,
@@ -91,20 +92,16 @@ def byte_pair_tokenizer(corpus: Iterable[str], vocab_size: int) -> Tokenizer:
             hf.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
-    alphabet = sorted(hf.pre_tokenizers.ByteLevel.alphabet())
+    alphabet = sorted(BYTE_OF)
     trainer = hf.trainers.BpeTrainer(
         vocab_size=vocab_size - len(MARKERS) - 1, initial_alphabet=alphabet, show_progress=False
     )
     trained.train_from_iterator(_texts(corpus), trainer)
 
-    # The library writes each byte as one printable character: printable bytes as themselves, the others as the
-    # characters from 256 up, in order. Its ids are the order in which tokens were made, which is tiktoken's rank.
-    byte_of = {character: ord(character) for character in alphabet if ord(character) < 256}
-    unprintable = (byte for byte in range(256) if chr(byte) not in alphabet)
-    byte_of |= {character: next(unprintable) for character in alphabet if ord(character) >= 256}
+    # The library's ids are the order in which tokens were made, which is tiktoken's rank.
     vocabulary = trained.get_vocab()
     in_order = sorted(vocabulary, key=vocabulary.__getitem__)
-    return _text_tokenizer("byte_pair", tuple(bytes(byte_of[character] for character in token) for token in in_order))
+    return _text_tokenizer("byte_pair", tuple(to_bytes(token) for token in in_order))
 
 
 def _texts(corpus: Iterable[str]) -> Iterator[str]:

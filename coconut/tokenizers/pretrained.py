@@ -1,0 +1,283 @@
+"""Tokenizers of published models: GPT-2, Llama 3, Qwen 2.5 and 3, and others with a byte-level byte-pair vocabulary.
+
+Each becomes a `Tokenizer` with the three latent markers, either behind the model's last id or in the place of special
+tokens that its makers left unused. Behind the last id the model's embedding may have to grow: GPT-2 has 50,257 rows
+for as many ids, Llama 3 128,256. Qwen's embedding is larger than its tokenizer from the start (151,936 rows or more
+for 151,665 ids), so its markers fit. `Tokenizer.vocab_size` is the number of rows that are needed.
+"""
+
+import base64
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import tiktoken
+
+from coconut.tokenizers.tokenizer import MARKERS, Tokenizer
+from coconut.tokenizers.tokenizer_json import (
+    GPT2_PATTERN,
+    Vocabulary,
+    read_added_tokens,
+    read_tokenizer_json,
+    vocabulary_ids,
+)
+from coconut.types import CoconutError
+
+MarkerPlace = Literal["appended", "reserved"]
+"""Where the latent markers get their ids: behind the last one, or on a model's reserved special tokens."""
+
+LLAMA3_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
+    r"\s+(?!\S)|\s+"
+)
+QWEN2_PATTERN = LLAMA3_PATTERN.replace(r"\p{N}{1,3}", r"\p{N}")
+
+# Names as in the tokenizer.json of Llama 3.1 to 3.3, so that both files of a model give the same tokenizer. Llama 3.0
+# called some of them reserved that have a use since; the ids of the others are the same.
+LLAMA3_SPECIAL_TOKENS = (
+    "<|begin_of_text|>",
+    "<|end_of_text|>",
+    "<|reserved_special_token_0|>",
+    "<|reserved_special_token_1|>",
+    "<|finetune_right_pad_id|>",
+    "<|reserved_special_token_2|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eom_id|>",
+    "<|eot_id|>",
+    "<|python_tag|>",
+    *(f"<|reserved_special_token_{number}|>" for number in range(3, 248)),
+)
+
+_RESERVED = re.compile(r"<\|reserved_special_token_(\d+)\|>")
+# Every script's letters, digits, marks, spaces and punctuation begin below; a pattern that drops text drops some here.
+_PROBES = [chr(code) for code in range(0x3100)]
+
+
+def load_tokenizer(path: str | Path, *, eos_token: str | None = None, markers: MarkerPlace = "appended") -> Tokenizer:
+    """The tokenizer of a published model, from its files; nothing is downloaded.
+
+    A folder is searched for ``tokenizer.json``; ``vocab.json`` and ``merges.txt`` (or ``encoder.json`` and
+    ``vocab.bpe``, as OpenAI called them); ``tokenizer.model`` or ``original/tokenizer.model`` of Llama 3. A file is
+    a ``tokenizer.json`` or a ``tokenizer.model``. A folder written from `huggingface_files` gives the same ids again.
+
+    Args:
+      path: the folder or the file.
+      eos_token: name of the token that ends a sequence and pads; None for the one that ``tokenizer_config.json``,
+        ``generation_config.json`` or ``config.json`` beside the vocabulary names (of several, the first).
+      markers: ``appended`` puts the latent markers behind the last id, ``reserved`` on the first three
+        ``<|reserved_special_token_N|>``. A vocabulary that has the markers keeps them where they are.
+
+    Raises:
+      CoconutError: a file is missing or malformed, declares something that is not honoured (another kind of model, a
+        normalizer other than NFC, ...), or no end-of-sequence token is known. The message names file, field, value.
+    """
+    if markers not in get_args(MarkerPlace):
+        raise CoconutError(f"markers = {markers!r}: must be one of {', '.join(get_args(MarkerPlace))}")
+    path = Path(path)
+    file = path if path.is_file() else _find(path)
+    # Meta's own file lies one folder below the settings.
+    folder = file.parent.parent if file.parent.name == "original" else file.parent
+    settings, default_eos = _read_json(folder / "tokenizer_config.json"), None
+    if file.name in ("vocab.json", "encoder.json"):
+        vocabulary = _read_merges(file, settings)
+    elif file.suffix == ".json":
+        vocabulary = read_tokenizer_json(_read_json(file, required=True), str(file))
+    else:
+        vocabulary, default_eos = _read_ranks(file), "<|end_of_text|>"
+    vocabulary = _with_flags(vocabulary, settings, f"{folder / 'tokenizer_config.json'}")
+    if eos_token is None:
+        eos_token = _declared_eos(folder, settings, vocabulary) or default_eos
+    if eos_token is None:
+        raise CoconutError(
+            f"{path}: no end-of-sequence token is known: neither tokenizer_config.json, generation_config.json nor "
+            "config.json names one; pass eos_token"
+        )
+    return _tokenizer(vocabulary, eos_token, markers, str(file))
+
+
+def gpt2_tokenizer(path: str | Path | None = None) -> Tokenizer:
+    """GPT-2's tokenizer.
+
+    Args:
+      path: a folder with its files (see `load_tokenizer`); None for what tiktoken has in its cache
+        (``TIKTOKEN_CACHE_DIR``) or, if the network can be reached, downloads.
+
+    Raises:
+      CoconutError: it is nowhere to be had, or the folder's files are no good.
+    """
+    if path is not None:
+        return load_tokenizer(path, eos_token="<|endoftext|>")
+    try:
+        encoding = tiktoken.get_encoding("gpt2")
+    except Exception as error:  # Whatever the network, the cache or an incomplete installation raises.
+        raise CoconutError(
+            f"GPT-2's vocabulary is not in tiktoken's cache and cannot be downloaded ({type(error).__name__}: "
+            f"{error!s:.200}). Fill the cache that TIKTOKEN_CACHE_DIR names, or pass a folder with vocab.json and "
+            "merges.txt, or with tokenizer.json"
+        ) from error
+    # tiktoken's own pattern is an equivalent one that runs faster; ours is the published one, whatever the source.
+    vocabulary = Vocabulary(ids=encoding._mergeable_ranks, special_ids=encoding._special_tokens, pattern=GPT2_PATTERN)
+    return _tokenizer(vocabulary, "<|endoftext|>", "appended", "tiktoken's gpt2")
+
+
+def _find(folder: Path) -> Path:
+    """The file of a folder that holds the vocabulary."""
+    pairs = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
+    single = (("tokenizer.model",), ("original/tokenizer.model",))
+    for names in (*pairs, *single):
+        if all((folder / name).is_file() for name in names):
+            return folder / names[0]
+    looked_for = ", ".join(" + ".join(names) for names in (*pairs, *single))
+    missing = "holds no tokenizer" if folder.is_dir() else "there is no such file or folder"
+    raise CoconutError(f"{folder}: {missing} (looked for {looked_for})")
+
+
+def _read_merges(file: Path, settings: Mapping[str, Any]) -> Vocabulary:
+    """A vocabulary from ``vocab.json`` and ``merges.txt``; which model's it is, ``tokenizer_class`` says."""
+    kind = settings.get("tokenizer_class", "GPT2Tokenizer")
+    families = {"GPT2Tokenizer": (GPT2_PATTERN, ""), "Qwen2Tokenizer": (QWEN2_PATTERN, "NFC")}
+    if not isinstance(kind, str) or kind.removesuffix("Fast") not in families:
+        raise CoconutError(
+            f"{file.parent / 'tokenizer_config.json'}: tokenizer_class = {kind!r}: of vocab.json and merges.txt only "
+            f"{' and '.join(families)} are known"
+        )
+    pattern, normalization = families[kind.removesuffix("Fast")]
+    merges_file = file.with_name("merges.txt" if file.name == "vocab.json" else "vocab.bpe")
+    lines = _read(merges_file).decode("utf-8", "replace").splitlines()
+    merges = [line for line in lines if line and not line.startswith("#version")]
+    ids = _read_json(file, required=True)
+    added = [{**token, "id": int(token_id)} for token_id, token in settings.get("added_tokens_decoder", {}).items()]
+    special, spelled = read_added_tokens(added, normalization, str(file.parent / "tokenizer_config.json"))
+    # What is neither a byte nor made by a merge was never cut from text: <|endoftext|> and its like.
+    made = {line.replace(" ", "") for line in merges}
+    special |= {token: token_id for token, token_id in ids.items() if len(token) > 1 and token not in made}
+    return Vocabulary(
+        ids=vocabulary_ids(ids, merges, special, str(file)),
+        special_ids=special,
+        pattern=pattern,
+        spelled=spelled,
+        normalization=normalization,
+    )
+
+
+def _read_ranks(file: Path) -> Vocabulary:
+    """Llama 3's ``tokenizer.model``: a token in base 64 and its id on each line; the special tokens follow."""
+    ids: dict[bytes, int] = {}
+    # Not tiktoken.load: it keeps what it read by path, and would not see a file that has changed.
+    for number, line in enumerate(_read(file).splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            token, token_id = line.split()
+            ids[base64.b64decode(token, validate=True)] = int(token_id)
+        except ValueError as error:
+            raise CoconutError(
+                f"{file}: line {number} is no token in base 64 and its id, as Llama 3 writes them "
+                "(sentencepiece models are not supported)"
+            ) from error
+    special = {name: len(ids) + offset for offset, name in enumerate(LLAMA3_SPECIAL_TOKENS)}
+    return Vocabulary(ids=ids, special_ids=special, pattern=LLAMA3_PATTERN, leading=LLAMA3_SPECIAL_TOKENS[:1])
+
+
+def _with_flags(vocabulary: Vocabulary, settings: Mapping[str, Any], where: str) -> Vocabulary:
+    """A vocabulary as the flags of ``tokenizer_config.json`` change it; where they are set, they win."""
+    if settings.get("add_eos_token"):
+        raise CoconutError(f"{where}: add_eos_token = True: not supported (the end of a sequence is ours to place)")
+    begin = _name(settings.get("bos_token"))
+    if settings.get("add_bos_token") is True and begin is not None:
+        return dataclasses.replace(vocabulary, leading=(begin,))
+    if settings.get("add_bos_token") is False:
+        return dataclasses.replace(vocabulary, leading=())
+    return vocabulary
+
+
+def _declared_eos(folder: Path, settings: Mapping[str, Any], vocabulary: Vocabulary) -> str | None:
+    if (name := _name(settings.get("eos_token"))) is not None:
+        return name
+    names = {token_id: name for name, token_id in vocabulary.special_ids.items()}
+    for file in (folder / "generation_config.json", folder / "config.json"):
+        declared = _read_json(file).get("eos_token_id")
+        token_id = declared[0] if isinstance(declared, list) and declared else declared
+        if token_id is not None:
+            if token_id not in names:
+                raise CoconutError(f"{file}: eos_token_id = {declared!r} is no special token of the vocabulary")
+            return names[token_id]
+    return None
+
+
+def _name(token: Any) -> str | None:
+    """The name of a token in ``tokenizer_config.json``: a string, or an object that holds it."""
+    return token.get("content") if isinstance(token, Mapping) else token
+
+
+def _tokenizer(vocabulary: Vocabulary, eos_token: str, markers: MarkerPlace, where: str) -> Tokenizer:
+    special = _with_markers(vocabulary, eos_token, markers, where)
+    by_id = {token_id: token for token, token_id in vocabulary.ids.items()}
+    names = {token_id: name for name, token_id in special.items()}
+    size = len(vocabulary.ids) + len(special)
+    for token_id in range(size):
+        if (token_id in by_id) == (token_id in names):
+            state = "stands for two tokens" if token_id in by_id else "stands for no token"
+            raise CoconutError(f"{where}: id {token_id} {state}; ids must be 0 .. {size - 1}")
+    in_order = tuple(sorted(names))
+    tokens = tuple(by_id[token_id] for token_id in sorted(by_id))
+    try:
+        tokenizer = Tokenizer(
+            kind="byte_pair",
+            pattern=vocabulary.pattern,
+            tokens=tokens,
+            special_tokens=tuple(names[token_id] for token_id in in_order),
+            eos_token=eos_token,
+            special_ids=() if in_order == tuple(range(len(tokens), size)) else in_order,
+            spelled=vocabulary.spelled,
+            leading=vocabulary.leading,
+            normalization=vocabulary.normalization,
+        )
+    except CoconutError as error:
+        raise CoconutError(f"{where}: {error}") from error
+    for character in _PROBES:
+        if tokenizer.encoding.decode(tokenizer.encoding.encode_ordinary(character)) != character:
+            raise CoconutError(f"{where}: the pattern {vocabulary.pattern!r} drops text such as {character!r}")
+    return tokenizer
+
+
+def _with_markers(vocabulary: Vocabulary, eos_token: str, place: MarkerPlace, where: str) -> dict[str, int]:
+    """The special tokens with the markers."""
+    special = dict(vocabulary.special_ids)
+    missing = [marker for marker in MARKERS if marker not in special]
+    if place == "appended":
+        first = 1 + max((*vocabulary.ids.values(), *special.values()), default=-1)
+        return special | {marker: first + offset for offset, marker in enumerate(missing)}
+    reserved = {int(match[1]): name for name in special if name != eos_token and (match := _RESERVED.fullmatch(name))}
+    if len(reserved) < len(missing):
+        raise CoconutError(
+            f"{where}: markers = 'reserved': there are {len(reserved)} special tokens named "
+            f"<|reserved_special_token_N|>, and {len(missing)} are needed"
+        )
+    for marker, number in zip(missing, sorted(reserved), strict=False):
+        special[marker] = special.pop(reserved[number])
+    return special
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise CoconutError(f"{file}: cannot read it: {error.strerror}") from error
+
+
+def _read_json(file: Path, *, required: bool = False) -> dict[str, Any]:
+    """A JSON object; an empty one where the file may be missing and is."""
+    if not required and not file.exists():
+        return {}
+    try:
+        content = json.loads(_read(file))
+    except ValueError as error:
+        raise CoconutError(f"{file}: not a JSON file: {error}") from error
+    if not isinstance(content, dict):
+        raise CoconutError(f"{file}: must hold a JSON object, not {content!r:.80}")
+    return content
