@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import tiktoken
 
@@ -75,8 +75,6 @@ def load_tokenizer(path: str | Path, *, eos_token: str | None = None, markers: M
       CoconutError: a file is missing or malformed, declares something that is not honoured (another kind of model, a
         normalizer other than NFC, ...), or no end-of-sequence token is known. The message names file, field, value.
     """
-    if markers not in get_args(MarkerPlace):
-        raise CoconutError(f"markers = {markers!r}: must be one of {', '.join(get_args(MarkerPlace))}")
     path = Path(path)
     file = path if path.is_file() else _find(path)
     # Meta's own file lies one folder below the settings.

@@ -62,7 +62,7 @@ def read_tokenizer_json(content: Any, where: str) -> Vocabulary:
 
 def read_added_tokens(
     added: Sequence[Mapping[str, Any]], normalization: str, where: str
-) -> tuple[dict[str, int], tuple[str, ...]]:
+) -> tuple[dict[str, Any], tuple[str, ...]]:
     """The ids of added tokens, and the names of those that are not special, which text may spell.
 
     Raises:
@@ -80,9 +80,9 @@ def read_added_tokens(
 
 
 def vocabulary_ids(
-    vocabulary: Mapping[str, int],
+    vocabulary: Mapping[str, Any],
     merges: Sequence[Any],
-    special: Mapping[str, int],
+    special: Mapping[str, Any],
     where: str,
     *,
     ignore_merges: bool = False,
@@ -141,7 +141,7 @@ def _refuse(where: str, field: str, value: Any) -> None:
     raise CoconutError(f"{where}: {field} = {value!r:.120}: not supported (byte-level BPE alone is)")
 
 
-def _ids(model: Mapping[str, Any], special: Mapping[str, int], where: str) -> dict[bytes, int]:
+def _ids(model: Mapping[str, Any], special: Mapping[str, Any], where: str) -> dict[bytes, int]:
     # Files of old had no type; only BPE has merges.
     kind = model.get("type") or ("BPE" if "merges" in model else None)
     if kind != "BPE":
