@@ -1,25 +1,29 @@
 """The data of a run: three splits that never overlap, and the tokenizer that reads them."""
 
 import dataclasses
+import difflib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, no_type_check
+from typing import Any, Literal, get_args, no_type_check
 
 from coconut.tasks import Task, assert_disjoint, content_hash, get_task
 from coconut.tokenizers import (
     SYMBOLS,
     TEXT,
+    MarkerPlace,
     TextFormat,
     TokenizedExample,
     Tokenizer,
     byte_pair_tokenizer,
     encode_example,
+    gpt2_tokenizer,
+    load_tokenizer,
     symbol_tokenizer,
     word_tokenizer,
 )
 from coconut.types import CoconutError, Example, check_fields
 
-TokenizerKind = Literal["symbols", "words", "byte_pair"]
+TokenizerKind = Literal["symbols", "words", "byte_pair", "gpt2", "huggingface"]
 SPLITS = ("train", "validation", "test")
 
 
@@ -35,8 +39,14 @@ class DataConfig:
       test: questions that are reported: likewise; 0 for none.
       options: keywords of the task's generator, for generated splits.
       seed: of the generated splits. It is no part of the run's own seed: runs of several seeds share their data.
-      tokenizer: ``symbols`` for questions written in symbols; ``words`` or ``byte_pair``, trained on the train split.
+      tokenizer: ``symbols`` for questions written in symbols; ``words`` or ``byte_pair``, trained on the train split;
+        ``gpt2`` or ``huggingface`` for that of a published model.
       vocab_size: ids of a ``byte_pair`` tokenizer.
+      tokenizer_path: folder or file of a published model's tokenizer (`coconut.tokenizers.load_tokenizer`);
+        ``huggingface`` needs it, ``gpt2`` takes what tiktoken has cached or downloads without.
+      eos_token: name of the token that ends a sequence of a ``huggingface`` tokenizer; None for the one its files name.
+      markers: where the latent markers of a ``huggingface`` tokenizer go: ``appended`` behind its last id, or
+        ``reserved`` on special tokens its makers left unused.
       drop_too_long: leave out examples longer than the model's positions, with a count, instead of an error.
 
     Raises:
@@ -51,9 +61,13 @@ class DataConfig:
     seed: int = 0
     tokenizer: TokenizerKind = "words"
     vocab_size: int = 4096
+    tokenizer_path: str | None = None
+    eos_token: str | None = None
+    markers: MarkerPlace = "appended"
     drop_too_long: bool = False
 
     def __post_init__(self) -> None:
+        self._check_tokenizer()
         check_fields(self)
         get_task(self.task)
         for split in SPLITS:
@@ -66,6 +80,28 @@ class DataConfig:
             json.dumps(dict(self.options))
         except TypeError as error:
             raise CoconutError(f"DataConfig.options = {self.options!r}: must be plain values ({error})") from error
+
+    def _check_tokenizer(self) -> None:
+        kinds = get_args(TokenizerKind)
+        if self.tokenizer not in kinds:
+            nearest = difflib.get_close_matches(str(self.tokenizer), kinds, 1, 0.0)[0]
+            raise CoconutError(
+                f"DataConfig.tokenizer = {self.tokenizer!r}: did you mean {nearest!r}? Known: {', '.join(kinds)}"
+            )
+        if self.tokenizer == "huggingface" and not self.tokenizer_path:
+            raise CoconutError("DataConfig.tokenizer_path = None: tokenizer = 'huggingface' needs a folder or a file")
+        # A field that would say nothing was meant for something.
+        unread = {
+            "tokenizer_path": self.tokenizer in ("gpt2", "huggingface"),
+            "eos_token": self.tokenizer == "huggingface",
+            "markers": self.tokenizer == "huggingface",
+        }
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        for field, read in unread.items():
+            if not read and getattr(self, field) != defaults[field]:
+                raise CoconutError(
+                    f"DataConfig.{field} = {getattr(self, field)!r}: tokenizer = {self.tokenizer!r} has no use for it"
+                )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -127,7 +163,15 @@ def load_dataset(config: DataConfig) -> Dataset:
 
 
 def make_tokenizer(config: DataConfig, examples: Sequence[Example]) -> Tokenizer:
-    """The tokenizer of a run, made from its training examples."""
+    """The tokenizer of a run: made from its training examples, or a published model's.
+
+    Raises:
+      CoconutError: the examples yield no vocabulary, or a published model's tokenizer cannot be read.
+    """
+    if config.tokenizer == "gpt2":
+        return gpt2_tokenizer(config.tokenizer_path)
+    if config.tokenizer == "huggingface" and config.tokenizer_path is not None:
+        return load_tokenizer(config.tokenizer_path, eos_token=config.eos_token, markers=config.markers)
     texts = text_format_of(config).texts(examples)
     if config.tokenizer == "symbols":
         symbols = {symbol for text in texts for symbol in text.split()}

@@ -13,6 +13,9 @@ def huggingface_files(tokenizer: Tokenizer) -> dict[str, bytes]:
     The markers are special tokens there. That library turns the names of special tokens in a text into these tokens
     unless it is called with ``split_special_tokens=True``; ours never does.
 
+    For a model of type ``qwen2``, release 5 of that library takes Qwen's own class and pattern whatever these files
+    say. Where such a decoder has another tokenizer, call ``transformers.PreTrainedTokenizerFast`` instead.
+
     Returns:
       Content by name: ``tokenizer.json`` and ``tokenizer_config.json``.
     """

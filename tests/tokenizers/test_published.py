@@ -127,9 +127,8 @@ def test_gpt2_from_every_kind_of_file(tmp_path, monkeypatch):
         assert gpt2_tokenizer(folder) == expected
         assert load_tokenizer(folder / vocab_name, eos_token="<|endoftext|>") == expected
     # tiktoken reads the same files, and asks its cache first.
-    files = [str(folder / name) for name in ("vocab.bpe", "encoder.json")]
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", "")
-    ranks = tiktoken.load.data_gym_to_mergeable_bpe_ranks(*files)
+    ranks = tiktoken.load.data_gym_to_mergeable_bpe_ranks(str(folder / "vocab.bpe"), str(folder / "encoder.json"))
     cached = tiktoken.Encoding(
         "gpt2", pat_str="unused", mergeable_ranks=ranks, special_tokens={"<|endoftext|>": len(ranks)}
     )
