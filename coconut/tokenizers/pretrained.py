@@ -4,6 +4,9 @@ Each becomes a `Tokenizer` with the three latent markers, either behind the mode
 tokens that its makers left unused. Behind the last id the model's embedding may have to grow: GPT-2 has 50,257 rows
 for as many ids, Llama 3 128,256. Qwen's embedding is larger than its tokenizer from the start (151,936 rows or more
 for 151,665 ids), so its markers fit. `Tokenizer.vocab_size` is the number of rows that are needed.
+
+Ids equal those of Hugging Face's library for text that spells no special token, with one known exception: its NFC is
+that of Unicode 9, ours is Python's, so a combining mark younger than that may be ordered otherwise among others.
 """
 
 import base64

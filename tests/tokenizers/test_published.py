@@ -43,10 +43,8 @@ def test_qwen_normalizes_behind_the_names_it_has_cut_out():
     assert ours.encode("\ud83d\ude00 \ud800<think>") == [*ours.encode("\U0001f600 \ufffd"), think]
 
 
-def test_known_difference_a_mark_younger_than_the_table_of_hugging_face():
+def test_known_difference_of_a_mark_younger_than_the_table_of_hugging_face():
     # U+0C3C came with Unicode 14: Python sorts it before U+0301, the library's NFC knows no such mark.
-    text = "a\u0301\u0c3c"
-    assert unicodedata.unidata_version >= "14" and unicodedata.normalize("NFC", text) == "\u00e1\u0c3c"
     text = "q\u0301\u0c3c"
     normalized = published.trained("qwen2").normalizer.normalize_str(text)
     assert normalized == text != unicodedata.normalize("NFC", text) == "q\u0c3c\u0301"
@@ -60,14 +58,6 @@ def test_only_names_that_are_not_special_can_be_spelled(family):
     assert set(ours.spelled) == spelled and set(tokenizers.MARKERS) < set(special)
     for name, token_id in special.items():
         assert (token_id in ours.encode(f"a {name} b")) == (name in spelled)
-    # The longest of two names that start together, as the library has it.
-    longer = Tokenizer.from_json(ours.to_json(), "memory") if family == "qwen2" else None
-    if longer is not None:
-        assert longer.encode("</tool_call><think><think") == [
-            special["</tool_call>"],
-            special["<think>"],
-            *ours.encode("<think"),
-        ]
 
 
 @FAMILIES

@@ -25,6 +25,7 @@ SYMBOL = tokenizers.symbol_tokenizer(SYMBOL_NAMES)
 WORD = tokenizers.word_tokenizer(CORPUS)
 BYTE_PAIR = tokenizers.byte_pair_tokenizer(CORPUS, 280)
 ALL = {"symbol": SYMBOL, "word": WORD, "byte_pair": BYTE_PAIR}
+SPECIAL = (*tokenizers.MARKERS, "<x>")
 LOSSLESS = {"word": WORD, "byte_pair": BYTE_PAIR}
 
 # Text that mixes what the vocabularies know, what they do not, and the names of special tokens.
@@ -193,6 +194,10 @@ def test_fingerprint_changes_with_whatever_changes_ids():
         dataclasses.replace(more, eos_token="<|more|>"),
         dataclasses.replace(WORD, pattern=WORD.pattern + "|x"),
         dataclasses.replace(WORD, kind="byte_pair"),
+        dataclasses.replace(WORD, normalization="NFC"),
+        dataclasses.replace(WORD, leading=("<|endoftext|>",)),
+        dataclasses.replace(WORD, spelled=("<|endoftext|>",)),
+        dataclasses.replace(WORD, special_ids=(3, 4, 5, 6)),
     ]
     fingerprints = [WORD.fingerprint, *(vocabulary.fingerprint for vocabulary in changed)]
     assert len(set(fingerprints)) == len(fingerprints)
@@ -210,6 +215,33 @@ def test_save_and_load(tokenizer, tmp_path):
     loaded = Tokenizer.load(path)
     assert loaded == tokenizer and loaded.fingerprint == tokenizer.fingerprint
     assert Tokenizer.from_json(tokenizer.to_json(), "memory") == tokenizer
+
+
+def test_special_tokens_may_have_any_ids():
+    first = dataclasses.replace(WORD, special_ids=(0, 2, 1, WORD.vocab_size - 1))
+    assert (first.eos_id, first.start_latent_id, first.latent_id, first.end_latent_id) == (
+        0,
+        2,
+        1,
+        first.vocab_size - 1,
+    )
+    assert first.encode("Alex is") == [token_id + 3 for token_id in WORD.encode("Alex is")]
+    assert first.decode([0, *first.encode("Alex is"), 1]) == "<|endoftext|>Alex is<|latent|>"
+    assert Tokenizer.from_json(first.to_json(), "memory") == first
+
+
+def test_of_two_names_that_text_may_spell_the_longer_one_counts():
+    names = (*WORD.special_tokens, "<a", "<a>")
+    spelling = dataclasses.replace(WORD, special_tokens=names, spelled=("<a", "<a>"))
+    longer, shorter = spelling.special_token_ids()["<a>"], spelling.special_token_ids()["<a"]
+    assert spelling.encode("<a><a <a>") == [longer, shorter, *WORD.encode(" "), longer]
+    assert spelling.decode(spelling.encode("is<a>Alex")) == "is<a>Alex"
+
+
+def test_symbols_are_neither_normalized_nor_spelled():
+    for changes in ({"normalization": "NFC"}, {"spelled": ("<x>",), "special_tokens": SPECIAL}):
+        with pytest.raises(CoconutError, match="a symbol vocabulary has neither"):
+            dataclasses.replace(SYMBOL, **({"eos_token": "0"} | changes))
 
 
 def test_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
@@ -244,6 +276,17 @@ def test_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
         ("special_tokens", [*tokenizers.MARKERS, "\ud800"], "is empty or no valid text"),
         ("eos_token", "<|latent|>", "'<.latent.>' is a marker"),
         ("eos_token", "</s>", "'</s>' is neither a special token nor an ordinary one"),
+        ("special_ids", [1, 2, 3], "special_ids: 4 different ones are needed within"),
+        ("special_ids", [1, 2, 3, 3], "special_ids: 4 different ones are needed within"),
+        ("special_ids", [1, 2, 3, 10**6], "special_ids: 4 different ones are needed within"),
+        ("special_ids", [1, 2, 3, True], "special_ids must be a list of integers"),
+        ("spelled", ["<|latent|>"], "spelled: text may not spell the marker '<.latent.>'"),
+        ("spelled", ["<think>"], "spelled: '<think>' is no special token"),
+        ("leading", ["<s>"], "leading: '<s>' is no special token"),
+        ("leading", "<s>", "leading must be a list of strings"),
+        ("normalization", "NFKC", "normalization: 'NFKC' is none of"),
+        ("normalization", "NFC", "fingerprint is"),
+        ("normalization", ["NFC"], "normalization must be a string"),
         ("fingerprint", "0" * 64, "fingerprint is '000"),
         ("fingerprint", None, "fingerprint must be a string, not None"),
     ],
