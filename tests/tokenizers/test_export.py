@@ -1,5 +1,6 @@
 """What we write for Hugging Face's libraries gives them our ids, and us the same tokenizer again."""
 
+import dataclasses
 import json
 
 import pytest
@@ -7,6 +8,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from coconut import tokenizers
 from coconut.tokenizers import Tokenizer, huggingface_files, load_tokenizer
+from coconut.tokenizers.byte_level import merges_of
 from tests.tokenizers import published
 
 CORPUS = ("Every rompus is a zumpus. Alex is a rompus.\n", "### Alex is a zumpus.", "<<12*3=36>>\n", "naïve café 🙂\n")
@@ -76,6 +78,18 @@ def test_what_was_read_is_written_as_it_was(family):
     assert written["added_tokens"][:-3] == [token | {"normalized": False} for token in declared["added_tokens"]]
     ordinary = {token: token_id for token, token_id in declared["model"]["vocab"].items() if token != "<|endoftext|>"}
     assert written["model"]["vocab"] == ordinary
+
+
+def test_a_token_made_of_later_ones_keeps_its_merge(tmp_path):
+    # No training gives such an order of ids; a word vocabulary, and Llama 3's, may.
+    single = tuple(bytes([value]) for value in range(256))
+    word = tokenizers.word_tokenizer(CORPUS)
+    ours = dataclasses.replace(word, kind="byte_pair", tokens=(*single, b"abcd", b"ab", b"cd"))
+    merges, unmade = merges_of(ours.token_ids())
+    assert merges == [(b"ab", b"cd"), (b"a", b"b"), (b"c", b"d")] and unmade == [b"abcd"]
+    theirs = AutoTokenizer.from_pretrained(_write(ours, tmp_path))
+    assert theirs.encode("xabcdab") == ours.encode("xabcdab") == [ord("x"), 256, 257]
+    assert load_tokenizer(tmp_path) == ours
 
 
 def test_symbols(tmp_path):
