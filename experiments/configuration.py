@@ -15,7 +15,7 @@ import gin
 from coconut.curriculum import CurriculumConfig
 from coconut.datasets import DataConfig
 from coconut.latent.generate import SamplingConfig
-from coconut.models.config import DecoderConfig
+from coconut.models.config import DecoderConfig, RotaryScaling
 from coconut.pipeline import PipelineConfig
 from coconut.training.config import RunConfig
 from coconut.training.optimizer import OptimizerConfig
@@ -27,6 +27,7 @@ CONFIGS = (
     DecoderConfig,
     OptimizerConfig,
     PipelineConfig,
+    RotaryScaling,
     RunConfig,
     SamplingConfig,
 )

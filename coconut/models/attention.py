@@ -1,13 +1,16 @@
 """Attention over several segments at once, and rotary positions."""
 
 import functools
+import math
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from coconut.models.cache import KeyValue
+from coconut.models.config import RotaryScaling
 
 
 def attend(
@@ -68,25 +71,41 @@ def attend(
     return out.reshape(B, N, T, H).astype(query.dtype)
 
 
-def offset_query_bias(key_bias: Float[Array, "M H"], num_heads: int, base: float) -> Float[Array, "N H"]:
+def offset_query_bias(
+    key_bias: Float[Array, "M H"], num_heads: int, base: float, scaling: RotaryScaling | None = None
+) -> Float[Array, "N H"]:
     """Query biases whose rotary score with ``key_bias`` is largest ``n + 1`` columns back, for head ``n``.
 
     The score of biases alone at offset ``d`` is ``q^T R(-d) k``, so ``q = R(-(n + 1)) k`` meets its own image there.
     """
     keys = jnp.repeat(key_bias, num_heads // key_bias.shape[0], axis=0)
     offsets = jnp.arange(1, num_heads + 1)
-    return rotate(keys[:, None, None], -offsets[:, None], base)[:, 0, 0]
+    return rotate(keys[:, None, None], -offsets[:, None], base, scaling)[:, 0, 0]
 
 
-def rotate(x: Float[Array, "B T N H"], positions: Int[Array, "B T"], base: float) -> Float[Array, "B T N H"]:
+def rotary_frequencies(
+    width: int, base: float, scaling: RotaryScaling | None = None, dtype: DTypeLike = jnp.float32
+) -> Float[Array, " _"]:
+    """Radians each of the ``H / 2`` feature pairs turns by a position: ``base ** (-2 i / H)``, scaled."""
+    frequencies = base ** (-jnp.arange(0, width, 2, dtype=dtype) / width)
+    if scaling is None:
+        return frequencies
+    turns = scaling.original_positions * frequencies / (2 * math.pi)
+    low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
+    kept = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
+    return frequencies * (kept + (1.0 - kept) / scaling.factor)
+
+
+def rotate(
+    x: Float[Array, "B T N H"], positions: Int[Array, "B T"], base: float, scaling: RotaryScaling | None = None
+) -> Float[Array, "B T N H"]:
     """Rotary position embedding in the half-split layout of Llama and Qwen (Su et al. 2021, section 3.2.2).
 
-    Feature pairs are ``(i, i + H / 2)`` and turn by ``position * base ** (-2 i / H)`` radians.
+    Feature pairs are ``(i, i + H / 2)`` and turn by ``position`` times their `rotary_frequencies`.
     """
     H = x.shape[-1]
     wide = jnp.promote_types(x.dtype, jnp.float32)
-    frequencies = base ** (-jnp.arange(0, H, 2, dtype=wide) / H)
-    angles = positions[..., None, None].astype(wide) * frequencies
+    angles = positions[..., None, None].astype(wide) * rotary_frequencies(H, base, scaling, wide)
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     first, second = jnp.split(x.astype(wide), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1).astype(x.dtype)

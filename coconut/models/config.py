@@ -15,11 +15,47 @@ Remat = Literal["none", "dots", "full"]
 
 @no_type_check  # Its own checks name the field and the value
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class RotaryScaling:
+    """How Llama 3.1 and later stretch rotary wavelengths to contexts longer than they were trained on first.
+
+    A wavelength that fits into the original context ``high_frequency_factor`` times or more stays as it is, one that
+    fits ``low_frequency_factor`` times or less becomes ``factor`` times as long, and between the two the frequency
+    is interpolated (Grattafiori et al. 2024, section 3.4.2; the rule itself is in Meta's published code).
+
+    Attributes:
+      factor: how much longer the longest wavelengths become.
+      low_frequency_factor: see above.
+      high_frequency_factor: see above.
+      original_positions: length of the original context.
+
+    Raises:
+      CoconutError: a value out of range; the message names the field and the value.
+    """
+
+    factor: float
+    low_frequency_factor: float = 1.0
+    high_frequency_factor: float = 4.0
+    original_positions: int = 8192
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        for field in ("factor", "low_frequency_factor", "high_frequency_factor", "original_positions"):
+            if not getattr(self, field) > 0:
+                raise CoconutError(f"RotaryScaling.{field} = {getattr(self, field)!r}: must be positive")
+        if not self.low_frequency_factor < self.high_frequency_factor:
+            raise CoconutError(
+                f"RotaryScaling.high_frequency_factor = {self.high_frequency_factor!r}: must be larger than "
+                f"low_frequency_factor = {self.low_frequency_factor!r}"
+            )
+
+
+@no_type_check  # Its own checks name the field and the value
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
     """Sizes and choices of a decoder-only transformer.
 
     The defaults are GPT-2's choices (Radford et al. 2019); Llama and Qwen set ``position_embedding="rotary"``,
-    ``normalization="rmsnorm"``, ``mlp="swiglu"``, ``num_kv_heads`` and the bias switches.
+    ``normalization="rmsnorm"``, ``mlp="swiglu"``, ``num_kv_heads`` and the bias switches (`coconut.models.presets`).
 
     Attributes:
       vocab_size: ``V``; None until a tokenizer is known, and no decoder can be built before.
@@ -34,10 +70,12 @@ class DecoderConfig:
       position_embedding: ``learned`` adds a table to every input, thoughts included; ``rotary`` turns queries and
         keys (Su et al. 2021).
       rotary_base: base of the rotary wavelengths.
+      rotary_scaling: how rotary wavelengths are stretched; None for not at all.
       normalization: ``layernorm`` (with bias) or ``rmsnorm``.
       norm_epsilon: added to the variance.
       mlp: ``gelu`` (exact), ``gelu_tanh`` (GPT-2's ``gelu_new``) or ``swiglu`` (Shazeer 2020).
       qkv_bias, output_bias, mlp_bias: biases of the attention's inputs, its output, and the MLP.
+      query_key_norm: normalise each head of queries and keys, before they are rotated (Qwen 3).
       tied_head: logits from the embedding table itself.
       logit_scale: factor on the logits. With unit-variance embeddings and a tied head, ``D ** -0.5`` keeps logits
         near one and lets thoughts and tokens share a scale.
@@ -70,12 +108,14 @@ class DecoderConfig:
     mlp_dim: int | None = None
     position_embedding: PositionEmbedding = "learned"
     rotary_base: float = 10_000.0
+    rotary_scaling: RotaryScaling | None = None
     normalization: Normalization = "layernorm"
     norm_epsilon: float = 1e-5
     mlp: Mlp = "gelu_tanh"
     qkv_bias: bool = True
     output_bias: bool = True
     mlp_bias: bool = True
+    query_key_norm: bool = False
     tied_head: bool = True
     logit_scale: float = 1.0
     embedding_stddev: float = 0.02
@@ -106,6 +146,8 @@ class DecoderConfig:
             reject("num_kv_heads", f"must divide num_heads = {self.num_heads}")
         if self.position_embedding == "rotary" and self.width_of_head % 2:
             reject("head_dim", "rotary positions need an even head width")
+        if self.rotary_scaling is not None and self.position_embedding != "rotary":
+            reject("rotary_scaling", "needs rotary positions")
         if self.offset_bias and not (self.qkv_bias and self.position_embedding == "rotary"):
             reject("offset_bias", "needs rotary positions and qkv_bias")
         if not 0.0 <= self.dropout < 1.0:

@@ -55,11 +55,11 @@ class Dropout:
         return [kept[..., columns] for columns in sources]
 
 
-def make_norm(config: DecoderConfig, rngs: nnx.Rngs) -> nnx.LayerNorm | nnx.RMSNorm:
-    """The configured normalisation over ``D``, with statistics in at least float32."""
+def make_norm(config: DecoderConfig, rngs: nnx.Rngs, width: int | None = None) -> nnx.LayerNorm | nnx.RMSNorm:
+    """The configured normalisation over ``D``, or over ``width``, with statistics in at least float32."""
     kind = {"layernorm": nnx.LayerNorm, "rmsnorm": nnx.RMSNorm}[config.normalization]
     return kind(
-        config.embed_dim,
+        config.embed_dim if width is None else width,
         epsilon=config.norm_epsilon,
         dtype=config.compute_dtype,
         param_dtype=jnp.dtype(config.param_dtype),
@@ -115,10 +115,13 @@ class Attention(nnx.Module):
             rngs=rngs,
             scale=(2 * config.num_layers) ** -0.5,
         )
+        if config.query_key_norm:
+            self.query_norm = make_norm(config, rngs, H)
+            self.key_norm = make_norm(config, rngs, H)
         if config.offset_bias:
             first = jnp.where(jnp.asarray(index) == 0, config.offset_bias, 0.0)
             key_bias = jnp.full((config.kv_heads, H), first, jnp.dtype(config.param_dtype))
-            query_bias = offset_query_bias(key_bias, config.num_heads, config.rotary_base)
+            query_bias = offset_query_bias(key_bias, config.num_heads, config.rotary_base, config.rotary_scaling)
             assert self.key.bias is not None and self.query.bias is not None
             self.key.bias[...], self.query.bias[...] = key_bias.reshape(-1), query_bias.reshape(-1)
 
@@ -141,9 +144,11 @@ class Attention(nnx.Module):
         query, key, value = (
             layer(x).reshape(B, T, -1, self.config.width_of_head) for layer in (self.query, self.key, self.value)
         )
+        if self.config.query_key_norm:
+            query, key = self.query_norm(query), self.key_norm(key)
         if self.config.position_embedding == "rotary":
-            query = rotate(query, positions, self.config.rotary_base)
-            key = rotate(key, positions, self.config.rotary_base)
+            query = rotate(query, positions, self.config.rotary_base, self.config.rotary_scaling)
+            key = rotate(key, positions, self.config.rotary_base, self.config.rotary_scaling)
         own = KeyValue(key.swapaxes(1, 2), value.swapaxes(1, 2))
         out = attend(
             query.swapaxes(1, 2),

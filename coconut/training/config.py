@@ -101,8 +101,9 @@ def from_json(kind: type, content: Mapping[str, Any], where: str) -> Any:
     values = {}
     for name, value in content.items():
         hint = hints[name]
-        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-            values[name] = from_json(hint, value, f"{where}: {name}")
+        nested = next((part for part in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(part)), None)
+        if nested is not None and value is not None:
+            values[name] = from_json(nested, value, f"{where}: {name}")
         elif typing.get_origin(hint) is tuple:
             values[name] = tuple(value)
         else:

@@ -12,6 +12,7 @@ from jaxtyping import Array, Int, Key
 from coconut.latent.feedback import Feedback
 from coconut.models.config import DecoderConfig
 from coconut.models.decoder import Decoder
+from coconut.models.parameters import parameter_names
 
 
 class Model(NamedTuple):
@@ -39,7 +40,7 @@ class Template:
     @classmethod
     def of(cls, model: Model) -> "Template":
         """The template of a model, which may be abstract."""
-        return cls(tuple(_names(model)), jax.tree.structure(model))
+        return cls(tuple(parameter_names(model)), jax.tree.structure(model))
 
     def model(self, parameters: Parameters) -> Model:
         """The model that holds ``parameters``."""
@@ -48,16 +49,7 @@ class Template:
 
 def parameters_of(model: Model) -> Parameters:
     """The parameters of a model by name."""
-    return dict(zip(_names(model), jax.tree.leaves(model), strict=True))
-
-
-def _names(model: Model) -> list[str]:
-    names = []
-    for path, _ in jax.tree_util.tree_flatten_with_path(model)[0]:
-        keys = [str(getattr(key, "name", getattr(key, "idx", None))) for key in path]
-        # The last key is flax's own, from a Param to its value.
-        names.append(".".join(keys[:-1] if keys[-1] == "value" else keys))
-    return names
+    return dict(zip(parameter_names(model), jax.tree.leaves(model), strict=True))
 
 
 @jax.tree_util.register_dataclass

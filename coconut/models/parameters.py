@@ -1,0 +1,48 @@
+"""Parameters of a decoder by name, and decoders of parameters."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from flax import nnx
+
+from coconut.models.config import DecoderConfig
+from coconut.models.decoder import Decoder
+from coconut.types import CoconutError
+
+
+def parameter_names(tree: Any) -> list[str]:
+    """Dotted paths of the arrays of a tree of modules, such as ``layers.0.attention.query.kernel``, in its own order."""
+    names = []
+    for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        keys = [str(getattr(key, "name", getattr(key, "idx", None))) for key in path]
+        # The last key is flax's own, from a Param to its value.
+        names.append(".".join(keys[:-1] if keys[-1] == "value" else keys))
+    return names
+
+
+def abstract_decoder(config: DecoderConfig) -> Decoder:
+    """A decoder of `jax.ShapeDtypeStruct`s: nothing is computed or allocated."""
+    return jax.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0)))
+
+
+def decoder_parameters(decoder: Decoder) -> dict[str, Any]:
+    """The arrays of a decoder, which may be abstract, by name."""
+    return dict(zip(parameter_names(decoder), jax.tree.leaves(decoder), strict=True))
+
+
+def decoder_of(config: DecoderConfig, parameters: Mapping[str, Any]) -> Decoder:
+    """The decoder that holds ``parameters``, which are not copied.
+
+    Raises:
+      CoconutError: a parameter is missing, unknown, or has another shape than ``config`` gives it.
+    """
+    abstract = abstract_decoder(config)
+    expected = decoder_parameters(abstract)
+    if parameters.keys() != expected.keys():
+        wrong = sorted(parameters.keys() ^ expected.keys())
+        raise CoconutError(f"these parameters are missing or unknown: {', '.join(wrong)}")
+    for name, leaf in expected.items():
+        if parameters[name].shape != leaf.shape:
+            raise CoconutError(f"parameter {name} has shape {parameters[name].shape}, the config gives {leaf.shape}")
+    return jax.tree.unflatten(jax.tree.structure(abstract), [parameters[name] for name in expected])

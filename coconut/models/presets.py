@@ -1,0 +1,119 @@
+"""Published decoders by name, in their published sizes.
+
+Each has a gin file of the same name in ``gin_configs/models``, which leaves the vocabulary to the run's tokenizer.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from coconut.models.config import DecoderConfig, RotaryScaling
+
+
+def _gpt2(num_layers: int, embed_dim: int, num_heads: int) -> DecoderConfig:
+    """GPT-2 (Radford et al. 2019)."""
+    return DecoderConfig(
+        vocab_size=50_257,
+        num_layers=num_layers,
+        embed_dim=embed_dim,
+        num_heads=num_heads,
+        max_positions=1024,
+        dropout=0.1,
+    )
+
+
+def _llama_style(**fields: Any) -> DecoderConfig:
+    return DecoderConfig(
+        position_embedding="rotary",
+        normalization="rmsnorm",
+        mlp="swiglu",
+        output_bias=False,
+        mlp_bias=False,
+        **fields,
+    )
+
+
+def _llama3(
+    num_layers: int, embed_dim: int, num_heads: int, mlp_dim: int, *, factor: float, tied_head: bool
+) -> DecoderConfig:
+    """Llama 3.1 and 3.2 (Grattafiori et al. 2024)."""
+    return _llama_style(
+        vocab_size=128_256,
+        num_layers=num_layers,
+        embed_dim=embed_dim,
+        num_heads=num_heads,
+        num_kv_heads=8,
+        mlp_dim=mlp_dim,
+        max_positions=131_072,
+        rotary_base=500_000.0,
+        rotary_scaling=RotaryScaling(factor=factor),
+        norm_epsilon=1e-5,
+        qkv_bias=False,
+        tied_head=tied_head,
+    )
+
+
+def _qwen25(
+    num_layers: int,
+    embed_dim: int,
+    num_heads: int,
+    num_kv_heads: int,
+    mlp_dim: int,
+    *,
+    vocab_size: int = 151_936,
+    max_positions: int = 131_072,
+    tied_head: bool = True,
+) -> DecoderConfig:
+    """Qwen 2.5 (Qwen Team 2024)."""
+    return _llama_style(
+        vocab_size=vocab_size,
+        num_layers=num_layers,
+        embed_dim=embed_dim,
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        mlp_dim=mlp_dim,
+        max_positions=max_positions,
+        rotary_base=1_000_000.0,
+        norm_epsilon=1e-6,
+        qkv_bias=True,
+        tied_head=tied_head,
+    )
+
+
+def _qwen3(num_layers: int, embed_dim: int, num_heads: int, mlp_dim: int) -> DecoderConfig:
+    """Qwen 3 (Yang et al. 2025): heads of 128 whatever the width, their queries and keys normalised."""
+    return _llama_style(
+        vocab_size=151_936,
+        num_layers=num_layers,
+        embed_dim=embed_dim,
+        num_heads=num_heads,
+        num_kv_heads=8,
+        head_dim=128,
+        mlp_dim=mlp_dim,
+        max_positions=40_960,
+        rotary_base=1_000_000.0,
+        norm_epsilon=1e-6,
+        qkv_bias=False,
+        query_key_norm=True,
+        tied_head=True,
+    )
+
+
+PRESETS: Mapping[str, DecoderConfig] = MappingProxyType(
+    {
+        "gpt2": _gpt2(12, 768, 12),
+        "gpt2-medium": _gpt2(24, 1024, 16),
+        "gpt2-large": _gpt2(36, 1280, 20),
+        "gpt2-xl": _gpt2(48, 1600, 25),
+        "llama-3.1-8b": _llama3(32, 4096, 32, 14_336, factor=8.0, tied_head=False),
+        "llama-3.2-1b": _llama3(16, 2048, 32, 8192, factor=32.0, tied_head=True),
+        "llama-3.2-3b": _llama3(28, 3072, 24, 8192, factor=32.0, tied_head=True),
+        "qwen2.5-0.5b": _qwen25(24, 896, 14, 2, 4864, max_positions=32_768),
+        "qwen2.5-1.5b": _qwen25(28, 1536, 12, 2, 8960),
+        "qwen2.5-7b": _qwen25(28, 3584, 28, 4, 18_944, vocab_size=152_064, tied_head=False),
+        "qwen3-0.6b": _qwen3(28, 1024, 16, 3072),
+        "qwen3-1.7b": _qwen3(28, 2048, 16, 6144),
+        "qwen3-4b": _qwen3(36, 2560, 32, 9728),
+    }
+)
+"""Preset name -> the decoder, with the vocabulary its published checkpoint has."""

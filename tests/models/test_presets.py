@@ -1,0 +1,75 @@
+"""Presets: the gin files say the same, and the sizes are the published ones."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen2Config, Qwen3Config
+
+from coconut.models.parameters import abstract_decoder
+from coconut.models.presets import PRESETS
+from coconut.training.config import RunConfig, from_json, to_json
+from experiments.configuration import resolve_run
+
+GIN_FILES = Path(__file__).parents[2] / "gin_configs" / "models"
+NOT_PUBLISHED = {"small_graphs_2l64"}
+
+# Parameters of the published checkpoints, as their model cards and files count them (tied heads once).
+PUBLISHED = {
+    "gpt2": 124_439_808,
+    "gpt2-medium": 354_823_168,
+    "gpt2-large": 774_030_080,
+    "gpt2-xl": 1_557_611_200,
+    "llama-3.1-8b": 8_030_261_248,
+    "llama-3.2-1b": 1_235_814_400,
+    "llama-3.2-3b": 3_212_749_824,
+    "qwen2.5-0.5b": 494_032_768,
+    "qwen2.5-1.5b": 1_543_714_304,
+    "qwen2.5-7b": 7_615_616_512,
+    "qwen3-0.6b": 596_049_920,
+    "qwen3-1.7b": 1_720_574_976,
+    "qwen3-4b": 4_022_468_096,
+}
+
+
+def huggingface_config(name: str) -> Any:
+    """The preset as `transformers` would describe it, written down independently of our own mapping."""
+    preset = PRESETS[name]
+    if name.startswith("gpt2"):
+        return GPT2Config(n_layer=preset.num_layers, n_embd=preset.embed_dim, n_head=preset.num_heads)
+    kind = {"llama": LlamaConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}[name[:5]]
+    return kind(
+        vocab_size=preset.vocabulary,
+        hidden_size=preset.embed_dim,
+        num_hidden_layers=preset.num_layers,
+        num_attention_heads=preset.num_heads,
+        num_key_value_heads=preset.kv_heads,
+        intermediate_size=preset.width_of_mlp,
+        tie_word_embeddings=preset.tied_head,
+    )
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_counts_are_those_of_transformers_and_of_the_publication(name: str) -> None:
+    # Stacked layers are traced once, which is quicker.
+    stacked = dataclasses.replace(PRESETS[name], scan_layers=True)
+    ours = sum(leaf.size for leaf in jax.tree.leaves(abstract_decoder(stacked)))
+    with torch.device("meta"):
+        theirs = AutoModelForCausalLM.from_config(huggingface_config(name))
+    assert ours == sum(parameter.numel() for parameter in theirs.parameters()) == PUBLISHED[name]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_gin_file_resolves_to_the_preset(name: str) -> None:
+    files = ("base", f"models/{name}", "tasks/small_graphs", "methods/coconut")
+    run = resolve_run([f"gin_configs/{file}.gin" for file in files])
+    # A run's vocabulary is its tokenizer's.
+    assert run.decoder == dataclasses.replace(PRESETS[name], vocab_size=None)
+    assert from_json(RunConfig, to_json(run), name) == run
+
+
+def test_every_gin_file_has_its_preset() -> None:
+    assert {path.stem for path in GIN_FILES.glob("*.gin")} - NOT_PUBLISHED == set(PRESETS)
