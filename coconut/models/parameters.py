@@ -12,7 +12,7 @@ from coconut.types import CoconutError
 
 
 def parameter_names(tree: Any) -> list[str]:
-    """Dotted paths of the arrays of a tree of modules, such as ``layers.0.attention.query.kernel``, in its own order."""
+    """Dotted paths of the arrays of a tree of modules, such as ``layers.0.attention.query.kernel``, in its order."""
     names = []
     for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]:
         keys = [str(getattr(key, "name", getattr(key, "idx", None))) for key in path]

@@ -1,0 +1,284 @@
+"""Between ``config.json`` and `DecoderConfig`.
+
+GPT-2, Llama (3), Qwen 2 (and 2.5) and Qwen 3. A field of ``config.json`` that would change what is computed, in a way
+that our decoder does not know, is an error.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal
+
+from coconut.models.config import DecoderConfig, Mlp, RotaryScaling
+from coconut.types import CoconutError
+
+CONFIG_FILE = "config.json"
+
+Family = Literal["gpt2", "llama", "qwen2", "qwen3"]
+"""``model_type`` of a config.json."""
+
+ARCHITECTURES: Mapping[str, str] = MappingProxyType(
+    {
+        "gpt2": "GPT2LMHeadModel",
+        "llama": "LlamaForCausalLM",
+        "qwen2": "Qwen2ForCausalLM",
+        "qwen3": "Qwen3ForCausalLM",
+    }
+)
+"""Family -> the name of its model in `transformers`."""
+
+# Our field -> theirs.
+_GPT2_FIELDS = {
+    "vocab_size": "vocab_size",
+    "num_layers": "n_layer",
+    "embed_dim": "n_embd",
+    "num_heads": "n_head",
+    "mlp_dim": "n_inner",
+    "max_positions": "n_positions",
+    "norm_epsilon": "layer_norm_epsilon",
+}
+_LLAMA_FIELDS = {
+    "vocab_size": "vocab_size",
+    "num_layers": "num_hidden_layers",
+    "embed_dim": "hidden_size",
+    "num_heads": "num_attention_heads",
+    "num_kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "mlp_dim": "intermediate_size",
+    "max_positions": "max_position_embeddings",
+    "norm_epsilon": "rms_norm_eps",
+}
+# What may be left out; everything else must be there, since a default of ours would be a guess.
+_OPTIONAL = ("n_inner", "num_key_value_heads", "head_dim")
+
+_MLPS: Mapping[str, Mlp] = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
+
+# Their field -> the only values we compute; a field that is not there has the first of them.
+_ANY_FAMILY = {"is_encoder_decoder": (False,), "quantization_config": (None,)}
+_ONLY: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
+    "gpt2": {
+        "scale_attn_weights": (True,),
+        "scale_attn_by_inverse_layer_idx": (False,),
+        "add_cross_attention": (False,),
+    },
+    "llama": {
+        "hidden_act": ("silu",),
+        "attention_dropout": (0.0, None),
+        "partial_rotary_factor": (1.0, None),
+        "use_sliding_window": (False,),
+    },
+}
+
+
+def read_config(folder: Path) -> DecoderConfig:
+    """The decoder that ``config.json`` in ``folder`` describes, in float32.
+
+    Raises:
+      CoconutError: there is no such file, or it describes what our decoder does not compute; the message names every
+        field.
+    """
+    problems: list[str] = []
+    config = decoder_config(read_json(folder / CONFIG_FILE, problems), problems)
+    if config is None:
+        raise CoconutError(f"{folder / CONFIG_FILE}: " + "; ".join(problems))
+    return config
+
+
+def read_json(path: Path, problems: list[str]) -> dict[str, Any]:
+    """A JSON object; what is wrong is added to ``problems``, and the object is then empty."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        problems.append(f"{path.name} is missing")
+        return {}
+    except (OSError, ValueError) as error:
+        problems.append(f"{path.name} cannot be read: {error}")
+        return {}
+    if not isinstance(content, dict):
+        problems.append(f"{path.name} holds no JSON object")
+        return {}
+    return content
+
+
+def decoder_config(content: Mapping[str, Any], problems: list[str]) -> DecoderConfig | None:
+    """The decoder that the content of a config.json describes.
+
+    Args:
+      content: the JSON object.
+      problems: what is wrong is added here; the result is then None.
+    """
+    found: list[str] = []
+    fields: dict[str, Any] = {}
+    family = content.get("model_type")
+    if not content:
+        pass  # Said already by who read it.
+    elif family not in ARCHITECTURES:
+        found.append(f"model_type = {family!r} is not one of {', '.join(ARCHITECTURES)}")
+    else:
+        only = {**_ANY_FAMILY, **_ONLY["gpt2" if family == "gpt2" else "llama"]}
+        found += [
+            f"{name} = {content[name]!r}: only {' or '.join(repr(value) for value in values)} is supported"
+            for name, values in only.items()
+            if content.get(name, values[0]) not in values
+        ]
+        theirs = _GPT2_FIELDS if family == "gpt2" else _LLAMA_FIELDS
+        for name, their in theirs.items():
+            if their not in content and their not in _OPTIONAL:
+                found.append(f"{their} is missing")
+            fields[name] = content.get(their)
+        fields |= (_gpt2_choices if family == "gpt2" else _llama_choices)(str(family), content, found)
+    if content and not found:
+        try:
+            return DecoderConfig(**fields)
+        except CoconutError as error:
+            found.append(str(error))
+    problems += found
+    return None
+
+
+def _gpt2_choices(family: str, content: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
+    activation = content.get("activation_function", "gelu_new")
+    if activation not in _MLPS:
+        problems.append(f"activation_function = {activation!r} is not one of {', '.join(_MLPS)}")
+    rates = {name: content.get(name, 0.1) for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop")}
+    if len(set(rates.values())) > 1:
+        problems.append(f"{rates}: the decoder has one dropout rate, so the three must be equal")
+    return {
+        "mlp": _MLPS.get(activation, "gelu_tanh"),
+        "dropout": rates["resid_pdrop"],
+        "tied_head": content.get("tie_word_embeddings", True),
+    }
+
+
+def _llama_choices(family: str, content: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
+    layer_types = content.get("layer_types") or ()
+    if other := sorted(set(layer_types) - {"full_attention"}):
+        problems.append(f"layer_types has {', '.join(map(repr, other))}: only 'full_attention' is supported")
+    # Qwen 2 has these biases always, the others where they say so.
+    attention_bias = bool(content.get("attention_bias", False))
+    # Qwen 3's heads are not D / N wide where the file does not say how wide they are.
+    head_dim = {"head_dim": 128} if family == "qwen3" and content.get("head_dim") is None else {}
+    return {
+        "position_embedding": "rotary",
+        "normalization": "rmsnorm",
+        "mlp": "swiglu",
+        "qkv_bias": family == "qwen2" or attention_bias,
+        "output_bias": family != "qwen2" and attention_bias,
+        "mlp_bias": family == "llama" and bool(content.get("mlp_bias", False)),
+        "query_key_norm": family == "qwen3",
+        "tied_head": content.get("tie_word_embeddings", False),
+        **_rotary_choices(content, problems),
+        **head_dim,
+    }
+
+
+def _rotary_choices(content: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
+    """Base and scaling, from `transformers` 5's ``rope_parameters`` or from the older two fields."""
+    rope = content.get("rope_parameters") or content.get("rope_scaling") or {}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    choices = {"rotary_base": rope.get("rope_theta", content.get("rope_theta", 10_000.0))}
+    if rope.get("partial_rotary_factor") not in (None, 1.0):
+        problems.append(f"partial_rotary_factor = {rope['partial_rotary_factor']!r}: only 1.0 is supported")
+    if kind == "llama3":
+        names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+        if missing := [name for name in names if name not in rope]:
+            problems.append(f"the rotary scaling lacks {', '.join(missing)}")
+            return choices
+        factor, low, high, original = (rope[name] for name in names)
+        try:
+            choices["rotary_scaling"] = RotaryScaling(
+                factor=factor, low_frequency_factor=low, high_frequency_factor=high, original_positions=original
+            )
+        except CoconutError as error:
+            problems.append(str(error))
+    elif kind != "default":
+        problems.append(f"rotary scaling of type {kind!r}: only 'default' and 'llama3' are supported")
+    return choices
+
+
+# --- The way back -----------------------------------------------------------------------------------------------
+
+
+def family_of(config: DecoderConfig) -> Family:
+    """The family whose model computes what a decoder of this config does.
+
+    Raises:
+      CoconutError: none does; the message says for each family which fields are in the way.
+    """
+    llama_style = {
+        "position_embedding": "rotary",
+        "normalization": "rmsnorm",
+        "mlp": "swiglu",
+        "logit_scale": 1.0,
+    }
+    wanted: dict[Family, dict[str, Any]] = {
+        "gpt2": {
+            "position_embedding": "learned",
+            "normalization": "layernorm",
+            "mlp": config.mlp if config.mlp in _MLPS.values() else "gelu_tanh",
+            "qkv_bias": True,
+            "output_bias": True,
+            "mlp_bias": True,
+            "query_key_norm": False,
+            "kv_heads": config.num_heads,
+            "width_of_head": config.embed_dim / config.num_heads,
+            "logit_scale": 1.0,
+        },
+        # In this order: what both could be, Llama is.
+        "llama": {**llama_style, "query_key_norm": False, "output_bias": config.qkv_bias},
+        "qwen2": {**llama_style, "query_key_norm": False, "qkv_bias": True, "output_bias": False, "mlp_bias": False},
+        "qwen3": {**llama_style, "query_key_norm": True, "output_bias": config.qkv_bias, "mlp_bias": False},
+    }
+    reasons = []
+    for family, fields in wanted.items():
+        wrong = {name: getattr(config, name) for name, value in fields.items() if getattr(config, name) != value}
+        if not wrong:
+            return family
+        reasons.append(f"not {family}: " + ", ".join(f"{name} = {value!r}" for name, value in wrong.items()))
+    raise CoconutError("no architecture of `transformers` computes what this decoder does: " + "; ".join(reasons))
+
+
+def config_json(config: DecoderConfig) -> dict[str, Any]:
+    """The content of the config.json of a decoder, as `transformers` 4 and 5 both read it.
+
+    Dropout of the Llama family, which `transformers` applies to attention weights alone, is not written.
+
+    Raises:
+      CoconutError: see `family_of`.
+    """
+    family = family_of(config)
+    content: dict[str, Any] = {
+        "architectures": [ARCHITECTURES[family]],
+        "model_type": family,
+        "tie_word_embeddings": config.tied_head,
+        "torch_dtype": config.param_dtype,
+        # Else `transformers` takes the family's first model's, such as Llama 1's end of text, 2.
+        "bos_token_id": None,
+        "eos_token_id": None,
+    }
+    values = {
+        "num_kv_heads": config.kv_heads,
+        "head_dim": config.width_of_head,
+        "mlp_dim": config.width_of_mlp,
+    }
+    for name, their in (_GPT2_FIELDS if family == "gpt2" else _LLAMA_FIELDS).items():
+        content[their] = values.get(name, getattr(config, name))
+    if family == "gpt2":
+        content["activation_function"] = {"gelu_tanh": "gelu_new", "gelu": "gelu"}[config.mlp]
+        content |= dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), config.dropout)
+        return content
+    content |= {"hidden_act": "silu", "rope_theta": config.rotary_base, "rope_scaling": None}
+    if config.rotary_scaling is not None:
+        content["rope_scaling"] = {
+            "rope_type": "llama3",
+            "factor": config.rotary_scaling.factor,
+            "low_freq_factor": config.rotary_scaling.low_frequency_factor,
+            "high_freq_factor": config.rotary_scaling.high_frequency_factor,
+            "original_max_position_embeddings": config.rotary_scaling.original_positions,
+        }
+    if family in ("llama", "qwen3"):
+        content["attention_bias"] = config.qkv_bias
+    if family == "llama":
+        content["mlp_bias"] = config.mlp_bias
+    return content

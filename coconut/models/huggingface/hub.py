@@ -1,0 +1,47 @@
+"""Checkpoints from the Hugging Face hub."""
+
+import os
+from pathlib import Path
+
+from coconut.types import CoconutError
+
+# Only data: weights as safetensors, configuration, and what tokenizers are made of. Never pickles or code.
+PATTERNS = (
+    "config.json",
+    "*.safetensors",
+    "model.safetensors.index.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+)
+
+
+def download(repo: str | os.PathLike[str], revision: str | None = None) -> Path:
+    """The folder of a repository's files in the local cache, downloaded where they are not there.
+
+    Args:
+      repo: its id, such as ``openai-community/gpt2``.
+      revision: branch, tag or commit.
+
+    Raises:
+      CoconutError: the name is neither a folder nor that of a repository, or the repository cannot be reached.
+    """
+    name = os.fspath(repo)
+    try:
+        from huggingface_hub import snapshot_download  # Lazy: local folders need no hub.
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    except ImportError as error:
+        raise CoconutError(
+            f"{name} is no folder; to look for it on the Hugging Face hub, install 'coconut-jax[hf]'"
+        ) from error
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(PATTERNS)))
+    except HFValidationError as error:
+        raise CoconutError(f"{name} is neither a folder nor the id of a repository: {error}") from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise CoconutError(
+            f"{name} is no folder, and no repository of the Hugging Face hub that can be reached: {error}"
+        ) from error

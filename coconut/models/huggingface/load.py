@@ -1,0 +1,212 @@
+"""Checkpoints of `transformers` as decoders, one tensor at a time."""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Array
+
+from coconut.models.config import DecoderConfig
+from coconut.models.decoder import Decoder
+from coconut.models.huggingface.configuration import CONFIG_FILE, decoder_config, family_of, read_json
+from coconut.models.huggingface.files import DTYPES, Stored, equal, stored_tensors, widest_dtype
+from coconut.models.huggingface.hub import download
+from coconut.models.huggingface.names import EMBEDDING, HEAD, Tensor, canonical_name, tensors_of
+from coconut.models.parameters import abstract_decoder, decoder_of, decoder_parameters
+from coconut.sharding import parameter_sharding
+from coconut.types import CoconutError
+
+# What a caller may choose; in everything else a config must say what config.json says.
+_CHOICES = (
+    "max_positions",
+    "embedding_stddev",
+    "kernel_stddev",
+    "offset_bias",
+    "dropout",
+    "dtype",
+    "param_dtype",
+    "scan_layers",
+    "remat",
+)
+
+
+def load_pretrained(
+    path_or_repo: str | os.PathLike[str],
+    *,
+    config: DecoderConfig | None = None,
+    mesh: Mesh | None = None,
+    dtype: str | None = None,
+    revision: str | None = None,
+) -> Decoder:
+    """A decoder with the weights of a checkpoint in Hugging Face's layout.
+
+    Tensors are read one at a time and go straight to their place: beside the result, the host holds a few copies of
+    one tensor. Of a sharded checkpoint one file at a time is open.
+
+    Args:
+      path_or_repo: a folder with ``config.json`` and safetensors, or the id of a repository of the Hugging Face hub
+        (which needs the extra ``[hf]``).
+      config: a decoder of this architecture, such as a preset, for choices that config.json does not make: dtypes,
+        ``scan_layers``, ``remat``, dropout, fewer positions (with rotary ones). None for float32 activations
+        and layers one by one.
+      mesh: devices to put the parameters on (`coconut.sharding`); None for the default device.
+      dtype: dtype of parameters and activations, over ``config``'s. None keeps ``config``'s, or without one that
+        of the files.
+      revision: branch, tag or commit of a repository.
+
+    Returns:
+      The decoder; its ``config`` is the architecture.
+
+    Raises:
+      CoconutError: no such folder or repository, or anything about it that does not fit: an architecture or a field
+        that is not supported, files that are missing, damaged or pickles, tensors that are missing, unknown,
+        misshapen or no floats, a ``config`` that says otherwise. The message names them all.
+    """
+    folder = Path(path_or_repo)
+    if folder.is_dir():
+        if revision is not None:
+            raise CoconutError(f"revision = {revision!r}: {folder} is a folder, only a repository has revisions")
+    else:
+        folder = download(path_or_repo, revision)
+    problems: list[str] = []
+    described = decoder_config(read_json(folder / CONFIG_FILE, problems), problems)
+    stored = stored_tensors(folder, problems)
+    if described is not None:
+        if config is not None:
+            described = _merge(described, config, problems)
+            chosen = {"dtype": described.dtype, "param_dtype": described.param_dtype}
+        else:
+            floats = [tensor for tensor in stored if tensor.dtype in DTYPES]
+            chosen = dict.fromkeys(("dtype", "param_dtype"), widest_dtype(floats) if floats else "float32")
+        if dtype is not None:
+            chosen = {"dtype": dtype, "param_dtype": dtype}
+        described = dataclasses.replace(described, **chosen)
+    return _load(folder, described, stored, problems, mesh)
+
+
+def load_weights(folder: Path, config: DecoderConfig, *, mesh: Mesh | None = None) -> Decoder:
+    """`load_pretrained` for a folder without a config.json.
+
+    Raises:
+      CoconutError: the files or their tensors do not fit ``config``; the message names all that does not.
+    """
+    problems: list[str] = []
+    return _load(folder, config, stored_tensors(folder, problems), problems, mesh)
+
+
+def _load(
+    folder: Path, config: DecoderConfig | None, stored: list[Stored], problems: list[str], mesh: Mesh | None
+) -> Decoder:
+    if config is not None:
+        shapes = decoder_parameters(abstract_decoder(config))
+        tensors = tensors_of(config, shapes)
+        if jnp.dtype(config.param_dtype) != jax.dtypes.canonicalize_dtype(config.param_dtype):
+            problems.append(f"DecoderConfig.param_dtype = {config.param_dtype!r}: JAX needs jax_enable_x64 for it")
+        for name in shapes if mesh is not None else ():
+            try:
+                parameter_sharding(name, tuple(shapes[name].shape), mesh)
+            except CoconutError as error:
+                problems.append(str(error))
+        matched = _match(stored, config, tensors, problems)
+        if not problems:
+            return decoder_of(config, _place(matched, shapes, mesh))
+    raise CoconutError(f"{folder} cannot be loaded:\n  " + "\n  ".join(problems))
+
+
+def _merge(described: DecoderConfig, config: DecoderConfig, problems: list[str]) -> DecoderConfig:
+    """The config a caller asks for, its vocabulary known."""
+    if config.vocab_size is None:
+        config = dataclasses.replace(config, vocab_size=described.vocab_size)
+
+    def spelled_out(config: DecoderConfig) -> dict[str, Any]:
+        derived = {"num_kv_heads": config.kv_heads, "head_dim": config.width_of_head, "mlp_dim": config.width_of_mlp}
+        return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)} | derived
+
+    theirs, ours = spelled_out(described), spelled_out(config)
+    differing = [name for name in theirs if theirs[name] != ours[name] and name not in _CHOICES]
+    if config.max_positions > described.max_positions or (
+        config.position_embedding == "learned" and config.max_positions != described.max_positions
+    ):
+        differing.append("max_positions")
+    problems += [
+        f"DecoderConfig.{name} = {ours[name]!r}, but {CONFIG_FILE} says {theirs[name]!r}" for name in differing
+    ]
+    return config
+
+
+def _match(
+    stored: Sequence[Stored], config: DecoderConfig, tensors: Mapping[str, Tensor], problems: list[str]
+) -> list[tuple[Tensor, Stored]]:
+    """What each stored tensor holds, in the order of the files; what does not fit is added to ``problems``."""
+    family = family_of(config)
+    # Where files are missing or damaged, so are their tensors: naming these as well would say nothing new.
+    complete = not problems
+    found: dict[str, Stored] = {}
+    copies: list[tuple[Stored, Stored]] = []
+    for one in stored:
+        name = canonical_name(one.name, family)
+        if name is None:
+            continue
+        if name == HEAD and config.tied_head:
+            name = EMBEDDING[family]
+        if name not in tensors:
+            problems.append(f"tensor {one.name} is unknown")
+            continue
+        if one.shape != tensors[name].shape:
+            problems.append(f"tensor {one.name} has shape {one.shape}, the config gives it {tensors[name].shape}")
+        if one.dtype not in DTYPES:
+            problems.append(f"tensor {one.name} has dtype {one.dtype}: only {', '.join(DTYPES)} are supported")
+        if name in found:
+            copies.append((found[name], one))
+        else:
+            found[name] = one
+    if complete:
+        problems += [f"tensor {name} is missing" for name in tensors if name not in found]
+    if not problems:
+        # Files repeat a tied head, and the official Coconut ones the embedding, too.
+        problems += [
+            f"tensors {first.name} and {second.name} stand for the same parameter, and differ"
+            for first, second in copies
+            if not equal(first, second)
+        ]
+    return [(tensors[name], one) for name, one in found.items()]
+
+
+def _place(matched: Sequence[tuple[Tensor, Stored]], shapes: Mapping[str, Any], mesh: Mesh | None) -> dict[str, Array]:
+    """Reads tensor after tensor, and puts each where it belongs."""
+    parameters: dict[str, Array] = {}
+    for tensor, stored in matched:
+        for part in tensor.parts:
+            name, abstract = part.parameter, shapes[part.parameter]
+            value = stored.read(part.columns)
+            value = np.ascontiguousarray(value.T if tensor.transposed else value, abstract.dtype)
+            # Without a mesh as JAX's own functions place it: on the default device, and free to move.
+            place = None if mesh is None else parameter_sharding(name, value.shape, mesh)
+            value = jax.device_put(value, place)
+            if part.layer is not None:
+                whole = None if mesh is None else parameter_sharding(name, abstract.shape, mesh)
+                if name not in parameters:
+                    parameters[name] = jax.jit(jnp.zeros, static_argnums=(0, 1), out_shardings=whole)(
+                        abstract.shape, abstract.dtype
+                    )
+                value = _with_layer(whole)(parameters[name], value, part.layer)
+            # JAX would let us read on, and hold what it has not copied yet.
+            parameters[name] = value.block_until_ready()
+    return parameters
+
+
+@functools.cache
+def _with_layer(sharding: NamedSharding | None) -> Callable[[Array, Array, int], Array]:
+    """Writes one layer of a stacked parameter in place."""
+    return jax.jit(
+        lambda stacked, value, layer: jax.lax.dynamic_update_index_in_dim(stacked, value, layer, 0),
+        donate_argnums=0,
+        out_shardings=sharding,
+    )
