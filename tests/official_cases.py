@@ -3,18 +3,15 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from safetensors.numpy import load_file
 
 from coconut.batching import Row, Shape, align
 from coconut.methods import get_method
 from coconut.models.config import DecoderConfig
 from coconut.models.decoder import Decoder
+from coconut.models.huggingface import load_weights
 from coconut.types import IGNORED_LABEL, Batch
 
 CASES = ("same_length", "ragged_thoughts")
@@ -46,7 +43,7 @@ def load_case(folder: Path, dtype: str) -> OfficialCase:
         dtype=dtype,
         param_dtype=dtype,
     )
-    decoder = gpt2_decoder(config, load_file(folder / "model.safetensors"))
+    decoder = load_weights(folder, config)
     rows, columns = [], []
     for ids, mask, labels in zip(batch["input_ids"], batch["attention_mask"], batch["labels"], strict=True):
         own = [column for column, kept in enumerate(mask) if kept]
@@ -67,51 +64,3 @@ def load_case(folder: Path, dtype: str) -> OfficialCase:
         assert (np.asarray(ours.labels)[index] != IGNORED_LABEL).sum() == stop - end - 1
         assert latent - first == len(rows[index].prompt)
     return OfficialCase(decoder, ours, content, load_file(folder / "expected.safetensors"), official)
-
-
-def gpt2_names(config: DecoderConfig) -> dict[str, list[tuple[str, slice]]]:
-    """Hugging Face parameter name -> our parameters, with their slice of its last axis."""
-    D = config.embed_dim
-    whole = slice(None)
-    names = {
-        "transformer.wte.weight": [("tokens.embedding", whole)],
-        "transformer.wpe.weight": [("positions.embedding", whole)],
-        "transformer.ln_f.weight": [("norm.scale", whole)],
-        "transformer.ln_f.bias": [("norm.bias", whole)],
-    }
-    for layer in range(config.num_layers):
-        theirs, ours = f"transformer.h.{layer}", f"layers.{layer}"
-        for weight, kernel in (("weight", "kernel"), ("bias", "bias")):
-            names[f"{theirs}.attn.c_attn.{weight}"] = [
-                (f"{ours}.attention.{part}.{kernel}", slice(i * D, (i + 1) * D))
-                for i, part in enumerate(("query", "key", "value"))
-            ]
-            names[f"{theirs}.attn.c_proj.{weight}"] = [(f"{ours}.attention.output.{kernel}", whole)]
-            names[f"{theirs}.mlp.c_fc.{weight}"] = [(f"{ours}.mlp.up.{kernel}", whole)]
-            names[f"{theirs}.mlp.c_proj.{weight}"] = [(f"{ours}.mlp.down.{kernel}", whole)]
-        for norm, own in (("ln_1", "attention_norm"), ("ln_2", "mlp_norm")):
-            names[f"{theirs}.{norm}.weight"] = [(f"{ours}.{own}.scale", whole)]
-            names[f"{theirs}.{norm}.bias"] = [(f"{ours}.{own}.bias", whole)]
-    return names
-
-
-def parameter(tree: Decoder, path: str) -> nnx.Param:
-    """The parameter at a dotted path."""
-    node: Any = tree
-    for name in path.split("."):
-        node = node[int(name)] if name.isdigit() else getattr(node, name)
-    return node
-
-
-def gpt2_decoder(config: DecoderConfig, weights: dict[str, np.ndarray]) -> Decoder:
-    """A decoder holding the weights of a Hugging Face GPT-2."""
-    # Every parameter is replaced: running the initialisers would compile a program for each shape.
-    abstract = jax.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0)))
-    decoder = jax.tree.map(lambda leaf: jnp.full(leaf.shape, jnp.nan, leaf.dtype), abstract)
-    for theirs, parts in gpt2_names(config).items():
-        for path, part in parts:
-            target = parameter(decoder, path)
-            value = jnp.asarray(weights[theirs][..., part], config.param_dtype)
-            assert value.shape == target[...].shape, path
-            target[...] = value
-    return decoder

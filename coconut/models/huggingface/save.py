@@ -3,12 +3,11 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Array
 from safetensors.numpy import save_file
@@ -60,7 +59,7 @@ def save_pretrained(
         for index, names in enumerate(shards, start=1):
             file = WEIGHTS if len(shards) == 1 else f"model-{index:05d}-of-{len(shards):05d}.safetensors"
             # "pt" tells `transformers` that matrices lie as torch has them.
-            save_file({name: _gather(tensors[name], parameters) for name in names}, temporary / file, {"format": "pt"})
+            save_file({name: gather(tensors[name], parameters) for name in names}, temporary / file, {"format": "pt"})
             weight_map |= dict.fromkeys(names, file)
         if len(shards) > 1:
             total = sum(_size(tensor, parameters) for tensor in tensors.values())
@@ -116,13 +115,12 @@ def _split(tensors: Mapping[str, Tensor], parameters: Mapping[str, Array], max_b
     return shards
 
 
-def _gather(tensor: Tensor, parameters: Mapping[str, Array]) -> np.ndarray:
-    """A tensor as it is stored. Contiguous: safetensors writes memory as it lies, whatever the strides say."""
-    return np.ascontiguousarray(np.concatenate(list(_parts(tensor, parameters)), axis=-1))
-
-
-def _parts(tensor: Tensor, parameters: Mapping[str, Array]) -> Iterator[np.ndarray]:
+def gather(tensor: Tensor, parameters: Mapping[str, Array]) -> np.ndarray:
+    """A tensor as a checkpoint stores it, of `decoder_parameters` or of anything of their shapes (gradients)."""
+    parts = []
     for part in tensor.parts:
         array = parameters[part.parameter]
-        value = np.asarray(jax.device_get(array if part.layer is None else array[part.layer]))
-        yield value.T if tensor.transposed else value
+        value = np.asarray(array if part.layer is None else array[part.layer])
+        parts.append(value.T if tensor.transposed else value)
+    # Contiguous: safetensors writes memory as it lies, whatever the strides say.
+    return np.ascontiguousarray(parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1))

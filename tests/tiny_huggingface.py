@@ -1,0 +1,83 @@
+"""Models of `transformers` small enough to compare with in a second, one a family, and the way to our decoders."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    LlamaConfig,
+    PretrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from coconut.models.decoder import Decoder
+from coconut.models.huggingface.names import tensors_of
+from coconut.models.huggingface.save import gather
+from coconut.models.parameters import decoder_parameters
+
+VOCABULARY = 29
+_LLAMA_STYLE: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
+_GPT2: dict[str, Any] = {"vocab_size": VOCABULARY, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 32}
+# Of the wavelengths of the four pairs of features one stays, one is stretched by less than the factor, two by all of it.
+_LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 100.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+
+CONFIGS: dict[str, PretrainedConfig] = {
+    "gpt2": GPT2Config(**_GPT2),
+    "llama": LlamaConfig(**_LLAMA_STYLE, head_dim=8, rope_parameters=_LLAMA3, rms_norm_eps=1e-5),
+    "qwen2": Qwen2Config(**_LLAMA_STYLE, tie_word_embeddings=True),
+    "qwen3": Qwen3Config(**_LLAMA_STYLE, head_dim=8, tie_word_embeddings=False),
+}
+"""A model of each family: heads tied (GPT-2, Qwen 2) and not, heads of the usual width (GPT-2, Qwen 2) and wider."""
+
+MORE_CONFIGS: dict[str, PretrainedConfig] = {
+    "gpt2_untied": GPT2Config(**_GPT2, n_inner=24, activation_function="gelu", tie_word_embeddings=False),
+    "llama_biased": LlamaConfig(**_LLAMA_STYLE, attention_bias=True, mlp_bias=True, tie_word_embeddings=True),
+    "qwen2_untied": Qwen2Config(**_LLAMA_STYLE, tie_word_embeddings=False),
+    "qwen3_biased": Qwen3Config(**_LLAMA_STYLE, head_dim=8, attention_bias=True, tie_word_embeddings=True),
+}
+"""What the families can be configured to be besides."""
+
+ALL_CONFIGS = CONFIGS | MORE_CONFIGS
+
+
+def random_model(name: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:
+    """A model none of whose parameters is at a special value, whose logits have a scale of one."""
+    model = AutoModelForCausalLM.from_config(ALL_CONFIGS[name], attn_implementation="eager")
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for path, parameter in model.named_parameters():
+            scale = 0.25 if parameter.ndim == 2 else 0.1
+            is_norm_scale = parameter.ndim == 1 and path.endswith("weight")
+            parameter.copy_(scale * torch.randn(parameter.shape, generator=generator) + is_norm_scale)
+    return model.to(dtype).eval()
+
+
+def write_model(folder: Path, name: str, **options: Any) -> Path:
+    """The folder of a `random_model`, as `transformers` writes it."""
+    random_model(name).save_pretrained(folder, **options)
+    return folder
+
+
+def tensors_of_decoder(decoder: Decoder) -> dict[str, np.ndarray]:
+    """Arrays of a decoder, such as gradients, by the names `transformers` has for them."""
+    parameters = decoder_parameters(decoder)
+    return {name: gather(tensor, parameters) for name, tensor in tensors_of(decoder.config).items()}
