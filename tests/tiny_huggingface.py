@@ -1,5 +1,6 @@
 """Models of `transformers` small enough to compare with in a second, one a family, and the way to our decoders."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ _LLAMA_STYLE: dict[str, Any] = {
     "max_position_embeddings": 64,
 }
 _GPT2: dict[str, Any] = {"vocab_size": VOCABULARY, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 32}
-# Of the wavelengths of the four pairs of features one stays, one is stretched by less than the factor, two by all of it.
+# Of four wavelengths one stays, one is stretched by less than the factor, and two by all of it.
 _LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 100.0,
@@ -61,7 +62,7 @@ ALL_CONFIGS = CONFIGS | MORE_CONFIGS
 
 def random_model(name: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:
     """A model none of whose parameters is at a special value, whose logits have a scale of one."""
-    model = AutoModelForCausalLM.from_config(ALL_CONFIGS[name], attn_implementation="eager")
+    model = AutoModelForCausalLM.from_config(copy.deepcopy(ALL_CONFIGS[name]), attn_implementation="eager")
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for path, parameter in model.named_parameters():

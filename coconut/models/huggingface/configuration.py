@@ -4,6 +4,7 @@ GPT-2, Llama (3), Qwen 2 (and 2.5) and Qwen 3. A field of ``config.json`` that w
 that our decoder does not know, is an error.
 """
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -130,11 +131,21 @@ def decoder_config(content: Mapping[str, Any], problems: list[str]) -> DecoderCo
         fields |= (_gpt2_choices if family == "gpt2" else _llama_choices)(str(family), content, found)
     if content and not found:
         try:
-            return DecoderConfig(**fields)
+            return _shortened(DecoderConfig(**fields))
         except CoconutError as error:
             found.append(str(error))
     problems += found
     return None
+
+
+def _shortened(config: DecoderConfig) -> DecoderConfig:
+    """The same config with None where a size is what None means, as whoever writes a config by hand leaves it out."""
+    usual = {
+        "num_kv_heads": config.num_heads,
+        "head_dim": config.embed_dim / config.num_heads,
+        "mlp_dim": 4 * config.embed_dim,
+    }
+    return dataclasses.replace(config, **{name: None for name, size in usual.items() if getattr(config, name) == size})
 
 
 def _gpt2_choices(family: str, content: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:

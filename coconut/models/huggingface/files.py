@@ -101,14 +101,12 @@ def _no_weights(folder: Path) -> str:
 
 
 def equal(first: Stored, second: Stored, rows: int = 4096) -> bool:
-    """Whether two stored tensors hold the same numbers, compared some rows at a time."""
+    """Whether two stored matrices hold the same numbers, compared some rows at a time."""
     if first.shape != second.shape:
         return False
-    starts = range(0, first.shape[0], rows)
-    return all(
-        np.array_equal(first.read(rows=slice(start, start + rows)), second.read(rows=slice(start, start + rows)))
-        for start in starts
-    )
+    length = first.shape[0]
+    parts = [slice(start, min(start + rows, length)) for start in range(0, length, rows)]
+    return all(np.array_equal(first.read(rows=part), second.read(rows=part)) for part in parts)
 
 
 def widest_dtype(tensors: list[Stored]) -> str:

@@ -105,10 +105,10 @@ def _load(
     folder: Path, config: DecoderConfig | None, stored: list[Stored], problems: list[str], mesh: Mesh | None
 ) -> Decoder:
     if config is not None:
+        if jnp.dtype(config.param_dtype) != jax.dtypes.canonicalize_dtype(config.param_dtype):
+            raise CoconutError(f"DecoderConfig.param_dtype = {config.param_dtype!r}: JAX needs jax_enable_x64 for it")
         shapes = decoder_parameters(abstract_decoder(config))
         tensors = tensors_of(config, shapes)
-        if jnp.dtype(config.param_dtype) != jax.dtypes.canonicalize_dtype(config.param_dtype):
-            problems.append(f"DecoderConfig.param_dtype = {config.param_dtype!r}: JAX needs jax_enable_x64 for it")
         for name in shapes if mesh is not None else ():
             try:
                 parameter_sharding(name, tuple(shapes[name].shape), mesh)

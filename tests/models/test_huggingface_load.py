@@ -1,0 +1,261 @@
+"""Loading checkpoints: every layout gives the same parameters, and whatever does not fit is named."""
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+
+from coconut.models.decoder import Decoder
+from coconut.models.huggingface import load_pretrained, load_weights, read_config
+from coconut.models.parameters import decoder_parameters
+from coconut.models.presets import PRESETS
+from coconut.types import CoconutError
+from tests.tiny_huggingface import ALL_CONFIGS, random_model, tensors_of_decoder, write_model
+
+WEIGHTS = "model.safetensors"
+
+
+def assert_holds(decoder: Decoder, model: Any) -> None:
+    """All parameters are those of the model, bit for bit."""
+    theirs = {name: parameter.detach().float().numpy() for name, parameter in model.named_parameters()}
+    ours = tensors_of_decoder(decoder)
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        np.testing.assert_array_equal(ours[name].astype(np.float32), value, name)
+
+
+@pytest.mark.parametrize("name", ALL_CONFIGS)
+def test_parameters_are_those_of_the_checkpoint_in_both_layouts(name: str, tmp_path: Path) -> None:
+    model = random_model(name)
+    model.save_pretrained(tmp_path, max_shard_size="6KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    one_by_one = load_pretrained(tmp_path)
+    assert one_by_one.config == read_config(tmp_path)
+    assert_holds(one_by_one, model)
+    stacked = load_pretrained(tmp_path, config=dataclasses.replace(one_by_one.config, scan_layers=True))
+    assert decoder_parameters(stacked)["layers.mlp.up.kernel"].shape[0] == 2
+    assert_holds(stacked, model)
+
+
+def test_parameters_are_copies(tmp_path: Path) -> None:
+    decoder = load_pretrained(write_model(tmp_path, "qwen2"))
+    before = np.array(decoder.tokens.embedding[...])
+    file = tmp_path / WEIGHTS
+    with file.open("r+b") as opened:
+        opened.seek(file.stat().st_size // 2)
+        opened.write(b"\0" * (file.stat().st_size // 2))
+    np.testing.assert_array_equal(decoder.tokens.embedding[...], before)
+
+
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16])
+def test_dtypes(stored: torch.dtype, tmp_path: Path) -> None:
+    model = random_model("llama", dtype=stored)
+    model.save_pretrained(tmp_path)
+    name = str(stored).removeprefix("torch.")
+    as_stored = load_pretrained(tmp_path)
+    assert (as_stored.config.dtype, as_stored.config.param_dtype) == (name, name)
+    assert {leaf.dtype for leaf in decoder_parameters(as_stored).values()} == {jnp.dtype(name)}
+    assert_holds(as_stored, model)
+    wide = load_pretrained(tmp_path, dtype="float32")
+    assert (wide.config.dtype, wide.config.param_dtype) == ("float32", "float32")
+    assert_holds(wide, model)
+    for_training = dataclasses.replace(wide.config, dtype="bfloat16")
+    assert load_pretrained(tmp_path, config=for_training).config == for_training
+    with pytest.raises(CoconutError, match="jax_enable_x64"):
+        load_pretrained(tmp_path, dtype="float64")
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]) -> None:
+    """Writes the tensors of a folder anew."""
+    save_file(change(load_file(folder / WEIGHTS)), folder / WEIGHTS, {"format": "pt"})
+
+
+@pytest.mark.parametrize("name", ["gpt2", "qwen3"])
+def test_other_layouts_of_names(name: str, tmp_path: Path) -> None:
+    model = random_model(name)
+    tied = model.config.tie_word_embeddings
+
+    def old(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The base model's names, beside constants that are no parameters."""
+        base = {key.removeprefix("transformer.").removeprefix("model."): value for key, value in tensors.items()}
+        constants = ("h.0.attn.bias", "h.1.attn.masked_bias", "layers.0.self_attn.rotary_emb.inv_freq")
+        return base | {key: np.ones((1, 1, 4, 4), np.float32) for key in constants}
+
+    def official(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """A module that holds the model, and its embedding once more; torch stores a tied head, too."""
+        embedding = tensors["transformer.wte.weight" if name == "gpt2" else "model.embed_tokens.weight"]
+        copies = {"embedding.weight": embedding} | ({"lm_head.weight": embedding} if tied else {})
+        return {
+            key if key == "embedding.weight" else f"base_causallm.{key}": value
+            for key, value in (tensors | copies).items()
+        }
+
+    for index, layout in enumerate((old, official)):
+        folder = tmp_path / str(index)
+        model.save_pretrained(folder)
+        rewrite(folder, layout)
+        assert_holds(load_pretrained(folder), model)
+        assert_holds(load_weights(folder, read_config(folder)), model)
+    rewrite(tmp_path / "1", lambda tensors: tensors | {"embedding.weight": tensors["embedding.weight"] + 1})
+    message = r"embedding\.weight .*stand for the same parameter, and differ"
+    with pytest.raises(CoconutError, match=message):
+        load_pretrained(tmp_path / "1")
+
+
+def test_a_caller_chooses_how_to_compute_and_not_what(tmp_path: Path) -> None:
+    write_model(tmp_path, "llama")
+    described = read_config(tmp_path)
+    chosen = dataclasses.replace(described, vocab_size=None, dropout=0.5, max_positions=8, remat="full")
+    decoder = load_pretrained(tmp_path, config=chosen)
+    assert decoder.config == dataclasses.replace(chosen, vocab_size=described.vocab_size)
+    longer = dataclasses.replace(described, max_positions=described.max_positions + 1, rotary_scaling=None)
+    with pytest.raises(CoconutError, match=r"(?s)rotary_scaling = None, but .*max_positions = 65, but .* says 64"):
+        load_pretrained(tmp_path, config=longer)
+    with pytest.raises(CoconutError, match=r"num_layers = 12, but config\.json says 2"):
+        load_pretrained(tmp_path, config=PRESETS["gpt2"])
+
+
+# --- What does not fit ------------------------------------------------------------------------------------------
+
+
+def edit_config(folder: Path, **fields: Any) -> None:
+    content = json.loads((folder / "config.json").read_text())
+    content = {key: value for key, value in (content | fields).items() if value is not ...}
+    (folder / "config.json").write_text(json.dumps(content))
+
+
+def refusal(folder: Path) -> str:
+    with pytest.raises(CoconutError) as caught:
+        load_pretrained(folder)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "messages"),
+    [
+        ("llama", {"model_type": "mamba"}, ["model_type = 'mamba' is not one of gpt2, llama, qwen2, qwen3"]),
+        ("llama", {"hidden_size": ..., "hidden_act": "gelu"}, ["hidden_size is missing", "hidden_act = 'gelu'"]),
+        ("llama", {"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, ["rotary scaling of type 'yarn'"]),
+        ("llama", {"rope_parameters": {"rope_type": "llama3"}}, ["lacks factor, low_freq_factor, high_freq_factor"]),
+        ("llama", {"num_attention_heads": 0}, ["DecoderConfig.num_heads = 0"]),
+        ("llama", {"quantization_config": {"bits": 4}}, ["quantization_config = {'bits': 4}"]),
+        ("llama", {"hidden_size": 32}, ["embed_tokens.weight has shape (29, 16), the config gives it (29, 32)"]),
+        ("llama", {"num_hidden_layers": 1}, ["layers.1.mlp.up_proj.weight is unknown"]),
+        ("llama", {"num_hidden_layers": 3}, ["layers.2.mlp.up_proj.weight is missing"]),
+        ("llama", {"tie_word_embeddings": True}, ["lm_head.weight and", "stand for the same parameter, and differ"]),
+        ("qwen2", {"use_sliding_window": True}, ["use_sliding_window = True"]),
+        ("qwen2", {"layer_types": ["sliding_attention"] * 2}, ["layer_types has 'sliding_attention'"]),
+        ("qwen2", {"model_type": "llama"}, ["self_attn.q_proj.bias is unknown"]),
+        ("qwen2", {"tie_word_embeddings": False}, ["lm_head.weight is missing"]),
+        ("qwen3", {"model_type": "qwen2"}, ["k_norm.weight is unknown", "self_attn.q_proj.bias is missing"]),
+        ("gpt2", {"attn_pdrop": 0.5}, ["the three must be equal"]),
+        ("gpt2", {"activation_function": "relu", "scale_attn_weights": False}, ["'relu'", "scale_attn_weights"]),
+    ],
+)
+def test_a_config_that_does_not_fit(name: str, fields: dict, messages: list[str], tmp_path: Path) -> None:
+    edit_config(write_model(tmp_path, name), **fields)
+    refused = refusal(tmp_path)
+    assert str(tmp_path) in refused
+    for message in messages:
+        assert message in refused
+
+
+def test_tensors_that_do_not_fit_are_all_named(tmp_path: Path) -> None:
+    def spoil(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        del tensors["model.norm.weight"]
+        tensors["model.layers.0.mlp.up_proj.weight"] = tensors["model.layers.0.mlp.up_proj.weight"].T.copy()
+        tensors["model.layers.1.input_layernorm.weight"] = np.ones(16, np.int8)
+        tensors["model.layers.1.lora.weight"] = np.ones(3, np.float32)
+        return tensors
+
+    rewrite(write_model(tmp_path, "llama"), spoil)
+    refused = refusal(tmp_path)
+    assert len(refused.splitlines()) == 5
+    for message in (
+        "model.norm.weight is missing",
+        "model.layers.0.mlp.up_proj.weight has shape (16, 24), the config gives it (24, 16)",
+        "model.layers.1.input_layernorm.weight has dtype I8",
+        "model.layers.1.lora.weight is unknown",
+    ):
+        assert message in refused
+
+
+def test_damaged_files_are_all_named(tmp_path: Path) -> None:
+    write_model(tmp_path, "llama", max_shard_size="6KB")
+    first, second, third, *_ = sorted(tmp_path.glob("*.safetensors"))
+    first.unlink()
+    second.write_bytes(second.read_bytes()[:-100])
+    third.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    edit_config(tmp_path, hidden_act="relu")
+    refused = refusal(tmp_path)
+    assert len(refused.splitlines()) == 5
+    assert f"{first.name} is missing" in refused
+    for file in (second, third):
+        assert re.search(rf"{file.name} \([\d,]+ bytes\) is damaged or only half downloaded", refused)
+    assert "hidden_act = 'relu'" in refused
+
+
+def test_an_index_must_say_what_the_files_hold(tmp_path: Path) -> None:
+    write_model(tmp_path, "llama", max_shard_size="6KB")
+    index = tmp_path / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    content["weight_map"]["model.norm.weight"] = "../secret.safetensors"
+    index.write_text(json.dumps(content))
+    refused = refusal(tmp_path)
+    assert "names '../secret.safetensors', which is no file of this folder" in refused
+    assert "disagree about which tensors are there: model.norm.weight" in refused
+    index.write_text('{"weight_map": []}')
+    assert "weight_map must give the file of each tensor" in refusal(tmp_path)
+    index.write_text("{")
+    assert "model.safetensors.index.json cannot be read" in refusal(tmp_path)
+
+
+def test_a_folder_without_weights(tmp_path: Path) -> None:
+    refused = refusal(tmp_path)
+    assert "config.json is missing" in refused
+    assert "there is neither model.safetensors nor model.safetensors.index.json" in refused
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    refused = refusal(tmp_path)
+    assert "only pytorch_model.bin: pickles can run code and are never read" in refused
+    assert "safe_serialization=True" in refused
+
+
+# --- The hub ----------------------------------------------------------------------------------------------------
+
+
+def test_a_repository_is_downloaded_without_its_pickles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_model(tmp_path, "gpt2")
+    asked: list[Any] = []
+
+    def snapshot_download(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        asked.extend((name, revision, allow_patterns))
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    assert_holds(load_pretrained("someone/gpt2", revision="main"), random_model("gpt2"))
+    assert asked[:2] == ["someone/gpt2", "main"]
+    assert {"config.json", "*.safetensors", "tokenizer.json"} <= set(asked[2])
+    assert not [pattern for pattern in asked[2] if pattern in ("*", "*.bin", "*.py", "*.json")]
+
+
+def test_neither_a_folder_nor_a_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(CoconutError, match="neither a folder nor the id of a repository"):
+        load_pretrained(tmp_path / "no" / "such" / "folder")
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    def unreachable(*_: Any, **__: Any) -> str:
+        raise LocalEntryNotFoundError("cannot reach the hub")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", unreachable)
+    with pytest.raises(CoconutError, match=r"someone/gpt2 is no folder, and no repository .*cannot reach the hub"):
+        load_pretrained("someone/gpt2")
+    with pytest.raises(CoconutError, match="only a repository has revisions"):
+        load_pretrained(tmp_path, revision="main")
