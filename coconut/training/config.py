@@ -101,10 +101,12 @@ def from_json(kind: type, content: Mapping[str, Any], where: str) -> Any:
     values = {}
     for name, value in content.items():
         hint = hints[name]
-        nested = next((part for part in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(part)), None)
-        if nested is not None and value is not None:
-            values[name] = from_json(nested, value, f"{where}: {name}")
-        elif typing.get_origin(hint) is tuple:
+        # A dataclass, or one or None.
+        kinds = [part for part in (hint, *typing.get_args(hint)) if isinstance(part, type)]
+        nested = [part for part in kinds if dataclasses.is_dataclass(part)]
+        if nested and value is not None:
+            values[name] = from_json(nested[0], value, f"{where}: {name}")
+        elif typing.get_origin(hint) is tuple and value is not None:
             values[name] = tuple(value)
         else:
             values[name] = value

@@ -109,9 +109,9 @@ def _load(
             raise CoconutError(f"DecoderConfig.param_dtype = {config.param_dtype!r}: JAX needs jax_enable_x64 for it")
         shapes = decoder_parameters(abstract_decoder(config))
         tensors = tensors_of(config, shapes)
-        for name in shapes if mesh is not None else ():
+        for name, abstract in shapes.items():
             try:
-                parameter_sharding(name, tuple(shapes[name].shape), mesh)
+                _sharding(name, abstract.shape, mesh)
             except CoconutError as error:
                 problems.append(str(error))
         matched = _match(stored, config, tensors, problems)
@@ -187,11 +187,9 @@ def _place(matched: Sequence[tuple[Tensor, Stored]], shapes: Mapping[str, Any], 
             name, abstract = part.parameter, shapes[part.parameter]
             value = stored.read(part.columns)
             value = np.ascontiguousarray(value.T if tensor.transposed else value, abstract.dtype)
-            # Without a mesh as JAX's own functions place it: on the default device, and free to move.
-            place = None if mesh is None else parameter_sharding(name, value.shape, mesh)
-            value = jax.device_put(value, place)
+            value = jax.device_put(value, _sharding(name, value.shape, mesh))
             if part.layer is not None:
-                whole = None if mesh is None else parameter_sharding(name, abstract.shape, mesh)
+                whole = _sharding(name, abstract.shape, mesh)
                 if name not in parameters:
                     parameters[name] = jax.jit(jnp.zeros, static_argnums=(0, 1), out_shardings=whole)(
                         abstract.shape, abstract.dtype
@@ -200,6 +198,11 @@ def _place(matched: Sequence[tuple[Tensor, Stored]], shapes: Mapping[str, Any], 
             # JAX would let us read on, and hold what it has not copied yet.
             parameters[name] = value.block_until_ready()
     return parameters
+
+
+def _sharding(name: str, shape: tuple[int, ...], mesh: Mesh | None) -> NamedSharding | None:
+    # Without a mesh arrays lie as JAX's own functions place them: on the default device, and free to move.
+    return None if mesh is None else parameter_sharding(name, shape, mesh)
 
 
 @functools.cache
