@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from coconut.batching import Row, Shape, align, write_row
 from coconut.curriculum import SequenceRule, StagePlan
-from coconut.latent.rollout import rollout
+from coconut.latent.rollout import rollout_batch
 from coconut.losses import scored_columns, token_losses
 from coconut.tokenizers import TextFormat, Tokenizer, encode_example
 from coconut.training.state import Model
@@ -85,13 +85,6 @@ def choose(
 @jax.jit
 def _answer_losses(model: Model, batch: Batch) -> Float[Array, " B"]:
     """Minus the log-probability of each row's labels, in nats."""
-    output = rollout(
-        model.decoder,
-        batch.schedule,
-        tokens=batch.tokens,
-        positions=batch.positions,
-        valid=batch.valid,
-        feedback=model.feedback,
-    )
+    output = rollout_batch(model.decoder, model.feedback, batch)
     logits = model.decoder.unembed(output.predictors)
     return token_losses(logits, scored_columns(batch.labels, batch.schedule)).sum(1)

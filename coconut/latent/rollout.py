@@ -14,7 +14,7 @@ from coconut.latent.thoughts import Past, Place, think, think_sequentially, trun
 from coconut.models.cache import Segment
 from coconut.models.decoder import Decoder
 from coconut.models.layers import Dropout
-from coconut.types import CoconutError, Language, ModelOutput, Schedule
+from coconut.types import Batch, CoconutError, Language, ModelOutput, Schedule
 
 Gradient = Literal["implicit", "autodiff"]
 
@@ -90,6 +90,21 @@ def rollout(
         thoughts=tuple(thoughts),
         past=past,
         last=last,
+    )
+
+
+def rollout_batch(
+    decoder: Decoder, feedback: Feedback, batch: Batch, dropout_key: Key[Array, ""] | None = None
+) -> ModelOutput:
+    """`rollout` over the columns of a batch, by its own schedule."""
+    return rollout(
+        decoder,
+        batch.schedule,
+        tokens=batch.tokens,
+        positions=batch.positions,
+        valid=batch.valid,
+        feedback=feedback,
+        dropout_key=dropout_key,
     )
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Key
 
-from coconut.latent.rollout import rollout
+from coconut.latent.rollout import rollout_batch
 from coconut.losses import Ratio
 from coconut.methods.method import Method
 from coconut.training.state import Model, Parameters, Template, TrainState
@@ -21,15 +21,7 @@ TrainStep = Callable[[TrainState, Batch, float, Key[Array, ""]], tuple[TrainStat
 
 def batch_loss(model: Model, method: Method, batch: Batch, dropout_key: Key[Array, ""] | None) -> tuple[Ratio, Metrics]:
     """The loss of a model on a batch, not divided yet, and its metrics."""
-    output = rollout(
-        model.decoder,
-        batch.schedule,
-        tokens=batch.tokens,
-        positions=batch.positions,
-        valid=batch.valid,
-        feedback=model.feedback,
-        dropout_key=dropout_key,
-    )
+    output = rollout_batch(model.decoder, model.feedback, batch, dropout_key)
     return method.loss(model.decoder, batch, output)
 
 
