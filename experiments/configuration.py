@@ -14,6 +14,7 @@ import gin
 
 from coconut.curriculum import CurriculumConfig
 from coconut.datasets import DataConfig
+from coconut.latent.feedback import FeedbackConfig
 from coconut.latent.generate import SamplingConfig
 from coconut.models.config import DecoderConfig, RotaryScaling
 from coconut.pipeline import PipelineConfig
@@ -25,6 +26,7 @@ CONFIGS = (
     CurriculumConfig,
     DataConfig,
     DecoderConfig,
+    FeedbackConfig,
     OptimizerConfig,
     PipelineConfig,
     RotaryScaling,

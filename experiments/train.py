@@ -12,7 +12,7 @@ from coconut.curriculum import stage_steps
 from coconut.datasets import Dataset
 from coconut.evaluation.answers import AnswerConfig
 from coconut.evaluation.evaluate import evaluate
-from coconut.latent.feedback import Identity
+from coconut.latent.feedback import make_feedback
 from coconut.methods import get_method
 from coconut.pipeline import BatchSource
 from coconut.training.checkpoint import Run, write_atomically
@@ -110,7 +110,8 @@ def dry_run(config: RunConfig) -> tuple[Run, DryRun]:
     config, method = run.config, get_method(run.config.method)
     optimizer = make_optimizer(config.optimizer)
     key = jax.random.key(config.seed)
-    model = jax.eval_shape(lambda key: make_model(config.decoder, Identity(), key), key)
+    feedback = make_feedback(config.feedback, config.decoder)
+    model = jax.eval_shape(lambda key: make_model(config.decoder, feedback, key), key)
     template = Template.of(model)
     parameters = dict(zip(template.names, jax.tree.leaves(model), strict=True))
     state = jax.eval_shape(lambda parameters: make_state(parameters, optimizer), parameters)

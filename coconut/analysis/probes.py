@@ -28,7 +28,8 @@ def decode_thoughts(
     """The logit lens: the most likely tokens of each thought, by the decoder's own unembedding.
 
     A thought of `coconut.latent.feedback.Identity` is a hidden state after the final norm, so this is the distribution
-    the model would have written a token from where it thought instead.
+    the model would have written a token from where it thought instead. Another feedback's thoughts are read as they
+    were fed: the order of the tokens is the same where all components were scaled alike, their probabilities are not.
 
     Args:
       model: the model.

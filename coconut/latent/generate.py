@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from coconut.latent.feedback import Feedback
+from coconut.latent.feedback import Feedback, prepare
 from coconut.latent.rollout import last_valid
 from coconut.latent.thoughts import Past, Place, think_sequentially, trunk
 from coconut.models.cache import Segment, empty_segment, write
@@ -111,7 +111,7 @@ def think_on(
     The counts are data: another number of thoughts needs no other program.
     """
     place = _place(prefix, jnp.arange(room) < counts[:, None])
-    span = think_sequentially(decoder, feedback, prefix.past, prefix.last, place)
+    span = think_sequentially(decoder, prepare(feedback, decoder), prefix.past, prefix.last, place)
     following = Prefix(
         (*prefix.past, Segment(span.layers, place.valid, place.columns)),
         last_valid(span.hidden, place.valid, prefix.last),

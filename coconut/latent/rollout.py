@@ -9,7 +9,7 @@ from typing import Literal
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from coconut.latent.feedback import Feedback, Identity
+from coconut.latent.feedback import Feedback, Identity, prepare
 from coconut.latent.thoughts import Past, Place, think, think_sequentially, trunk
 from coconut.models.cache import Segment
 from coconut.models.decoder import Decoder
@@ -57,6 +57,7 @@ def rollout(
         dropout = Dropout(dropout_key, jnp.arange(T), T, decoder.config.dropout)
     # One look-up for all spans: each one of its own would add a gradient of the whole table's size.
     embedded = decoder.embed(tokens)
+    feedback = prepare(feedback, decoder)
     decoders = [decoder] * len(schedule)
     if gradient == "implicit" and len(schedule) > 1:
         decoders = decoder.lend([tokens.shape[0] * span.length for span in schedule])

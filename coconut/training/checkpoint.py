@@ -12,7 +12,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from coconut.latent.feedback import Identity
+from coconut.latent.feedback import make_feedback
 from coconut.tokenizers import Tokenizer
 from coconut.training.config import RunConfig, differences, from_json, to_json
 from coconut.training.state import Model, Parameters, Template, TrainState, make_model
@@ -252,7 +252,8 @@ def load_model(workdir: Path, which: Which = "best") -> tuple[Run, Model, Progre
     step = checkpoints.step(which)
     if step is None:
         raise CoconutError(f"{workdir} holds no checkpoint")
-    abstract = jax.eval_shape(lambda key: make_model(run.config.decoder, Identity(), key), jax.random.key(0))
+    decoder, feedback = run.config.decoder, run.config.feedback
+    abstract = jax.eval_shape(lambda key: make_model(decoder, make_feedback(feedback, decoder), key), jax.random.key(0))
     template = Template.of(abstract)
     names = dict(zip(template.names, jax.tree.leaves(abstract), strict=True))
     parameters, progress = checkpoints.restore_parameters(step, names)

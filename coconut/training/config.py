@@ -8,6 +8,7 @@ from typing import Any, no_type_check
 
 from coconut.curriculum import CurriculumConfig
 from coconut.datasets import DataConfig
+from coconut.latent.feedback import FeedbackConfig
 from coconut.latent.generate import SamplingConfig
 from coconut.methods import get_method
 from coconut.models.config import DecoderConfig
@@ -32,6 +33,7 @@ class RunConfig:
       seed: of the parameters, the data order, the stage draws and the dropout.
       init_from: workdir of another run whose parameters this one starts from; None for fresh parameters. The
         tokenizers must be the same.
+      feedback: what is done to a hidden state before it is fed back.
       sampling: how validation questions are answered.
       evaluation_batch_size: rows answered together.
       evaluate_every: optimizer steps between validations, beside those at the end of each stage; None for these alone.
@@ -52,6 +54,7 @@ class RunConfig:
     microbatches: int = 1
     seed: int = 0
     init_from: str | None = None
+    feedback: FeedbackConfig = dataclasses.field(default_factory=FeedbackConfig)
     sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
     evaluation_batch_size: int = 64
     evaluate_every: int | None = None

@@ -10,7 +10,7 @@ import numpy as np
 
 from coconut.batching import stage_shape
 from coconut.datasets import Dataset, load_dataset, make_tokenizer
-from coconut.latent.feedback import Identity
+from coconut.latent.feedback import make_feedback
 from coconut.methods import get_method
 from coconut.pipeline import pipeline_fingerprint
 from coconut.tokenizers import TokenizedExample, validate_ids
@@ -84,17 +84,22 @@ def fit_to_positions(examples: Sequence[TokenizedExample], config: RunConfig) ->
 def initial_model(run: Run) -> Model:
     """The model a run starts from: fresh, or with the parameters of ``init_from``.
 
+    The feedback's own parameters are taken, too, where both runs have the same feedback; else they stay fresh.
+
     Raises:
       CoconutError: ``init_from`` holds no checkpoint, or one of another tokenizer or another shape.
     """
     config = run.config
-    model = make_model(config.decoder, Identity(), jax.random.key(config.seed))
+    feedback = make_feedback(config.feedback, config.decoder)
+    model = make_model(config.decoder, feedback, jax.random.key(config.seed))
     if config.init_from is None:
         return model
     where = f"RunConfig.init_from = {config.init_from!r}"
     other, loaded, _ = load_model(Path(config.init_from), "latest")
     if other.tokenizer.fingerprint != run.tokenizer.fingerprint:
         raise CoconutError(f"{where}: its tokenizer is another one")
+    if other.config.feedback != config.feedback:
+        loaded = Model(loaded.decoder, feedback)
     return Template.of(model).model(matching(parameters_of(loaded), parameters_of(model), where))
 
 
