@@ -25,8 +25,8 @@ class OptimizerConfig:
       weight_decay: per step, times the learning rate.
       decay_matrices_only: leave biases, norms and other vectors out of the weight decay. The official code decays all.
       clip_norm: global gradient norm above which gradients are scaled down; None for no clipping.
-      warmup_steps: steps over which the learning rate rises linearly from 0.
-      warmup_each_stage: warm up again at the start of each stage, not only of the run.
+      warmup_steps: steps over which the learning rate rises linearly from 0 at the start of the run.
+      stage_warmup_steps: likewise, at the start of each stage but the first. Where both apply the lower rate holds.
       decay: shape of the decay at the end of the last stage.
       decay_share: share of the last stage's steps over which the learning rate decays.
       final_share: share of the peak that is left at the end.
@@ -43,7 +43,7 @@ class OptimizerConfig:
     decay_matrices_only: bool = False
     clip_norm: float | None = None
     warmup_steps: int = 0
-    warmup_each_stage: bool = False
+    stage_warmup_steps: int = 0
     decay: Decay = "constant"
     decay_share: float = 1.0
     final_share: float = 0.0
@@ -65,8 +65,9 @@ class OptimizerConfig:
             reject("weight_decay", "must be at least 0")
         if self.clip_norm is not None and not self.clip_norm > 0:
             reject("clip_norm", "must be None or positive")
-        if self.warmup_steps < 0:
-            reject("warmup_steps", "must be at least 0")
+        for field in ("warmup_steps", "stage_warmup_steps"):
+            if getattr(self, field) < 0:
+                reject(field, "must be at least 0")
         for field in ("decay_share", "final_share"):
             if not 0.0 <= getattr(self, field) <= 1.0:
                 reject(field, "must be in [0, 1]")
@@ -85,7 +86,7 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
 def learning_rate_at(
     config: OptimizerConfig, *, step: int, stage_step: int, stage_steps: int, is_last_stage: bool
 ) -> float:
-    """The learning rate of one step.
+    """The learning rate of one step: a function of numbers that every checkpoint holds, so that it resumes exactly.
 
     Args:
       config: the optimizer.
@@ -94,10 +95,10 @@ def learning_rate_at(
       stage_steps: steps the stage takes at most.
       is_last_stage: whether the run ends with this stage.
     """
-    rate = config.learning_rate
-    warmed = stage_step if config.warmup_each_stage else step
-    if warmed < config.warmup_steps:
-        rate *= (warmed + 1) / config.warmup_steps
+    rise = lambda taken, steps: min(1.0, (taken + 1) / steps) if steps else 1.0  # noqa: E731
+    first_stage = stage_step == step
+    warmed = 1.0 if first_stage else rise(stage_step, config.stage_warmup_steps)
+    rate = config.learning_rate * min(warmed, rise(step, config.warmup_steps))
     decay_steps = round(config.decay_share * stage_steps)
     if config.decay != "constant" and is_last_stage and decay_steps:
         decayed = max(0, stage_step + decay_steps - stage_steps)

@@ -174,10 +174,16 @@ def test_the_shapes_of_the_learning_rate():
     assert rates(constant) == [2.0] * 8
     warmed = dataclasses.replace(constant, warmup_steps=2)
     assert rates(warmed) == pytest.approx([1.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0])
-    # A warm-up of the run goes on into the next stage, one of the stage starts over.
+    # A warm-up of the run goes on into the next stage.
     assert rates(dataclasses.replace(constant, warmup_steps=5))[:6] == pytest.approx([0.4, 0.8, 1.2, 1.6, 2.0, 2.0])
-    each = dataclasses.replace(warmed, warmup_each_stage=True)
-    assert rates(each) == pytest.approx([1.0, 2.0, 2.0, 2.0, 1.0, 2.0, 2.0, 2.0])
+    # One of the stages has its own length, and the first stage does not have it.
+    assert rates(dataclasses.replace(constant, stage_warmup_steps=4)) == pytest.approx([2.0] * 4 + [0.5, 1.0, 1.5, 2.0])
+    each = dataclasses.replace(warmed, stage_warmup_steps=4)
+    assert rates(each, (3, 2, 3)) == pytest.approx([1.0, 2.0, 2.0, 0.5, 1.0, 0.5, 1.0, 1.5])
+    # Where both apply the lower rate holds.
+    assert rates(dataclasses.replace(warmed, warmup_steps=6, stage_warmup_steps=2), (3, 4)) == pytest.approx(
+        [1 / 3, 2 / 3, 1.0, 1.0, 5 / 3, 2.0, 2.0]
+    )
     # Decay belongs to the last stage alone, and to its end.
     linear = dataclasses.replace(constant, decay="linear", decay_share=1.0)
     assert rates(linear) == pytest.approx([2.0] * 4 + [2.0, 1.5, 1.0, 0.5])
@@ -187,7 +193,7 @@ def test_the_shapes_of_the_learning_rate():
     halves = [1 + np.cos(np.pi * share) for share in (0, 0.25, 0.5, 0.75)]
     assert rates(cosine) == pytest.approx([2.0] * 4 + halves)
     # Both at once.
-    both = dataclasses.replace(linear, warmup_steps=2, warmup_each_stage=True)
+    both = dataclasses.replace(linear, warmup_steps=2, stage_warmup_steps=2)
     assert rates(both) == pytest.approx([1.0, 2.0, 2.0, 2.0, 1.0, 1.5, 1.0, 0.5])
     assert rates(dataclasses.replace(linear, decay_share=0.0)) == [2.0] * 8
 
@@ -202,6 +208,7 @@ def test_the_shapes_of_the_learning_rate():
         ("weight_decay", -0.1),
         ("clip_norm", 0.0),
         ("warmup_steps", -1),
+        ("stage_warmup_steps", -1),
         ("decay_share", 1.5),
         ("final_share", -0.5),
     ],
