@@ -40,6 +40,13 @@ class CoconutError(ValueError):
     """
 
 
+class DivergedError(CoconutError):
+    """Training made no finite gradient for too many steps in a row; the command line exits with code 3.
+
+    Started again the run would come to the same point: another config is needed.
+    """
+
+
 def check_fields(config: Any) -> None:
     """Checks the types of all fields of a config dataclass; gin and JSON do not.
 

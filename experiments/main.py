@@ -14,17 +14,17 @@ from typing import Any
 from rich.console import Console
 from rich.markdown import Markdown
 
-from coconut.types import CoconutError
+from coconut.types import CoconutError, DivergedError
 
-EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
+EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_DIVERGED, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one subcommand; the process exits with what this returns.
 
     Returns:
-      0 done; 2 bad input (one message on standard error); 130 interrupted, with a checkpoint to go on from. Any other
-      failure is a Python traceback and 1.
+      0 done; 2 bad input (one message on standard error); 3 training diverged (likewise); 130 interrupted, with a
+      checkpoint to go on from. Any other failure is a Python traceback and 1.
     """
     options = _parser().parse_args(_gin_flags(sys.argv[1:] if arguments is None else arguments))
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return options.run(options, Console())
     except CoconutError as error:
         print(f"coconut {options.command}: {error}", file=sys.stderr)
-        return EXIT_BAD_INPUT
+        return EXIT_DIVERGED if isinstance(error, DivergedError) else EXIT_BAD_INPUT
 
 
 def _gin_flags(arguments: Sequence[str]) -> list[str]:

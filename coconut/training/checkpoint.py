@@ -36,6 +36,8 @@ class Progress:
       data: state of the data iterator.
       window: sums of the metrics since the last look at whether the stage is learnt.
       log: sums of the metrics since the last line of metrics.
+      skipped: steps of the run that were skipped because a gradient was not finite.
+      skipped_in_a_row: how many of them were its last steps.
       finished: whether the run is done.
       stages: how each stage went that has ended.
     """
@@ -48,6 +50,8 @@ class Progress:
     data: Mapping[str, Any] | None = None
     window: Mapping[str, list[float]] = dataclasses.field(default_factory=dict)
     log: Mapping[str, list[float]] = dataclasses.field(default_factory=dict)
+    skipped: int = 0
+    skipped_in_a_row: int = 0
     finished: bool = False
     stages: tuple[Mapping[str, Any], ...] = ()
 

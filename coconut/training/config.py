@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import math
 import typing
 from collections.abc import Mapping
 from typing import Any, no_type_check
@@ -40,6 +41,10 @@ class RunConfig:
       save_every: optimizer steps between checkpoints, beside those at the end of each stage; None for these alone.
       keep_latest: latest checkpoints kept, beside the best one.
       log_every: optimizer steps between lines of metrics.
+      max_skipped_steps: steps in a row that may be skipped because their gradient is not finite, before the run ends
+        with a `DivergedError`. It looks when it logs, validates or saves.
+      norm_alert_factor: factor by which the mean norms of thoughts and of token embeddings may differ before a line of
+        metrics says ``norm_alert`` and the log warns; None for no alert. The norms are logged in any case.
 
     Raises:
       CoconutError: a value out of range; the message names the field and the value.
@@ -61,6 +66,8 @@ class RunConfig:
     save_every: int | None = 1000
     keep_latest: int = 2
     log_every: int = 50
+    max_skipped_steps: int = 10
+    norm_alert_factor: float | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -69,13 +76,15 @@ class RunConfig:
             raise CoconutError(f"RunConfig.{field} = {getattr(self, field)!r}: {why}")
 
         get_method(self.method)
-        for field in ("microbatches", "evaluation_batch_size", "keep_latest", "log_every"):
+        for field in ("microbatches", "evaluation_batch_size", "keep_latest", "log_every", "max_skipped_steps"):
             if getattr(self, field) < 1:
                 reject(field, "must be at least 1")
         for field in ("evaluate_every", "save_every"):
             value = getattr(self, field)
             if value is not None and value < 1:
                 reject(field, "must be None or at least 1")
+        if self.norm_alert_factor is not None and not 1 < self.norm_alert_factor < math.inf:
+            reject("norm_alert_factor", "must be None or above 1")
         if self.pipeline.batch_size % self.microbatches:
             reject("microbatches", f"must divide the batch size, {self.pipeline.batch_size}")
 

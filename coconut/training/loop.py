@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import logging
 import signal
 import threading
 import time
@@ -19,12 +20,15 @@ from coconut.methods import get_method
 from coconut.pipeline import BatchSource, make_iterator
 from coconut.training.checkpoint import Checkpoints, Progress, Run
 from coconut.training.config import RunConfig
-from coconut.training.metrics import Meter, MetricsLog, progress_bar
+from coconut.training.metrics import Meter, MetricsLog, SkippedSteps, progress_bar
+from coconut.training.norms import NormAlert
 from coconut.training.optimizer import learning_rate_at, make_optimizer
 from coconut.training.setup import initial_model, prepare
 from coconut.training.state import Model, Template, make_state, parameters_of, restart_optimizer
 from coconut.training.step import make_train_step
-from coconut.types import Batch, CoconutError, Schedule
+from coconut.types import Batch, DivergedError, Schedule
+
+LOG = logging.getLogger(__name__)
 
 Validate = Callable[[Model, Run, Dataset, int], Mapping[str, float]]
 """(model, run, data set, stage) -> metrics of the validation split, ``accuracy`` among them; empty without one."""
@@ -70,8 +74,9 @@ def train(
       console: where the progress bar goes; standard error if None.
 
     Raises:
-      CoconutError: bad input (before any long work starts), a workdir that holds another run, a loss that is not
-        finite, a checkpoint that cannot be saved.
+      CoconutError: bad input (before any long work starts), a workdir that holds another run, a checkpoint that cannot
+        be saved.
+      DivergedError: ``config.max_skipped_steps`` steps in a row were skipped.
     """
     run, dataset, examples = prepare(config, dataset)
     config, curriculum, method = run.config, run.config.curriculum, get_method(config.method)
@@ -87,6 +92,8 @@ def train(
         state, progress = checkpoints.restore(latest, jax.eval_shape(lambda: state))
     log = MetricsLog(workdir, start=progress.step, tensorboard=tensorboard)
     log_meter, window_meter = Meter(progress.log), Meter(progress.window)
+    skips = SkippedSteps(total=progress.skipped, in_a_row=progress.skipped_in_a_row)
+    norm_alert = NormAlert(config.norm_alert_factor)
     programs: dict[Schedule, jax.stages.Compiled] = {}
     key = jax.random.key(config.seed)
 
@@ -131,6 +138,7 @@ def train(
                 state, metrics = programs[batch.schedule](*arguments)
                 for meter in (log_meter, window_meter):
                     meter.add(metrics, padding=padding_share(batch), tokens=float(batch.valid.sum()))
+                skips.add(metrics["skipped"])
                 progress = dataclasses.replace(progress, step=progress.step + 1, stage_step=progress.stage_step + 1)
 
                 # --- Every so many steps.
@@ -143,22 +151,35 @@ def train(
                 stopping = interrupted.is_set()
                 if not (at_log or at_window or at_save or at_validation or stopping):
                     continue
+                averages, skipped_in_a_row = log_meter.averages(), skips.count()
+                now = time.perf_counter()
+                if skips.total > progress.skipped:
+                    message = "step %d: %d steps skipped since the last look, their gradients were not finite"
+                    LOG.warning(message, progress.step, skips.total - progress.skipped)
+                progress = dataclasses.replace(
+                    progress,
+                    seconds=progress.seconds + now - clock,
+                    skipped=skips.total,
+                    skipped_in_a_row=skips.in_a_row,
+                )
+                if skipped_in_a_row >= config.max_skipped_steps:
+                    why = {"stage": stage, "skipped_in_a_row": skipped_in_a_row, "learning_rate": learning_rate}
+                    log.write("diverged", progress.step, {**averages, **why})
+                    raise DivergedError(
+                        f"{skipped_in_a_row} steps in a row had a gradient that is not finite, the last of them up to "
+                        f"step {progress.step}; the latest checkpoint is that of step {checkpoints.step('latest')}"
+                    )
                 learnt = False
                 if at_window:
-                    learnt = may_advance(curriculum, stage) and has_learnt(curriculum, window_meter.averages())
+                    window = window_meter.averages()
+                    # Steps that were skipped measured nothing.
+                    learnt = may_advance(curriculum, stage) and window["skipped"] < 1 and has_learnt(curriculum, window)
                     window_meter = Meter()
-                averages = log_meter.averages()
-                now = time.perf_counter()
-                progress = dataclasses.replace(progress, seconds=progress.seconds + now - clock)
-                if not np.isfinite(averages["loss"]):
-                    raise CoconutError(
-                        f"the loss is not finite at step {progress.step}; the latest checkpoint is that of step "
-                        f"{checkpoints.step('latest')}"
-                    )
                 bar.update(task, completed=progress.stage_step, numbers=_numbers(averages, progress))
                 if at_log:
                     rates = {"learning_rate": learning_rate, "seconds": progress.seconds}
-                    log.write("train", progress.step, {"stage": stage, **averages, **rates})
+                    alert = norm_alert.look(averages, progress.step)
+                    log.write("train", progress.step, {"stage": stage, **averages, **alert, **rates})
                     log_meter = Meter()
                 if at_end or learnt:
                     window_meter = Meter()
@@ -176,6 +197,8 @@ def train(
                     validation = validate(template.model(state.parameters), run, dataset, stage)
                     if validation:
                         log.write("validation", progress.step, {"stage": stage, **validation})
+                # Skipped steps changed nothing, and what no longer gives finite gradients must not displace what does.
+                at_save = at_save and not skips.in_a_row
                 if at_save or validation or progress.stage_ended or stopping:
                     progress = dataclasses.replace(
                         progress, data=iterator.get_state(), log=log_meter.sums, window=window_meter.sums
@@ -214,4 +237,5 @@ def interruption() -> Iterator[threading.Event]:
 
 def _numbers(averages: Mapping[str, float], progress: Progress) -> str:
     rate = averages["tokens"] * progress.step / max(progress.seconds, 1e-9)
-    return f"loss {averages['loss']:.3f}  accuracy {averages['accuracy']:.3f}  {rate:,.0f} tokens/s"
+    loss, accuracy = (averages.get(name, float("nan")) for name in ("loss", "accuracy"))  # All steps may be skipped.
+    return f"loss {loss:.3f}  accuracy {accuracy:.3f}  {rate:,.0f} tokens/s"

@@ -43,6 +43,37 @@ class Meter:
         return {name: total / weight for name, (total, weight) in self.sums.items() if weight}
 
 
+class SkippedSteps:
+    """Steps that were skipped because a gradient was not finite, counted on the host in the order of the steps.
+
+    Args:
+      total: those of the run so far.
+      in_a_row: how many of them were the last steps of all.
+    """
+
+    def __init__(self, *, total: int = 0, in_a_row: int = 0):
+        self.total, self.in_a_row = total, in_a_row
+        self._pending: list[Any] = []
+
+    def add(self, skipped: Any) -> None:
+        """Adds one step's ``skipped``, which may still be under way on the device."""
+        self._pending.append(skipped.total)
+
+    def count(self) -> int:
+        """Counts the steps added since the last call.
+
+        Returns:
+          Length of the longest row of skipped steps that reached into them.
+        """
+        longest = 0
+        for skipped in jax.device_get(self._pending):
+            self.in_a_row = self.in_a_row + 1 if skipped else 0
+            self.total += bool(skipped)
+            longest = max(longest, self.in_a_row)
+        self._pending.clear()
+        return longest
+
+
 class MetricsLog:
     """``metrics.jsonl``: one JSON object a line, each with a ``kind`` and a ``step``.
 

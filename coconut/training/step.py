@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Key
 from coconut.latent.rollout import rollout_batch
 from coconut.losses import Ratio
 from coconut.methods.method import Method
+from coconut.training.norms import norm_metrics
 from coconut.training.state import Model, Parameters, Template, TrainState
 from coconut.types import Batch
 
@@ -20,23 +21,24 @@ TrainStep = Callable[[TrainState, Batch, float, Key[Array, ""]], tuple[TrainStat
 
 
 def batch_loss(model: Model, method: Method, batch: Batch, dropout_key: Key[Array, ""] | None) -> tuple[Ratio, Metrics]:
-    """The loss of a model on a batch, not divided yet, and its metrics."""
+    """The loss of a model on a batch, not divided yet, and its metrics with those of `norm_metrics`."""
     output = rollout_batch(model.decoder, model.feedback, batch, dropout_key)
-    return method.loss(model.decoder, batch, output)
+    loss, metrics = method.loss(model.decoder, batch, output)
+    return loss, metrics | norm_metrics(model.decoder, batch, output)
 
 
 def _gradients(
     parameters: Parameters, template: Template, method: Method, batch: Batch, key: Key[Array, ""], microbatches: int
-) -> tuple[Parameters, Metrics]:
-    """Gradients of the mean loss over the whole batch, and its metrics."""
+) -> tuple[Array, Parameters, Metrics]:
+    """The loss over the whole batch, not divided, the gradients of its mean, and its metrics."""
 
     def total(parameters: Parameters, batch: Batch, key: Key[Array, ""]) -> tuple[Array, tuple[Array, Metrics]]:
         loss, metrics = batch_loss(template.model(parameters), method, batch, key)
         return loss.total, (loss.weight, metrics)
 
-    derive = jax.grad(total, has_aux=True)
+    derive = jax.value_and_grad(total, has_aux=True)
     if microbatches == 1:
-        gradients, (weight, metrics) = derive(parameters, batch, key)
+        (loss, (weight, metrics)), gradients = derive(parameters, batch, key)
     else:
         # Sums add up over microbatches and are divided once: the update is that of the whole batch.
         parts = jax.tree.map(lambda x: x.reshape(microbatches, -1, *x.shape[1:]), batch)
@@ -47,9 +49,9 @@ def _gradients(
             part, index = scanned
             return jax.tree.map(jnp.add, sums, derive(parameters, part, jax.random.fold_in(key, index))), None
 
-        (gradients, (weight, metrics)), _ = jax.lax.scan(accumulate, zeros, (parts, jnp.arange(microbatches)))
+        ((loss, (weight, metrics)), gradients), _ = jax.lax.scan(accumulate, zeros, (parts, jnp.arange(microbatches)))
     gradients = jax.tree.map(lambda g: g / jnp.maximum(weight, 1.0).astype(g.dtype), gradients)
-    return gradients, metrics
+    return loss, gradients, metrics
 
 
 def make_train_step(
@@ -59,6 +61,9 @@ def make_train_step(
 
     Compiled once for each schedule and shape of ``batch``. The state given in is donated. ``key`` is the run's own,
     the same at every step; the step number is folded in.
+
+    A step whose loss or gradient is not finite is skipped: parameters and optimizer stay as they were, the step counts,
+    and its metrics weigh nothing but for ``skipped``, the share of steps that were skipped.
 
     Args:
       template: how to make the model of the state's parameters.
@@ -72,11 +77,18 @@ def make_train_step(
         state: TrainState, batch: Batch, learning_rate: Float[Array, ""], key: Key[Array, ""]
     ) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(key, state.step)
-        gradients, metrics = _gradients(state.parameters, template, method, batch, key, microbatches)
+        loss, gradients, metrics = _gradients(state.parameters, template, method, batch, key, microbatches)
         norm = optax.tree.norm(gradients)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.parameters)
         parameters = jax.tree.map(lambda p, u: (p - learning_rate * u).astype(p.dtype), state.parameters, updates)
+        # A choice for each element, which fuses with the update: no branch, no second copy of the state.
+        parameters, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old), (parameters, opt_state), (state.parameters, state.opt_state)
+        )
         metrics["gradient_norm"] = Ratio(norm, jnp.ones_like(norm))
+        metrics = jax.tree.map(lambda x: jnp.where(finite, x, 0.0), metrics)
+        metrics["skipped"] = Ratio(1.0 - finite, jnp.ones_like(norm))
         return TrainState(parameters=parameters, opt_state=opt_state, step=state.step + 1), metrics
 
     return train_step

@@ -23,13 +23,15 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from rich.console import Console
 
+from coconut.latent.feedback import FeedbackConfig, Norm
+from coconut.methods import METHODS
 from coconut.training import loop
 from coconut.training.checkpoint import Checkpoints, Progress, load_model
 from coconut.training.config import RunConfig, to_json
 from coconut.training.loop import TrainResult, train
 from coconut.training.setup import initial_model, prepare
 from coconut.training.state import TrainState, parameters_of
-from coconut.types import CoconutError
+from coconut.types import CoconutError, DivergedError
 from tests.tiny_runs import tiny_run
 
 QUIET = Console(file=io.StringIO())
@@ -118,6 +120,10 @@ def test_a_run_goes_through_its_stages_and_says_so(uninterrupted: tuple[Path, Tr
     for line in train_lines:
         assert line["learning_rate"] == pytest.approx(1e-2)
         assert 0 <= line["padding"] < 1
+        assert line["skipped"] == 0
+        # There are no thoughts to measure at stage 0.
+        assert ({"thought_norm", "token_norm"} <= set(line)) == (line["stage"] == 1)
+        assert "norm_alert" not in line
         assert {"loss", "accuracy", "first_loss", "first_accuracy", "answer_loss", "gradient_norm"} <= set(line)
         assert line["loss"] > 0
         assert line["tokens"] > 0
@@ -149,6 +155,27 @@ def test_a_metric_ends_a_stage_or_its_cap_does(tmp_path: Path, bound: float, ste
     assert ("stage 0 was not learnt within 7 steps" in output.getvalue()) == (not learnt)
     # A stage that ends early logs what it had.
     assert lines_of(tmp_path, "train")[-1]["step"] == steps + 7
+
+
+@pytest.mark.parametrize(
+    "reset,steps",
+    # Stages of 7 steps, epochs of 6.
+    [("never", 14), ("stage", 7), ("epoch", 2)],
+)
+def test_the_optimizer_starts_anew_when_it_is_told_to(tmp_path: Path, reset: str, steps: int) -> None:
+    """Adam's count, and its moments: those that are left are a mean of as many gradients."""
+    # Where parameters hardly move, moments that started from zero n steps ago tell n.
+    optimizer = {"b1": 0.9, "b2": 0.9, "learning_rate": 1e-12, "weight_decay": 0.0}
+    trained(tiny_run(curriculum={"reset_optimizer": reset}, optimizer=optimizer, **LANGUAGE), tmp_path)
+    state, _ = final_state(tmp_path)
+    (count,) = (value for name, value in state.items() if "count" in name)
+    assert count == steps
+    # The squares of gradients have one sign: their mean is short of the truth by what the start from zero left.
+    moments = sum(float(value.sum()) for name, value in state.items() if "'nu'" in name)
+    whole = tmp_path / "whole"
+    trained(tiny_run(curriculum={"reset_optimizer": "never"}, optimizer=optimizer, **LANGUAGE), whole)
+    unreset = sum(float(value.sum()) for name, value in final_state(whole)[0].items() if "'nu'" in name)
+    assert moments / unreset == pytest.approx((1 - 0.9**steps) / (1 - 0.9**14), rel=0.2)
 
 
 # --- Stopped and started again ------------------------------------------------------------------------------------
@@ -240,6 +267,19 @@ def test_an_interrupted_run_saves_and_goes_on_to_the_same_bits(
     assert signal.getsignal(signal.SIGINT) is handler
     assert trained(tiny_run(), tmp_path).progress.finished
     assert_same_run(tmp_path, uninterrupted[0])
+
+
+def test_a_warm_up_of_a_stage_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    optimizer = {"warmup_steps": 2, "stage_warmup_steps": 4}
+    config = tiny_run(log_every=1, optimizer=optimizer, curriculum={"reset_optimizer": "stage"}, **LANGUAGE)
+    trained(config, tmp_path / "whole")
+    rates = [line["learning_rate"] for line in lines_of(tmp_path / "whole", "train")]
+    assert rates == pytest.approx([0.005] + [0.01] * 6 + [0.0025, 0.005, 0.0075] + [0.01] * 4)
+    with monkeypatch.context() as patched:
+        interrupt_at(patched, 8)
+        assert trained(config, tmp_path / "stopped").progress.step == 9
+    trained(config, tmp_path / "stopped")
+    assert_same_run(tmp_path / "stopped", tmp_path / "whole")
 
 
 def test_an_interruption_between_two_steps_saves_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -396,10 +436,61 @@ def test_a_disk_that_fills_during_a_save_leaves_the_earlier_checkpoint(tmp_path:
     assert_same_run(tmp_path, tmp_path / "whole")
 
 
-def test_a_loss_that_is_not_finite_names_the_step(tmp_path: Path) -> None:
-    config = tiny_run(log_every=1, save_every=None, optimizer={"learning_rate": 1e38}, **LANGUAGE)
-    with pytest.raises(CoconutError, match="not finite at step 2; the latest checkpoint is that of step None"):
+def test_a_run_whose_gradients_stay_infinite_ends_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The first update makes the parameters infinite; nothing after it is finite."""
+    config = tiny_run(log_every=1, save_every=1, max_skipped_steps=3, optimizer={"learning_rate": 1e38}, **LANGUAGE)
+    with pytest.raises(DivergedError, match=r"3 steps in a row .* step 4; the latest checkpoint is that of step 1"):
         trained(config, tmp_path)
+    assert [(line["step"], line["skipped"], "loss" in line) for line in lines_of(tmp_path, "train")] == [
+        (1, 0, True),
+        (2, 1, False),
+        (3, 1, False),
+    ]
+    (line,) = lines_of(tmp_path, "diverged")
+    assert (line["step"], line["stage"], line["skipped_in_a_row"]) == (4, 0, 3)
+    assert [record.getMessage().split(":")[0] for record in caplog.records if "skipped" in record.getMessage()] == [
+        "step 2",
+        "step 3",
+        "step 4",
+    ]
+    # Between two looks, too: the steps are counted one by one.
+    config = dataclasses.replace(config, log_every=6, save_every=None)
+    with pytest.raises(DivergedError, match=r"5 steps in a row .* step 6; the latest checkpoint is that of step None"):
+        trained(config, tmp_path / "rarely")
+
+
+def test_a_run_goes_on_past_steps_that_are_not_finite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One example spoils the batch that holds it, in each epoch of six batches."""
+    method = METHODS["no_cot"]
+
+    def spoiled(decoder: Any, batch: Any, output: Any) -> Any:
+        loss, metrics = method.loss(decoder, batch, output)
+        return loss._replace(total=jnp.where((batch.examples == 5).any(), jnp.nan, loss.total)), metrics
+
+    monkeypatch.setitem(METHODS, "no_cot", dataclasses.replace(method, loss=spoiled))
+    # A window of one step has nothing to judge by where that step was skipped.
+    curriculum = {"advance_metric": "loss", "advance_below": 1e-6, "advance_window": 1}
+    config = tiny_run(log_every=1, max_skipped_steps=3, curriculum=curriculum, **LANGUAGE)
+    result = trained(config, tmp_path / "whole")
+    assert result.progress.finished
+    assert result.progress.step == 14
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(result.model))
+    steps = skipped_steps(tmp_path / "whole")
+    # Once in steps 1 to 6, once in 7 to 12.
+    assert [(step - 1) // 6 for step in steps][:2] == [0, 1]
+    assert result.progress.skipped == len(steps) < 4
+    # The count goes on where the run was stopped.
+    with monkeypatch.context() as patched:
+        interrupt_at(patched, steps[0] - 1)
+        stopped = trained(config, tmp_path / "stopped")
+    assert (stopped.progress.skipped, stopped.progress.skipped_in_a_row) == (1, 1)
+    trained(config, tmp_path / "stopped")
+    assert_same_run(tmp_path / "stopped", tmp_path / "whole")
+
+
+def skipped_steps(workdir: Path) -> list[int]:
+    """The steps that were skipped, of a run that logs each."""
+    return [line["step"] for line in lines_of(workdir, "train") if line["skipped"]]
 
 
 # --- Another run's parameters -----------------------------------------------------------------------------------------
@@ -413,6 +504,25 @@ def test_a_run_can_start_from_anothers_parameters(uninterrupted: tuple[Path, Tra
     assert all((np.asarray(taken[name]) == given[name]).all() for name in given)
     fresh, _, _ = prepare(tiny_run(seed=4, method="cot"))
     assert any((np.asarray(value) != given[name]).any() for name, value in parameters_of(initial_model(fresh)).items())
+
+
+def test_the_feedback_travels_with_the_checkpoint(tmp_path: Path, uninterrupted: tuple[Path, TrainResult]) -> None:
+    result = trained(tiny_run(feedback={"kind": "norm", "factor": 0.5}), tmp_path)
+    run, model, _ = load_model(tmp_path, "latest")
+    assert run.config.feedback == FeedbackConfig(kind="norm", factor=0.5)
+    assert isinstance(model.feedback, Norm)
+    # It was trained: at stage 1 a gradient reaches it.
+    assert np.abs(np.asarray(model.feedback.scale) - 0.5).min() > 1e-4
+    given = parameters_of(result.model)
+    assert all((np.asarray(value) == given[name]).all() for name, value in parameters_of(model).items())
+    # The same feedback is taken over with the rest; for another one the decoder alone is.
+    for feedback, scale in (({"kind": "norm", "factor": 0.5}, model.feedback.scale), ({"kind": "norm"}, jnp.ones(16))):
+        run, _, _ = prepare(tiny_run(init_from=str(tmp_path), feedback=feedback))
+        taken = parameters_of(initial_model(run))
+        assert (taken.pop("feedback.scale") == scale).all()
+        assert all((np.asarray(value) == given[name]).all() for name, value in taken.items())
+    run, _, _ = prepare(tiny_run(init_from=str(uninterrupted[0]), feedback={"kind": "norm"}))
+    assert (parameters_of(initial_model(run))["feedback.scale"] == 1).all()
 
 
 @pytest.mark.parametrize(

@@ -13,12 +13,15 @@ import pytest
 from coconut.batching import Shape, align, write_row
 from coconut.curriculum import StagePlan
 from coconut.latent.feedback import Identity
+from coconut.losses import Ratio
 from coconut.methods import METHODS
+from coconut.methods.method import Loss
+from coconut.models.decoder import Decoder
 from coconut.tokenizers import TokenizedExample, symbol_tokenizer
 from coconut.training.optimizer import OptimizerConfig, learning_rate_at, make_optimizer
 from coconut.training.state import Model, Template, TrainState, make_state, parameters_of, restart_optimizer
 from coconut.training.step import batch_loss, make_train_step
-from coconut.types import Batch, CoconutError
+from coconut.types import Batch, CoconutError, ModelOutput
 from tests.tiny_models import GPT2_STYLE, quick_compilation, quick_jit, random_decoder
 
 METHOD = METHODS["coconut"]
@@ -94,6 +97,50 @@ def test_microbatches_change_nothing_and_the_update_is_optax_adamws():
         assert int(state.step) == int(other.step) == step + 1
         # The state given in is donated: its memory is the new state's.
         assert all(leaf.is_deleted() for leaf in jax.tree.leaves((given.parameters, given.opt_state)))
+
+
+POISONED = 1000
+
+
+def poisoned_loss(where: str) -> Loss:
+    """The method's loss, but for batches that hold example `POISONED`: there the loss or its gradient is not finite."""
+
+    def loss(decoder: Decoder, batch: Batch, output: ModelOutput) -> tuple[Ratio, dict[str, Ratio]]:
+        own, metrics = METHOD.loss(decoder, batch, output)
+        poisoned = (batch.examples == POISONED).any()
+        if where == "loss":
+            extra = jnp.where(poisoned, jnp.inf, 0.0)
+        else:  # The root of zero: its value is 0, its derivative is not finite.
+            root = jnp.sqrt(jnp.where(poisoned, 0 * output.hidden.sum(), 1.0))
+            extra = root - jax.lax.stop_gradient(root)
+        return Ratio(own.total + extra, own.weight), metrics
+
+    return loss
+
+
+@pytest.mark.parametrize("where,microbatches", [("loss", 1), ("gradient", 1), ("gradient", 4)])
+def test_a_step_that_is_not_finite_is_skipped_to_the_bit(where: str, microbatches: int):
+    template, state = fresh()
+    method = dataclasses.replace(METHOD, loss=poisoned_loss(where))
+    step = make_train_step(template, method, make_optimizer(OPTIMIZER), microbatches=microbatches)
+    bad = dataclasses.replace(BATCH, examples=BATCH.examples.at[3].set(POISONED))
+    _, other = fresh()
+    rate = np.float32(OPTIMIZER.learning_rate)
+    seen = []
+    for batch in (BATCH, bad, bad, BATCH):
+        state, metrics = step(state, batch, rate, KEY)  # pyright: ignore[reportArgumentType]
+        seen.append(metrics)
+    for _ in range(2):
+        other, expected = step(other, BATCH, rate, KEY)  # pyright: ignore[reportArgumentType]
+    assert (int(state.step), int(other.step)) == (4, 2)
+    for ours, theirs in zip(
+        *map(jax.tree.leaves, ((state.parameters, state.opt_state), (other.parameters, other.opt_state))), strict=True
+    ):
+        assert np.asarray(ours).tobytes() == np.asarray(theirs).tobytes()
+    assert [float(metrics["skipped"].mean()) for metrics in seen] == [0.0, 1.0, 1.0, 0.0]
+    # What was skipped weighs nothing in any other average.
+    assert {float(x) for name, pair in seen[1].items() if name != "skipped" for x in pair} == {0.0}
+    assert_close(seen[3], expected, 0.0)
 
 
 def test_every_step_drops_other_units():
