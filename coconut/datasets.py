@@ -34,7 +34,8 @@ class DataConfig:
 
     Attributes:
       task: name of the task (`coconut.tasks.TASKS`).
-      train: questions to learn from: a number to generate, or a file to read.
+      train: questions to learn from: a number to generate, or a file to read, in full or in part
+        (``questions.json[:9000]``).
       validation: questions that choose between checkpoints: likewise; 0 for none.
       test: questions that are reported: likewise; 0 for none.
       options: keywords of the task's generator, for generated splits.

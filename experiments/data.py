@@ -1,11 +1,14 @@
-"""``coconut data``: generate questions, look at them, and measure their shortcuts."""
+"""``coconut data``: generate questions, prepare splits of files, look at them, and measure their shortcuts."""
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from coconut.tasks import get_task, load_examples, save_examples
-from coconut.tasks.shortcuts import shortcut_accuracies, statistics
+from coconut.datasets import SPLITS, DataConfig, load_split
+from coconut.tasks import TASKS, Task, content_hash, get_task, save_examples, without_overlap
+from coconut.tasks.gsm8k import is_number
+from coconut.tasks.statistics import Marginal, answer_shares, text_statistics
 from coconut.types import CoconutError, Example
 from experiments.evaluate import markdown_table
 
@@ -24,28 +27,195 @@ def generate_file(path: Path, task: str, count: int, seed: int, options: Mapping
     return examples
 
 
-def statistics_report(path: Path) -> str:
-    """Markdown: the statistics of a file of graph questions, and the accuracy of each shortcut rule."""
-    examples = load_examples(path)
-    marginals = statistics(examples)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PreparedSplit:
+    """What became of one split.
+
+    Attributes:
+      split: its name.
+      source: where it came from: a file, or a number of generated questions.
+      read: questions there.
+      overlapping: of these, left out because their question is in a split nearer to the test.
+      without_steps: of the rest, those without steps.
+      dropped: of these, left out because they were asked to be.
+      repeated: questions that occur earlier in the split; they are kept.
+      examples: what was written.
+      file: where.
+    """
+
+    split: str
+    source: int | str
+    read: int
+    overlapping: int
+    without_steps: int
+    dropped: int
+    repeated: int
+    examples: list[Example] = dataclasses.field(repr=False)
+    file: Path
+
+
+def prepare(output: Path, config: DataConfig, *, drop_without_steps: bool = False) -> list[PreparedSplit]:
+    """Writes the splits of a data set as the field's JSON: ``train.json``, ``validation.json`` and ``test.json``.
+
+    A question that occurs in two splits stays in the one nearer to the test: training gives way to validation and test,
+    validation to test. What is left out is counted. Nothing is written before everything has been read.
+
+    Args:
+      output: the folder, made if it is missing; each file appears whole or not at all.
+      config: the task, the three sources (a file in the task's own format, part of one, or a number to generate), and
+        the generator's options and seed.
+      drop_without_steps: leave training questions without steps out.
+
+    Raises:
+      CoconutError: a source cannot be read or generated, or nothing is left of it.
+    """
+    splits: list[PreparedSplit] = []
+    for split in reversed(SPLITS):
+        if not (source := getattr(config, split)):
+            continue
+        taken = [later.examples for later in splits]
+        read = load_split(config, split, exclude=frozenset(content_hash(e) for later in taken for e in later))
+        apart = without_overlap(read, *taken)
+        drops = drop_without_steps and split == "train"
+        kept = [example for example in apart if example.steps or not drops]
+        if not kept:
+            raise CoconutError(
+                f"DataConfig.{split} = {source!r}: nothing is left of {len(read):,} questions, "
+                f"{len(read) - len(apart):,} of which are in another split"
+            )
+        splits.append(
+            PreparedSplit(
+                split=split,
+                source=source,
+                read=len(read),
+                overlapping=len(read) - len(apart),
+                without_steps=sum(not example.steps for example in apart),
+                dropped=len(apart) - len(kept),
+                repeated=_repeated(kept),
+                examples=kept,
+                file=output / f"{split}.json",
+            )
+        )
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CoconutError(f"{output}: cannot be made: {error.strerror or error}") from error
+    for prepared in splits:
+        save_examples(prepared.file, prepared.examples)
+    return splits[::-1]
+
+
+def prepare_report(splits: Sequence[PreparedSplit]) -> str:
+    """Markdown: what became of every split."""
+    rows = [
+        [
+            prepared.split,
+            str(prepared.source),
+            *(
+                f"{count:,}"
+                for count in (
+                    prepared.read,
+                    prepared.overlapping,
+                    prepared.without_steps,
+                    prepared.dropped,
+                    prepared.repeated,
+                    len(prepared.examples),
+                )
+            ),
+            str(prepared.file),
+        ]
+        for prepared in splits
+    ]
+    columns = ("split", "source", "read", "in another split", "without steps", "dropped", "repeated", "written", "file")
+    return markdown_table(columns, rows)
+
+
+def statistics_report(path: Path, task: str | None = None) -> str:
+    """Markdown: what can be counted in a file of questions, and the accuracy of each known shortcut.
+
+    Args:
+      path: the file, or part of one (``questions.json[:100]``).
+      task: whose format it has; the field's JSON if none is named, and then the task is found out.
+
+    Raises:
+      CoconutError: the file cannot be read, or holds no questions of that task.
+    """
+    examples = _load(path, task)
+    kind = get_task(task) if task else _task_of(examples)
+    unsolved = sum(not example.steps for example in examples)
+    report = [
+        f"{len(examples):,} questions of {path}{f' ({kind.name})' if kind else ''}; {_repeated(examples):,} repeated, "
+        f"{unsolved:,} without steps",
+        _marginal_table(text_statistics(examples)),
+    ]
+    shares = answer_shares(examples)
+    report.append(
+        markdown_table(
+            ("most frequent answer", "share %"), [[answer, f"{100 * share:.1f}"] for answer, share in shares]
+        )
+    )
+    if numbers := sum(is_number(example.answer) for example in examples):
+        report.append(f"{numbers:,} of {len(examples):,} answers are numbers")
+    if kind and kind.statistics:
+        report.append(_marginal_table(kind.statistics(examples)))
+    if kind and kind.shortcuts:
+        rules = [
+            [name, f"{100 * accuracy.value:.1f} +- {100 * accuracy.half_width:.1f}"]
+            for name, accuracy in kind.shortcuts(examples).items()
+        ]
+        report.append(markdown_table(("shortcut rule", "accuracy % (95 %)"), rules))
+    return "\n\n".join(report)
+
+
+def show(path: Path, count: int, task: str | None = None) -> str:
+    """The first questions of a file, as a person reads them.
+
+    Args:
+      path: the file, or part of one (``questions.json[100:]``).
+      count: how many.
+      task: whose format it has; the field's JSON if none is named.
+
+    Raises:
+      CoconutError: the file cannot be read, or the count is not positive.
+    """
+    if count < 1:
+        raise CoconutError(f"--count = {count}: must be at least 1")
+    blocks = []
+    for number, example in enumerate(_load(path, task)[:count]):
+        steps = "".join(f"\n  {step}" for step in example.steps)
+        blocks.append(f"[{number}] {example.question}{steps}\n  -> {example.answer}")
+    return "\n\n".join(blocks)
+
+
+def _load(path: Path, task: str | None) -> list[Example]:
+    if task is not None:
+        return get_task(task).load(path)
+    try:
+        return Task(name="any").load(path)
+    except CoconutError as error:
+        raise CoconutError(f"{error} (a file in a task's own format needs --task)") from error
+
+
+def _task_of(examples: Sequence[Example]) -> Task | None:
+    """The task whose statistics can be taken; graph questions in symbols go by the first."""
+    for task in TASKS.values():
+        if task.statistics is not None:
+            try:
+                task.statistics(examples[:1])
+            except CoconutError:
+                continue
+            return task
+    return None
+
+
+def _repeated(examples: Sequence[Example]) -> int:
+    return len(examples) - len({content_hash(example) for example in examples})
+
+
+def _marginal_table(marginals: Mapping[str, Marginal]) -> str:
     rows = []
     for name, marginal in marginals.items():
         values = sorted(marginal.counts)
-        shares = "  ".join(f"{value}: {marginal.share(value):.3f}" for value in values) if len(values) <= 8 else ""
+        shares = "  ".join(f"{value}: {marginal.share(value):.3f}" for value in values) if len(values) <= 11 else ""
         rows.append([name, f"{marginal.mean:.2f}", f"{marginal.standard_deviation:.2f}", shares])
-    table = markdown_table(("statistic", "mean", "sd", "shares"), rows)
-    rules = [
-        [name, f"{100 * accuracy.value:.1f} +- {100 * accuracy.half_width:.1f}"]
-        for name, accuracy in shortcut_accuracies(examples).items()
-    ]
-    shortcuts = markdown_table(("shortcut rule", "accuracy % (95 %)"), rules)
-    return f"{len(examples):,} questions of {path}\n\n{table}\n\n{shortcuts}"
-
-
-def show(path: Path, count: int) -> str:
-    """The first questions of a file, as a person reads them."""
-    blocks = []
-    for number, example in enumerate(load_examples(path)[:count]):
-        steps = "\n".join(f"  {step}" for step in example.steps)
-        blocks.append(f"[{number}] {example.question}\n{steps}\n  -> {example.answer}")
-    return "\n\n".join(blocks)
+    return markdown_table(("statistic", "mean", "sd", "shares"), rows)

@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     quickstart.add_argument("--seed", type=int, default=0, help="seed of parameters and data order")
     quickstart.add_argument("--smoke", action="store_true", help="tiny sizes that learn nothing: a check")
 
-    data = command("data", _data, "questions and their shortcuts")
+    data = command("data", _data, "questions, their splits and their shortcuts")
     actions = data.add_subparsers(dest="action", required=True, metavar="ACTION")
     generate = actions.add_parser("generate", help="write generated questions to a file", allow_abbrev=False)
     generate.add_argument("--task", default="prosqa", help="name of the task")
@@ -66,11 +66,21 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--form", choices=("text", "graph"), help="ProsQA: sentences, or graph symbols")
     generate.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="any option of the task")
     generate.add_argument("--output", type=Path, required=True, help="a .json or .jsonl file")
-    stats = actions.add_parser("stats", help="statistics of a ProsQA file, and each shortcut's accuracy")
-    stats.add_argument("file", type=Path)
+    prepare = actions.add_parser("prepare", help="write splits that share no question", allow_abbrev=False)
+    prepare.add_argument("--task", required=True, help="name of the task")
+    for split in ("train", "validation", "test"):
+        text = "a file in the task's own format, part of one (questions.json[:9000]), or a number to generate"
+        prepare.add_argument(f"--{split}", type=_count_or_file, required=split == "train", default=0, help=text)
+    prepare.add_argument("--seed", type=int, default=0, help="seed of generated questions")
+    prepare.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="of the generator")
+    prepare.add_argument("--drop_without_steps", action="store_true", help="drop training questions without steps")
+    prepare.add_argument("--output", type=Path, required=True, help="folder for train.json, validation.json, test.json")
+    stats = actions.add_parser("stats", help="what can be counted in a file, and each known shortcut's accuracy")
     show = actions.add_parser("show", help="the first questions of a file")
-    show.add_argument("file", type=Path)
     show.add_argument("--count", type=int, default=3)
+    for action in (stats, show):
+        action.add_argument("file", type=Path, help="a file of questions, or part of one: questions.json[9000:]")
+        action.add_argument("--task", help="the task in whose own format the file is; the field's JSON if not given")
 
     train = command("train", _train, "train one run; started again with the same workdir it goes on")
     train.add_argument("--gin_file", action="append", required=True, metavar="FILE", help="repeatable; later ones win")
@@ -119,17 +129,29 @@ def _quickstart(options: argparse.Namespace, console: Console) -> int:
 
 
 def _data(options: argparse.Namespace, console: Console) -> int:
-    from experiments.data import generate_file, show, statistics_report
+    from coconut.datasets import DataConfig
+    from experiments.data import generate_file, prepare, prepare_report, show, statistics_report
 
     if options.action == "generate":
         values = dict(_named_value(text) for text in options.option)
         values |= {k: getattr(options, k) for k in ("negatives", "form") if getattr(options, k) is not None}
         examples = generate_file(options.output, options.task, options.count, options.seed, values)
         console.print(f"wrote {len(examples):,} questions to {options.output}", highlight=False)
+    elif options.action == "prepare":
+        config = DataConfig(
+            task=options.task,
+            train=options.train,
+            validation=options.validation,
+            test=options.test,
+            options=dict(_named_value(text) for text in options.option),
+            seed=options.seed,
+        )
+        splits = prepare(options.output, config, drop_without_steps=options.drop_without_steps)
+        _print_markdown(prepare_report(splits), console)
     elif options.action == "stats":
-        _print_markdown(statistics_report(options.file), console)
+        _print_markdown(statistics_report(options.file, options.task), console)
     else:
-        print(show(options.file, options.count))
+        print(show(options.file, options.count, options.task))
     return EXIT_DONE
 
 
@@ -201,6 +223,10 @@ def _generate(options: argparse.Namespace, console: Console) -> int:
         except CoconutError as error:
             print(f"coconut generate: {error}", file=sys.stderr)
     return EXIT_DONE
+
+
+def _count_or_file(text: str) -> int | str:
+    return int(text) if text.isdecimal() else text
 
 
 def _named_value(text: str) -> tuple[str, Any]:

@@ -9,7 +9,7 @@ True
 
 from collections.abc import Mapping
 
-from coconut.tasks import gsm8k, multiplication, prontoqa, prosqa, small_graphs
+from coconut.tasks import gsm8k, multiplication, prontoqa, prontoqa_shortcuts, prosqa, shortcuts, small_graphs
 from coconut.tasks.hashing import assert_disjoint, content_hash, without_overlap
 from coconut.tasks.records import load_examples, save_examples
 from coconut.tasks.task import Task, extract_answer, unknown
@@ -18,9 +18,25 @@ from coconut.types import CoconutError
 TASKS: Mapping[str, Task] = {
     task.name: task
     for task in (
-        Task(name="prosqa", generator=prosqa.generate),
-        Task(name="small_graphs", generator=small_graphs.generate),
-        Task(name="prontoqa", generator=prontoqa.generate, loader=prontoqa.load),
+        Task(
+            name="prosqa",
+            generator=prosqa.generate,
+            statistics=shortcuts.statistics,
+            shortcuts=shortcuts.shortcut_accuracies,
+        ),
+        Task(
+            name="small_graphs",
+            generator=small_graphs.generate,
+            statistics=shortcuts.statistics,
+            shortcuts=shortcuts.shortcut_accuracies,
+        ),
+        Task(
+            name="prontoqa",
+            generator=prontoqa.generate,
+            loader=prontoqa.load,
+            statistics=prontoqa_shortcuts.statistics,
+            shortcuts=prontoqa_shortcuts.shortcut_accuracies,
+        ),
         Task(name="gsm8k", loader=gsm8k.load),
         Task(name="multiplication", generator=multiplication.generate, loader=multiplication.load),
     )

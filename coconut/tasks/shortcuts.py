@@ -4,52 +4,17 @@ Five rules that look at a few local properties answer the released ProsQA splits
 best of them is no evidence of search. Both functions take any examples with a graph, or in ProsQA's text form.
 """
 
-import dataclasses
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 
 from coconut.tasks.graphs import adjacency, ancestors, distances, hops_from, leaves, persons, reachable, shortest_paths
 from coconut.tasks.prosqa import parse_graph
+from coconut.tasks.statistics import Accuracy, Marginal, accuracies, marginals
 from coconut.types import CoconutError, Example, Graph
 
 Score = tuple[int | float, int | float]
 """What a rule says of (target, negative)."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Marginal:
-    """How often each value of a whole-numbered property was seen."""
-
-    counts: Mapping[int, int]
-
-    @property
-    def total(self) -> int:
-        """Observations."""
-        return sum(self.counts.values())
-
-    @property
-    def mean(self) -> float:
-        """Mean of the observations."""
-        return sum(value * count for value, count in self.counts.items()) / self.total
-
-    @property
-    def standard_deviation(self) -> float:
-        """Standard deviation of the observations (divided by their number)."""
-        mean = self.mean
-        return math.sqrt(sum(count * (value - mean) ** 2 for value, count in self.counts.items()) / self.total)
-
-    def share(self, value: int) -> float:
-        """Share of the observations with this value."""
-        return self.counts.get(value, 0) / self.total
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Accuracy:
-    """Accuracy of a rule, and the half-width of its binomial 95 % interval; both in 0..1. A tie counts one half."""
-
-    value: float
-    half_width: float
 
 
 def statistics(examples: Iterable[Example]) -> dict[str, Marginal]:
@@ -62,13 +27,7 @@ def statistics(examples: Iterable[Example]) -> dict[str, Marginal]:
     Raises:
       CoconutError: if there are no examples, or one has no graph.
     """
-    counters: dict[str, Counter[int]] = {}
-    for example in examples:
-        for name, values in _measure(example).items():
-            counters.setdefault(name, Counter()).update(values)
-    if not counters:
-        raise CoconutError("there are no examples to measure")
-    return {name: Marginal(counts=counts) for name, counts in counters.items()}
+    return marginals(map(_measure, examples))
 
 
 def other_root(graph: Graph) -> int:
@@ -100,12 +59,7 @@ def shortcut_accuracies(examples: Iterable[Example]) -> dict[str, Accuracy]:
         for name, score in RULES.items():
             target, negative = score(graph)
             points[name] += 0.5 if target == negative else float(target > negative)
-    if not count:
-        raise CoconutError("there are no examples to measure")
-    return {
-        name: Accuracy(value=value, half_width=1.96 * math.sqrt(value * (1 - value) / count))
-        for name, value in ((name, total / count) for name, total in points.items())
-    }
+    return accuracies(points, count)
 
 
 def _farther_from_person(graph: Graph) -> Score:

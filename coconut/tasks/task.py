@@ -4,12 +4,16 @@ import dataclasses
 import difflib
 import inspect
 import os
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from coconut.tasks.graph_form import ANSWER
 from coconut.tasks.records import load_examples
+from coconut.tasks.statistics import Accuracy, Marginal
 from coconut.types import CoconutError, Example
+
+_PART = re.compile(r"(.+)\[(\d{0,18}):(\d{0,18})\]", re.ASCII)
 
 
 def extract_answer(text: str) -> str:
@@ -31,12 +35,17 @@ class Task:
       generator: ``(count, *, seed, **options) -> list[Example]``; ``None`` for a task that is only read from files.
       loader: reads a file in the task's own format; the default is the field's JSON.
       extract_answer: finds the answer in a generated text, without end-of-sequence mark.
+      statistics: the distribution of every property by which two files of the task can be compared; ``None`` for a
+        task that has none beyond `coconut.tasks.statistics.text_statistics`.
+      shortcuts: accuracy of rules that answer without reasoning; ``None`` where none are known.
     """
 
     name: str
     generator: Callable[..., list[Example]] | None = None
     loader: Callable[[str | os.PathLike[str]], list[Example]] = load_examples
     extract_answer: Callable[[str], str] = extract_answer
+    statistics: Callable[[Sequence[Example]], Mapping[str, Marginal]] | None = None
+    shortcuts: Callable[[Sequence[Example]], Mapping[str, Accuracy]] | None = None
 
     def generate(self, count: int, seed: int, **options: Any) -> list[Example]:
         """Draws ``count`` examples; the options are the keywords of the task's generator.
@@ -53,8 +62,20 @@ class Task:
         return self.generator(count, seed=seed, **options)
 
     def load(self, path: str | os.PathLike[str]) -> list[Example]:
-        """Reads a file of questions; a malformed one is a `CoconutError` that says where."""
-        return self.loader(path)
+        """Reads a file of questions, or some of its records: ``questions.json[9000:9200]``.
+
+        Raises:
+          CoconutError: saying where the file is malformed, or that it has no such records.
+        """
+        part = _PART.fullmatch(os.fspath(path))
+        if not part or os.path.exists(path):
+            return self.loader(path)
+        file, start, stop = part.groups()
+        examples = self.loader(file)
+        chosen = examples[int(start or 0) : int(stop) if stop else None]
+        if not chosen:
+            raise CoconutError(f"{path}: no such records, {file} holds {len(examples):,}")
+        return chosen
 
     def check(self, prediction: str, example: Example) -> bool:
         """Whether a generated text, or the answer extracted from one, gives exactly the example's answer."""
