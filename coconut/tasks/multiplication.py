@@ -18,6 +18,7 @@ import random
 import re
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
+from typing import Any
 
 from coconut.tasks.hashing import content_hash
 from coconut.tasks.icot import read_lines
@@ -173,8 +174,9 @@ def _draw(rng: random.Random, digits: tuple[int, int]) -> Example:
     return _pair(rng.randrange(_numbers(digits[0]) * _numbers(digits[1])), digits)
 
 
-def _checked(digits: Sequence[int]) -> tuple[int, int]:
-    counts = [digit for digit in digits if isinstance(digit, int) and not isinstance(digit, bool)]
-    if len(digits) != 2 or len(counts) != 2 or not all(1 <= count <= MAX_DIGITS for count in counts):
+def _checked(digits: Any) -> tuple[int, int]:
+    # From a command line or a config anything may come.
+    counts = tuple(digits) if isinstance(digits, Sequence) else ()
+    if len(counts) != 2 or not all(type(count) is int and 1 <= count <= MAX_DIGITS for count in counts):
         raise CoconutError(f"digits = {digits!r}: must be two counts in 1..{MAX_DIGITS}, such as (4, 4)")
-    return counts[0], counts[1]
+    return counts

@@ -128,6 +128,14 @@ def test_impossible_digits_are_named(digits):
         TASK.generate(1, seed=0, digits=digits)
 
 
+@pytest.mark.parametrize("digits", [4, "44", (4.0, 4), None])
+def test_digits_of_another_type_are_named(digits):
+    with pytest.raises(CoconutError, match=re.escape(f"digits = {digits!r}: must be two counts")):
+        multiplication._checked(
+            digits
+        )  # The runtime type checks of the tests let none of these through the front door.
+
+
 def test_negative_counts_are_named():
     with pytest.raises(CoconutError, match="count=-1"):
         TASK.generate(-1, seed=0)
