@@ -27,6 +27,8 @@ class CurriculumConfig:
       uniform_prob: probability with which an example, each epoch, is put at a stage drawn uniformly instead.
       uniform_stages: what is drawn from: ``all`` of ``{0, .., number of its steps}`` (the official code), or the stages
         ``reached``, ``{0, .., current stage}``.
+      first_stage: stage at which the run begins; above 0 for a run whose parameters come from one that has done the
+        earlier stages.
       last_stage: stage at which the run ends; None for the final stage, ``max_latent_stage + 1``.
       epochs_per_stage: epochs after which a stage ends; may be fractional. None for no such end.
       steps_per_stage: optimizer steps after which a stage ends. None for no such end. Where ``advance_metric`` is set,
@@ -49,6 +51,7 @@ class CurriculumConfig:
     pad_latent_to_max: bool = True
     uniform_prob: float = 0.0
     uniform_stages: UniformStages = "all"
+    first_stage: int = 0
     last_stage: int | None = None
     epochs_per_stage: float | None = 5
     steps_per_stage: int | None = None
@@ -73,6 +76,8 @@ class CurriculumConfig:
             reject("uniform_prob", "must be a probability")
         if self.last_stage is not None and self.last_stage < 0:
             reject("last_stage", "must be None or an integer of at least 0")
+        if not 0 <= self.first_stage <= self.final_stage:
+            reject("first_stage", f"must be in 0 .. {self.final_stage}, the last stage")
         if (self.epochs_per_stage is None) == (self.steps_per_stage is None):
             reject("steps_per_stage", f"set this or epochs_per_stage = {self.epochs_per_stage!r}, and not both")
         for field in ("epochs_per_stage", "steps_per_stage", "last_stage_factor", "advance_window"):

@@ -4,8 +4,10 @@ import dataclasses
 import difflib
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, get_args, no_type_check
 
+from coconut.hub import local_folder
 from coconut.tasks import Task, assert_disjoint, content_hash, get_task
 from coconut.tokenizers import (
     SYMBOLS,
@@ -43,8 +45,9 @@ class DataConfig:
       tokenizer: ``symbols`` for questions written in symbols; ``words`` or ``byte_pair``, trained on the train split;
         ``gpt2`` or ``huggingface`` for that of a published model.
       vocab_size: ids of a ``byte_pair`` tokenizer.
-      tokenizer_path: folder or file of a published model's tokenizer (`coconut.tokenizers.load_tokenizer`);
-        ``huggingface`` needs it, ``gpt2`` takes what tiktoken has cached or downloads without.
+      tokenizer_path: folder or file of a published model's tokenizer (`coconut.tokenizers.load_tokenizer`), or the id
+        of a repository of the Hugging Face hub; ``huggingface`` needs it, ``gpt2`` takes what tiktoken has cached or
+        downloads without.
       eos_token: name of the token that ends a sequence of a ``huggingface`` tokenizer; None for the one its files name.
       markers: where the latent markers of a ``huggingface`` tokenizer go: ``appended`` behind its last id, or
         ``reserved`` on special tokens its makers left unused.
@@ -172,7 +175,9 @@ def make_tokenizer(config: DataConfig, examples: Sequence[Example]) -> Tokenizer
     if config.tokenizer == "gpt2":
         return gpt2_tokenizer(config.tokenizer_path)
     if config.tokenizer == "huggingface" and config.tokenizer_path is not None:
-        return load_tokenizer(config.tokenizer_path, eos_token=config.eos_token, markers=config.markers)
+        path = Path(config.tokenizer_path)
+        folder = path if path.is_file() else local_folder(path)
+        return load_tokenizer(folder, eos_token=config.eos_token, markers=config.markers)
     texts = text_format_of(config).texts(examples)
     if config.tokenizer == "symbols":
         symbols = {symbol for text in texts for symbol in text.split()}

@@ -105,6 +105,11 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--output", type=Path, help="write the result as JSON")
     evaluate.add_argument("--answers", type=Path, help="write every answer as JSON lines")
 
+    export = command("export", _export, "write a trained workdir as a checkpoint for Hugging Face's libraries")
+    export.add_argument("--workdir", type=Path, required=True)
+    export.add_argument("--output", type=Path, required=True, help="a folder that does not exist yet")
+    export.add_argument("--which", choices=("best", "latest"), default="best", help="which checkpoint")
+
     ask = command("generate", _generate, "ask a trained workdir a question; its thoughts are shown")
     ask.add_argument("--workdir", type=Path, required=True, help="a run's, or a quickstart's")
     ask.add_argument("--question", help="asked on the terminal, until an empty line, if not given")
@@ -190,6 +195,14 @@ def _evaluate(options: argparse.Namespace, console: Console) -> int:
     if options.output is not None:
         write_atomically(options.output, json.dumps(result, indent=1) + "\n")
     _print_markdown(describe(result), console)
+    return EXIT_DONE
+
+
+def _export(options: argparse.Namespace, console: Console) -> int:
+    from experiments.export import export
+
+    export(options.workdir, options.output, options.which)
+    console.print(f"wrote {options.output}", highlight=False)
     return EXIT_DONE
 
 

@@ -12,15 +12,14 @@ from coconut.curriculum import stage_steps
 from coconut.datasets import Dataset
 from coconut.evaluation.answers import AnswerConfig
 from coconut.evaluation.evaluate import evaluate
-from coconut.latent.feedback import make_feedback
 from coconut.methods import get_method
 from coconut.pipeline import BatchSource
 from coconut.training.checkpoint import Run, write_atomically
 from coconut.training.config import RunConfig, to_json
 from coconut.training.loop import TrainResult, train
 from coconut.training.optimizer import make_optimizer
-from coconut.training.setup import prepare
-from coconut.training.state import Model, Template, make_model, make_state
+from coconut.training.setup import fresh_model, prepare
+from coconut.training.state import Model, Template, make_state
 from coconut.training.step import make_train_step
 from experiments.configuration import operative_config
 
@@ -110,14 +109,13 @@ def dry_run(config: RunConfig) -> tuple[Run, DryRun]:
     config, method = run.config, get_method(run.config.method)
     optimizer = make_optimizer(config.optimizer)
     key = jax.random.key(config.seed)
-    feedback = make_feedback(config.feedback, config.decoder)
-    model = jax.eval_shape(lambda key: make_model(config.decoder, feedback, key), key)
+    model = jax.eval_shape(lambda: fresh_model(config))
     template = Template.of(model)
     parameters = dict(zip(template.names, jax.tree.leaves(model), strict=True))
     state = jax.eval_shape(lambda parameters: make_state(parameters, optimizer), parameters)
     train_step = make_train_step(template, method, optimizer, microbatches=config.microbatches)
     stages = []
-    for stage in range(config.curriculum.final_stage + 1):
+    for stage in range(config.curriculum.first_stage, config.curriculum.final_stage + 1):
         source = BatchSource(
             examples, run.tokenizer, method.rule, config.curriculum, config.pipeline, stage=stage, seed=config.seed
         )

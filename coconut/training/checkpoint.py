@@ -123,7 +123,7 @@ class Run:
                 f"{content['tokenizer_fingerprint']}"
             )
         config = from_json(RunConfig, content["config"], f"{path}: config")
-        if tokenizer.vocab_size != config.decoder.vocabulary:
+        if tokenizer.vocab_size > config.decoder.vocabulary:
             raise CoconutError(
                 f"{path}: the tokenizer has {tokenizer.vocab_size} ids, the decoder {config.decoder.vocabulary}"
             )

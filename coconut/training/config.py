@@ -5,7 +5,7 @@ import inspect
 import math
 import typing
 from collections.abc import Mapping
-from typing import Any, no_type_check
+from typing import Any, Literal, no_type_check
 
 from coconut.curriculum import CurriculumConfig
 from coconut.datasets import DataConfig
@@ -32,8 +32,13 @@ class RunConfig:
       pipeline: batches.
       microbatches: parts a batch is split into, one after the other, to save memory; the update is the same.
       seed: of the parameters, the data order, the stage draws and the dropout.
+      pretrained: folder or Hugging Face repository of the checkpoint this run starts from
+        (`coconut.models.huggingface.load_pretrained`); None for fresh parameters.
+      marker_token: with ``pretrained``, the token whose embedding the three latent markers start as copies of (the
+        official implementation's choice), which must be one token of the tokenizer.
       init_from: workdir of another run whose parameters this one starts from; None for fresh parameters. The
         tokenizers must be the same.
+      init_checkpoint: which of its checkpoints.
       feedback: what is done to a hidden state before it is fed back.
       sampling: how validation questions are answered.
       evaluation_batch_size: rows answered together.
@@ -58,7 +63,10 @@ class RunConfig:
     pipeline: PipelineConfig
     microbatches: int = 1
     seed: int = 0
+    pretrained: str | None = None
+    marker_token: str = "<<"
     init_from: str | None = None
+    init_checkpoint: Literal["best", "latest"] = "latest"
     feedback: FeedbackConfig = dataclasses.field(default_factory=FeedbackConfig)
     sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
     evaluation_batch_size: int = 64
@@ -76,6 +84,8 @@ class RunConfig:
             raise CoconutError(f"RunConfig.{field} = {getattr(self, field)!r}: {why}")
 
         get_method(self.method)
+        if self.pretrained is not None and self.init_from is not None:
+            reject("init_from", f"pretrained = {self.pretrained!r} gives the parameters already")
         for field in ("microbatches", "evaluation_batch_size", "keep_latest", "log_every", "max_skipped_steps"):
             if getattr(self, field) < 1:
                 reject(field, "must be at least 1")

@@ -23,7 +23,7 @@ from coconut.training.config import RunConfig
 from coconut.training.metrics import Meter, MetricsLog, SkippedSteps, progress_bar
 from coconut.training.norms import NormAlert
 from coconut.training.optimizer import learning_rate_at, make_optimizer
-from coconut.training.setup import initial_model, prepare
+from coconut.training.setup import fresh_model, initial_model, prepare
 from coconut.training.state import Model, Template, make_state, parameters_of, restart_optimizer
 from coconut.training.step import make_train_step
 from coconut.types import Batch, DivergedError, Schedule
@@ -83,13 +83,18 @@ def train(
     workdir.mkdir(parents=True, exist_ok=True)
     run.save(workdir)
 
-    model = initial_model(run)
-    template, optimizer = Template.of(model), make_optimizer(config.optimizer)
+    abstract_model = jax.eval_shape(lambda: fresh_model(config))
+    template, optimizer = Template.of(abstract_model), make_optimizer(config.optimizer)
     train_step = make_train_step(template, method, optimizer, microbatches=config.microbatches)
-    state, progress = make_state(parameters_of(model), optimizer), Progress()
     checkpoints = Checkpoints(workdir, keep_latest=config.keep_latest)
-    if (latest := checkpoints.step("latest")) is not None:
-        state, progress = checkpoints.restore(latest, jax.eval_shape(lambda: state))
+    if (latest := checkpoints.step("latest")) is None:
+        state, progress = (
+            make_state(parameters_of(initial_model(run)), optimizer),
+            Progress(stage=curriculum.first_stage),
+        )
+    else:
+        abstract_state = jax.eval_shape(lambda model: make_state(parameters_of(model), optimizer), abstract_model)
+        state, progress = checkpoints.restore(latest, abstract_state)
     log = MetricsLog(workdir, start=progress.step, tensorboard=tensorboard)
     log_meter, window_meter = Meter(progress.log), Meter(progress.window)
     skips = SkippedSteps(total=progress.skipped, in_a_row=progress.skipped_in_a_row)

@@ -10,10 +10,15 @@ import numpy as np
 
 from coconut.batching import stage_shape
 from coconut.datasets import Dataset, load_dataset, make_tokenizer
+from coconut.hub import local_folder
 from coconut.latent.feedback import make_feedback
 from coconut.methods import get_method
+from coconut.models.decoder import Decoder
+from coconut.models.huggingface import load_pretrained, read_config
+from coconut.models.parameters import decoder_of, decoder_parameters
+from coconut.models.vocabulary import copy_token, resize_vocabulary
 from coconut.pipeline import pipeline_fingerprint
-from coconut.tokenizers import TokenizedExample, validate_ids
+from coconut.tokenizers import TokenizedExample, Tokenizer, validate_ids
 from coconut.training.checkpoint import Run, load_model
 from coconut.training.config import RunConfig
 from coconut.training.state import Model, Parameters, Template, make_model, parameters_of
@@ -33,11 +38,7 @@ def prepare(config: RunConfig, dataset: Dataset | None = None) -> tuple[Run, Dat
     """
     dataset = load_dataset(config.data) if dataset is None else dataset
     tokenizer = make_tokenizer(config.data, dataset.splits["train"])
-    if config.decoder.vocab_size not in (None, tokenizer.vocab_size):
-        raise CoconutError(
-            f"DecoderConfig.vocab_size = {config.decoder.vocab_size}: the tokenizer has {tokenizer.vocab_size} ids"
-        )
-    decoder = dataclasses.replace(config.decoder, vocab_size=tokenizer.vocab_size)
+    decoder = dataclasses.replace(config.decoder, vocab_size=vocabulary_size(config, tokenizer))
     config = dataclasses.replace(config, decoder=decoder)
     examples = dataset.tokenized("train", tokenizer)
     for index, example in enumerate(examples):
@@ -46,6 +47,34 @@ def prepare(config: RunConfig, dataset: Dataset | None = None) -> tuple[Run, Dat
     examples = fit_to_positions(examples, config)
     fingerprint = pipeline_fingerprint(examples, tokenizer, config.pipeline, seed=config.seed)
     return Run(config, tokenizer, fingerprint), dataset, examples
+
+
+def vocabulary_size(config: RunConfig, tokenizer: Tokenizer) -> int:
+    """Rows of the embedding: the tokenizer's ids, or more where the checkpoint a run starts from has more.
+
+    Raises:
+      CoconutError: ``DecoderConfig.vocab_size`` says otherwise, the tokenizer has ids that the pretrained embedding has
+        no rows for (beside the markers), or ``init_from`` holds a run with another tokenizer.
+    """
+    rows = tokenizer.vocab_size
+    if config.pretrained is not None:
+        there, own = read_config(local_folder(config.pretrained)).vocabulary, rows
+        while own - 1 in (tokenizer.start_latent_id, tokenizer.latent_id, tokenizer.end_latent_id):
+            own -= 1
+        if own > there:
+            raise CoconutError(
+                f"RunConfig.pretrained = {config.pretrained!r}: its embedding has {there} rows, but the tokenizer has "
+                f"{own} ids beside the markers"
+            )
+        rows = max(rows, there)
+    elif config.init_from is not None:
+        other = Run.load(Path(config.init_from))
+        if other.tokenizer.fingerprint != tokenizer.fingerprint:
+            raise CoconutError(f"RunConfig.init_from = {config.init_from!r}: its tokenizer is another one")
+        rows = other.config.decoder.vocabulary
+    if config.decoder.vocab_size not in (None, rows):
+        raise CoconutError(f"DecoderConfig.vocab_size = {config.decoder.vocab_size}: this run has {rows} token ids")
+    return rows
 
 
 def fit_to_positions(examples: Sequence[TokenizedExample], config: RunConfig) -> list[TokenizedExample]:
@@ -57,7 +86,7 @@ def fit_to_positions(examples: Sequence[TokenizedExample], config: RunConfig) ->
     rule, limit = get_method(config.method).rule, config.decoder.max_positions
 
     def longest(example: TokenizedExample) -> int:
-        stages = range(config.curriculum.final_stage + 1)
+        stages = range(config.curriculum.first_stage, config.curriculum.final_stage + 1)
         return max(stage_shape([example], rule, config.curriculum, stage).columns for stage in stages)
 
     # Almost always all of them fit, which the widest columns of the whole set show at once.
@@ -81,26 +110,48 @@ def fit_to_positions(examples: Sequence[TokenizedExample], config: RunConfig) ->
     return fitting
 
 
-def initial_model(run: Run) -> Model:
-    """The model a run starts from: fresh, or with the parameters of ``init_from``.
+def fresh_model(config: RunConfig) -> Model:
+    """A model with random parameters. Traceable, which gives its shapes alone."""
+    feedback = make_feedback(config.feedback, config.decoder)
+    return make_model(config.decoder, feedback, jax.random.key(config.seed))
 
-    The feedback's own parameters are taken, too, where both runs have the same feedback; else they stay fresh.
+
+def initial_model(run: Run) -> Model:
+    """The model a run starts from: fresh, of a pretrained checkpoint, or with the parameters of ``init_from``.
+
+    The feedback's own parameters are taken, too, where ``init_from`` has the same feedback; else they are fresh.
 
     Raises:
-      CoconutError: ``init_from`` holds no checkpoint, or one of another tokenizer or another shape.
+      CoconutError: ``init_from`` holds no checkpoint or one of another shape, or ``pretrained`` cannot be loaded.
     """
     config = run.config
-    feedback = make_feedback(config.feedback, config.decoder)
-    model = make_model(config.decoder, feedback, jax.random.key(config.seed))
+    if config.pretrained is not None:
+        return Model(_pretrained_decoder(run), make_feedback(config.feedback, config.decoder))
     if config.init_from is None:
-        return model
-    where = f"RunConfig.init_from = {config.init_from!r}"
-    other, loaded, _ = load_model(Path(config.init_from), "latest")
-    if other.tokenizer.fingerprint != run.tokenizer.fingerprint:
-        raise CoconutError(f"{where}: its tokenizer is another one")
+        return fresh_model(config)
+    other, loaded, _ = load_model(Path(config.init_from), config.init_checkpoint)
     if other.config.feedback != config.feedback:
-        loaded = Model(loaded.decoder, feedback)
-    return Template.of(model).model(matching(parameters_of(loaded), parameters_of(model), where))
+        loaded = Model(loaded.decoder, make_feedback(config.feedback, config.decoder))
+    expected = jax.eval_shape(lambda: fresh_model(config))
+    where = f"RunConfig.init_from = {config.init_from!r}"
+    return Template.of(expected).model(matching(parameters_of(loaded), parameters_of(expected), where))
+
+
+def _pretrained_decoder(run: Run) -> Decoder:
+    """The pretrained decoder, its vocabulary the run's, the latent markers copies of another token."""
+    config, tokenizer = run.config, run.tokenizer
+    assert config.pretrained is not None
+    like = tokenizer.encode(config.marker_token)
+    if len(like) != 1:
+        raise CoconutError(
+            f"RunConfig.marker_token = {config.marker_token!r}: the tokenizer makes {len(like)} tokens of it, not one"
+        )
+    decoder = load_pretrained(config.pretrained, config=dataclasses.replace(config.decoder, vocab_size=None))
+    if config.decoder.vocabulary > decoder.config.vocabulary:
+        decoder = resize_vocabulary(decoder, config.decoder.vocabulary, copy_from=like[0])
+    markers = [tokenizer.start_latent_id, tokenizer.latent_id, tokenizer.end_latent_id]
+    decoder = copy_token(decoder, markers, copy_from=like[0])
+    return decoder_of(config.decoder, decoder_parameters(decoder))
 
 
 def matching(loaded: Parameters, expected: Parameters, where: str) -> Parameters:

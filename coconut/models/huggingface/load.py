@@ -13,11 +13,11 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array
 
+from coconut.hub import local_folder
 from coconut.models.config import DecoderConfig
 from coconut.models.decoder import Decoder
 from coconut.models.huggingface.configuration import CONFIG_FILE, decoder_config, family_of, read_json
 from coconut.models.huggingface.files import DTYPES, Stored, equal, stored_tensors, widest_dtype
-from coconut.models.huggingface.hub import download
 from coconut.models.huggingface.names import EMBEDDING, HEAD, Tensor, canonical_name, tensors_of
 from coconut.models.parameters import abstract_decoder, decoder_of, decoder_parameters
 from coconut.sharding import parameter_sharding
@@ -69,12 +69,7 @@ def load_pretrained(
         that is not supported, files that are missing, damaged or pickles, tensors that are missing, unknown,
         misshapen or no floats, a ``config`` that says otherwise. The message names them all.
     """
-    folder = Path(path_or_repo)
-    if folder.is_dir():
-        if revision is not None:
-            raise CoconutError(f"revision = {revision!r}: {folder} is a folder, only a repository has revisions")
-    else:
-        folder = download(path_or_repo, revision)
+    folder = local_folder(path_or_repo, revision)
     problems: list[str] = []
     described = decoder_config(read_json(folder / CONFIG_FILE, problems), problems)
     stored = stored_tensors(folder, problems)

@@ -19,6 +19,24 @@ PATTERNS = (
 )
 
 
+def local_folder(path_or_repo: str | os.PathLike[str], revision: str | None = None) -> Path:
+    """The folder of a checkpoint: ``path_or_repo`` itself, or a repository's files in the hub's local cache.
+
+    Args:
+      path_or_repo: a folder, or the id of a repository.
+      revision: branch, tag or commit of a repository.
+
+    Raises:
+      CoconutError: see `download`; or a folder was given a revision.
+    """
+    folder = Path(path_or_repo)
+    if not folder.is_dir():
+        return download(path_or_repo, revision)
+    if revision is not None:
+        raise CoconutError(f"revision = {revision!r}: {folder} is a folder, only a repository has revisions")
+    return folder
+
+
 def download(repo: str | os.PathLike[str], revision: str | None = None) -> Path:
     """The folder of a repository's files in the local cache, downloaded where they are not there.
 
