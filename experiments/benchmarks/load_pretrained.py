@@ -61,14 +61,14 @@ def _llama_style(**sizes: Any) -> DecoderConfig:
 WORKLOAD = Workload(
     _llama_style(
         vocab_size=64_000,
-        num_layers=32,
+        num_layers=16,
         embed_dim=1536,
         num_heads=24,
         num_kv_heads=8,
         mlp_dim=4096,
         max_positions=8192,
     ),
-    max_shard_bytes=500 * 10**6,
+    max_shard_bytes=300 * 10**6,
 )
 SMOKE = Workload(
     _llama_style(
@@ -162,7 +162,7 @@ def main() -> None:
         loads = []
         for layout in ("one by one", "stacked"):
             for dtype in ("bfloat16", "float32"):
-                runs = [_run(folder, layout, dtype) for _ in range(arguments.repeats or 3)]
+                runs = [_run(folder, layout, dtype) for _ in range(arguments.repeats or 1)]
                 # The first may read from disk, and the worst peak is what a bound is about.
                 worst = max(runs, key=lambda run: run["peak_bytes"])
                 loads.append({**worst, "seconds": [run["seconds"] for run in runs]})
