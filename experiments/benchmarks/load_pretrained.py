@@ -66,7 +66,7 @@ WORKLOAD = Workload(
         num_heads=24,
         num_kv_heads=8,
         mlp_dim=4096,
-        max_positions=8192,
+        max_positions=131_072,
     ),
     max_shard_bytes=300 * 10**6,
 )

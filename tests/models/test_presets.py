@@ -1,6 +1,7 @@
 """Presets: the gin files say the same, and the sizes are the published ones."""
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen2Con
 from coconut.models.parameters import abstract_decoder
 from coconut.models.presets import PRESETS
 from coconut.training.config import RunConfig, from_json, to_json
+from coconut.types import CoconutError
 from experiments.configuration import resolve_run
 
 GIN_FILES = Path(__file__).parents[2] / "gin_configs" / "models"
@@ -73,3 +75,18 @@ def test_the_gin_file_resolves_to_the_preset(name: str) -> None:
 
 def test_every_gin_file_has_its_preset() -> None:
     assert {path.stem for path in GIN_FILES.glob("*.gin")} - NOT_PUBLISHED == set(PRESETS)
+
+
+@pytest.mark.parametrize(
+    ("binding", "message"),
+    [
+        ("RotaryScaling.factor = 0.0", "RotaryScaling.factor = 0.0: must be positive"),
+        ("RotaryScaling.low_frequency_factor = 4.0", "high_frequency_factor = 4.0: must be larger than"),
+        ("DecoderConfig.rotary_scaling = 8.0", "DecoderConfig.rotary_scaling = 8.0: must be"),
+        ("DecoderConfig.position_embedding = 'learned'", "rotary_scaling = RotaryScaling"),
+    ],
+)
+def test_bad_scaling_is_named(binding: str, message: str) -> None:
+    files = ("base", "models/llama-3.2-1b", "tasks/small_graphs", "methods/coconut")
+    with pytest.raises(CoconutError, match=re.escape(message)):
+        resolve_run([f"gin_configs/{file}.gin" for file in files], [binding])
