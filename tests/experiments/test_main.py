@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.main import EXIT_BAD_INPUT, EXIT_DONE, main
+from experiments.main import EXIT_BAD_INPUT, EXIT_DIVERGED, EXIT_DONE, main
 
 REPOSITORY = Path(__file__).parents[2]
 RUN = ["--gin_file", "gin_configs/runs/small_graphs.gin", "--gin_file", "gin_configs/methods/coconut.gin"]
@@ -127,3 +127,11 @@ def test_the_quickstart_runs_in_small(tmp_path: Path, capsys: pytest.CaptureFixt
         assert entry["trained"]["examples"] == 48
     for name in ("learning_curves.png", "accuracy_by_thoughts.png", "beliefs.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_that_diverges_has_an_exit_code_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever starts interrupted runs again must not start this one."""
+    absurd = ["--gin.OptimizerConfig.learning_rate=1e38", "--gin.OptimizerConfig.warmup_steps=0"]
+    arguments = ["train", *RUN, *TINY, *absurd, "--gin.RunConfig.max_skipped_steps=1", "--workdir", str(tmp_path)]
+    assert main(arguments) == EXIT_DIVERGED
+    assert "had a gradient that is not finite" in capsys.readouterr().err
