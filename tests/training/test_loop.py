@@ -436,7 +436,9 @@ def test_a_disk_that_fills_during_a_save_leaves_the_earlier_checkpoint(tmp_path:
     assert_same_run(tmp_path, tmp_path / "whole")
 
 
-def test_a_run_whose_gradients_stay_infinite_ends_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_run_whose_gradients_stay_infinite_ends_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The first update makes the parameters infinite; nothing after it is finite."""
     config = tiny_run(log_every=1, save_every=1, max_skipped_steps=3, optimizer={"learning_rate": 1e38}, **LANGUAGE)
     with pytest.raises(DivergedError, match=r"3 steps in a row .* step 4; the latest checkpoint is that of step 1"):
@@ -453,6 +455,12 @@ def test_a_run_whose_gradients_stay_infinite_ends_and_says_so(tmp_path: Path, ca
         "step 3",
         "step 4",
     ]
+    # The count goes on where the run was stopped.
+    with monkeypatch.context() as patched:
+        interrupt_at(patched, 2)
+        assert trained(config, tmp_path / "stopped").progress.skipped_in_a_row == 2
+    with pytest.raises(DivergedError, match=r"3 steps in a row .* step 4; the latest checkpoint is that of step 3"):
+        trained(config, tmp_path / "stopped")
     # Between two looks, too: the steps are counted one by one.
     config = dataclasses.replace(config, log_every=6, save_every=None)
     with pytest.raises(DivergedError, match=r"5 steps in a row .* step 6; the latest checkpoint is that of step None"):
