@@ -547,12 +547,10 @@ def test_the_feedback_travels_with_the_checkpoint(tmp_path: Path, uninterrupted:
 def test_parameters_that_do_not_fit_are_an_error(
     uninterrupted: tuple[Path, TrainResult], changes: dict[str, Any], why: str
 ) -> None:
-    run, _, _ = prepare(tiny_run(init_from=str(uninterrupted[0]), **changes))
     with pytest.raises(CoconutError, match=rf"RunConfig\.init_from = .*{why}"):
-        initial_model(run)
+        initial_model(prepare(tiny_run(init_from=str(uninterrupted[0]), **changes))[0])
 
 
 def test_starting_from_a_folder_without_a_run_is_an_error(tmp_path: Path) -> None:
-    run, _, _ = prepare(tiny_run(init_from=str(tmp_path)))
     with pytest.raises(CoconutError, match=r"holds no run: .*run\.json is missing"):
-        initial_model(run)
+        prepare(tiny_run(init_from=str(tmp_path)))
