@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
@@ -262,7 +263,8 @@ def load_model(workdir: Path, which: Which = "best") -> tuple[Run, Model, Progre
     names = dict(zip(template.names, jax.tree.leaves(abstract), strict=True))
     parameters, progress = checkpoints.restore_parameters(step, names)
     checkpoints.close()
-    return run, template.model(parameters), progress
+    # Orbax gives numpy's arrays where it was told no device.
+    return run, template.model(jax.tree.map(jnp.asarray, parameters)), progress
 
 
 def write_atomically(path: Path, text: str) -> None:
