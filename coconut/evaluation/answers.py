@@ -139,6 +139,7 @@ def answer_questions(
             forced=jnp.tile(jnp.asarray(forced), (config.batch_size, 1)),
             sampling=config.sampling,
             eos_id=tokenizer.eos_id,
+            vocab_size=tokenizer.vocab_size,
         )
         new, lengths, ended = (np.asarray(x) for x in generated)
         forced_ids = forced[rule.markers :].tolist()

@@ -120,7 +120,7 @@ def think_on(
     return following, span.thoughts
 
 
-@functools.partial(jax.jit, static_argnames=("sampling", "eos_id"))
+@functools.partial(jax.jit, static_argnames=("sampling", "eos_id", "vocab_size"))
 def decode(
     decoder: Decoder,
     prefix: Prefix,
@@ -130,6 +130,7 @@ def decode(
     forced: Int[Array, "B F"] | None = None,
     sampling: SamplingConfig,
     eos_id: int,
+    vocab_size: int | None = None,
 ) -> Generated:
     """Writes language until every active row has met EOS or its limit.
 
@@ -141,6 +142,8 @@ def decode(
       forced: tokens read first, in one parallel pass: the end marker, an answer's prefix.
       sampling: how tokens are chosen.
       eos_id: id that ends a row.
+      vocab_size: ids that may be chosen, from 0; None for every row of the embedding. Published embeddings often have
+        rows that are no token.
     """
     batch, room = active.shape[0], sampling.max_new_tokens
     if forced is not None and forced.shape[1]:
@@ -155,7 +158,7 @@ def decode(
 
     def step(carry: tuple) -> tuple:
         index, last, own, tokens, done = carry
-        token = jnp.where(done, eos_id, _choose(decoder.unembed(last), keys, index, sampling))
+        token = jnp.where(done, eos_id, _choose(decoder.unembed(last)[:, :vocab_size], keys, index, sampling))
         tokens = jax.lax.dynamic_update_slice_in_dim(tokens, token[:, None], index, axis=1)
         hidden, layers = _one_column(decoder, prefix, token, prefix.length + index, (own,))
         return index + 1, hidden, write(own, layers, every_row, index), tokens, done | (token == eos_id)

@@ -1,6 +1,7 @@
 """Decoding against the official generation and against recomputation without a cache, and what sampling promises."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from coconut.latent.generate import Generated, Prefix, SamplingConfig, decode, p
 from coconut.latent.rollout import rollout
 from coconut.methods import METHODS
 from coconut.models.decoder import Decoder
+from coconut.models.parameters import decoder_of, decoder_parameters
 from coconut.tokenizers import TokenizedExample, symbol_tokenizer
 from coconut.training.state import Model
 from coconut.types import CoconutError, Language, Latent
@@ -243,6 +245,24 @@ def test_top_1_is_greedy(decoder: Decoder) -> None:
     prefix = thought_through(decoder, PROMPTS, [2, 0, 3, 1], [END])
     sampling = SamplingConfig(max_new_tokens=NEW, temperature=5.0, top_k=1)
     assert (np.asarray(decoded(decoder, prefix, sampling=sampling).tokens) == decoded(decoder, prefix).tokens).all()
+
+
+def test_rows_of_the_embedding_that_are_no_token_are_never_written(decoder: Decoder) -> None:
+    """Published embeddings are often larger than the tokenizer: an id from there has no text."""
+    prefix = thought_through(decoder, PROMPTS[:1], [1], [END])
+    parameters, tokens = decoder_parameters(decoder), decoder.config.vocabulary
+    liked = jnp.tile(100.0 * prefix.last.T, (1, 3))  # what the hidden state of the prefix points at
+    padded = decoder_of(
+        dataclasses.replace(decoder.config, vocab_size=tokens + 3),
+        parameters
+        | {
+            "tokens.embedding": jnp.pad(parameters["tokens.embedding"], ((0, 3), (0, 0))),
+            "head.kernel": jnp.concatenate([parameters["head.kernel"], liked], 1),
+        },
+    )
+    write = functools.partial(decode, padded, prefix, jnp.ones(1, bool), row_keys(0, [0]), sampling=GREEDY, eos_id=EOS)
+    assert write().tokens[0, 0] >= tokens
+    np.testing.assert_array_equal(write(vocab_size=tokens).tokens, decoded(decoder, prefix).tokens)
 
 
 def test_top_k_draws_among_the_most_likely_in_proportion() -> None:
