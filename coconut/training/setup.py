@@ -54,7 +54,8 @@ def vocabulary_size(config: RunConfig, tokenizer: Tokenizer) -> int:
 
     Raises:
       CoconutError: ``DecoderConfig.vocab_size`` says otherwise, the tokenizer has ids that the pretrained embedding has
-        no rows for (beside the markers), or ``init_from`` holds a run with another tokenizer.
+        no rows for (beside the markers), ``marker_token`` is not one token, or ``init_from`` holds a run with another
+        tokenizer.
     """
     rows = tokenizer.vocab_size
     if config.pretrained is not None:
@@ -67,6 +68,7 @@ def vocabulary_size(config: RunConfig, tokenizer: Tokenizer) -> int:
                 f"{own} ids beside the markers"
             )
         rows = max(rows, there)
+        _marker_source(config, tokenizer)
     elif config.init_from is not None:
         other = Run.load(Path(config.init_from))
         if other.tokenizer.fingerprint != tokenizer.fingerprint:
@@ -141,17 +143,22 @@ def _pretrained_decoder(run: Run) -> Decoder:
     """The pretrained decoder, its vocabulary the run's, the latent markers copies of another token."""
     config, tokenizer = run.config, run.tokenizer
     assert config.pretrained is not None
-    like = tokenizer.encode(config.marker_token)
-    if len(like) != 1:
-        raise CoconutError(
-            f"RunConfig.marker_token = {config.marker_token!r}: the tokenizer makes {len(like)} tokens of it, not one"
-        )
+    like = _marker_source(config, tokenizer)
     decoder = load_pretrained(config.pretrained, config=dataclasses.replace(config.decoder, vocab_size=None))
     if config.decoder.vocabulary > decoder.config.vocabulary:
-        decoder = resize_vocabulary(decoder, config.decoder.vocabulary, copy_from=like[0])
+        decoder = resize_vocabulary(decoder, config.decoder.vocabulary, copy_from=like)
     markers = [tokenizer.start_latent_id, tokenizer.latent_id, tokenizer.end_latent_id]
-    decoder = copy_token(decoder, markers, copy_from=like[0])
+    decoder = copy_token(decoder, markers, copy_from=like)
     return decoder_of(config.decoder, decoder_parameters(decoder))
+
+
+def _marker_source(config: RunConfig, tokenizer: Tokenizer) -> int:
+    ids = tokenizer.encode(config.marker_token)
+    if len(ids) != 1:
+        raise CoconutError(
+            f"RunConfig.marker_token = {config.marker_token!r}: the tokenizer makes {len(ids)} tokens of it, not one"
+        )
+    return ids[0]
 
 
 def matching(loaded: Parameters, expected: Parameters, where: str) -> Parameters:

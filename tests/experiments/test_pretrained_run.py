@@ -1,0 +1,199 @@
+"""From a checkpoint on disk to Coconut and back: CoT from a small random GPT-2, Coconut from its best, export."""
+
+import json
+import re
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tokenizers as hf
+import torch
+from tokenizers import decoders, models, pre_tokenizers, trainers
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+from coconut.training.checkpoint import Run, load_model
+from coconut.training.setup import initial_model, prepare
+from coconut.types import CoconutError
+from experiments.configuration import resolve_run
+from experiments.main import EXIT_BAD_INPUT, EXIT_DONE, main
+
+ROWS = 56  # 40 to train on, 8 to validate with, 8 to test
+
+
+def synthetic_rows() -> str:
+    """Lines in the form of grade-school-math."""
+    rows = []
+    for i in range(ROWS):
+        a, b = 3 + i, 2 + 7 * i % 11
+        first, second = f"<<{a}*{b}={a * b}>>{a * b}", f"<<{a * b}+1={a * b + 1}>>{a * b + 1}"
+        answer = f"In the bags are {first} nuts.\nWith the other one {second}.\n#### {a * b + 1}"
+        rows.append(json.dumps({"question": f"Tom has {a} bags of {b} nuts and one more. How many?", "answer": answer}))
+    return "\n".join(rows) + "\n"
+
+
+@pytest.fixture(scope="module", params=["synthetic", "gsm8k"])
+def data(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of rows in the released format."""
+    if request.param == "synthetic":
+        file = tmp_path_factory.mktemp("data") / "rows.jsonl"
+        file.write_text(synthetic_rows())
+        return file
+    return request.getfixturevalue("shared_data") / "gsm8k_train.jsonl"
+
+
+@pytest.fixture(scope="module")
+def gpt2(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as `transformers` writes it: a random GPT-2 of two layers, and a tokenizer learnt from the rows."""
+    folder = tmp_path_factory.mktemp("gpt2")
+    tokenizer = hf.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(data.read_text().splitlines()[:ROWS], trainer)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    torch.manual_seed(0)
+    sizes = GPT2Config(
+        vocab_size=tokenizer.get_vocab_size(), n_positions=512, n_embd=16, n_layer=2, n_head=2, eos_token_id=0
+    )
+    GPT2LMHeadModel(sizes).save_pretrained(folder)
+    return folder
+
+
+def flags(gpt2: Path, data: Path, run: str) -> list[str]:
+    """What turns a GSM8K recipe into one that takes seconds."""
+    values = {
+        "DecoderConfig.num_layers": 2,
+        "DecoderConfig.embed_dim": 16,
+        "DecoderConfig.num_heads": 2,
+        "DecoderConfig.max_positions": 512,
+        "DataConfig.tokenizer": "huggingface",
+        "DataConfig.tokenizer_path": str(gpt2),
+        "DataConfig.train": f"{data}[:40]",
+        "DataConfig.validation": f"{data}[40:48]",
+        "DataConfig.test": f"{data}[48:56]",
+        "PipelineConfig.batch_size": 8,
+        "RunConfig.evaluation_batch_size": 8,
+        "RunConfig.evaluate_every": None,
+        "CurriculumConfig.epochs_per_stage": 0.4,
+        "SamplingConfig.max_new_tokens": 8,
+    }
+    method = "cot" if run == "gsm8k_cot" else "coconut"
+    files = [f"gin_configs/runs/{run}.gin", f"gin_configs/methods/{method}.gin"]
+    return [*[f"--gin_file={file}" for file in files], *[f"--gin.{name}={value!r}" for name, value in values.items()]]
+
+
+@pytest.fixture(scope="module")
+def cot(gpt2: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The workdir of the CoT run."""
+    workdir = tmp_path_factory.mktemp("cot")
+    pretrained = f"--gin.RunConfig.pretrained={str(gpt2)!r}"
+    assert main(["train", *flags(gpt2, data, "gsm8k_cot"), pretrained, "--workdir", str(workdir)]) == EXIT_DONE
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def coconut(gpt2: Path, data: Path, cot: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The workdir of the Coconut run that goes on from it."""
+    workdir = tmp_path_factory.mktemp("coconut")
+    init_from = f"--gin.RunConfig.init_from={str(cot)!r}"
+    assert main(["train", *flags(gpt2, data, "gsm8k_coconut"), init_from, "--workdir", str(workdir)]) == EXIT_DONE
+    return workdir
+
+
+def test_coconut_begins_at_the_stage_after_the_written_steps(coconut: Path) -> None:
+    run, _, progress = load_model(coconut, "latest")
+    assert run.config.curriculum.first_stage == 1
+    assert [stage["stage"] for stage in progress.stages] == [1, 2, 3, 4]
+    lines = [json.loads(line) for line in (coconut / "metrics.jsonl").read_text().splitlines()]
+    assert all(np.isfinite(line["loss"]) for line in lines if line["kind"] == "train")
+
+
+def test_a_run_starts_from_the_pretrained_weights_and_markers_that_are_copies(gpt2: Path, cot: Path) -> None:
+    run = Run.load(cot)
+    embedding = np.asarray(initial_model(run).decoder.tokens.embedding[...])
+    theirs = GPT2LMHeadModel.from_pretrained(gpt2).transformer.wte.weight.detach().numpy()
+    assert embedding.shape[0] == theirs.shape[0] + 3 == run.tokenizer.vocab_size
+    np.testing.assert_array_equal(embedding[: theirs.shape[0]], theirs)
+    [like] = run.tokenizer.encode("<<")
+    markers = (run.tokenizer.start_latent_id, run.tokenizer.latent_id, run.tokenizer.end_latent_id)
+    for marker in markers:
+        np.testing.assert_array_equal(embedding[marker], theirs[like])
+
+
+def test_coconut_starts_from_the_best_of_the_written_run(cot: Path, coconut: Path) -> None:
+    run = Run.load(coconut)
+    assert run.config.init_checkpoint == "best"
+    start = initial_model(run).decoder.tokens.embedding[...]
+    best = load_model(cot, "best")[1].decoder.tokens.embedding[...]
+    np.testing.assert_array_equal(start, best)
+    assert not np.array_equal(start, load_model(coconut, "latest")[1].decoder.tokens.embedding[...])
+
+
+def test_evaluate_reports_it(coconut: Path, tmp_path: Path) -> None:
+    output = tmp_path / "result.json"
+    assert main(["evaluate", "--workdir", str(coconut), "--output", str(output)]) == EXIT_DONE
+    result = json.loads(output.read_text())
+    assert result["trained"]["examples"] == result["thoughts"]["0"]["examples"] == 8
+    assert result["trained"]["thoughts"] == 6
+
+
+def test_transformers_computes_what_was_trained(coconut: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "exported"
+    assert main(["export", "--workdir", str(coconut), "--output", str(folder), "--which", "latest"]) == EXIT_DONE
+    run, model, _ = load_model(coconut, "latest")
+    theirs, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    text = "Tom has 12 bags of nuts.\n"
+    ids = tokenizer(text)["input_ids"]
+    assert ids == run.tokenizer.encode(text)
+    assert tokenizer.convert_tokens_to_ids("<|latent|>") == run.tokenizer.latent_id
+    tokens = jnp.asarray([ids])
+    hidden, _ = model.decoder.trunk(
+        model.decoder.embed(tokens), positions=jnp.arange(len(ids))[None], valid=jnp.ones_like(tokens, bool)
+    )
+    expected = theirs(torch.tensor([ids])).logits.detach().numpy()
+    np.testing.assert_allclose(model.decoder.unembed(hidden), expected, atol=2e-5)
+
+
+# --- Bad input, before any long work ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changes,why",
+    [
+        (["--gin.RunConfig.marker_token='no such token'"], r"marker_token = 'no such token': the tokenizer makes \d+"),
+        (["--gin.DecoderConfig.embed_dim=32"], "embed_dim"),
+        (["--gin.DecoderConfig.vocab_size=7"], r"DecoderConfig\.vocab_size = 7: this run has \d+ token ids"),
+        (["--gin.RunConfig.init_from='elsewhere'"], r"init_from = 'elsewhere': pretrained = .* gives the parameters"),
+        (["--gin.DataConfig.tokenizer_path='/no/such'"], "/no/such"),
+    ],
+)
+def test_what_does_not_fit_is_one_error(
+    gpt2: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: list[str], why: str
+) -> None:
+    arguments = [*flags(gpt2, data, "gsm8k_cot"), f"--gin.RunConfig.pretrained={str(gpt2)!r}", *changes]
+    assert main(["train", *arguments, "--workdir", str(tmp_path / "run")]) == EXIT_BAD_INPUT
+    message = capsys.readouterr().err
+    assert len(message.splitlines()) <= 3
+    assert re.search(why, message), message
+    assert not list((tmp_path / "run").glob("checkpoints/*"))
+
+
+def test_a_tokenizer_with_more_ids_than_the_embedding_is_an_error(gpt2: Path, data: Path, tmp_path: Path) -> None:
+    other = tmp_path / "smaller"
+    GPT2LMHeadModel(
+        GPT2Config(vocab_size=100, n_positions=512, n_embd=16, n_layer=2, n_head=2, eos_token_id=0)
+    ).save_pretrained(other)
+    arguments = flags(gpt2, data, "gsm8k_cot")
+    files = [a.partition("=")[2] for a in arguments if a.startswith("--gin_file")]
+    bindings = [a.removeprefix("--gin.") for a in arguments if a.startswith("--gin.")]
+    config = resolve_run(files, [*bindings, f"RunConfig.pretrained={str(other)!r}"])
+    with pytest.raises(CoconutError, match=r"its embedding has 100 rows, but the tokenizer has \d+ ids"):
+        prepare(config)
