@@ -33,7 +33,10 @@ class CurriculumConfig:
       epochs_per_stage: epochs after which a stage ends; may be fractional. None for no such end.
       steps_per_stage: optimizer steps after which a stage ends. None for no such end. Where ``advance_metric`` is set,
         whichever of the two is set is a cap, at which the run reports that the stage was not learnt.
+      first_stage_factor: the stage the run begins with lasts this many times as long.
       last_stage_factor: the last stage lasts this many times as long.
+      total_epochs: epochs of the whole run, from its first stage on; the last stage lasts what the earlier ones leave,
+        and a run of one stage all of them. None where ``last_stage_factor`` says how long it lasts.
       advance_metric: name of a training metric that ends a stage early; None for none.
       advance_below: the stage ends once the metric's moving average is below this bound.
       advance_above: likewise, above.
@@ -55,7 +58,9 @@ class CurriculumConfig:
     last_stage: int | None = None
     epochs_per_stage: float | None = 5
     steps_per_stage: int | None = None
+    first_stage_factor: float = 1.0
     last_stage_factor: float = 1.0
+    total_epochs: float | None = None
     advance_metric: str | None = None
     advance_below: float | None = None
     advance_above: float | None = None
@@ -80,10 +85,18 @@ class CurriculumConfig:
             reject("first_stage", f"must be in 0 .. {self.final_stage}, the last stage")
         if (self.epochs_per_stage is None) == (self.steps_per_stage is None):
             reject("steps_per_stage", f"set this or epochs_per_stage = {self.epochs_per_stage!r}, and not both")
-        for field in ("epochs_per_stage", "steps_per_stage", "last_stage_factor", "advance_window"):
+        lengths = ("epochs_per_stage", "steps_per_stage", "first_stage_factor", "last_stage_factor", "total_epochs")
+        for field in (*lengths, "advance_window"):
             value = getattr(self, field)
             if value is not None and not (math.isfinite(value) and value > 0):
                 reject(field, "must be positive")
+        if self.total_epochs is not None:
+            if self.epochs_per_stage is None or self.last_stage_factor != 1.0:
+                reject("total_epochs", "needs epochs_per_stage, and no last_stage_factor beside it")
+            # As if an epoch were one step: the stages before the last, in epochs.
+            earlier = sum(_planned_steps(self, stage, 1) for stage in range(self.first_stage, self.final_stage))
+            if earlier >= self.total_epochs:
+                reject("total_epochs", f"the stages before the last take {earlier:g} epochs")
         bounds = (self.advance_below is not None) + (self.advance_above is not None)
         if bounds != (self.advance_metric is not None):
             reject("advance_metric", "needs exactly one of advance_below and advance_above, and they need it")
@@ -153,14 +166,26 @@ def draw_stage(config: CurriculumConfig, stage: int, num_steps: int, uniform: fl
 
 def stage_steps(config: CurriculumConfig, stage: int, steps_per_epoch: int) -> int:
     """Optimizer steps after which ``stage`` ends at the latest."""
+    if config.total_epochs is not None and stage == config.final_stage:
+        earlier = sum(stage_steps(config, before, steps_per_epoch) for before in range(config.first_stage, stage))
+        steps = config.total_epochs * steps_per_epoch - earlier
+    else:
+        steps = _planned_steps(config, stage, steps_per_epoch)
+    return max(1, round(steps))
+
+
+def _planned_steps(config: CurriculumConfig, stage: int, steps_per_epoch: int) -> float:
+    """Steps of a stage by its own fields, before they are rounded."""
     if config.steps_per_stage is not None:
         steps = float(config.steps_per_stage)
     else:
         assert config.epochs_per_stage is not None
-        steps = config.epochs_per_stage * steps_per_epoch
+        steps = float(config.epochs_per_stage * steps_per_epoch)
+    if stage == config.first_stage:
+        steps *= config.first_stage_factor
     if stage == config.final_stage:
         steps *= config.last_stage_factor
-    return max(1, round(steps))
+    return steps
 
 
 def may_advance(config: CurriculumConfig, stage: int) -> bool:

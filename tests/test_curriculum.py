@@ -150,6 +150,24 @@ def test_a_stage_lasts_epochs_or_steps_and_the_last_one_longer():
     assert stage_steps(CurriculumConfig(epochs_per_stage=0.001), 0, 10) == 1
 
 
+def test_the_stage_a_run_begins_with_may_last_longer():
+    larger = CurriculumConfig(epochs_per_stage=1, max_latent_stage=2, first_stage_factor=3.0)
+    assert [stage_steps(larger, stage, 10) for stage in range(4)] == [30, 10, 10, 10]
+    # It is the first of the run, not the stage of number 0.
+    later = dataclasses.replace(larger, first_stage=1)
+    assert [stage_steps(later, stage, 10) for stage in range(1, 4)] == [30, 10, 10]
+
+
+def test_the_last_stage_takes_the_epochs_that_the_earlier_ones_leave():
+    prosqa = CurriculumConfig(total_epochs=50)
+    assert [stage_steps(prosqa, stage, 140) for stage in range(8)] == 7 * [700] + [2100]
+    # A method of one stage trains as long as the others.
+    assert stage_steps(dataclasses.replace(prosqa, last_stage=0), 0, 140) == 7000
+    # Shares of an epoch are rounded stage by stage; their sum is still that of the run.
+    odd = CurriculumConfig(max_latent_stage=2, epochs_per_stage=0.5, first_stage_factor=3.0, total_epochs=5)
+    assert [stage_steps(odd, stage, 7) for stage in range(4)] == [10, 4, 4, 17]
+
+
 def test_a_metric_ends_a_stage_past_its_bound_only():
     assert not has_learnt(CurriculumConfig(), {"loss": 0.0})
     below = CurriculumConfig(advance_metric="loss", advance_below=0.5)
@@ -180,7 +198,10 @@ def test_a_metric_ends_a_stage_past_its_bound_only():
         ("last_stage", 1.5),
         ("epochs_per_stage", 0.0),
         ("epochs_per_stage", float("inf")),
+        ("first_stage_factor", 0.0),
         ("last_stage_factor", -1.0),
+        ("total_epochs", -2.0),
+        ("total_epochs", 35),
         ("advance_window", 0),
         ("advance_metric", "loss"),
     ],
@@ -197,6 +218,8 @@ def test_a_value_out_of_range_is_named_with_its_field(unchecked_types: None, fie
         ("steps_per_stage", {"epochs_per_stage": 2.0, "steps_per_stage": 3}),
         ("steps_per_stage", {"epochs_per_stage": None}),
         ("steps_per_stage", {"epochs_per_stage": None, "steps_per_stage": 0}),
+        ("total_epochs", {"total_epochs": 50, "last_stage_factor": 3.0}),
+        ("total_epochs", {"total_epochs": 50, "epochs_per_stage": None, "steps_per_stage": 3}),
         ("advance_metric", {"advance_below": 0.5}),
         ("advance_metric", {"advance_metric": "loss", "advance_below": 0.5, "advance_above": 0.6}),
     ],
