@@ -1,6 +1,7 @@
 """The data pipeline: from a data set and a seed to a resumable stream of batches.
 
-Which examples stand in batch ``i``, and at which stage each, is a pure function of (seed, ``i``, the run's stage).
+Which examples stand in batch ``i``, at which stage and in which form each, is a pure function of (seed, ``i``, the run's
+stage).
 Grain brings the prefetching threads and an iterator whose state is saved with the checkpoint; threads never change the
 order.
 """
@@ -18,6 +19,7 @@ import numpy as np
 
 from coconut.batching import Shape, align, stage_shape, write_row
 from coconut.curriculum import CurriculumConfig, SequenceRule, draw_stage
+from coconut.tasks.graph_form import EDGE_END, has_graph_form, reorder_graph
 from coconut.tokenizers import TokenizedExample, Tokenizer
 from coconut.types import Batch, CoconutError, check_fields
 
@@ -32,6 +34,8 @@ class PipelineConfig:
       length_buckets: longest prompts of the buckets but the last, in tokens; examples of a bucket share batches, whose
         prompt is no wider than the bucket. Each bucket is one more compiled shape a stage. Empty for one bucket.
       multiple_of: prompt and suffix columns are rounded up to a multiple of this.
+      shuffle_edges: show each graph question in symbols (`coconut.tasks.graph_form`) with its edges and its two candidates
+        in another order every epoch.
       threads: prefetching threads.
       prefetch: batches made ahead.
 
@@ -42,6 +46,7 @@ class PipelineConfig:
     batch_size: int
     length_buckets: tuple[int, ...] = ()
     multiple_of: int = 1
+    shuffle_edges: bool = False
     threads: int = 1
     prefetch: int = 8
 
@@ -53,6 +58,9 @@ class PipelineConfig:
                 raise CoconutError(f"PipelineConfig.{field} = {value!r}: must be at least 1")
         if list(self.length_buckets) != sorted(set(self.length_buckets)):
             raise CoconutError(f"PipelineConfig.length_buckets = {self.length_buckets!r}: must rise")
+
+
+_EDGES = 1  # Keeps the draws of an example's edges apart from those of its epoch.
 
 
 class BatchSource:
@@ -82,6 +90,8 @@ class BatchSource:
             raise CoconutError(
                 f"PipelineConfig.batch_size = {config.batch_size}: must be a multiple of the {processes} processes"
             )
+        if config.shuffle_edges:
+            _check_graph_form(examples, tokenizer)
         self._examples, self._tokenizer, self._rule = examples, tokenizer, rule
         self._curriculum, self._config = curriculum, config
         self._stage, self._seed = stage, seed
@@ -134,6 +144,9 @@ class BatchSource:
                 rows.append(None)
                 continue
             example = self._examples[index]
+            if self._config.shuffle_edges:
+                rng = np.random.default_rng([self._seed, epoch, _EDGES, index])
+                example = dataclasses.replace(example, question=reorder_graph(example.question, rng))
             stage = draw_stage(self._curriculum, self._stage, len(example.steps), *draws[index])
             plan = self._rule.plan(self._curriculum, stage, len(example.steps))
             rows.append(write_row(example, plan, self._rule, self._tokenizer))
@@ -145,6 +158,18 @@ class BatchSource:
             latent_id=self._tokenizer.latent_id,
             examples=members.tolist(),
         )
+
+
+def _check_graph_form(examples: Sequence[TokenizedExample], tokenizer: Tokenizer) -> None:
+    if tokenizer.kind != "symbol":
+        raise CoconutError(f"PipelineConfig.shuffle_edges = True: needs questions in symbols, not {tokenizer.kind!r} ids")
+    [edge_end] = tokenizer.encode(EDGE_END)
+    for index, example in enumerate(examples):
+        if not has_graph_form(example.question, edge_end):
+            text = tokenizer.decode(example.question.tolist())
+            raise CoconutError(
+                f"PipelineConfig.shuffle_edges = True: training example {index} is no graph question: {text!r:.80}"
+            )
 
 
 def make_iterator(source: BatchSource, config: PipelineConfig, *, start: int) -> grain.DatasetIterator:
@@ -170,6 +195,7 @@ def pipeline_fingerprint(
         "batch_size": config.batch_size,
         "length_buckets": config.length_buckets,
         "multiple_of": config.multiple_of,
+        "shuffle_edges": config.shuffle_edges,
         "tokenizer": tokenizer.fingerprint,
     }
     digest.update(json.dumps(settings, sort_keys=True).encode())

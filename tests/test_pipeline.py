@@ -12,7 +12,9 @@ from coconut.batching import padding_share
 from coconut.curriculum import CurriculumConfig
 from coconut.methods import METHODS
 from coconut.pipeline import BatchSource, PipelineConfig, make_iterator, pipeline_fingerprint
-from coconut.tokenizers import TokenizedExample, symbol_tokenizer
+from coconut.tasks import get_task
+from coconut.tasks.graph_form import graph_symbols
+from coconut.tokenizers import SYMBOLS, TokenizedExample, encode_example, symbol_tokenizer, word_tokenizer
 from coconut.types import Batch, CoconutError
 
 TOKENIZER = symbol_tokenizer(tuple("abcdefgh"))
@@ -159,6 +161,7 @@ def test_the_fingerprint_changes_with_all_that_decides_the_batches():
         fingerprint(examples=[moved, *EXAMPLES[1:]]),
         fingerprint(config=dataclasses.replace(CONFIG, batch_size=8)),
         fingerprint(config=dataclasses.replace(CONFIG, length_buckets=(4,))),
+        fingerprint(config=dataclasses.replace(CONFIG, shuffle_edges=True)),
         fingerprint(tokenizer=symbol_tokenizer(tuple("abcdefghi"))),
     ]
     assert len(set(prints)) == len(prints)
@@ -174,6 +177,72 @@ def test_a_value_out_of_range_is_named_with_its_field(field: str, value: Any):
     with pytest.raises(CoconutError) as error:
         PipelineConfig(**{"batch_size": 4, field: value})
     assert f"PipelineConfig.{field} = {value!r}" in str(error.value)
+
+
+# --- Edges in another order every epoch ---------------------------------------------------------------------------
+
+GRAPHS = get_task("small_graphs").generate(10, 0, config="e8")
+GRAPH_TOKENIZER = symbol_tokenizer(graph_symbols(12))
+
+
+def graph_source(seed: int = 7, stage: int = 0, shuffle_edges: bool = True, **process: int) -> BatchSource:
+    examples = [encode_example(GRAPH_TOKENIZER, example, SYMBOLS) for example in GRAPHS]
+    config = PipelineConfig(batch_size=4, shuffle_edges=shuffle_edges)
+    return BatchSource(
+        examples, GRAPH_TOKENIZER, METHODS["coconut"].rule, CURRICULUM, config, stage=stage, seed=seed, **process
+    )
+
+
+def questions(batches: BatchSource, epoch: int) -> dict[int, str]:
+    """The question of every example as an epoch shows it."""
+    per_epoch, shape = batches.batches_per_epoch, batches.shapes[0]
+    return {
+        int(index): GRAPH_TOKENIZER.decode(tokens[: shape.prompt - 1][valid[: shape.prompt - 1]].tolist())
+        for batch in (batches[number] for number in range(epoch * per_epoch, (epoch + 1) * per_epoch))
+        for index, tokens, valid in zip(batch.examples, batch.tokens, batch.valid, strict=True)
+        if index >= 0
+    }
+
+
+def parts(question: str) -> tuple[Counter[str], frozenset[str], str]:
+    """Edges, candidates and the root: all that a question says, without its order."""
+    edges, rest = question.removeprefix("<eos> ").split(" [Q] ")
+    candidates, root = rest.split(" [R] ")
+    return Counter(edge.strip() for edge in edges.split("|")), frozenset(candidates.split()), root
+
+
+def test_each_epoch_shows_the_same_graph_in_another_order():
+    plain = [example.question for example in GRAPHS]
+    epochs = [questions(graph_source(), epoch) for epoch in range(6)]
+    for index, question in enumerate(plain):
+        shown = [epoch[index] for epoch in epochs]
+        assert len(set(shown)) == 6
+        assert all(parts(text) == parts(question) for text in shown)
+        assert len({text.split("[Q]")[1] for text in shown}) <= 2
+    swapped = sum(epoch[i].split("[Q]")[1] != plain[i].split("[Q]")[1] for epoch in epochs for i in range(10))
+    assert 15 <= swapped <= 45
+    assert questions(graph_source(shuffle_edges=False), 3) == dict(enumerate(plain))
+
+
+def test_the_order_of_edges_is_decided_by_seed_epoch_and_example_alone():
+    first = questions(graph_source(), 1)
+    assert first == questions(graph_source(), 1) == questions(graph_source(stage=2), 1)
+    assert first != questions(graph_source(seed=8), 1)
+    halves = [graph_source(process=process, processes=2) for process in range(2)]
+    whole = graph_source()
+    for number in range(2 * whole.batches_per_epoch):
+        joined = jax.tree.map(lambda *both: np.concatenate(both), *(half[number] for half in halves))
+        assert same(joined, whole[number])
+
+
+def test_edges_are_shuffled_where_there_are_edges_only():
+    config = dataclasses.replace(CONFIG, shuffle_edges=True)
+    words = word_tokenizer(["a b"])
+    with pytest.raises(CoconutError, match="shuffle_edges = True: needs questions in symbols, not 'word' ids"):
+        BatchSource(EXAMPLES, words, METHODS["cot"].rule, CURRICULUM, config, stage=0, seed=0)
+    bars = symbol_tokenizer(("|", *"abcdefg"))
+    with pytest.raises(CoconutError, match="training example 0 is no graph question"):
+        BatchSource(EXAMPLES, bars, METHODS["cot"].rule, CURRICULUM, config, stage=0, seed=0)
 
 
 def test_bad_input_is_refused():

@@ -13,6 +13,9 @@ import functools
 import random
 from collections.abc import Sequence
 
+import numpy as np
+from jaxtyping import Int32
+
 from coconut.types import Example, Graph
 
 START, EDGE_END, CANDIDATES, ROOT, ANSWER = "<eos>", "|", "[Q]", "[R]", "[A]"
@@ -58,3 +61,17 @@ def symbol_example(graph: Graph, path: Sequence[int], candidates: tuple[int, int
         answer=name[graph.target],
         graph=graph,
     )
+
+
+def has_graph_form(question: Int32[np.ndarray, "_"], edge_end: int) -> bool:
+    """Whether the ids of a question, one a symbol, are those of the symbol form; ``edge_end`` is the bar's."""
+    edges = question[1:-5]
+    return len(question) >= 6 and len(edges) % 3 == 0 and bool((edges[2::3] == edge_end).all())
+
+
+def reorder_graph(question: Int32[np.ndarray, "_"], rng: np.random.Generator) -> Int32[np.ndarray, "_"]:
+    """The same question, one id a symbol, with its edges and its two candidates in another order."""
+    reordered = question.copy()
+    reordered[1:-5] = rng.permutation(question[1:-5].reshape(-1, 3)).ravel()
+    reordered[-4:-2] = rng.permutation(question[-4:-2])
+    return reordered

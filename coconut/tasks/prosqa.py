@@ -18,12 +18,14 @@ Node ids in `Graph` are a uniformly random relabelling, and its edges stand in t
 released files ids rise along every edge and the root is 0 or 1, which a reader of the symbol form would learn.
 """
 
+import dataclasses
 import functools
 import itertools
 import random
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
+from typing import Any
 
 from coconut.tasks import depth_matched
 from coconut.tasks.graph_form import draw_symbols, graph_symbols, symbol_example
@@ -63,7 +65,7 @@ def generate(
     form: str = "text",
     start: int = 0,
     exclude: AbstractSet[str] = frozenset(),
-    recipe: Recipe | None = None,
+    recipe: Recipe | Mapping[str, Any] | None = None,
 ) -> list[Example]:
     """Draws distinct questions.
 
@@ -74,8 +76,8 @@ def generate(
       form: ``text`` for sentences, ``graph`` for the symbols of `coconut.tasks.graph_form`.
       start: index of the first record.
       exclude: `content_hash` of questions not to emit.
-      recipe: the random graph; by default the one of the released files, and for ``depth_matched``, which doubles it,
-        one of half the size.
+      recipe: the random graph, or fields of it that differ from the default: the one of the released files, and for
+        ``depth_matched``, which doubles it, one of half the size.
 
     Raises:
       CoconutError: for an unknown ``negatives`` or ``form``, a negative count, or a recipe that yields no question.
@@ -83,10 +85,17 @@ def generate(
     for option, value, known in (("negatives", negatives, NEGATIVES), ("form", form, FORMS)):
         if value not in known:
             raise CoconutError(f"unknown {option} {value!r}; there are {', '.join(known)}")
+    default = depth_matched.HALF_RECIPE if negatives == "depth_matched" else Recipe()
+    if recipe is None:
+        recipe = default
+    elif isinstance(recipe, Mapping):
+        fields = [field.name for field in dataclasses.fields(Recipe)]
+        if unknown := sorted(set(recipe) - set(fields)):
+            raise CoconutError(f"unknown field {unknown[0]!r} of a recipe; there are {', '.join(fields)}")
+        recipe = dataclasses.replace(default, **recipe)
     if negatives == "depth_matched":
-        recipe = recipe or depth_matched.HALF_RECIPE
         depth_matched.require_room(recipe)
-    draw = functools.partial(_draw, recipe=recipe or Recipe(), negatives=negatives, form=form)
+    draw = functools.partial(_draw, recipe=recipe, negatives=negatives, form=form)
     return draw_unique(draw, count, stream="prosqa", seed=seed, start=start, exclude=exclude)
 
 

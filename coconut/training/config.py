@@ -42,7 +42,8 @@ class RunConfig:
       feedback: what is done to a hidden state before it is fed back.
       sampling: how validation questions are answered.
       evaluation_batch_size: rows answered together.
-      evaluate_every: optimizer steps between validations, beside those at the end of each stage; None for these alone.
+      evaluate_every: optimizer steps between validations, beside those at the end of each stage, or ``epoch`` for one
+        after each epoch of the data; None for those at the end of a stage alone.
       save_every: optimizer steps between checkpoints, beside those at the end of each stage; None for these alone.
       keep_latest: latest checkpoints kept, beside the best one.
       log_every: optimizer steps between lines of metrics.
@@ -70,7 +71,7 @@ class RunConfig:
     feedback: FeedbackConfig = dataclasses.field(default_factory=FeedbackConfig)
     sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
     evaluation_batch_size: int = 64
-    evaluate_every: int | None = None
+    evaluate_every: int | Literal["epoch"] | None = None
     save_every: int | None = 1000
     keep_latest: int = 2
     log_every: int = 50
@@ -91,7 +92,7 @@ class RunConfig:
                 reject(field, "must be at least 1")
         for field in ("evaluate_every", "save_every"):
             value = getattr(self, field)
-            if value is not None and value < 1:
+            if isinstance(value, int) and value < 1:
                 reject(field, "must be None or at least 1")
         if self.norm_alert_factor is not None and not 1 < self.norm_alert_factor < math.inf:
             reject("norm_alert_factor", "must be None or above 1")

@@ -116,6 +116,7 @@ def train(
             if progress.stage_step and progress.data is not None:
                 iterator.set_state(dict(progress.data))
             length = stage_steps(curriculum, stage, source.batches_per_epoch)
+            validate_every = source.batches_per_epoch if config.evaluate_every == "epoch" else config.evaluate_every
             bar.reset(task, total=length, completed=progress.stage_step, description=f"{config.method} stage {stage}")
             clock = time.perf_counter()
 
@@ -151,7 +152,7 @@ def train(
                 at_log = at_end or progress.step % config.log_every == 0
                 at_window = progress.stage_step % curriculum.advance_window == 0
                 at_save = config.save_every is not None and progress.step % config.save_every == 0
-                at_validation = config.evaluate_every is not None and progress.step % config.evaluate_every == 0
+                at_validation = validate_every is not None and progress.step % validate_every == 0
                 # Asked once a step: whoever sets it later stops the next step, which is saved, too.
                 stopping = interrupted.is_set()
                 if not (at_log or at_window or at_save or at_validation or stopping):

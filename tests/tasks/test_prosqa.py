@@ -238,6 +238,17 @@ def test_other_texts_are_not_parsed(generated, field, value):
         prosqa.parse_graph(dataclasses.replace(generated[0], graph=None, **{field: value}))
 
 
+def test_a_recipe_may_be_its_fields():
+    fields = {"max_hops": 4}
+    examples = prosqa.generate(60, seed=0, form="graph", recipe=fields)
+    assert examples == prosqa.generate(60, seed=0, form="graph", recipe=Recipe(max_hops=4))
+    assert {len(example.steps) for example in examples} == {3, 4}
+    # The others keep the default of the kind of negatives.
+    assert prosqa.generate(3, seed=0, negatives="depth_matched", recipe={}) == prosqa.generate(
+        3, seed=0, negatives="depth_matched"
+    )
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -245,6 +256,7 @@ def test_other_texts_are_not_parsed(generated, field, value):
         ({"form": "picture"}, "'picture'"),
         ({"recipe": Recipe(nodes=5, min_hops=5)}, "no question in"),
         ({"negatives": "depth_matched", "recipe": Recipe()}, "nodes=28"),
+        ({"recipe": {"hops": 4}}, "unknown field 'hops' of a recipe"),
     ],
 )
 def test_bad_options_are_named(options, message, monkeypatch):

@@ -395,6 +395,13 @@ def test_validation_chooses_the_best_of_the_last_stage(tmp_path: Path) -> None:
     assert load_model(tmp_path, "latest")[2].finished
 
 
+def test_validation_after_each_epoch(tmp_path: Path) -> None:
+    """44 examples in batches of 8 are epochs of six steps, which stages of seven do not respect."""
+    config = tiny_run(evaluate_every="epoch", save_every=None, **LANGUAGE)
+    trained(config, tmp_path, validate=lambda model, run, dataset, stage: {"accuracy": 0.5})
+    assert [line["step"] for line in lines_of(tmp_path, "validation")] == [6, 7, 12, 14]
+
+
 def test_a_validation_that_is_not_finite_stops_the_run_and_saves_nothing(tmp_path: Path) -> None:
     values = iter([0.5, float("nan")])
     validate = lambda model, run, dataset, stage: {"accuracy": next(values)}  # noqa: E731
