@@ -1,9 +1,8 @@
 """The data pipeline: from a data set and a seed to a resumable stream of batches.
 
-Which examples stand in batch ``i``, at which stage and in which form each, is a pure function of (seed, ``i``, the run's
-stage).
-Grain brings the prefetching threads and an iterator whose state is saved with the checkpoint; threads never change the
-order.
+Which examples stand in batch ``i``, at which stage and in which form each, is a pure function of (seed, ``i``, the
+run's stage). Grain brings the prefetching threads and an iterator whose state is saved with the checkpoint; threads
+never change the order.
 """
 
 import dataclasses
@@ -34,8 +33,8 @@ class PipelineConfig:
       length_buckets: longest prompts of the buckets but the last, in tokens; examples of a bucket share batches, whose
         prompt is no wider than the bucket. Each bucket is one more compiled shape a stage. Empty for one bucket.
       multiple_of: prompt and suffix columns are rounded up to a multiple of this.
-      shuffle_edges: show each graph question in symbols (`coconut.tasks.graph_form`) with its edges and its two candidates
-        in another order every epoch.
+      shuffle_edges: show each graph question in symbols (`coconut.tasks.graph_form`) with its edges and its two
+        candidates in another order every epoch.
       threads: prefetching threads.
       prefetch: batches made ahead.
 
@@ -162,7 +161,9 @@ class BatchSource:
 
 def _check_graph_form(examples: Sequence[TokenizedExample], tokenizer: Tokenizer) -> None:
     if tokenizer.kind != "symbol":
-        raise CoconutError(f"PipelineConfig.shuffle_edges = True: needs questions in symbols, not {tokenizer.kind!r} ids")
+        raise CoconutError(
+            f"PipelineConfig.shuffle_edges = True: needs questions in symbols, not {tokenizer.kind!r} ids"
+        )
     [edge_end] = tokenizer.encode(EDGE_END)
     for index, example in enumerate(examples):
         if not has_graph_form(example.question, edge_end):

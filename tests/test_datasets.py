@@ -56,7 +56,7 @@ def test_a_run_keeps_its_tokenizer(tmp_path):
         "DecoderConfig.max_positions = 4096",
         f"DataConfig.tokenizer_path = {str(published.folder('llama3'))!r}",
     ]
-    config = resolve_run(["gin_configs/runs/prosqa.gin", "gin_configs/methods/coconut.gin"], bindings)
+    config = resolve_run(["gin_configs/runs/prosqa_from_scratch.gin", "gin_configs/methods/coconut.gin"], bindings)
     run, dataset, examples = prepare(config)
     assert run.config.decoder.vocab_size == run.tokenizer.vocab_size == 3259
     example = dataset.splits["train"][0]

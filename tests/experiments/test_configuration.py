@@ -2,13 +2,18 @@
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
 
+from coconut.curriculum import stage_steps
 from coconut.latent.feedback import Identity
 from coconut.methods import METHODS
+from coconut.models.parameters import abstract_decoder
+from coconut.models.presets import PRESETS
 from coconut.tasks import TASKS
 from coconut.training.config import RunConfig, differences, from_json, to_json
 from coconut.training.state import make_model
@@ -34,6 +39,101 @@ def test_every_run_resolves_and_builds_its_abstract_model(run: str) -> None:
     model = jax.eval_shape(lambda key: make_model(decoder, Identity(), key), jax.random.key(0))
     assert sum(leaf.size for leaf in jax.tree.leaves(model)) > 1000
     assert from_json(RunConfig, to_json(config), run) == config
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """A run of the papers: what must not drift.
+
+    Attributes:
+      method: the method its table is about; None where the run names its own.
+      stages: the stages it goes through.
+      epochs: of each of them.
+      thoughts: of the final stage.
+      decoder: its preset; None for a run from scratch.
+      shared: fields of the run and their values.
+    """
+
+    method: str | None
+    stages: range
+    epochs: tuple[float, ...]
+    thoughts: int
+    decoder: str | None
+    shared: Mapping[str, Any]
+
+
+PAPER = {"learning_rate": 1e-4, "weight_decay": 0.01, "clip_norm": None, "warmup_steps": 0, "decay": "constant"}
+LARGER = {"learning_rate": 1e-5, "clip_norm": 1.0, "dtype": "bfloat16", "param_dtype": "float32", "scan_layers": True}
+PROSQA = (range(8), (5,) * 7 + (15,), 6)
+RECIPES = {
+    "gsm8k_cot.gin": Recipe(None, range(1), (25,), 6, "gpt2", PAPER),
+    "gsm8k_coconut.gin": Recipe("coconut", range(1, 5), (3, 3, 3, 13), 6, "gpt2", PAPER),
+    "prontoqa.gin": Recipe("coconut", *PROSQA, "gpt2", PAPER),
+    "prosqa.gin": Recipe("coconut", *PROSQA, "gpt2", PAPER),
+    "prosqa_from_scratch.gin": Recipe("coconut", *PROSQA, None, PAPER),
+    "superposition.gin": Recipe("coconut", range(6), (25,) * 5 + (175,), 4, None, PAPER | {"shuffle_edges": True}),
+    "gsm8k_llama-3.2-1b.gin": Recipe("coconut", range(8), (3,) + (1,) * 7, 6, "llama-3.2-1b", LARGER),
+    "gsm8k_qwen2.5-0.5b.gin": Recipe("coconut", range(8), (3,) + (1,) * 7, 6, "qwen2.5-0.5b", LARGER),
+}
+ONE_STAGE = ("cot", "no_cot", "pause", "coconut_without_curriculum")
+
+
+@pytest.mark.parametrize("run", RECIPES)
+def test_recipes_say_what_the_papers_say(run: str) -> None:
+    recipe = RECIPES[run]
+    config = resolve(run, recipe.method) if recipe.method else resolve_run([f"gin_configs/runs/{run}"])
+    assert config.method == (recipe.method or "cot")
+    curriculum, steps_per_epoch = config.curriculum, 1000
+    assert range(curriculum.first_stage, curriculum.final_stage + 1) == recipe.stages
+    lengths = [stage_steps(curriculum, stage, steps_per_epoch) for stage in recipe.stages]
+    assert [length / steps_per_epoch for length in lengths] == list(recipe.epochs)
+    assert curriculum.max_thoughts == recipe.thoughts
+    assert config.pipeline.batch_size == (256 if run == "superposition.gin" else 128)
+    assert config.sampling.max_new_tokens == {"gsm8k": 64, "superpos": 8}.get(run.split("_")[0][:8], 128)
+    flat = {name: value for part in to_json(config).values() if isinstance(part, dict) for name, value in part.items()}
+    assert {name: flat[name] for name in recipe.shared} == recipe.shared
+
+
+@pytest.mark.parametrize("run", [run for run, recipe in RECIPES.items() if recipe.decoder])
+def test_recipes_build_the_published_decoder(run: str) -> None:
+    recipe, config = RECIPES[run], resolve(run)
+    assert recipe.decoder is not None
+    preset = PRESETS[recipe.decoder]
+    free = {name: getattr(config.decoder, name) for name in ("dtype", "param_dtype", "scan_layers", "remat")}
+    assert config.decoder == dataclasses.replace(preset, vocab_size=None, **free)
+    # Layers are traced once where they are stacked. Its parameters and the markers' rows, whatever the dtypes.
+    decoder = dataclasses.replace(config.decoder, vocab_size=preset.vocabulary + 3, scan_layers=True)
+    model = jax.eval_shape(lambda key: make_model(decoder, Identity(), key), jax.random.key(0))
+    published = abstract_decoder(dataclasses.replace(preset, scan_layers=True))
+    count = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))  # noqa: E731
+    assert count(model) == count(published) + 3 * preset.embed_dim
+
+
+@pytest.mark.parametrize("run", [run for run, recipe in RECIPES.items() if recipe.decoder])
+def test_recipes_start_from_a_checkpoint_that_one_macro_names(run: str) -> None:
+    config = resolve(run, "coconut", "PRETRAINED = 'some/folder'")
+    assert config.data.tokenizer == "huggingface" and config.data.tokenizer_path == "some/folder"
+    if run == "gsm8k_coconut.gin":
+        assert (config.pretrained, config.init_from, config.init_checkpoint) == (None, "runs/gsm8k_cot", "best")
+    else:
+        assert (config.pretrained, config.init_from, config.marker_token) == ("some/folder", None, "<<")
+    assert config.data.markers == ("reserved" if "llama" in run else "appended")
+
+
+@pytest.mark.parametrize("method", ONE_STAGE)
+def test_methods_of_one_stage_train_as_long_as_the_others(method: str) -> None:
+    for run, epochs in (("gsm8k.gin", 25), ("prontoqa.gin", 50), ("prosqa.gin", 50), ("superposition.gin", 300)):
+        assert stage_steps(resolve(run, method).curriculum, 0, 10) == 10 * epochs
+    # They have no stage 1 to begin at: the run that does so refuses them.
+    with pytest.raises(CoconutError, match=re.escape("CurriculumConfig.first_stage = 1: must be in 0 .. 0")):
+        resolve("gsm8k_coconut.gin", method)
+
+
+def test_commands_name_files_that_exist() -> None:
+    texts = [path.read_text() for path in (*CONFIGS.rglob("*.gin"), CONFIGS.parent / "README.md")]
+    named = {name for text in texts for name in re.findall(r"gin_configs/[\w./-]+\.gin", text)}
+    assert len(named) > 20
+    assert [name for name in named if not (CONFIGS.parent / name).exists()] == []
 
 
 def test_every_method_has_its_file_and_every_file_its_method() -> None:
