@@ -2,13 +2,16 @@
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from experiments.main import EXIT_BAD_INPUT, EXIT_DIVERGED, EXIT_DONE, main
+from coconut.models.huggingface import read_config
+from experiments.main import EXIT_BAD_INPUT, EXIT_DIVERGED, EXIT_DONE, _gin_flags, _parser, main
+from tests.tiny_huggingface import write_model
 
 REPOSITORY = Path(__file__).parents[2]
 RUN = ["--gin_file", "gin_configs/runs/small_graphs.gin", "--gin_file", "gin_configs/methods/coconut.gin"]
@@ -116,6 +119,27 @@ def test_the_readme_example_runs() -> None:
         [sys.executable, "-c", example], capture_output=True, text=True, check=False, timeout=300, cwd=REPOSITORY
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_the_readme_takes_a_checkpoint_there_and_back(tmp_path: Path) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
+    [example] = [block for block in blocks if "load_pretrained" in block]
+    # No network: a small random GPT-2 stands for the published one.
+    folder = write_model(tmp_path / "gpt2", "gpt2")
+    for name, path in (("openai-community/gpt2", folder), ("copy_of_gpt2", tmp_path / "copy")):
+        assert f'"{name}"' in example
+        example = example.replace(f'"{name}"', repr(str(path)))
+    exec(example, {})
+    assert read_config(tmp_path / "copy") == read_config(folder)
+
+
+def test_the_readme_names_commands_that_exist() -> None:
+    blocks = re.findall(r"```bash\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    commands = [command.split("coconut ", 1)[1] for command in lines if re.search(r"(^|&& )coconut ", command)]
+    assert len(commands) >= 10
+    for command in commands:
+        _parser().parse_args(_gin_flags(shlex.split(command)))  # exits where it does not
 
 
 def test_the_quickstart_runs_in_small(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
