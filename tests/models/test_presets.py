@@ -17,7 +17,7 @@ from coconut.types import CoconutError
 from experiments.configuration import resolve_run
 
 GIN_FILES = Path(__file__).parents[2] / "gin_configs" / "models"
-NOT_PUBLISHED = {"small_graphs_2l64"}
+NOT_PUBLISHED = {"small_graphs_2l64", "small_4l128"}
 
 # Parameters of the published checkpoints, as their model cards and files count them (tied heads once).
 PUBLISHED = {
