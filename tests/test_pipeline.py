@@ -185,9 +185,11 @@ GRAPHS = get_task("small_graphs").generate(10, 0, config="e8")
 GRAPH_TOKENIZER = symbol_tokenizer(graph_symbols(12))
 
 
-def graph_source(seed: int = 7, stage: int = 0, shuffle_edges: bool = True, **process: int) -> BatchSource:
+def graph_source(
+    seed: int = 7, stage: int = 0, batch_size: int = 4, shuffle_edges: bool = True, **process: int
+) -> BatchSource:
     examples = [encode_example(GRAPH_TOKENIZER, example, SYMBOLS) for example in GRAPHS]
-    config = PipelineConfig(batch_size=4, shuffle_edges=shuffle_edges)
+    config = PipelineConfig(batch_size=batch_size, shuffle_edges=shuffle_edges)
     return BatchSource(
         examples, GRAPH_TOKENIZER, METHODS["coconut"].rule, CURRICULUM, config, stage=stage, seed=seed, **process
     )
@@ -227,6 +229,8 @@ def test_each_epoch_shows_the_same_graph_in_another_order():
 def test_the_order_of_edges_is_decided_by_seed_epoch_and_example_alone():
     first = questions(graph_source(), 1)
     assert first == questions(graph_source(), 1) == questions(graph_source(stage=2), 1)
+    # Whatever batch the example stands in.
+    assert first == questions(graph_source(batch_size=5), 1)
     assert first != questions(graph_source(seed=8), 1)
     halves = [graph_source(process=process, processes=2) for process in range(2)]
     whole = graph_source()
