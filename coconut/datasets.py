@@ -80,6 +80,8 @@ class DataConfig:
                 raise CoconutError(f"DataConfig.{split} = {value!r}: must be a count of at least 0, or a file")
         if not self.train:
             raise CoconutError(f"DataConfig.train = {self.train!r}: there is nothing to learn from")
+        if taken := sorted({"count", "seed", "start", "exclude"} & self.options.keys()):
+            raise CoconutError(f"DataConfig.options = {dict(self.options)!r}: {taken[0]!r} is not an option of a task")
         try:
             json.dumps(dict(self.options))
         except TypeError as error:

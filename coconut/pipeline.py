@@ -196,8 +196,9 @@ def pipeline_fingerprint(
         "batch_size": config.batch_size,
         "length_buckets": config.length_buckets,
         "multiple_of": config.multiple_of,
-        "shuffle_edges": config.shuffle_edges,
         "tokenizer": tokenizer.fingerprint,
     }
+    if config.shuffle_edges:
+        settings["shuffle_edges"] = True
     digest.update(json.dumps(settings, sort_keys=True).encode())
     return digest.hexdigest()

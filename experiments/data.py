@@ -69,6 +69,11 @@ def prepare(output: Path, config: DataConfig, *, drop_without_steps: bool = Fals
     Raises:
       CoconutError: a source cannot be read or generated, or nothing is left of it.
     """
+    for split in SPLITS:
+        target = (output / f"{split}.json").resolve()
+        for source in (getattr(config, name) for name in SPLITS):
+            if isinstance(source, str) and target in (Path(source).resolve(), Path(source.partition("[")[0]).resolve()):
+                raise CoconutError(f"{output}: {source} is read from there, and would be overwritten")
     splits: list[PreparedSplit] = []
     for split in reversed(SPLITS):
         if not (source := getattr(config, split)):

@@ -14,7 +14,7 @@ from coconut.evaluation.choices import choose
 from coconut.evaluation.evaluate import Evaluation, evaluate, wilson_interval
 from coconut.latent.generate import SamplingConfig
 from coconut.methods import get_method
-from coconut.tasks import get_task
+from coconut.tasks import content_hash, get_task
 from coconut.tokenizers import encode_example
 from coconut.training.checkpoint import Progress, Run, Which, load_model, write_atomically
 from coconut.training.metrics import progress_bar
@@ -56,7 +56,9 @@ def questions_of(run: Run, split: str) -> list[Example]:
       CoconutError: the run has no such split, or the file cannot be read.
     """
     if split in ("validation", "test"):
-        examples = load_split(run.config.data, split)
+        # As in training, where generated validation questions give way to those of the test split.
+        tested = load_split(run.config.data, "test") if split == "validation" else []
+        examples = load_split(run.config.data, split, exclude=frozenset(map(content_hash, tested)))
         if not examples:
             raise CoconutError(f"the run has no {split} split (DataConfig.{split} = 0)")
         return examples

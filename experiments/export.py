@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from coconut.latent.feedback import Identity
-from coconut.models.huggingface import save_pretrained
+from coconut.models.huggingface import EXPORT_FIELD, save_pretrained
 from coconut.tokenizers import huggingface_files
 from coconut.training.checkpoint import Which, load_model
 from coconut.types import CoconutError
@@ -29,7 +29,7 @@ def export(workdir: Path, folder: Path, which: Which = "best") -> None:
     fields = {
         "eos_token_id": tokenizer.eos_id,
         "pad_token_id": tokenizer.eos_id,
-        "coconut": {
+        EXPORT_FIELD: {
             "method": run.config.method,
             "stage": progress.stage,
             "start_latent_id": tokenizer.start_latent_id,

@@ -46,7 +46,9 @@ def decode_thoughts(
     """
     if not 1 <= top <= tokenizer.vocab_size:
         raise CoconutError(f"top = {top}: must lie in 1 .. {tokenizer.vocab_size}, the size of the vocabulary")
-    probabilities = jax.nn.softmax(model.decoder.unembed(jnp.asarray(thoughts)))
+    # Published embeddings often have rows behind the last token.
+    logits = model.decoder.unembed(jnp.asarray(thoughts))[:, : tokenizer.vocab_size]
+    probabilities = jax.nn.softmax(logits)
     values, ids = (np.asarray(array) for array in jax.lax.top_k(probabilities, top))
     return [
         [(tokenizer.token(token), float(value)) for token, value in zip(*row, strict=True)]

@@ -38,7 +38,10 @@ class Lent:
 
 
 def lend(layers: Any, rows: Sequence[int], dtype: jnp.dtype) -> list[Any]:
-    """The layers, once for each pass, with every `nnx.Linear`'s matrix on loan.
+    """The layers, once for each pass, with the matrices of every `nnx.Linear` on loan where that saves work.
+
+    Joining rows copies ``R (D + F)`` numbers and keeps them until the end; it saves writing and adding a gradient of
+    ``D F``. So a matrix is lent to passes of few rows, where there are several; the others use the owner's.
 
     Args:
       layers: a module or a list of modules.
@@ -46,10 +49,15 @@ def lend(layers: Any, rows: Sequence[int], dtype: jnp.dtype) -> list[Any]:
       dtype: dtype of these rows.
     """
     passes = [jax.tree.map(lambda x: x, layers) for _ in rows]  # new modules around the same arrays
-    for owners in zip(*[_linears(copy) for copy in passes], strict=True):
-        loans = _lend(tuple(rows), jnp.dtype(dtype), owners[0].kernel[...])
-        for owner, loan in zip(owners, loans, strict=True):
-            owner.kernel = nnx.Param(loan)
+    for borrowers in zip(*[_linears(copy) for copy in passes], strict=True):
+        kernel = borrowers[0].kernel[...]
+        D, F = kernel.shape[-2:]
+        few = [(borrower, R) for borrower, R in zip(borrowers, rows, strict=True) if R * (D + F) <= D * F]
+        if len(few) < 2:
+            continue
+        loans = _lend(tuple(R for _, R in few), jnp.dtype(dtype), kernel)
+        for (borrower, _), loan in zip(few, loans, strict=True):
+            borrower.kernel = nnx.Param(loan)
     return passes
 
 
@@ -78,18 +86,9 @@ def _lend_forward(rows: tuple[int, ...], dtype: jnp.dtype, kernel: Array) -> tup
 def _lend_backward(
     rows: tuple[int, ...], dtype: jnp.dtype, like: Array, returned: tuple[Lent, ...]
 ) -> tuple[Float[Array, "*L D F"]]:
-    D, F = returned[0].inputs.shape[-1], returned[0].outputs.shape[-1]
-    # Joining rows copies R (D + F) numbers and saves writing and adding a gradient of D F.
-    few = [loan for loan in returned if loan.inputs.shape[-2] * (D + F) <= D * F]
-    many = [loan for loan in returned if loan.inputs.shape[-2] * (D + F) > D * F]
-    pairs = [(loan.inputs, loan.outputs) for loan in many]
-    if few:
-        pairs.append(
-            (jnp.concatenate([loan.inputs for loan in few], -2), jnp.concatenate([loan.outputs for loan in few], -2))
-        )
+    x, y = (jnp.concatenate([getattr(loan, rows) for loan in returned], -2) for rows in ("inputs", "outputs"))
     wide = jnp.promote_types(like.dtype, dtype)
-    gradients = [jnp.einsum("...rd,...rf->...df", x, y, preferred_element_type=wide) for x, y in pairs]
-    return (sum(gradients[1:], gradients[0]).astype(like.dtype),)
+    return (jnp.einsum("...rd,...rf->...df", x, y, preferred_element_type=wide).astype(like.dtype),)
 
 
 _lend.defvjp(_lend_forward, _lend_backward)

@@ -151,7 +151,12 @@ def _read_merges(file: Path, settings: Mapping[str, Any]) -> Vocabulary:
     lines = _read(merges_file).decode("utf-8", "replace").splitlines()
     merges = [line for line in lines if line and not line.startswith("#version")]
     ids = _read_json(file, required=True)
-    added = [{**token, "id": int(token_id)} for token_id, token in settings.get("added_tokens_decoder", {}).items()]
+    try:
+        added = [{**token, "id": int(token_id)} for token_id, token in settings.get("added_tokens_decoder", {}).items()]
+    except (TypeError, AttributeError, ValueError) as error:
+        raise CoconutError(
+            f"{file.parent / 'tokenizer_config.json'}: added_tokens_decoder must map ids to tokens: {error}"
+        ) from error
     special, spelled = read_added_tokens(added, normalization, str(file.parent / "tokenizer_config.json"))
     # What is neither a byte nor made by a merge was never cut from text: <|endoftext|> and its like.
     made = {line.replace(" ", "") for line in merges}
@@ -277,7 +282,7 @@ def _read_json(file: Path, *, required: bool = False) -> dict[str, Any]:
         return {}
     try:
         content = json.loads(_read(file))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CoconutError(f"{file}: not a JSON file: {error}") from error
     if not isinstance(content, dict):
         raise CoconutError(f"{file}: must hold a JSON object, not {content!r:.80}")

@@ -80,28 +80,27 @@ class Run:
     tokenizer: Tokenizer
     data: str
 
-    def save(self, workdir: Path) -> None:
-        """Writes ``run.json``, or checks that the one there is this run's.
+    def check(self, workdir: Path) -> None:
+        """Checks that the workdir holds no other run.
+
+        Fields that its config did not have yet, when it was written, have their defaults.
 
         Raises:
-          CoconutError: the workdir holds another run; the message lists what differs.
+          CoconutError: it does; the message lists what differs.
         """
-        content = {
-            "config": to_json(self.config),
-            "tokenizer": self.tokenizer.to_json(),
-            "tokenizer_fingerprint": self.tokenizer.fingerprint,
-            "data_fingerprint": self.data,
-        }
-        content = json.loads(json.dumps(content))
-        path = workdir / RUN_FILE
-        if path.exists():
-            there = _read_json(path)
-            keys = ("config", "tokenizer_fingerprint", "data_fingerprint")
-            lines = differences({key: there.get(key) for key in keys}, {key: content[key] for key in keys})
-            if lines:
-                raise CoconutError(f"{workdir} holds another run. What differs:\n  " + "\n  ".join(lines))
+        if not (workdir / RUN_FILE).exists():
             return
-        write_atomically(path, json.dumps(content, indent=1))
+        there = Run.load(workdir)
+        lines = differences(_identity(there), _identity(self))
+        if lines:
+            raise CoconutError(f"{workdir} holds another run. What differs:\n  " + "\n  ".join(lines))
+
+    def save(self, workdir: Path) -> None:
+        """Writes ``run.json``, where there is none."""
+        path = workdir / RUN_FILE
+        if not path.exists():
+            content = {**_identity(self), "tokenizer": self.tokenizer.to_json()}
+            write_atomically(path, json.dumps(content, indent=1))
 
     @classmethod
     def load(cls, workdir: Path) -> "Run":
@@ -129,6 +128,16 @@ class Run:
                 f"{path}: the tokenizer has {tokenizer.vocab_size} ids, the decoder {config.decoder.vocabulary}"
             )
         return cls(config, tokenizer, content["data_fingerprint"])
+
+
+def _identity(run: Run) -> dict[str, Any]:
+    """What tells two runs apart, as JSON holds it."""
+    content = {
+        "config": to_json(run.config),
+        "tokenizer_fingerprint": run.tokenizer.fingerprint,
+        "data_fingerprint": run.data,
+    }
+    return json.loads(json.dumps(content))
 
 
 class Checkpoints:

@@ -87,6 +87,8 @@ class RunConfig:
         get_method(self.method)
         if self.pretrained is not None and self.init_from is not None:
             reject("init_from", f"pretrained = {self.pretrained!r} gives the parameters already")
+        if self.pretrained is not None and self.data.tokenizer not in ("gpt2", "huggingface"):
+            reject("pretrained", f"its tokens are not those of DataConfig.tokenizer = {self.data.tokenizer!r}")
         for field in ("microbatches", "evaluation_batch_size", "keep_latest", "log_every", "max_skipped_steps"):
             if getattr(self, field) < 1:
                 reject(field, "must be at least 1")
@@ -117,6 +119,8 @@ def from_json(kind: type, content: Mapping[str, Any], where: str) -> Any:
     Raises:
       CoconutError: a field is unknown or missing, or the dataclass rejects a value; the message starts with ``where``.
     """
+    if not isinstance(content, Mapping):
+        raise CoconutError(f"{where}: must be an object, not {content!r:.80}")
     hints = inspect.get_annotations(kind)
     unknown = sorted(set(content) - set(hints))
     if unknown:

@@ -78,10 +78,10 @@ def train(
         be saved.
       DivergedError: ``config.max_skipped_steps`` steps in a row were skipped.
     """
-    run, dataset, examples = prepare(config, dataset)
+    run, dataset, examples = prepare(config, dataset, workdir)
     config, curriculum, method = run.config, run.config.curriculum, get_method(config.method)
+    run.check(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    run.save(workdir)
 
     abstract_model = jax.eval_shape(lambda: fresh_model(config))
     template, optimizer = Template.of(abstract_model), make_optimizer(config.optimizer)
@@ -95,6 +95,7 @@ def train(
     else:
         abstract_state = jax.eval_shape(lambda model: make_state(parameters_of(model), optimizer), abstract_model)
         state, progress = checkpoints.restore(latest, abstract_state)
+    run.save(workdir)
     log = MetricsLog(workdir, start=progress.step, tensorboard=tensorboard)
     log_meter, window_meter = Meter(progress.log), Meter(progress.window)
     skips = SkippedSteps(total=progress.skipped, in_a_row=progress.skipped_in_a_row)

@@ -10,35 +10,50 @@ import numpy as np
 
 from coconut.batching import stage_shape
 from coconut.datasets import Dataset, load_dataset, make_tokenizer
-from coconut.hub import local_folder
 from coconut.latent.feedback import make_feedback
 from coconut.methods import get_method
+from coconut.models.config import DecoderConfig
 from coconut.models.decoder import Decoder
-from coconut.models.huggingface import load_pretrained, read_config
+from coconut.models.huggingface import agreed_config, is_our_export, load_pretrained
 from coconut.models.parameters import decoder_of, decoder_parameters
 from coconut.models.vocabulary import copy_token, resize_vocabulary
 from coconut.pipeline import pipeline_fingerprint
 from coconut.tokenizers import TokenizedExample, Tokenizer, validate_ids
-from coconut.training.checkpoint import Run, load_model
-from coconut.training.config import RunConfig
+from coconut.training.checkpoint import RUN_FILE, Run, load_model
+from coconut.training.config import RunConfig, differences, to_json
 from coconut.training.state import Model, Parameters, Template, make_model, parameters_of
 from coconut.types import CoconutError
 
+# Fields of a decoder that may differ from those of the run it starts from: they do not change what its parameters mean.
+NOT_THE_MODEL = (
+    "max_positions",  # with learned positions the shape of their table says more
+    "dropout",
+    "dtype",
+    "param_dtype",
+    "remat",
+    "embedding_stddev",
+    "kernel_stddev",
+    "offset_bias",
+)
 
-def prepare(config: RunConfig, dataset: Dataset | None = None) -> tuple[Run, Dataset, list[TokenizedExample]]:
+
+def prepare(
+    config: RunConfig, dataset: Dataset | None = None, workdir: Path | None = None
+) -> tuple[Run, Dataset, list[TokenizedExample]]:
     """The data of a run, its config with the vocabulary filled in, and its tokenized training examples.
 
     Args:
       config: the run.
       dataset: its data, where they are loaded already.
+      workdir: where it may have begun already; what it began from is then not looked at, and may be gone.
 
     Raises:
-      CoconutError: data that cannot be read, splits that overlap, a vocabulary that is not the tokenizer's, examples
-        longer than the model's positions.
+      CoconutError: data that cannot be read, splits that overlap, a vocabulary that is not the tokenizer's, a model to
+        start from that is another one, examples longer than the model's positions.
     """
     dataset = load_dataset(config.data) if dataset is None else dataset
     tokenizer = make_tokenizer(config.data, dataset.splits["train"])
-    decoder = dataclasses.replace(config.decoder, vocab_size=vocabulary_size(config, tokenizer))
+    decoder = dataclasses.replace(config.decoder, vocab_size=vocabulary_size(config, tokenizer, workdir))
     config = dataclasses.replace(config, decoder=decoder)
     examples = dataset.tokenized("train", tokenizer)
     for index, example in enumerate(examples):
@@ -49,7 +64,7 @@ def prepare(config: RunConfig, dataset: Dataset | None = None) -> tuple[Run, Dat
     return Run(config, tokenizer, fingerprint), dataset, examples
 
 
-def vocabulary_size(config: RunConfig, tokenizer: Tokenizer) -> int:
+def vocabulary_size(config: RunConfig, tokenizer: Tokenizer, workdir: Path | None) -> int:
     """Rows of the embedding: the tokenizer's ids, or more where the checkpoint a run starts from has more.
 
     Raises:
@@ -58,8 +73,10 @@ def vocabulary_size(config: RunConfig, tokenizer: Tokenizer) -> int:
         tokenizer.
     """
     rows = tokenizer.vocab_size
-    if config.pretrained is not None:
-        there, own = read_config(local_folder(config.pretrained)).vocabulary, rows
+    if workdir is not None and (workdir / RUN_FILE).exists():
+        rows = Run.load(workdir).config.decoder.vocabulary
+    elif config.pretrained is not None:
+        there, own = agreed_config(config.pretrained, _without_vocabulary(config.decoder)).vocabulary, rows
         while own - 1 in (tokenizer.start_latent_id, tokenizer.latent_id, tokenizer.end_latent_id):
             own -= 1
         if own > there:
@@ -73,6 +90,11 @@ def vocabulary_size(config: RunConfig, tokenizer: Tokenizer) -> int:
         other = Run.load(Path(config.init_from))
         if other.tokenizer.fingerprint != tokenizer.fingerprint:
             raise CoconutError(f"RunConfig.init_from = {config.init_from!r}: its tokenizer is another one")
+        theirs, ours = (to_json(_without_vocabulary(decoder)) for decoder in (other.config.decoder, config.decoder))
+        if lines := [line for line in differences(theirs, ours) if line.split(":")[0] not in NOT_THE_MODEL]:
+            raise CoconutError(
+                f"RunConfig.init_from = {config.init_from!r}: its decoder is another one:\n  " + "\n  ".join(lines)
+            )
         rows = other.config.decoder.vocabulary
     if config.decoder.vocab_size not in (None, rows):
         raise CoconutError(f"DecoderConfig.vocab_size = {config.decoder.vocab_size}: this run has {rows} token ids")
@@ -144,12 +166,17 @@ def _pretrained_decoder(run: Run) -> Decoder:
     config, tokenizer = run.config, run.tokenizer
     assert config.pretrained is not None
     like = _marker_source(config, tokenizer)
-    decoder = load_pretrained(config.pretrained, config=dataclasses.replace(config.decoder, vocab_size=None))
+    decoder = load_pretrained(config.pretrained, config=_without_vocabulary(config.decoder))
     if config.decoder.vocabulary > decoder.config.vocabulary:
         decoder = resize_vocabulary(decoder, config.decoder.vocabulary, copy_from=like)
-    markers = [tokenizer.start_latent_id, tokenizer.latent_id, tokenizer.end_latent_id]
-    decoder = copy_token(decoder, markers, copy_from=like)
+    if not is_our_export(config.pretrained):  # whose markers have learnt what they mean
+        markers = [tokenizer.start_latent_id, tokenizer.latent_id, tokenizer.end_latent_id]
+        decoder = copy_token(decoder, markers, copy_from=like)
     return decoder_of(config.decoder, decoder_parameters(decoder))
+
+
+def _without_vocabulary(decoder: DecoderConfig) -> DecoderConfig:
+    return dataclasses.replace(decoder, vocab_size=None)
 
 
 def _marker_source(config: RunConfig, tokenizer: Tokenizer) -> int:

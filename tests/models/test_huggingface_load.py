@@ -242,7 +242,7 @@ def test_a_repository_is_downloaded_without_its_pickles(tmp_path: Path, monkeypa
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
     assert_holds(load_pretrained("someone/gpt2", revision="main"), random_model("gpt2"))
     assert asked[:2] == ["someone/gpt2", "main"]
-    assert {"config.json", "*.safetensors", "tokenizer.json"} <= set(asked[2])
+    assert {"config.json", "model.safetensors", "model-*-of-*.safetensors", "tokenizer.json"} <= set(asked[2])
     assert not [pattern for pattern in asked[2] if pattern in ("*", "*.bin", "*.py", "*.json")]
 
 

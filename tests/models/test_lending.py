@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from coconut.models.layers import Linear
-from coconut.models.lending import lend, take_back
+from coconut.models.lending import Lent, lend, take_back
 
 D, F = 12, 20
 
@@ -25,7 +25,7 @@ def loss_of_passes(passes: list, inputs: list[jax.Array]) -> jax.Array:
     return sum((jnp.sin(layers[0](x)).sum() for layers, x in zip(passes, inputs, strict=True)), jnp.zeros(()))
 
 
-# D F / (D + F) = 7.5 rows decide whether a pass joins the others' rows.
+# A pass of more than D F / (D + F) = 7.5 rows uses the owner's matrix.
 @pytest.mark.parametrize("rows", [(3, 5), (3, 50), (50, 60), (2, 3, 4, 50, 60), (7, 8)])
 def test_the_gradient_is_autodiffs(rows: tuple[int, ...]) -> None:
     layers = make_layers()
@@ -72,6 +72,13 @@ def test_few_rows_form_one_gradient() -> None:
 
     assert products(lambda layers: [layers] * len(rows)) == len(rows)
     assert products(lambda layers: lend(layers, rows, jnp.dtype("float32"))) == 1
+
+
+def test_many_rows_are_not_kept() -> None:
+    """Their gradient is formed where they are: to keep them until the end would undo rematerialisation."""
+    for rows in ((50, 60), (3, 50)):
+        for layers in lend(make_layers(), rows, jnp.dtype("float32")):
+            assert not any(isinstance(layer.kernel.get_value(), Lent) for layer in layers)
 
 
 def test_taken_back_the_layers_are_the_owners() -> None:

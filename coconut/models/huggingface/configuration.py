@@ -6,15 +6,19 @@ that our decoder does not know, is an error.
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
+from coconut.hub import local_folder
 from coconut.models.config import DecoderConfig, Mlp, RotaryScaling
 from coconut.types import CoconutError
 
 CONFIG_FILE = "config.json"
+EXPORT_FIELD = "coconut"
+"""Field of a config.json that ``coconut export`` wrote: the run's method, stage and marker ids."""
 
 Family = Literal["gpt2", "llama", "qwen2", "qwen3"]
 """``model_type`` of a config.json."""
@@ -86,6 +90,11 @@ def read_config(folder: Path) -> DecoderConfig:
     return config
 
 
+def is_our_export(path_or_repo: str | os.PathLike[str]) -> bool:
+    """Whether a checkpoint was written by ``coconut export``: its latent markers are trained."""
+    return EXPORT_FIELD in read_json(local_folder(path_or_repo) / CONFIG_FILE, [])
+
+
 def read_json(path: Path, problems: list[str]) -> dict[str, Any]:
     """A JSON object; what is wrong is added to ``problems``, and the object is then empty."""
     try:
@@ -93,7 +102,7 @@ def read_json(path: Path, problems: list[str]) -> dict[str, Any]:
     except FileNotFoundError:
         problems.append(f"{path.name} is missing")
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         problems.append(f"{path.name} cannot be read: {error}")
         return {}
     if not isinstance(content, dict):
@@ -109,6 +118,15 @@ def decoder_config(content: Mapping[str, Any], problems: list[str]) -> DecoderCo
       content: the JSON object.
       problems: what is wrong is added here; the result is then None.
     """
+    try:
+        return _decoder_config(content, problems)
+    except (TypeError, AttributeError, KeyError, ValueError) as error:
+        # Whatever a value of an unforeseen type leads to.
+        problems.append(f"{CONFIG_FILE} holds a value of the wrong type: {error}")
+        return None
+
+
+def _decoder_config(content: Mapping[str, Any], problems: list[str]) -> DecoderConfig | None:
     found: list[str] = []
     fields: dict[str, Any] = {}
     family = content.get("model_type")

@@ -16,7 +16,7 @@ from jaxtyping import Array
 from coconut.hub import local_folder
 from coconut.models.config import DecoderConfig
 from coconut.models.decoder import Decoder
-from coconut.models.huggingface.configuration import CONFIG_FILE, decoder_config, family_of, read_json
+from coconut.models.huggingface.configuration import CONFIG_FILE, decoder_config, family_of, read_config, read_json
 from coconut.models.huggingface.files import DTYPES, Stored, equal, stored_tensors, widest_dtype
 from coconut.models.huggingface.names import EMBEDDING, HEAD, Tensor, canonical_name, tensors_of
 from coconut.models.parameters import abstract_decoder, decoder_of, decoder_parameters
@@ -68,7 +68,7 @@ def load_pretrained(
         that is not supported, files that are missing, damaged or pickles, tensors that are missing, unknown,
         misshapen or no floats, a ``config`` that says otherwise. The message names them all.
     """
-    folder = local_folder(path_or_repo, revision)
+    folder = local_folder(path_or_repo, revision, weights=True)
     problems: list[str] = []
     described = decoder_config(read_json(folder / CONFIG_FILE, problems), problems)
     stored = stored_tensors(folder, problems)
@@ -83,6 +83,21 @@ def load_pretrained(
             chosen = {"dtype": dtype, "param_dtype": dtype}
         described = dataclasses.replace(described, **chosen)
     return _load(folder, described, stored, problems, mesh)
+
+
+def agreed_config(path_or_repo: str | os.PathLike[str], config: DecoderConfig) -> DecoderConfig:
+    """``config`` with the vocabulary of a checkpoint, whose weights are not looked at.
+
+    Raises:
+      CoconutError: `load_pretrained` would refuse the checkpoint's config.json, or ``config`` beside it; the message
+        names all that differs.
+    """
+    folder = local_folder(path_or_repo)
+    problems: list[str] = []
+    agreed = _merge(read_config(folder), config, problems)
+    if problems:
+        raise CoconutError(f"{folder}: " + "; ".join(problems))
+    return agreed
 
 
 def load_weights(folder: Path, config: DecoderConfig, *, mesh: Mesh | None = None) -> Decoder:

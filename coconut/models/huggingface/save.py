@@ -46,7 +46,7 @@ def save_pretrained(
       CoconutError: the folder holds something, no architecture of `transformers` computes what the decoder does, a
         field or a file of the caller's collides with ours, parameters lie on other hosts, or the disk refuses.
     """
-    folder = Path(folder)
+    folder = Path(folder).absolute()
     config = config_json(decoder.config)
     parameters = decoder_parameters(decoder)
     tensors = tensors_of(decoder.config, parameters)
