@@ -17,6 +17,7 @@ from coconut.methods import get_method
 from coconut.tasks import content_hash, get_task
 from coconut.tokenizers import encode_example
 from coconut.training.checkpoint import Progress, Run, Which, load_model, write_atomically
+from coconut.training.config import to_json
 from coconut.training.metrics import progress_bar
 from coconut.training.state import Model
 from coconut.types import CoconutError, Example
@@ -156,9 +157,11 @@ def evaluate_model(
 
 
 def evaluate_workdir(workdir: Path, config: EvaluateConfig, *, console: Console | None = None) -> dict[str, Any]:
-    """`evaluate_model` for the checkpoint of a workdir."""
+    """`evaluate_model` for the checkpoint of a workdir, with the run's config, and how its stages went."""
     run, model, progress = load_model(workdir, config.which)
-    return evaluate_model(run, model, progress, config, console=console)
+    result = evaluate_model(run, model, progress, config, console=console)
+    how = {"training_seconds": progress.seconds, "stages": list(progress.stages), "config": to_json(run.config)}
+    return {**result, **how}
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -17,8 +18,15 @@ from coconut.training.setup import initial_model, prepare
 from coconut.types import CoconutError
 from experiments.configuration import resolve_run
 from experiments.main import EXIT_BAD_INPUT, EXIT_DONE, main
+from tests.tiny_models import quick_compilation
 
 ROWS = 56  # 40 to train on, 8 to validate with, 8 to test
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_quickly() -> Iterator[None]:
+    with quick_compilation():
+        yield
 
 
 def synthetic_rows() -> str:
@@ -144,6 +152,8 @@ def test_evaluate_reports_it(coconut: Path, tmp_path: Path) -> None:
     result = json.loads(output.read_text())
     assert result["trained"]["examples"] == result["thoughts"]["0"]["examples"] == 8
     assert result["trained"]["thoughts"] == 6
+    assert result["config"]["init_checkpoint"] == "best"
+    assert result["training_seconds"] > 0
 
 
 def test_transformers_computes_what_was_trained(coconut: Path, tmp_path: Path) -> None:
