@@ -63,8 +63,11 @@ def lend(layers: Any, rows: Sequence[int], dtype: jnp.dtype) -> list[Any]:
 
 def take_back(layers: Any) -> Any:
     """The layers with their own matrices in place of those on loan."""
-    is_loan = lambda x: isinstance(x, Lent)  # noqa: E731
-    return jax.tree.map(lambda x: x.kernel if is_loan(x) else x, layers, is_leaf=is_loan)
+    return jax.tree.map(lambda x: x.kernel if _is_loan(x) else x, layers, is_leaf=_is_loan)
+
+
+def _is_loan(x: Any) -> bool:
+    return isinstance(x, Lent)
 
 
 def _linears(layers: Any) -> list[nnx.Linear]:

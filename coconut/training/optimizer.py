@@ -95,7 +95,10 @@ def learning_rate_at(
       stage_steps: steps the stage takes at most.
       is_last_stage: whether the run ends with this stage.
     """
-    rise = lambda taken, steps: min(1.0, (taken + 1) / steps) if steps else 1.0  # noqa: E731
+
+    def rise(taken: int, steps: int) -> float:
+        return min(1.0, (taken + 1) / steps) if steps else 1.0
+
     first_stage = stage_step == step
     warmed = 1.0 if first_stage else rise(stage_step, config.stage_warmup_steps)
     rate = config.learning_rate * min(warmed, rise(step, config.warmup_steps))

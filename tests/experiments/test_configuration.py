@@ -105,8 +105,8 @@ def test_recipes_build_the_published_decoder(run: str) -> None:
     decoder = dataclasses.replace(config.decoder, vocab_size=preset.vocabulary + 3, scan_layers=True)
     model = jax.eval_shape(lambda key: make_model(decoder, Identity(), key), jax.random.key(0))
     published = abstract_decoder(dataclasses.replace(preset, scan_layers=True))
-    count = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))  # noqa: E731
-    assert count(model) == count(published) + 3 * preset.embed_dim
+    parameters, expected = (sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (model, published))
+    assert parameters == expected + 3 * preset.embed_dim
 
 
 @pytest.mark.parametrize("run", [run for run, recipe in RECIPES.items() if recipe.decoder])

@@ -69,7 +69,6 @@ def test_what_each_kind_makes_of_a_hidden_state() -> None:
         hidden = (
             np.random.default_rng(2).normal(size=(3, 2, CONFIG.embed_dim)) * np.array([0.1, 1.0, 50.0])[:, None, None]
         )
-        make = lambda kind: make_feedback(FeedbackConfig(kind=kind, factor=0.5), CONFIG)  # noqa: E731
         identity = make_feedback(FeedbackConfig(), CONFIG)
         norms = np.linalg.norm(hidden, axis=-1, keepdims=True)
         token_norm = np.linalg.norm(np.asarray(decoder.tokens.embedding[...]), axis=-1).mean()
@@ -81,7 +80,11 @@ def test_what_each_kind_makes_of_a_hidden_state() -> None:
         assert set(expected) == set(OTHERS)
         assert (identity(decoder, jnp.asarray(hidden)) == hidden).all()
         for kind, thought in expected.items():
-            np.testing.assert_allclose(make(kind)(decoder, jnp.asarray(hidden)), thought, rtol=1e-9)
+            np.testing.assert_allclose(
+                make_feedback(FeedbackConfig(kind=kind, factor=0.5), CONFIG)(decoder, jnp.asarray(hidden)),
+                thought,
+                rtol=1e-9,
+            )
         # Each component has a scale of its own.
         scale = np.random.default_rng(3).normal(size=CONFIG.embed_dim)
         np.testing.assert_allclose(

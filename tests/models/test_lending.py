@@ -13,12 +13,11 @@ D, F = 12, 20
 
 
 def make_layers(stacked: bool = False) -> nnx.List:
-    make = lambda seed: Linear(D, F, rngs=nnx.Rngs(seed))  # noqa: E731
     if stacked:
         return nnx.List(
             [jax.vmap(lambda key: Linear(D, F, rngs=nnx.Rngs(key)))(jax.random.split(jax.random.key(0), 3))]
         )
-    return nnx.List([make(0)])
+    return nnx.List([Linear(D, F, rngs=nnx.Rngs(0))])
 
 
 def loss_of_passes(passes: list, inputs: list[jax.Array]) -> jax.Array:

@@ -23,14 +23,11 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from rich.console import Console
 
-from coconut.latent.feedback import FeedbackConfig, Norm
 from coconut.methods import METHODS
 from coconut.training import loop
 from coconut.training.checkpoint import Checkpoints, Progress, load_model
 from coconut.training.config import RunConfig, to_json
 from coconut.training.loop import TrainResult, train
-from coconut.training.setup import initial_model, prepare
-from coconut.training.state import TrainState, parameters_of
 from coconut.types import CoconutError, DivergedError
 from tests.tiny_runs import tiny_run
 
@@ -328,54 +325,6 @@ def test_a_workdir_that_holds_another_run_is_left_alone(uninterrupted: tuple[Pat
 # --- What is kept -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "saved,kept,best",
-    [
-        # (stage, accuracy or None) of steps 1, 2, ..; the latest is always kept.
-        ([(0, 0.5), (0, 0.9), (0, 0.7)], [2, 3], 2),
-        ([(0, 0.5), (0, 0.9), (0, 0.9)], [3], 3),
-        ([(0, 1.0), (1, 0.0), (1, None)], [2, 3], 2),
-        ([(0, 1.0), (1, None), (1, None)], [3], 3),
-        ([(0, 0.3), (0, None), (0, None)], [1, 3], 1),
-        ([(0, 0.0), (1, 0.2), (1, 0.1), (2, 0.05)], [4], 4),
-        ([(0, None)], [1], 1),
-    ],
-)
-def test_the_best_and_the_latest_are_kept(tmp_path: Path, saved: list, kept: list[int], best: int) -> None:
-    checkpoints = Checkpoints(tmp_path, keep_latest=1)
-    for step, (stage, accuracy) in enumerate(saved, 1):
-        validation = {} if accuracy is None else {"accuracy": accuracy, "loss": 3.0}
-        checkpoints.save(small_state(step), Progress(step=step, stage=stage), validation)
-    assert (checkpoints.step("best"), checkpoints.step("latest")) == (best, len(saved))
-    checkpoints.close()
-    assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == kept
-    # Another process comes to the same conclusion.
-    reader = Checkpoints(tmp_path, read_only=True)
-    assert (reader.step("best"), reader.step("latest")) == (best, len(saved))
-    state, progress = reader.restore(best, small_state(0))
-    assert (int(state.step), progress.step, progress.stage) == (best, best, saved[best - 1][0])
-    reader.close()
-
-
-def small_state(step: int) -> TrainState:
-    return TrainState(
-        parameters={"w": jnp.full(3, step, jnp.float32)},
-        opt_state={"m": jnp.zeros(3)},
-        step=jnp.asarray(step, jnp.int32),
-    )
-
-
-def test_a_checkpoint_of_other_arrays_is_an_error(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(small_state(1), Progress(step=1), {})
-    other = dataclasses.replace(small_state(0), parameters={"w": jnp.zeros(4)})
-    with pytest.raises(CoconutError, match=r"'parameters/w' is \(\(3,\), .*\) there, \(\(4,\), .*\) here"):
-        checkpoints.restore(1, other)
-    with pytest.raises(CoconutError, match="'parameters/v' is missing"):
-        checkpoints.restore(1, dataclasses.replace(small_state(0), parameters={"v": jnp.zeros(3)}))
-    checkpoints.close()
-
-
 def test_validation_chooses_the_best_of_the_last_stage(tmp_path: Path) -> None:
     accuracies = iter([0.9, 1.0, 0.5, 0.3, 0.8, 0.4])
     seen = []
@@ -404,7 +353,10 @@ def test_validation_after_each_epoch(tmp_path: Path) -> None:
 
 def test_a_validation_that_is_not_finite_stops_the_run_and_saves_nothing(tmp_path: Path) -> None:
     values = iter([0.5, float("nan")])
-    validate = lambda model, run, dataset, stage: {"accuracy": next(values)}  # noqa: E731
+
+    def validate(*_: Any) -> Mapping[str, float]:
+        return {"accuracy": next(values)}
+
     with pytest.raises(CoconutError, match=r"not finite, and nothing was saved: \{'accuracy': nan\}"):
         trained(tiny_run(**LANGUAGE), tmp_path, validate=validate)
     # The validated one of stage 0, and the latest two of stage 1 before its end.
@@ -506,58 +458,3 @@ def test_a_run_goes_on_past_steps_that_are_not_finite(tmp_path: Path, monkeypatc
 def skipped_steps(workdir: Path) -> list[int]:
     """The steps that were skipped, of a run that logs each."""
     return [line["step"] for line in lines_of(workdir, "train") if line["skipped"]]
-
-
-# --- Another run's parameters -----------------------------------------------------------------------------------------
-
-
-def test_a_run_can_start_from_anothers_parameters(uninterrupted: tuple[Path, TrainResult]) -> None:
-    workdir, result = uninterrupted
-    run, _, _ = prepare(tiny_run(seed=4, method="cot", init_from=str(workdir)))
-    taken, given = parameters_of(initial_model(run)), parameters_of(result.model)
-    assert taken.keys() == given.keys()
-    assert all((np.asarray(taken[name]) == given[name]).all() for name in given)
-    fresh, _, _ = prepare(tiny_run(seed=4, method="cot"))
-    assert any((np.asarray(value) != given[name]).any() for name, value in parameters_of(initial_model(fresh)).items())
-
-
-def test_the_feedback_travels_with_the_checkpoint(tmp_path: Path, uninterrupted: tuple[Path, TrainResult]) -> None:
-    result = trained(tiny_run(feedback={"kind": "norm", "factor": 0.5}), tmp_path)
-    run, model, _ = load_model(tmp_path, "latest")
-    assert run.config.feedback == FeedbackConfig(kind="norm", factor=0.5)
-    assert isinstance(model.feedback, Norm)
-    # It was trained: at stage 1 a gradient reaches it.
-    assert np.abs(np.asarray(model.feedback.scale) - 0.5).min() > 1e-4
-    given = parameters_of(result.model)
-    assert all((np.asarray(value) == given[name]).all() for name, value in parameters_of(model).items())
-    # The same feedback is taken over with the rest; for another one the decoder alone is.
-    for feedback, scale in (({"kind": "norm", "factor": 0.5}, model.feedback.scale), ({"kind": "norm"}, jnp.ones(16))):
-        run, _, _ = prepare(tiny_run(init_from=str(tmp_path), feedback=feedback))
-        taken = parameters_of(initial_model(run))
-        assert (taken.pop("feedback.scale") == scale).all()
-        assert all((np.asarray(value) == given[name]).all() for name, value in taken.items())
-    run, _, _ = prepare(tiny_run(init_from=str(uninterrupted[0]), feedback={"kind": "norm"}))
-    assert (parameters_of(initial_model(run))["feedback.scale"] == 1).all()
-
-
-@pytest.mark.parametrize(
-    "changes,why",
-    [
-        ({"data": {"options": {"config": "e12"}}, "decoder": {"max_positions": 64}}, "its tokenizer is another one"),
-        (
-            {"decoder": {"embed_dim": 32}},
-            "its decoder is another one:\n  embed_dim: 16 there, 32 here",
-        ),
-        ({"decoder": {"num_heads": 4}}, "its decoder is another one:\n  num_heads: 2 there, 4 here"),
-    ],
-)
-def test_parameters_that_do_not_fit_are_an_error(
-    uninterrupted: tuple[Path, TrainResult], changes: dict[str, Any], why: str
-) -> None:
-    with pytest.raises(CoconutError, match=rf"RunConfig\.init_from = .*{why}"):
-        initial_model(prepare(tiny_run(init_from=str(uninterrupted[0]), **changes))[0])
-
-
-def test_starting_from_a_folder_without_a_run_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(CoconutError, match=r"holds no run: .*run\.json is missing"):
-        prepare(tiny_run(init_from=str(tmp_path)))
