@@ -66,3 +66,9 @@ def test_a_run_keeps_its_tokenizer(tmp_path):
     loaded = Run.load(tmp_path)
     assert loaded.tokenizer == run.tokenizer and loaded.tokenizer.fingerprint == run.tokenizer.fingerprint
     assert set(MARKERS) <= set(loaded.tokenizer.special_tokens)
+
+
+@pytest.mark.parametrize("name", ["count", "seed", "start", "exclude"])
+def test_what_a_split_decides_is_no_option_of_its_generator(name: str) -> None:
+    with pytest.raises(CoconutError, match=rf"DataConfig\.options = .*'{name}' is not an option of a task"):
+        DataConfig(task="multiplication", train=10, options={name: 1})

@@ -10,15 +10,20 @@ import jax
 import pytest
 
 from coconut.curriculum import stage_steps
+from coconut.datasets import DataConfig, load_dataset
 from coconut.latent.feedback import Identity
 from coconut.methods import METHODS
 from coconut.models.parameters import abstract_decoder
 from coconut.models.presets import PRESETS
 from coconut.tasks import TASKS
+from coconut.tokenizers import symbol_tokenizer
+from coconut.training.checkpoint import Run
 from coconut.training.config import RunConfig, differences, from_json, to_json
 from coconut.training.state import make_model
 from coconut.types import CoconutError
 from experiments.configuration import resolve_run
+from experiments.evaluate import questions_of
+from tests.tiny_runs import tiny_run
 
 CONFIGS = Path(__file__).parents[2] / "gin_configs"
 RUNS = sorted(path.name for path in (CONFIGS / "runs").glob("*.gin"))
@@ -192,3 +197,10 @@ def test_differences_name_each_leaf() -> None:
         "a.c: 2 there, 3 here",
         "d: '(missing)' there, 4 here",
     ]
+
+
+def test_evaluate_takes_the_validation_split_that_training_used() -> None:
+    """Of 8,100 questions 800 are drawn: without care the two splits would share some."""
+    data = DataConfig(task="multiplication", train=40, validation=400, test=400, options={"digits": [2, 2]})
+    run = Run(dataclasses.replace(tiny_run(), data=data), symbol_tokenizer(["a"]), "")
+    assert questions_of(run, "validation") == load_dataset(data).splits["validation"]

@@ -152,3 +152,12 @@ def test_part_of_a_file(tmp_path):
     odd = tmp_path / "odd[0:1]"  # A file of that name is that file.
     odd.write_text(json.dumps([{"question": "a", "steps": [], "answer": "b"}] * 2))
     assert len(task.load(odd)) == 2
+
+
+def test_prepare_does_not_overwrite_what_it_reads(tmp_path: Path) -> None:
+    prepare(tmp_path, DataConfig(task="multiplication", train=20, options={"digits": [2, 2]}))
+    before = (tmp_path / "train.json").read_bytes()
+    for source in ("train.json", "train.json[:10]"):
+        with pytest.raises(CoconutError, match="would be overwritten"):
+            prepare(tmp_path, DataConfig(task="multiplication", train=str(tmp_path / source)))
+    assert (tmp_path / "train.json").read_bytes() == before
