@@ -72,7 +72,7 @@ def test_what_each_kind_makes_of_a_hidden_state() -> None:
         identity = make_feedback(FeedbackConfig(), CONFIG)
         norms = np.linalg.norm(hidden, axis=-1, keepdims=True)
         token_norm = np.linalg.norm(np.asarray(decoder.tokens.embedding[...]), axis=-1).mean()
-        expected = {
+        expected: dict[FeedbackKind, np.ndarray] = {
             "scale": 0.5 * hidden,
             "match_norm": 0.5 * token_norm * hidden / norms,
             "norm": 0.5 * CONFIG.embed_dim**0.5 * hidden / norms,
