@@ -183,8 +183,3 @@ def align(
         answers=answers,
         examples=np.asarray(examples, np.int32),
     )
-
-
-def padding_share(batch: Batch) -> float:
-    """Share of the batch's columns that are not valid."""
-    return 1.0 - float(np.mean(np.asarray(batch.valid)))

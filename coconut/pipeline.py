@@ -67,7 +67,8 @@ class BatchSource:
 
     Every epoch holds each example once, in an order of its own; the last batch of each bucket is filled up with rows
     that hold nothing. Batch numbers count over the whole run, not from the start of a stage, so the order of the data
-    does not depend on when a stage ends.
+    does not depend on when a stage ends. A process may ask for some rows of each batch alone
+    (`coconut.sharding.own_rows`).
     """
 
     def __init__(
@@ -80,22 +81,16 @@ class BatchSource:
         *,
         stage: int,
         seed: int,
-        process: int = 0,
-        processes: int = 1,
+        rows: slice = slice(None),  # noqa: B008 - immutable
     ):
         if not examples:
             raise CoconutError("the data set is empty")
-        if config.batch_size % processes:
-            raise CoconutError(
-                f"PipelineConfig.batch_size = {config.batch_size}: must be a multiple of the {processes} processes"
-            )
         if config.shuffle_edges:
             _check_graph_form(examples, tokenizer)
         self._examples, self._tokenizer, self._rule = examples, tokenizer, rule
         self._curriculum, self._config = curriculum, config
         self._stage, self._seed = stage, seed
-        rows = config.batch_size // processes
-        self._own_rows = slice(process * rows, (process + 1) * rows)
+        self._own_rows = rows
         lengths = [len(example.question) for example in examples]
         bucket_of = np.searchsorted(config.length_buckets, lengths)
         self._buckets = [members for b in range(len(config.length_buckets) + 1)
@@ -131,7 +126,7 @@ class BatchSource:
         return batches, rng.random((len(self._examples), 2))
 
     def __getitem__(self, number: int) -> Batch:
-        """Batch ``number`` of the run: this process's rows of it."""
+        """Batch ``number`` of the run: the rows of it that were asked for."""
         epoch, within = divmod(int(number), self.batches_per_epoch)
         with self._lock:
             batches, draws = self._epoch(epoch)

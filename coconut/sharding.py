@@ -1,30 +1,54 @@
-"""Where arrays lie on a mesh of devices: one table from what an axis means to the mesh axis it is split over."""
+"""Where arrays lie on a mesh of devices: one table from what an axis means to the mesh axes it is split over.
 
+- ``data``: copies of the model, each with its own rows.
+- ``fsdp``: rows, too, and the parameters, their gradients and the optimizer's moments in shards. A matrix is gathered
+  where a pass uses it and its gradient is scattered again (ZeRO, Rajbhandari et al. 2020, stage 3).
+- ``sequence``: columns of long passes. Every device of it gathers all keys and values, and holds the same parameters.
+- ``tensor``: heads, MLP and vocabulary (Shoeybi et al. 2019).
+
+A pass of one column, a thought or a decoded token, has so few rows that gathering matrices for it would cost far more
+than its arithmetic, once for every thought. Such a pass leaves the matrices where they are and moves its activations:
+their features are split as the matrices' rows are (``moving_rows``, ``split_features``).
+
+The mesh is that of `jax.set_mesh`; without one nothing is constrained.
+"""
+
+import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, no_type_check
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
 
-from coconut.types import CoconutError
+from coconut.types import CoconutError, check_fields
 
-MESH_AXES = ("data", "fsdp", "tensor")
-"""Mesh axes: copies of the model, shards of every parameter, shards of every matrix product."""
+MESH_AXES = ("data", "fsdp", "sequence", "tensor")
 
-RULES: Mapping[str, str | None] = MappingProxyType(
+RULES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        "layers": None,
-        "positions": None,
-        "head": None,
-        "embed": "fsdp",
-        "heads": "tensor",
-        "mlp": "tensor",
-        "vocabulary": "tensor",
+        # Parameters.
+        "layers": (),
+        "positions": (),
+        "head": (),
+        "embed": ("fsdp",),
+        "heads": ("tensor",),
+        "kv_heads": ("tensor",),
+        "mlp": ("tensor",),
+        "vocabulary": ("tensor",),
+        # Activations.
+        "rows": ("data", "fsdp"),
+        "columns": ("sequence",),
+        "past": (),
+        "features": (),
+        "moving_rows": ("data",),
+        "split_features": ("fsdp",),
     }
 )
-"""Logical axis -> the mesh axis it is split over, None for not split."""
+"""Logical axis -> the mesh axes it is split over, none for not split."""
 
 PARAMETER_AXES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -35,45 +59,117 @@ PARAMETER_AXES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         **{f"{norm}.bias": ("embed",) for norm in ("norm", "attention_norm", "mlp_norm")},
         **{f"{norm}.scale": ("head",) for norm in ("query_norm", "key_norm")},
         **{f"{norm}.bias": ("head",) for norm in ("query_norm", "key_norm")},
-        **{f"{part}.kernel": ("embed", "heads") for part in ("query", "key", "value")},
-        **{f"{part}.bias": ("heads",) for part in ("query", "key", "value")},
+        "query.kernel": ("embed", "heads"),
+        "query.bias": ("heads",),
+        **{f"{part}.kernel": ("embed", "kv_heads") for part in ("key", "value")},
+        **{f"{part}.bias": ("kv_heads",) for part in ("key", "value")},
         **{f"{part}.kernel": ("embed", "mlp") for part in ("up", "gate")},
         **{f"{part}.bias": ("mlp",) for part in ("up", "gate")},
         "output.kernel": ("heads", "embed"),
         "output.bias": ("embed",),
         "down.kernel": ("mlp", "embed"),
         "down.bias": ("embed",),
+        "feedback.scale": ("embed",),
     }
 )
 """The last two parts of a parameter's name -> its logical axes, without that of stacked layers."""
 
 
-def make_mesh(*, data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh over ``data * fsdp * tensor`` devices, whose partitioning XLA completes by itself.
+@no_type_check  # Its own checks name the field and the value
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """Sizes of a mesh. It decides no number of a run but their rounding: a checkpoint restores onto any mesh.
+
+    Attributes:
+      data: copies of the model; None for as many as there are devices for.
+      fsdp: shards of rows and parameters.
+      sequence: shards of columns.
+      tensor: shards of heads, MLP and vocabulary.
 
     Raises:
-      CoconutError: there are fewer devices than that, or a size is not positive.
+      CoconutError: a size that is not positive; the message names the field and the value.
     """
-    sizes = (data, fsdp, tensor)
-    if min(sizes) < 1:
-        raise CoconutError(f"data = {data}, fsdp = {fsdp}, tensor = {tensor}: must be at least 1 each")
+
+    data: int | None = None
+    fsdp: int = 1
+    sequence: int = 1
+    tensor: int = 1
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        for field in MESH_AXES:
+            value = getattr(self, field)
+            if value is not None and value < 1:
+                raise CoconutError(f"MeshConfig.{field} = {value!r}: must be at least 1")
+
+    @classmethod
+    def parse(cls, text: str) -> "MeshConfig":
+        """The mesh of ``data=2,fsdp=4``; axes that are not named have their defaults.
+
+        Raises:
+          CoconutError: the text has another form, or an axis is unknown or named twice.
+        """
+        sizes: dict[str, int] = {}
+        for part in filter(None, text.split(",")):
+            axis, equals, size = part.strip().partition("=")
+            if not equals or not size.isdecimal():
+                raise CoconutError(f"mesh {text!r}: {part!r} must be AXIS=SIZE, such as fsdp=8")
+            if axis not in MESH_AXES:
+                raise CoconutError(f"mesh {text!r}: unknown axis {axis!r}, known are {', '.join(MESH_AXES)}")
+            if axis in sizes:
+                raise CoconutError(f"mesh {text!r}: {axis} is named twice")
+            sizes[axis] = int(size)
+        return cls(**sizes)
+
+
+def make_mesh(config: MeshConfig = MeshConfig(), devices: Sequence[Any] | None = None) -> Mesh:  # noqa: B008 - immutable
+    """A mesh over all of ``devices``, whose partitioning XLA completes by itself.
+
+    Args:
+      config: its sizes.
+      devices: the devices, such as those of `jax.experimental.topologies`; None for all there are.
+
+    Raises:
+      CoconutError: the sizes do not multiply to the number of devices.
+    """
     devices = jax.devices() if devices is None else devices
-    needed = int(np.prod(sizes))
-    if needed > len(devices):
-        raise CoconutError(
-            f"data = {data}, fsdp = {fsdp}, tensor = {tensor} need {needed} devices, there are {len(devices)}"
-        )
-    axis_types = (AxisType.Auto,) * len(sizes)
-    return jax.make_mesh(sizes, MESH_AXES, axis_types=axis_types, devices=devices[:needed])
+    others = config.fsdp * config.sequence * config.tensor
+    data = max(len(devices) // others, 1) if config.data is None else config.data
+    sizes = (data, config.fsdp, config.sequence, config.tensor)
+    if math.prod(sizes) != len(devices):
+        asked = ", ".join(f"{axis} = {size}" for axis, size in zip(MESH_AXES, sizes, strict=True))
+        raise CoconutError(f"the mesh {asked} is one of {math.prod(sizes)} devices, there are {len(devices)}")
+    return jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * len(sizes), devices=devices)
 
 
-def parameter_sharding(name: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
+def partition(axes: Sequence[str], mesh: Any) -> PartitionSpec:
+    """What splits an array of the given logical axes on a mesh, which may lack some of `MESH_AXES`."""
+    over = [tuple(axis for axis in RULES[name] if mesh.shape.get(axis, 1) > 1) for name in axes]
+    return PartitionSpec(*[names[0] if len(names) == 1 else names or None for names in over])
+
+
+def constrain(x: Array, *axes: str) -> Array:
+    """Splits an activation over the current mesh as its logical axes say; ``x`` itself where there is no mesh.
+
+    An axis whose size is no multiple of its devices stays whole: a suffix of 21 columns on two shards of the sequence.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return x
+    spec = partition(axes, mesh)
+    sizes = [math.prod(mesh.shape[axis] for axis in _names(over)) for over in spec]
+    return jax.lax.with_sharding_constraint(
+        x, PartitionSpec(*[over if n % size == 0 else None for over, n, size in zip(spec, x.shape, sizes, strict=True)])
+    )
+
+
+def parameter_sharding(name: str, shape: tuple[int, ...], mesh: Any) -> NamedSharding:
     """Where a parameter lies.
 
     Args:
       name: its dotted path, such as ``layers.0.attention.query.kernel``.
       shape: its shape; one axis more than in `PARAMETER_AXES` is that of stacked layers.
-      mesh: a mesh of any of `MESH_AXES`; an axis it lacks counts as one of size 1.
+      mesh: a mesh, or an abstract one, of any of `MESH_AXES`; an axis it lacks counts as one of size 1.
 
     Raises:
       CoconutError: no axes are known for the name, the mesh has an axis of another name, or a size is not a multiple
@@ -81,16 +177,114 @@ def parameter_sharding(name: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSh
     """
     if unknown := [axis for axis in mesh.axis_names if axis not in MESH_AXES]:
         raise CoconutError(f"the mesh has axes {unknown}: only {', '.join(MESH_AXES)} are known")
-    axes = PARAMETER_AXES.get(".".join(name.split(".")[-2:]))
+    axes = () if not shape else PARAMETER_AXES.get(".".join(name.split(".")[-2:]))
     if axes is not None and len(shape) == len(axes) + 1:
         axes = ("layers", *axes)
     if axes is None or len(axes) != len(shape):
         raise CoconutError(f"parameter {name} of shape {shape}: coconut.sharding.PARAMETER_AXES knows no such axes")
-    split = [RULES[axis] if RULES[axis] in mesh.axis_names else None for axis in axes]
-    for dimension, (axis, over) in enumerate(zip(axes, split, strict=True)):
-        if over is not None and shape[dimension] % mesh.shape[over]:
+    spec = partition(axes, mesh)
+    for dimension, (axis, over) in enumerate(zip(axes, spec, strict=True)):
+        shards = math.prod(mesh.shape[part] for part in _names(over))
+        if shape[dimension] % shards:
+            sizes = " x ".join(f"{part} = {mesh.shape[part]}" for part in _names(over))
             raise CoconutError(
                 f"parameter {name} of shape {shape}: dimension {dimension} ({axis}) is {shape[dimension]}, which is no "
-                f"multiple of the mesh's {over} = {mesh.shape[over]}"
+                f"multiple of the mesh's {sizes}"
             )
-    return NamedSharding(mesh, PartitionSpec(*split))
+    return NamedSharding(mesh, spec)
+
+
+def tree_sharding(tree: Any, mesh: Any) -> Any:
+    """Where the arrays of a tree lie, which is keyed by parameters' names somewhere on the way to each of them.
+
+    Parameters, their gradients and an optimizer's moments lie where `parameter_sharding` says; what belongs to no
+    parameter, such as a count of steps, is on every device.
+
+    Args:
+      tree: arrays or their abstract values.
+      mesh: a mesh, or an abstract one.
+    """
+
+    def place(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
+        return parameter_sharding(names[-1], leaf.shape, mesh) if names else replicated(mesh)
+
+    return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def placed(tree: Any, mesh: Mesh) -> Any:
+    """The abstract values of such a tree with their places on a mesh."""
+    place = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)  # noqa: E731
+    return jax.tree.map(place, tree, tree_sharding(tree, mesh))
+
+
+def constrain_tree(tree: Any) -> Any:
+    """Keeps the arrays of a tree where `tree_sharding` says on the current mesh; nothing where there is no mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return tree
+    return jax.tree.map(jax.lax.with_sharding_constraint, tree, tree_sharding(tree, mesh))
+
+
+def replicate(tree: Any) -> Any:
+    """Puts a whole copy of each array on every device of the current mesh, so that every process can read it."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return tree
+    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, PartitionSpec()), tree)
+
+
+def check_heads(num_heads: int, kv_heads: int, mesh: Mesh) -> None:
+    """Refuses a mesh that would split a head.
+
+    Raises:
+      CoconutError: the mesh's tensor axis does not divide the query or the key/value heads.
+    """
+    tensor = mesh.shape.get("tensor", 1)
+    for field, count in (("num_heads", num_heads), ("num_kv_heads", kv_heads)):
+        if count % tensor:
+            raise CoconutError(f"DecoderConfig.{field} = {count}: is no multiple of the mesh's tensor = {tensor}")
+
+
+def row_sharding(mesh: Mesh) -> NamedSharding:
+    """Where the rows of a batch lie; its other axes are whole."""
+    return NamedSharding(mesh, partition(("rows",), mesh))
+
+
+def replicated(mesh: Any) -> NamedSharding:
+    """A whole copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def own_rows(mesh: Mesh, batch_size: int, microbatches: int = 1) -> slice:
+    """The rows of a batch that this process's devices hold.
+
+    Raises:
+      CoconutError: the rows of a microbatch are no multiple of the mesh's row shards, or a process would hold rows that
+        do not follow each other.
+    """
+    shards = mesh.shape.get("data", 1) * mesh.shape.get("fsdp", 1)
+    if batch_size % (shards * microbatches):
+        raise CoconutError(
+            f"PipelineConfig.batch_size = {batch_size} in RunConfig.microbatches = {microbatches}: the rows of each are "
+            f"no multiple of the mesh's data x fsdp = {shards}"
+        )
+    held = row_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
+    bounds = sorted({rows.indices(batch_size)[:2] for (rows,) in held if rows is not None})
+    if any(end != start for (_, end), (start, _) in zip(bounds, bounds[1:], strict=False)):
+        raise CoconutError(f"the mesh {dict(mesh.shape)} gives this process rows {bounds}, which do not follow each other")
+    return slice(bounds[0][0], bounds[-1][1])
+
+
+def put_rows(tree: Any, mesh: Mesh, batch_size: int) -> Any:
+    """Host arrays of this process's rows (`own_rows`) as arrays of the whole batch on the mesh."""
+    sharding = row_sharding(mesh)
+
+    def put(rows: np.ndarray) -> Array:
+        return jax.make_array_from_process_local_data(sharding, rows, (batch_size, *rows.shape[1:]))
+
+    return jax.tree.map(put, tree)
+
+
+def _names(over: Any) -> tuple[str, ...]:
+    return () if over is None else (over,) if isinstance(over, str) else tuple(over)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import jax
+from jax.sharding import Mesh
 from rich.console import Console
 
 from coconut.curriculum import stage_steps
@@ -14,12 +15,13 @@ from coconut.evaluation.answers import AnswerConfig
 from coconut.evaluation.evaluate import evaluate
 from coconut.methods import get_method
 from coconut.pipeline import BatchSource
+from coconut.sharding import make_mesh, own_rows, put_rows, replicated
 from coconut.training.checkpoint import Run, write_atomically
 from coconut.training.config import RunConfig, to_json
 from coconut.training.loop import TrainResult, train
 from coconut.training.optimizer import make_optimizer
-from coconut.training.setup import fresh_model, prepare
-from coconut.training.state import Model, Template, make_state
+from coconut.training.setup import abstract_state, prepare
+from coconut.training.state import Model
 from coconut.training.step import make_train_step
 from experiments.configuration import operative_config
 
@@ -48,6 +50,7 @@ def run_training(
     config: RunConfig,
     workdir: Path,
     *,
+    mesh: Mesh | None = None,
     dataset: Dataset | None = None,
     tensorboard: bool = False,
     console: Console | None = None,
@@ -57,8 +60,10 @@ def run_training(
     Beside checkpoints and metrics the workdir gets ``run.json`` (the resolved config) and, for a config that came from
     gin, ``operative.gin``.
     """
-    result = train(config, workdir, dataset=dataset, validate=validate, tensorboard=tensorboard, console=console)
-    if text := operative_config():
+    result = train(
+        config, workdir, mesh=mesh, dataset=dataset, validate=validate, tensorboard=tensorboard, console=console
+    )
+    if (text := operative_config()) and jax.process_index() == 0:
         write_atomically(workdir / "operative.gin", text)
     return result
 
@@ -71,8 +76,8 @@ class StageSummary:
       stage: its number.
       schedule: the spans of its batches, one schedule a length bucket.
       steps: optimizer steps at most.
-      flops: of one train step, as XLA counts them (the body of a loop once).
-      temporary_bytes: scratch memory of the compiled step.
+      flops: of one train step on each device, as XLA counts them (the body of a loop once).
+      temporary_bytes: scratch memory of the compiled step on each device.
     """
 
     stage: int
@@ -99,28 +104,34 @@ class DryRun:
     stages: tuple[StageSummary, ...]
 
 
-def dry_run(config: RunConfig) -> tuple[Run, DryRun]:
+def dry_run(config: RunConfig, mesh: Mesh | None = None) -> tuple[Run, DryRun]:
     """Resolves a run, builds its model abstractly and compiles each stage's step without running any.
+
+    Args:
+      config: the run.
+      mesh: the devices; None for all there are.
 
     Raises:
       CoconutError: whatever `train` would raise before its first step.
     """
     run, _, examples = prepare(config)
     config, method = run.config, get_method(run.config.method)
-    optimizer = make_optimizer(config.optimizer)
-    key = jax.random.key(config.seed)
-    model = jax.eval_shape(lambda: fresh_model(config))
-    template = Template.of(model)
-    parameters = dict(zip(template.names, jax.tree.leaves(model), strict=True))
-    state = jax.eval_shape(lambda parameters: make_state(parameters, optimizer), parameters)
+    optimizer, mesh = make_optimizer(config.optimizer), make_mesh() if mesh is None else mesh
+    rows = own_rows(mesh, config.pipeline.batch_size, config.microbatches)
+    key = jax.jit(jax.random.key, out_shardings=replicated(mesh))(config.seed)
+    template, state = abstract_state(config, optimizer, mesh)
     train_step = make_train_step(template, method, optimizer, microbatches=config.microbatches)
     stages = []
     for stage in range(config.curriculum.first_stage, config.curriculum.final_stage + 1):
         source = BatchSource(
-            examples, run.tokenizer, method.rule, config.curriculum, config.pipeline, stage=stage, seed=config.seed
+            *(examples, run.tokenizer, method.rule, config.curriculum, config.pipeline),
+            stage=stage,
+            seed=config.seed,
+            rows=rows,
         )
-        batch = source[0]
-        compiled = train_step.lower(state, batch, jax.ShapeDtypeStruct((), "float32"), key).compile()
+        batch = put_rows(source[0], mesh, config.pipeline.batch_size)
+        with jax.set_mesh(mesh):
+            compiled = train_step.lower(state, batch, jax.ShapeDtypeStruct((), "float32"), key).compile()
         memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
         stages.append(
             StageSummary(
@@ -132,7 +143,7 @@ def dry_run(config: RunConfig) -> tuple[Run, DryRun]:
             )
         )
     summary = DryRun(
-        parameters=sum(leaf.size for leaf in parameters.values()),
+        parameters=sum(leaf.size for leaf in state.parameters.values()),
         state_bytes=sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)),
         train_examples=len(examples),
         stages=tuple(stages),

@@ -8,7 +8,6 @@ import jax
 import numpy as np
 import pytest
 
-from coconut.batching import padding_share
 from coconut.curriculum import CurriculumConfig
 from coconut.methods import METHODS
 from coconut.pipeline import BatchSource, PipelineConfig, make_iterator, pipeline_fingerprint
@@ -103,7 +102,7 @@ def test_threads_and_prefetching_change_nothing():
 def test_the_halves_of_two_processes_join_to_the_whole_batch(buckets):
     config = PipelineConfig(batch_size=4, length_buckets=buckets)
     whole = source(config)
-    halves = [source(config, process=process, processes=2) for process in range(2)]
+    halves = [source(config, rows=rows) for rows in (slice(0, 2), slice(2, 4))]
     for number in range(2 * whole.batches_per_epoch):
         first, second = (half[number] for half in halves)
         # One compiled shape for both.
@@ -129,7 +128,7 @@ def test_a_restored_iterator_goes_on_in_the_middle_of_an_epoch(stopped_at):
 def test_length_buckets_save_padding():
     def mean_padding(config: PipelineConfig) -> float:
         batches = source(config)
-        shares = [padding_share(batches[number]) for number in range(batches.batches_per_epoch)]
+        shares = [1 - batches[number].valid.mean() for number in range(batches.batches_per_epoch)]
         return float(np.mean(shares))
 
     bucketed = PipelineConfig(batch_size=2, length_buckets=(4, 7))
@@ -186,12 +185,12 @@ GRAPH_TOKENIZER = symbol_tokenizer(graph_symbols(12))
 
 
 def graph_source(
-    seed: int = 7, stage: int = 0, batch_size: int = 4, shuffle_edges: bool = True, **process: int
+    seed: int = 7, stage: int = 0, batch_size: int = 4, shuffle_edges: bool = True, **settings: Any
 ) -> BatchSource:
     examples = [encode_example(GRAPH_TOKENIZER, example, SYMBOLS) for example in GRAPHS]
     config = PipelineConfig(batch_size=batch_size, shuffle_edges=shuffle_edges)
     return BatchSource(
-        examples, GRAPH_TOKENIZER, METHODS["coconut"].rule, CURRICULUM, config, stage=stage, seed=seed, **process
+        examples, GRAPH_TOKENIZER, METHODS["coconut"].rule, CURRICULUM, config, stage=stage, seed=seed, **settings
     )
 
 
@@ -232,7 +231,7 @@ def test_the_order_of_edges_is_decided_by_seed_epoch_and_example_alone():
     # Whatever batch the example stands in.
     assert first == questions(graph_source(batch_size=5), 1)
     assert first != questions(graph_source(seed=8), 1)
-    halves = [graph_source(process=process, processes=2) for process in range(2)]
+    halves = [graph_source(rows=rows) for rows in (slice(0, 2), slice(2, 4))]
     whole = graph_source()
     for number in range(2 * whole.batches_per_epoch):
         joined = jax.tree.map(lambda *both: np.concatenate(both), *(half[number] for half in halves))
@@ -252,7 +251,5 @@ def test_edges_are_shuffled_where_there_are_edges_only():
 def test_bad_input_is_refused():
     with pytest.raises(CoconutError, match=r"length_buckets = \(8, 4\)"):
         PipelineConfig(batch_size=4, length_buckets=(8, 4))
-    with pytest.raises(CoconutError, match="batch_size = 4: must be a multiple of the 3 processes"):
-        source(process=0, processes=3)
     with pytest.raises(CoconutError, match="empty"):
         BatchSource([], TOKENIZER, METHODS["cot"].rule, CURRICULUM, CONFIG, stage=0, seed=0)

@@ -23,7 +23,7 @@ from coconut.models.huggingface import load_pretrained, save_pretrained
 from coconut.models.parameters import abstract_decoder, decoder_parameters
 from coconut.models.presets import PRESETS
 from coconut.models.vocabulary import resize_vocabulary
-from coconut.sharding import make_mesh, parameter_sharding
+from coconut.sharding import MeshConfig, make_mesh, parameter_sharding
 from coconut.types import CoconutError
 from tests.tiny_models import GPT2_STYLE, LLAMA_STYLE, quick_jit, random_decoder
 
@@ -85,7 +85,7 @@ def check(config: DecoderConfig, folder: Path) -> None:
     """A checkpoint loaded onto a mesh holds the same numbers, split as the table says, and computes the same."""
     plain = random_decoder(config)
     save_pretrained(plain, folder)
-    mesh = make_mesh(data=2, fsdp=2, tensor=2)
+    mesh = make_mesh(MeshConfig(fsdp=2, tensor=2))
     sharded = load_pretrained(folder, config=config, mesh=mesh)
     expected = decoder_parameters(plain)
     for name, array in decoder_parameters(sharded).items():
@@ -111,7 +111,7 @@ def main() -> None:
         decoder = random_decoder(dataclasses.replace(LLAMA_STYLE, vocab_size=23, mlp_dim=25))
         save_pretrained(decoder, Path(temporary) / "odd")
         with pytest.raises(CoconutError) as caught:
-            load_pretrained(Path(temporary) / "odd", mesh=make_mesh(tensor=2))
+            load_pretrained(Path(temporary) / "odd", mesh=make_mesh(MeshConfig(tensor=2), jax.devices()[:2]))
         lines = str(caught.value).splitlines()[1:]
         assert len(lines) == 2 + 2 * 3, lines  # The table and the head; three matrices of the MLP in two layers.
         wanted = (
@@ -119,7 +119,7 @@ def main() -> None:
             "which is no multiple of the mesh's tensor = 2"
         )
         assert any(wanted in line for line in lines), lines
-        sharded = load_pretrained(Path(temporary) / "0", mesh=make_mesh(tensor=2))
+        sharded = load_pretrained(Path(temporary) / "0", mesh=make_mesh(MeshConfig(tensor=2), jax.devices()[:2]))
         with pytest.raises(CoconutError, match=r"vocab_size = 25: tokens\.embedding cannot be split"):
             resize_vocabulary(sharded, 25, copy_from=0)
         print("named")

@@ -1,12 +1,15 @@
 """Answering questions in batches: from examples to texts."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import no_type_check
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Int, Key
 
 from coconut.curriculum import CurriculumConfig, SequenceRule
 from coconut.latent.generate import SamplingConfig, decode, prefill, think_on
@@ -121,22 +124,21 @@ def answer_questions(
         for index, prompt in enumerate(rows):
             tokens[index, width - len(prompt) :] = prompt
             valid[index, width - len(prompt) :] = True
-        prefix = prefill(model.decoder, jnp.asarray(tokens), jnp.asarray(valid))
+        prefix = prefill(model.decoder, tokens, valid)
         thoughts = None
         if room:
             batch_counts = np.zeros(config.batch_size, np.int32)
             batch_counts[: len(rows)] = counts[start : start + len(rows)]
-            prefix, thoughts = think_on(model.decoder, model.feedback, prefix, jnp.asarray(batch_counts), room=room)
+            prefix, thoughts = think_on(model.decoder, model.feedback, prefix, batch_counts, room=room)
             thoughts = np.asarray(thoughts)
         active = np.arange(config.batch_size) < len(rows)
-        numbers = start + jnp.arange(config.batch_size)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(config.seed), numbers)
+        keys = _row_keys(config.seed, start, config.batch_size)
         generated = decode(
             model.decoder,
             prefix,
-            jnp.asarray(active),
+            active,
             keys,
-            forced=jnp.tile(jnp.asarray(forced), (config.batch_size, 1)),
+            forced=np.tile(forced, (config.batch_size, 1)),
             sampling=config.sampling,
             eos_id=tokenizer.eos_id,
             vocab_size=tokenizer.vocab_size,
@@ -154,6 +156,12 @@ def answer_questions(
                 thought_inputs=None if thoughts is None else thoughts[index, :count],
             )
         advance(len(rows))
+
+
+@functools.partial(jax.jit, static_argnames="rows")
+def _row_keys(seed: Int[ArrayLike, ""], start: Int[ArrayLike, ""], rows: int) -> Key[Array, " B"]:
+    """A key for each of some rows, by its example's number; made under jit, so that every process holds all of them."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), start + jnp.arange(rows))
 
 
 def _prompt(example: TokenizedExample, count: int, rule: SequenceRule, tokenizer: Tokenizer) -> np.ndarray:

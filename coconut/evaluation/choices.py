@@ -9,7 +9,6 @@ import dataclasses
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -17,6 +16,7 @@ from coconut.batching import Row, Shape, align, write_row
 from coconut.curriculum import SequenceRule, StagePlan
 from coconut.latent.rollout import rollout_batch
 from coconut.losses import scored_columns, token_losses
+from coconut.sharding import replicate
 from coconut.tokenizers import TextFormat, Tokenizer, encode_example
 from coconut.training.state import Model
 from coconut.types import Batch, CoconutError, Example
@@ -77,7 +77,7 @@ def choose(
         filled: list[Row | None] = list(rows[start : start + batch_size])
         filled += [None] * (batch_size - len(filled))
         batch = align(filled, shape, rule, pad_id=tokenizer.eos_id, latent_id=tokenizer.latent_id)
-        losses.append(np.asarray(_answer_losses(model, jax.tree.map(jnp.asarray, batch))))
+        losses.append(np.asarray(_answer_losses(model, batch)))
     right, wrong = np.concatenate(losses)[: len(rows)].reshape(-1, 2).T
     return int((right < wrong).sum())
 
@@ -87,4 +87,4 @@ def _answer_losses(model: Model, batch: Batch) -> Float[Array, " B"]:
     """Minus the log-probability of each row's labels, in nats."""
     output = rollout_batch(model.decoder, model.feedback, batch)
     logits = model.decoder.unembed(output.predictors)
-    return token_losses(logits, scored_columns(batch.labels, batch.schedule)).sum(1)
+    return replicate(token_losses(logits, scored_columns(batch.labels, batch.schedule)).sum(1))

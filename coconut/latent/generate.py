@@ -18,6 +18,7 @@ from coconut.latent.rollout import last_valid
 from coconut.latent.thoughts import Past, Place, think_sequentially, trunk
 from coconut.models.cache import Segment, empty_segment, write
 from coconut.models.decoder import Decoder
+from coconut.sharding import replicate
 from coconut.types import CoconutError, check_fields
 
 
@@ -117,7 +118,7 @@ def think_on(
         last_valid(span.hidden, place.valid, prefix.last),
         prefix.length + jnp.minimum(counts, room),
     )
-    return following, span.thoughts
+    return following, replicate(span.thoughts)
 
 
 @functools.partial(jax.jit, static_argnames=("sampling", "eos_id", "vocab_size"))
@@ -168,7 +169,7 @@ def decode(
     *_, tokens, _ = jax.lax.while_loop(unfinished, step, start)
     ends = tokens == eos_id
     ended = ends.any(1)
-    return Generated(tokens, jnp.where(ended, jnp.argmax(ends, 1), room).astype(jnp.int32), ended)
+    return replicate(Generated(tokens, jnp.where(ended, jnp.argmax(ends, 1), room).astype(jnp.int32), ended))
 
 
 def _place(prefix: Prefix, valid: Bool[Array, "B T"]) -> Place:

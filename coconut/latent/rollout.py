@@ -60,7 +60,7 @@ def rollout(
     feedback = prepare(feedback, decoder)
     decoders = [decoder] * len(schedule)
     if gradient == "implicit" and len(schedule) > 1:
-        decoders = decoder.lend([tokens.shape[0] * span.length for span in schedule])
+        decoders = decoder.lend(tokens.shape[0], [span.length for span in schedule])
     past: Past = ()
     last = jnp.zeros_like(embedded[:, 0])
     hiddens, predictors, thoughts = [], [], []

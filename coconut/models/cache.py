@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from coconut.sharding import constrain
+
 
 @jax.tree_util.register_dataclass
 @no_type_check  # JAX also builds them of abstract values, cotangents and shardings
@@ -52,7 +54,8 @@ def write(segment: Segment, new: Any, valid: Bool[Array, "B T"], start: Int[Arra
     """
 
     def put(old: Array, update: Array) -> Array:
-        return jax.lax.dynamic_update_slice_in_dim(old, update.astype(old.dtype), start, axis=old.ndim - 2)
+        written = jax.lax.dynamic_update_slice_in_dim(old, update.astype(old.dtype), start, axis=old.ndim - 2)
+        return constrain(written, *["layers"] * (old.ndim - 4), "rows", "kv_heads", "past", "head")
 
     layers = jax.tree.map(put, segment.layers, new)
     return Segment(layers, jax.lax.dynamic_update_slice_in_dim(segment.valid, valid, start, axis=1), segment.columns)

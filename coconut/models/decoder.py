@@ -10,8 +10,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from coconut.models.cache import KeyValue, Segment
 from coconut.models.config import DecoderConfig
-from coconut.models.layers import Dropout, Layer, make_linear, make_norm
+from coconut.models.layers import Dropout, Layer, make_linear, make_norm, residual
 from coconut.models.lending import lend
+from coconut.sharding import constrain
 
 
 class Decoder(nnx.Module):
@@ -53,7 +54,9 @@ class Decoder(nnx.Module):
 
     def embed(self, tokens: Int[Array, "*B"]) -> Float[Array, "*B D"]:
         """Token embeddings, without positions (these are added in `trunk`, to thoughts as to tokens)."""
-        return self.tokens(tokens)
+        # Every device looks up its share of the features, for all rows of its group: the table is not gathered.
+        embedded = constrain(self.tokens(tokens), *("moving_rows", "columns")[: tokens.ndim], "split_features")
+        return constrain(embedded, *("rows", "columns")[: tokens.ndim], "features")
 
     def unembed(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """Logits, in at least float32."""
@@ -67,16 +70,18 @@ class Decoder(nnx.Module):
             kernel.astype(self.config.compute_dtype),
             preferred_element_type=self.config.accumulation_dtype,
         )
+        logits = constrain(logits, *("rows", "columns")[: logits.ndim - 1], "vocabulary")
         return logits * self.config.logit_scale if self.config.logit_scale != 1.0 else logits
 
-    def lend(self, rows: Sequence[int]) -> list["Decoder"]:
+    def lend(self, batch: int, columns: Sequence[int]) -> list["Decoder"]:
         """This decoder, once for each of several passes that share their weight gradients (`coconut.models.lending`).
 
         Args:
-          rows: ``B T`` of each pass; its `trunk` must be called exactly once.
+          batch: ``B``.
+          columns: ``T`` of each pass; its `trunk` must be called exactly once.
         """
         borrowers = []
-        for layers in lend(self.layers, rows, self.config.compute_dtype):
+        for layers in lend(self.layers, batch, columns, self.config.compute_dtype):
             borrower = jax.tree.map(lambda x: x, self)  # a new module around the same arrays
             borrower.layers = layers
             borrowers.append(borrower)
@@ -110,6 +115,7 @@ class Decoder(nnx.Module):
             x = x + self.positions(positions)
         if dropout is not None:
             x = dropout.at(0).units(x)
+        x = residual(x)
         causal = jnp.tril(jnp.ones((T, T), bool)) & valid[:, None, :]
         masks = [segment.valid[:, None, :] for segment in past] + [causal]
         columns = [] if dropout is None else [segment.columns for segment in past] + [dropout.columns]

@@ -1,7 +1,6 @@
 """The pieces a decoder layer is built from."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import no_type_check
 
 import jax
@@ -12,7 +11,8 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from coconut.models.attention import attend, offset_query_bias, rotate
 from coconut.models.cache import KeyValue
 from coconut.models.config import DecoderConfig
-from coconut.models.lending import Lent
+from coconut.models.lending import Lent, apply_matrix
+from coconut.sharding import constrain
 
 
 @jax.tree_util.register_dataclass
@@ -70,17 +70,13 @@ def make_norm(config: DecoderConfig, rngs: nnx.Rngs, width: int | None = None) -
 
 
 class Linear(nnx.Linear):
-    """`nnx.Linear` over rows: XLA:CPU forms the weight gradient of a flat ``[B T, D]`` input twice as fast."""
+    """`nnx.Linear` whose matrix may be on loan (`coconut.models.lending`)."""
 
-    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B F"]:
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T F"]:
         """Applies the layer to the last axis."""
-        rows = x.reshape(-1, x.shape[-1])
-        if isinstance(loan := self.kernel.get_value(), Lent):
-            y = loan.apply(rows.astype(self.dtype))
-            y = y if self.bias is None else y + self.bias[...].astype(y.dtype)
-        else:
-            y = super().__call__(rows)
-        return y.reshape(*x.shape[:-1], -1)
+        kernel, x = self.kernel.get_value(), x.astype(self.dtype)
+        y = kernel.apply(x) if isinstance(kernel, Lent) else apply_matrix(x, kernel.astype(self.dtype))
+        return y if self.bias is None else y + self.bias[...].astype(y.dtype)
 
 
 def make_linear(
@@ -142,14 +138,16 @@ class Attention(nnx.Module):
         """
         B, T, _ = x.shape
         query, key, value = (
-            layer(x).reshape(B, T, -1, self.config.width_of_head) for layer in (self.query, self.key, self.value)
+            constrain(layer(x).reshape(B, T, -1, self.config.width_of_head), "rows", "columns", heads, "head")
+            for layer, heads in ((self.query, "heads"), (self.key, "kv_heads"), (self.value, "kv_heads"))
         )
         if self.config.query_key_norm:
             query, key = self.query_norm(query), self.key_norm(key)
         if self.config.position_embedding == "rotary":
             query = rotate(query, positions, self.config.rotary_base, self.config.rotary_scaling)
             key = rotate(key, positions, self.config.rotary_base, self.config.rotary_scaling)
-        own = KeyValue(key.swapaxes(1, 2), value.swapaxes(1, 2))
+        # Whole along the columns: every query looks back on all of them.
+        own = KeyValue(*[constrain(x.swapaxes(1, 2), "rows", "kv_heads", "past", "head") for x in (key, value)])
         out = attend(
             query.swapaxes(1, 2),
             [*past, own],
@@ -157,7 +155,8 @@ class Attention(nnx.Module):
             kept=None if dropout is None else dropout.weights(B, self.config.num_heads, columns),
             dropout=self.config.dropout,
         )
-        return self.output(out.swapaxes(1, 2).reshape(B, T, -1)), own
+        out = constrain(out.swapaxes(1, 2).reshape(B, T, -1), rows_of(x), "columns", "heads")
+        return self.output(out), own
 
 
 class FeedForward(nnx.Module):
@@ -173,10 +172,20 @@ class FeedForward(nnx.Module):
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """Applies the MLP to each column."""
+        hidden = constrain(self.up(x), rows_of(x), "columns", "mlp")
         if self.kind == "swiglu":
-            return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
-        activation: Callable[[Array], Array] = lambda h: jax.nn.gelu(h, approximate=self.kind == "gelu_tanh")  # noqa: E731
-        return self.down(activation(self.up(x)))
+            return self.down(jax.nn.silu(constrain(self.gate(x), rows_of(x), "columns", "mlp")) * hidden)
+        return self.down(jax.nn.gelu(hidden, approximate=self.kind == "gelu_tanh"))
+
+
+def rows_of(x: Float[Array, "B T D"]) -> str:
+    """The logical axis of the rows of a pass: those of a single column move to the matrices (`coconut.sharding`)."""
+    return "moving_rows" if x.shape[1] == 1 else "rows"
+
+
+def residual(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    """The residual stream where it belongs on the current mesh."""
+    return constrain(x, rows_of(x), "columns", "split_features" if x.shape[1] == 1 else "features")
 
 
 class Layer(nnx.Module):
@@ -208,5 +217,5 @@ class Layer(nnx.Module):
             dropout=None if dropout is None else dropout.at(0),
             columns=columns,
         )
-        x = x + drop(branch, 1)
-        return x + drop(self.mlp(self.mlp_norm(x)), 2), own
+        x = residual(x + drop(branch, 1))
+        return residual(x + drop(self.mlp(self.mlp_norm(x)), 2)), own

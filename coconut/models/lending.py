@@ -1,9 +1,10 @@
 """One decoder for several passes, and each weight's gradient formed once.
 
 A rollout applies the same matrices to prompt, thoughts and suffix. Autodiff forms a gradient of the matrix's full size
-in each of these passes and adds them; for a few rows against a large matrix, writing that gradient is most of the work.
-Here a pass that has borrowed a matrix hands back the rows its gradient is made of, inputs and cotangents, and the owner
-multiplies them once. To JAX these rows are the cotangent of two arrays of zeros that travel beside the matrix.
+in each of these passes and adds them; for a few rows against a large matrix, writing that gradient is most of the work,
+and on a mesh each of them is reduced over the devices. Here a pass that has borrowed a matrix hands back the rows its
+gradient is made of, inputs and cotangents, and the owner multiplies them once. To JAX these rows are the cotangent of
+two arrays of zeros that travel beside the matrix.
 """
 
 import dataclasses
@@ -20,7 +21,7 @@ from jaxtyping import Array, Float
 @no_type_check  # JAX also builds them of abstract values, cotangents and shardings
 @dataclasses.dataclass(frozen=True)
 class Lent:
-    """A matrix on loan to one pass of ``R`` rows; layers that are scanned have a leading axis.
+    """A matrix on loan to one pass of ``T`` columns; layers that are scanned have a leading axis.
 
     Attributes:
       kernel: the matrix. It gets no gradient of its own.
@@ -29,33 +30,35 @@ class Lent:
     """
 
     kernel: Float[Array, "*L D F"]
-    inputs: Float[Array, "*L R D"]
-    outputs: Float[Array, "*L R F"]
+    inputs: Float[Array, "*L B T D"]
+    outputs: Float[Array, "*L B T F"]
 
-    def apply(self, x: Float[Array, "R D"]) -> Float[Array, "R F"]:
+    def apply(self, x: Float[Array, "B T D"]) -> Float[Array, "B T F"]:
         """``x @ kernel`` in the dtype of ``x``."""
         return _apply(x, self.kernel.astype(x.dtype), self.inputs, self.outputs)
 
 
-def lend(layers: Any, rows: Sequence[int], dtype: jnp.dtype) -> list[Any]:
+def lend(layers: Any, batch: int, columns: Sequence[int], dtype: jnp.dtype) -> list[Any]:
     """The layers, once for each pass, with the matrices of every `nnx.Linear` on loan where that saves work.
 
-    Joining rows copies ``R (D + F)`` numbers and keeps them until the end; it saves writing and adding a gradient of
-    ``D F``. So a matrix is lent to passes of few rows, where there are several; the others use the owner's.
+    Joining the ``B T`` rows of passes copies ``B T (D + F)`` numbers and keeps them until the end; it saves writing and
+    adding a gradient of ``D F``. So a matrix is lent to passes of few rows, where there are several; the others use the
+    owner's.
 
     Args:
       layers: a module or a list of modules.
-      rows: how many rows each pass will apply the layers to. Each pass must use all of them exactly once.
-      dtype: dtype of these rows.
+      batch: ``B``.
+      columns: ``T`` of each pass. Each must use all layers exactly once.
+      dtype: dtype of the rows.
     """
-    passes = [jax.tree.map(lambda x: x, layers) for _ in rows]  # new modules around the same arrays
+    passes = [jax.tree.map(lambda x: x, layers) for _ in columns]  # new modules around the same arrays
     for borrowers in zip(*[_linears(copy) for copy in passes], strict=True):
         kernel = borrowers[0].kernel[...]
         D, F = kernel.shape[-2:]
-        few = [(borrower, R) for borrower, R in zip(borrowers, rows, strict=True) if R * (D + F) <= D * F]
+        few = [(borrower, T) for borrower, T in zip(borrowers, columns, strict=True) if batch * T * (D + F) <= D * F]
         if len(few) < 2:
             continue
-        loans = _lend(tuple(R for _, R in few), jnp.dtype(dtype), kernel)
+        loans = _lend(batch, tuple(T for _, T in few), jnp.dtype(dtype), kernel)
         for (borrower, _), loan in zip(few, loans, strict=True):
             borrower.kernel = nnx.Param(loan)
     return passes
@@ -66,6 +69,19 @@ def take_back(layers: Any) -> Any:
     return jax.tree.map(lambda x: x.kernel if _is_loan(x) else x, layers, is_leaf=_is_loan)
 
 
+def apply_matrix(x: Float[Array, "B T D"], kernel: Float[Array, "D F"]) -> Float[Array, "B T F"]:
+    """``x @ kernel``."""
+    if not _may_flatten():
+        return x @ kernel
+    return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], -1)
+
+
+def _may_flatten() -> bool:
+    """On one device XLA:CPU forms the weight gradient of flat rows twice as fast; a mesh may split both their axes."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return mesh.empty or mesh.size == 1
+
+
 def _is_loan(x: Any) -> bool:
     return isinstance(x, Lent)
 
@@ -74,24 +90,30 @@ def _linears(layers: Any) -> list[nnx.Linear]:
     return [module for _, module in nnx.iter_modules(layers) if isinstance(module, nnx.Linear)]
 
 
-def _loans(rows: tuple[int, ...], dtype: jnp.dtype, kernel: Array) -> tuple[Lent, ...]:
+def _loans(batch: int, columns: tuple[int, ...], dtype: jnp.dtype, kernel: Array) -> tuple[Lent, ...]:
     *stack, D, F = kernel.shape
-    return tuple(Lent(kernel, jnp.zeros((*stack, R, D), dtype), jnp.zeros((*stack, R, F), dtype)) for R in rows)
+    rows = lambda T, width: jnp.zeros((*stack, batch, T, width), dtype)  # noqa: E731
+    return tuple(Lent(kernel, rows(T, D), rows(T, F)) for T in columns)
 
 
-_lend = jax.custom_vjp(_loans, nondiff_argnums=(0, 1))
+_lend = jax.custom_vjp(_loans, nondiff_argnums=(0, 1, 2))
 
 
-def _lend_forward(rows: tuple[int, ...], dtype: jnp.dtype, kernel: Array) -> tuple[tuple[Lent, ...], Array]:
-    return _loans(rows, dtype, kernel), jnp.zeros((0,), kernel.dtype)
+def _lend_forward(
+    batch: int, columns: tuple[int, ...], dtype: jnp.dtype, kernel: Array
+) -> tuple[tuple[Lent, ...], Array]:
+    return _loans(batch, columns, dtype, kernel), jnp.zeros((0,), kernel.dtype)
 
 
 def _lend_backward(
-    rows: tuple[int, ...], dtype: jnp.dtype, like: Array, returned: tuple[Lent, ...]
+    batch: int, columns: tuple[int, ...], dtype: jnp.dtype, like: Array, returned: tuple[Lent, ...]
 ) -> tuple[Float[Array, "*L D F"]]:
     x, y = (jnp.concatenate([getattr(loan, rows) for loan in returned], -2) for rows in ("inputs", "outputs"))
-    wide = jnp.promote_types(like.dtype, dtype)
-    return (jnp.einsum("...rd,...rf->...df", x, y, preferred_element_type=wide).astype(like.dtype),)
+    wide, product = jnp.promote_types(like.dtype, dtype), "...btd,...btf->...df"
+    if _may_flatten():
+        x, y = (rows.reshape(*rows.shape[:-3], -1, rows.shape[-1]) for rows in (x, y))
+        product = "...rd,...rf->...df"
+    return (jnp.einsum(product, x, y, preferred_element_type=wide).astype(like.dtype),)
 
 
 _lend.defvjp(_lend_forward, _lend_backward)
@@ -99,16 +121,16 @@ _lend.defvjp(_lend_forward, _lend_backward)
 
 @jax.custom_vjp
 def _apply(x: Array, kernel: Array, inputs: Array, outputs: Array) -> Array:
-    return x @ kernel
+    return apply_matrix(x, kernel)
 
 
 def _apply_forward(x: Array, kernel: Array, inputs: Array, outputs: Array) -> tuple[Array, tuple[Array, Array]]:
-    return x @ kernel, (x, kernel)
+    return apply_matrix(x, kernel), (x, kernel)
 
 
 def _apply_backward(residuals: tuple[Array, Array], cotangent: Array) -> tuple[Array, None, Array, Array]:
     x, kernel = residuals
-    return cotangent @ kernel.T, None, x, cotangent
+    return apply_matrix(cotangent, kernel.T), None, x, cotangent
 
 
 _apply.defvjp(_apply_forward, _apply_backward)

@@ -11,9 +11,11 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from jax.sharding import Mesh
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from coconut.latent.feedback import make_feedback
+from coconut.sharding import placed
 from coconut.tokenizers import Tokenizer
 from coconut.training.config import RunConfig, differences, from_json, to_json
 from coconut.training.state import Model, Parameters, Template, TrainState, make_model
@@ -255,8 +257,13 @@ class Checkpoints:
                 raise CoconutError(f"{self._folder / str(step)}: array {name!r} is {there} there, {here} here")
 
 
-def load_model(workdir: Path, which: Which = "best") -> tuple[Run, Model, Progress]:
+def load_model(workdir: Path, which: Which = "best", mesh: Mesh | None = None) -> tuple[Run, Model, Progress]:
     """A trained model, with the run it comes from and the stage it has reached.
+
+    Args:
+      workdir: of the run.
+      which: the best checkpoint by validation, or the latest.
+      mesh: devices to put the parameters on, whatever mesh they were trained on; None for the default device.
 
     Raises:
       CoconutError: the workdir holds no run, no checkpoint, or one that does not fit.
@@ -270,6 +277,8 @@ def load_model(workdir: Path, which: Which = "best") -> tuple[Run, Model, Progre
     abstract = jax.eval_shape(lambda key: make_model(decoder, make_feedback(feedback, decoder), key), jax.random.key(0))
     template = Template.of(abstract)
     names = dict(zip(template.names, jax.tree.leaves(abstract), strict=True))
+    if mesh is not None:
+        names = placed(names, mesh)
     parameters, progress = checkpoints.restore_parameters(step, names)
     checkpoints.close()
     # Orbax gives numpy's arrays where it was told no device.

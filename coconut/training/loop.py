@@ -11,20 +11,21 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from rich.console import Console
 
-from coconut.batching import padding_share
 from coconut.curriculum import has_learnt, may_advance, stage_steps
 from coconut.datasets import Dataset
 from coconut.methods import get_method
 from coconut.pipeline import BatchSource, make_iterator
+from coconut.sharding import make_mesh, own_rows, put_rows, replicated
 from coconut.training.checkpoint import Checkpoints, Progress, Run
 from coconut.training.config import RunConfig
 from coconut.training.metrics import Meter, MetricsLog, SkippedSteps, progress_bar
 from coconut.training.norms import NormAlert
 from coconut.training.optimizer import learning_rate_at, make_optimizer
-from coconut.training.setup import fresh_model, initial_model, prepare
-from coconut.training.state import Model, Template, make_state, parameters_of, restart_optimizer
+from coconut.training.setup import abstract_state, initial_state, prepare
+from coconut.training.state import Model, restart_optimizer
 from coconut.training.step import make_train_step
 from coconut.types import Batch, DivergedError, Schedule
 
@@ -55,6 +56,7 @@ def train(
     config: RunConfig,
     workdir: Path,
     *,
+    mesh: Mesh | None = None,
     dataset: Dataset | None = None,
     validate: Validate = lambda model, run, dataset, stage: {},
     tensorboard: bool = False,
@@ -68,6 +70,8 @@ def train(
     Args:
       config: the run.
       workdir: where checkpoints, metrics and the resolved config go; made if missing.
+      mesh: the devices (`coconut.sharding.make_mesh`); None for all there are, each with its own rows. A run may go on
+        on another mesh, to the same numbers up to rounding.
       dataset: what `load_dataset` gives for ``config.data``, where it is at hand already.
       validate: measures the validation split.
       tensorboard: also write TensorBoard events.
@@ -83,27 +87,25 @@ def train(
     run.check(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
 
-    abstract_model = jax.eval_shape(lambda: fresh_model(config))
-    template, optimizer = Template.of(abstract_model), make_optimizer(config.optimizer)
+    mesh = make_mesh() if mesh is None else mesh
+    rows = own_rows(mesh, config.pipeline.batch_size, config.microbatches)
+    optimizer = make_optimizer(config.optimizer)
+    template, expected = abstract_state(config, optimizer, mesh)
     train_step = make_train_step(template, method, optimizer, microbatches=config.microbatches)
     checkpoints = Checkpoints(workdir, keep_latest=config.keep_latest)
     if (latest := checkpoints.step("latest")) is None:
-        state, progress = (
-            make_state(parameters_of(initial_model(run)), optimizer),
-            Progress(stage=curriculum.first_stage),
-        )
+        state, progress = initial_state(run, optimizer, mesh), Progress(stage=curriculum.first_stage)
     else:
-        abstract_state = jax.eval_shape(lambda model: make_state(parameters_of(model), optimizer), abstract_model)
-        state, progress = checkpoints.restore(latest, abstract_state)
+        state, progress = checkpoints.restore(latest, expected)
     run.save(workdir)
     log = MetricsLog(workdir, start=progress.step, tensorboard=tensorboard)
     log_meter, window_meter = Meter(progress.log), Meter(progress.window)
     skips = SkippedSteps(total=progress.skipped, in_a_row=progress.skipped_in_a_row)
     norm_alert = NormAlert(config.norm_alert_factor)
     programs: dict[Schedule, jax.stages.Compiled] = {}
-    key = jax.random.key(config.seed)
+    key = jax.jit(jax.random.key, out_shardings=replicated(mesh))(config.seed)
 
-    with progress_bar(console) as bar, interruption() as interrupted, contextlib.closing(log):
+    with jax.set_mesh(mesh), progress_bar(console) as bar, interruption() as interrupted, contextlib.closing(log):
         task = bar.add_task(config.method, numbers="")
         while not (progress.finished or interrupted.is_set()):
             # --- A stage begins, or goes on.
@@ -111,7 +113,10 @@ def train(
                 progress = progress.next_stage()
             stage, is_last = progress.stage, progress.stage == curriculum.final_stage
             source = BatchSource(
-                examples, run.tokenizer, method.rule, curriculum, config.pipeline, stage=stage, seed=config.seed
+                *(examples, run.tokenizer, method.rule, curriculum, config.pipeline),
+                stage=stage,
+                seed=config.seed,
+                rows=rows,
             )
             iterator = make_iterator(source, config.pipeline, start=progress.step)
             if progress.stage_step and progress.data is not None:
@@ -134,7 +139,7 @@ def train(
                     stage_steps=length,
                     is_last_stage=is_last,
                 )
-                batch: Batch = next(iterator)
+                batch: Batch = put_rows(next(iterator), mesh, config.pipeline.batch_size)
                 arguments = (state, batch, np.float32(learning_rate), key)
                 if batch.schedule not in programs:
                     started = time.perf_counter()
@@ -144,7 +149,7 @@ def train(
                     clock += seconds
                 state, metrics = programs[batch.schedule](*arguments)
                 for meter in (log_meter, window_meter):
-                    meter.add(metrics, padding=padding_share(batch), tokens=float(batch.valid.sum()))
+                    meter.add(metrics)
                 skips.add(metrics["skipped"])
                 progress = dataclasses.replace(progress, step=progress.step + 1, stage_step=progress.stage_step + 1)
 

@@ -19,22 +19,19 @@ class Meter:
 
     def __init__(self, sums: Mapping[str, list[float]] | None = None):
         self._sums: dict[str, list[float]] = {name: list(pair) for name, pair in (sums or {}).items()}
-        self._pending: list[tuple[Any, dict[str, float]]] = []
+        self._pending: list[Mapping[str, Any]] = []
 
-    def add(self, metrics: Mapping[str, Any], **others: float) -> None:
-        """Adds one step: ratios that may still be under way on the device, and numbers of the host."""
-        self._pending.append((metrics, others))
+    def add(self, metrics: Mapping[str, Any]) -> None:
+        """Adds one step: ratios that may still be under way on the device."""
+        self._pending.append(metrics)
 
     @property
     def sums(self) -> dict[str, list[float]]:
         """Name -> [total, weight], added up in float64 in the order of the steps: they survive JSON to the bit."""
-        fetched = jax.device_get([metrics for metrics, _ in self._pending])
-        for metrics, (_, others) in zip(fetched, self._pending, strict=True):
-            pairs = {name: (float(ratio[0]), float(ratio[1])) for name, ratio in metrics.items()}
-            pairs |= {name: (value, 1.0) for name, value in others.items()}
-            for name, (total, weight) in pairs.items():
+        for metrics in jax.device_get(self._pending):
+            for name, (total, weight) in metrics.items():
                 before = self._sums.get(name, [0.0, 0.0])
-                self._sums[name] = [before[0] + total, before[1] + weight]
+                self._sums[name] = [before[0] + float(total), before[1] + float(weight)]
         self._pending.clear()
         return self._sums
 

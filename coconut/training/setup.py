@@ -7,6 +7,8 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import optax
+from jax.sharding import Mesh
 
 from coconut.batching import stage_shape
 from coconut.datasets import Dataset, load_dataset, make_tokenizer
@@ -18,10 +20,11 @@ from coconut.models.huggingface import agreed_config, is_our_export, load_pretra
 from coconut.models.parameters import decoder_of, decoder_parameters
 from coconut.models.vocabulary import copy_token, resize_vocabulary
 from coconut.pipeline import pipeline_fingerprint
+from coconut.sharding import check_heads, placed
 from coconut.tokenizers import TokenizedExample, Tokenizer, validate_ids
 from coconut.training.checkpoint import RUN_FILE, Run, load_model
 from coconut.training.config import RunConfig, differences, to_json
-from coconut.training.state import Model, Parameters, Template, make_model, parameters_of
+from coconut.training.state import Model, Parameters, Template, TrainState, make_model, make_state, parameters_of
 from coconut.types import CoconutError
 
 # Fields of a decoder that may differ from those of the run it starts from: they do not change what its parameters mean.
@@ -134,13 +137,42 @@ def fit_to_positions(examples: Sequence[TokenizedExample], config: RunConfig) ->
     return fitting
 
 
+def abstract_state(
+    config: RunConfig, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> tuple[Template, TrainState]:
+    """How to make the run's model, and the shapes of its train state with the places they have on a mesh.
+
+    Raises:
+      CoconutError: an array cannot be split over the mesh; the message names the array and the dimension.
+    """
+    check_heads(config.decoder.num_heads, config.decoder.kv_heads, mesh)
+    model = jax.eval_shape(lambda: fresh_model(config))
+    state = jax.eval_shape(lambda model: make_state(parameters_of(model), optimizer), model)
+    return Template.of(model), placed(state, mesh)
+
+
+def initial_state(run: Run, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """The state a run starts from, each array made, or loaded, in the place it has on the mesh.
+
+    Raises:
+      CoconutError: see `initial_model`.
+    """
+    _, expected = abstract_state(run.config, optimizer, mesh)
+    places = jax.tree.map(lambda x: x.sharding, expected)
+    if run.config.pretrained is None and run.config.init_from is None:
+        make = lambda: make_state(parameters_of(fresh_model(run.config)), optimizer)  # noqa: E731
+        return jax.jit(make, out_shardings=places)()
+    parameters = jax.device_put(parameters_of(initial_model(run, mesh)), places.parameters)
+    return jax.jit(lambda parameters: make_state(parameters, optimizer), out_shardings=places)(parameters)
+
+
 def fresh_model(config: RunConfig) -> Model:
     """A model with random parameters. Traceable, which gives its shapes alone."""
     feedback = make_feedback(config.feedback, config.decoder)
     return make_model(config.decoder, feedback, jax.random.key(config.seed))
 
 
-def initial_model(run: Run) -> Model:
+def initial_model(run: Run, mesh: Mesh | None = None) -> Model:
     """The model a run starts from: fresh, of a pretrained checkpoint, or with the parameters of ``init_from``.
 
     The feedback's own parameters are taken, too, where ``init_from`` has the same feedback; else they are fresh.
@@ -150,10 +182,10 @@ def initial_model(run: Run) -> Model:
     """
     config = run.config
     if config.pretrained is not None:
-        return Model(_pretrained_decoder(run), make_feedback(config.feedback, config.decoder))
+        return Model(_pretrained_decoder(run, mesh), make_feedback(config.feedback, config.decoder))
     if config.init_from is None:
         return fresh_model(config)
-    other, loaded, _ = load_model(Path(config.init_from), config.init_checkpoint)
+    other, loaded, _ = load_model(Path(config.init_from), config.init_checkpoint, mesh)
     if other.config.feedback != config.feedback:
         loaded = Model(loaded.decoder, make_feedback(config.feedback, config.decoder))
     expected = jax.eval_shape(lambda: fresh_model(config))
@@ -161,12 +193,12 @@ def initial_model(run: Run) -> Model:
     return Template.of(expected).model(matching(parameters_of(loaded), parameters_of(expected), where))
 
 
-def _pretrained_decoder(run: Run) -> Decoder:
+def _pretrained_decoder(run: Run, mesh: Mesh | None) -> Decoder:
     """The pretrained decoder, its vocabulary the run's, the latent markers copies of another token."""
     config, tokenizer = run.config, run.tokenizer
     assert config.pretrained is not None
     like = _marker_source(config, tokenizer)
-    decoder = load_pretrained(config.pretrained, config=_without_vocabulary(config.decoder))
+    decoder = load_pretrained(config.pretrained, config=_without_vocabulary(config.decoder), mesh=mesh)
     if config.decoder.vocabulary > decoder.config.vocabulary:
         decoder = resize_vocabulary(decoder, config.decoder.vocabulary, copy_from=like)
     if not is_our_export(config.pretrained):  # whose markers have learnt what they mean

@@ -80,5 +80,6 @@ def make_state(parameters: Parameters, optimizer: optax.GradientTransformation) 
 
 
 def restart_optimizer(state: TrainState, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state with the optimizer's moments made anew."""
-    return dataclasses.replace(state, opt_state=optimizer.init(state.parameters))
+    """The state with the optimizer's moments made anew, where they were."""
+    places = jax.tree.map(lambda x: x.sharding, state.opt_state)
+    return dataclasses.replace(state, opt_state=jax.jit(optimizer.init, out_shardings=places)(state.parameters))

@@ -10,8 +10,9 @@ import optax
 from jaxtyping import Array, Float, Key
 
 from coconut.latent.rollout import rollout_batch
-from coconut.losses import Ratio
+from coconut.losses import Ratio, ratio
 from coconut.methods.method import Method
+from coconut.sharding import constrain_tree, replicate
 from coconut.training.norms import norm_metrics
 from coconut.training.state import Model, Parameters, Template, TrainState
 from coconut.types import Batch
@@ -33,6 +34,8 @@ def _gradients(
     """The loss over the whole batch, not divided, the gradients of its mean, and its metrics."""
 
     def total(parameters: Parameters, batch: Batch, key: Key[Array, ""]) -> tuple[Array, tuple[Array, Metrics]]:
+        # The constraint's transpose keeps each gradient in its shards, those of every microbatch included.
+        parameters = constrain_tree(parameters)
         loss, metrics = batch_loss(template.model(parameters), method, batch, key)
         return loss.total, (loss.weight, metrics)
 
@@ -41,7 +44,8 @@ def _gradients(
         (loss, (weight, metrics)), gradients = derive(parameters, batch, key)
     else:
         # Sums add up over microbatches and are divided once: the update is that of the whole batch.
-        parts = jax.tree.map(lambda x: x.reshape(microbatches, -1, *x.shape[1:]), batch)
+        # Every so-manieth row, so that each device keeps the rows it has.
+        parts = jax.tree.map(lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), batch)
         first = jax.tree.map(lambda x: x[0], parts)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(derive, parameters, first, key))
 
@@ -71,10 +75,12 @@ def make_train_step(
     """Builds ``train_step(state, batch, learning_rate, key) -> (state, metrics)``.
 
     Compiled once for each schedule and shape of ``batch``. The state given in is donated. ``key`` is the run's own,
-    the same at every step; the step number is folded in.
+    the same at every step; the step number is folded in. On a mesh (`jax.set_mesh`) rows, parameters and optimizer
+    are split as `coconut.sharding` says.
 
     A step whose loss or gradient is not finite is skipped: parameters and optimizer stay as they were, the step counts,
-    and its metrics weigh nothing but for ``skipped``, the share of steps that were skipped.
+    and its metrics weigh nothing but for ``skipped``, the share of steps that were skipped, ``padding``, the share of
+    columns that are not valid, and ``tokens``, the number of those that are.
 
     Args:
       template: how to make the model of the state's parameters.
@@ -101,7 +107,13 @@ def make_train_step(
         )
         metrics["gradient_norm"] = Ratio(norm, jnp.ones_like(norm))
         metrics = jax.tree.map(lambda x: jnp.where(finite, x, 0.0), metrics)
-        metrics["skipped"] = Ratio(1.0 - finite, jnp.ones_like(norm))
-        return TrainState(parameters=parameters, opt_state=opt_state, step=state.step + 1), metrics
+        one = jnp.ones_like(norm)
+        metrics |= {
+            "skipped": Ratio(1.0 - finite, one),
+            "padding": ratio(1.0 - batch.valid, jnp.ones(batch.valid.shape)),
+            "tokens": Ratio(jnp.sum(batch.valid, dtype=jnp.float32), one),
+        }
+        following = TrainState(parameters=parameters, opt_state=opt_state, step=state.step + 1)
+        return constrain_tree(following), replicate(metrics)
 
     return train_step

@@ -28,10 +28,10 @@ def loss_of_passes(passes: list, inputs: list[jax.Array]) -> jax.Array:
 @pytest.mark.parametrize("rows", [(3, 5), (3, 50), (50, 60), (2, 3, 4, 50, 60), (7, 8)])
 def test_the_gradient_is_autodiffs(rows: tuple[int, ...]) -> None:
     layers = make_layers()
-    inputs = [jax.random.normal(jax.random.key(i), (n, D)) for i, n in enumerate(rows)]
+    inputs = [jax.random.normal(jax.random.key(i), (1, n, D)) for i, n in enumerate(rows)]
 
     def lent(layers: nnx.List, inputs: list[jax.Array]) -> jax.Array:
-        return loss_of_passes(lend(layers, rows, jnp.dtype("float32")), inputs)
+        return loss_of_passes(lend(layers, 1, rows, jnp.dtype("float32")), inputs)
 
     def plain(layers: nnx.List, inputs: list[jax.Array]) -> jax.Array:
         return loss_of_passes([layers] * len(rows), inputs)
@@ -45,21 +45,21 @@ def test_the_gradient_is_autodiffs(rows: tuple[int, ...]) -> None:
 
 
 def test_stacked_layers() -> None:
-    layers, rows = make_layers(stacked=True), (4, 40)
-    inputs = [jax.random.normal(jax.random.key(i), (3, n, D)) for i, n in enumerate(rows)]
+    layers, rows = make_layers(stacked=True), (2, 3, 40)
+    inputs = [jax.random.normal(jax.random.key(i), (3, 2, n, D)) for i, n in enumerate(rows)]
 
     def loss(passes: list[nnx.List]) -> jax.Array:
         outputs = [jax.vmap(lambda layer, x: layer(x))(layers[0], x) for layers, x in zip(passes, inputs, strict=True)]
         return sum((jnp.sin(y).sum() for y in outputs), jnp.zeros(()))
 
-    gradients = jax.jit(jax.grad(lambda layers: loss(lend(layers, rows, jnp.dtype("float32")))))(layers)
-    expected = jax.jit(jax.grad(lambda layers: loss([layers, layers])))(layers)
+    gradients = jax.jit(jax.grad(lambda layers: loss(lend(layers, 2, rows, jnp.dtype("float32")))))(layers)
+    expected = jax.jit(jax.grad(lambda layers: loss([layers] * len(rows))))(layers)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-5, atol=2e-5), gradients, expected)
 
 
 def test_few_rows_form_one_gradient() -> None:
     rows = (2, 3, 2)
-    inputs = [jnp.ones((n, D)) for n in rows]
+    inputs = [jnp.ones((1, n, D)) for n in rows]
 
     def products(passes_of) -> int:
         jaxpr = jax.make_jaxpr(jax.grad(lambda layers: loss_of_passes(passes_of(layers), inputs)))(make_layers())
@@ -70,19 +70,19 @@ def test_few_rows_form_one_gradient() -> None:
         )
 
     assert products(lambda layers: [layers] * len(rows)) == len(rows)
-    assert products(lambda layers: lend(layers, rows, jnp.dtype("float32"))) == 1
+    assert products(lambda layers: lend(layers, 1, rows, jnp.dtype("float32"))) == 1
 
 
 def test_many_rows_are_not_kept() -> None:
     """Their gradient is formed where they are: to keep them until the end would undo rematerialisation."""
     for rows in ((50, 60), (3, 50)):
-        for layers in lend(make_layers(), rows, jnp.dtype("float32")):
+        for layers in lend(make_layers(), 1, rows, jnp.dtype("float32")):
             assert not any(isinstance(layer.kernel.get_value(), Lent) for layer in layers)
 
 
 def test_taken_back_the_layers_are_the_owners() -> None:
     layers = make_layers()
-    for borrowed in lend(layers, (3, 4), jnp.dtype("float32")):
+    for borrowed in lend(layers, 1, (3, 4), jnp.dtype("float32")):
         back = take_back(borrowed)
         assert jax.tree.structure(back) == jax.tree.structure(layers)
         jax.tree.map(np.testing.assert_array_equal, back, layers)
