@@ -272,7 +272,9 @@ def own_rows(mesh: Mesh, batch_size: int, microbatches: int = 1) -> slice:
     held = row_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
     bounds = sorted({rows.indices(batch_size)[:2] for (rows,) in held if rows is not None})
     if any(end != start for (_, end), (start, _) in zip(bounds, bounds[1:], strict=False)):
-        raise CoconutError(f"the mesh {dict(mesh.shape)} gives this process rows {bounds}, which do not follow each other")
+        raise CoconutError(
+            f"the mesh {dict(mesh.shape)} gives this process rows {bounds}, which do not follow each other"
+        )
     return slice(bounds[0][0], bounds[-1][1])
 
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+from jax.sharding import Mesh
 from rich.console import Console
 
 from coconut.datasets import load_split, text_format_of
@@ -14,6 +16,7 @@ from coconut.evaluation.choices import choose
 from coconut.evaluation.evaluate import Evaluation, evaluate, wilson_interval
 from coconut.latent.generate import SamplingConfig
 from coconut.methods import get_method
+from coconut.sharding import make_mesh
 from coconut.tasks import content_hash, get_task
 from coconut.tokenizers import encode_example
 from coconut.training.checkpoint import Progress, Run, Which, load_model, write_atomically
@@ -141,7 +144,7 @@ def evaluate_model(
             )
             low, high = wilson_interval(correct, len(examples))
             choices[str(count)] = {"accuracy": correct / len(examples), "correct": correct, "interval_95": [low, high]}
-    if config.answers_file is not None:
+    if config.answers_file is not None and jax.process_index() == 0:
         write_atomically(config.answers_file, "".join(json.dumps(line) + "\n" for line in lines))
     return {
         "method": run.config.method,
@@ -156,10 +159,21 @@ def evaluate_model(
     }
 
 
-def evaluate_workdir(workdir: Path, config: EvaluateConfig, *, console: Console | None = None) -> dict[str, Any]:
-    """`evaluate_model` for the checkpoint of a workdir, with the run's config, and how its stages went."""
-    run, model, progress = load_model(workdir, config.which)
-    result = evaluate_model(run, model, progress, config, console=console)
+def evaluate_workdir(
+    workdir: Path, config: EvaluateConfig, *, mesh: Mesh | None = None, console: Console | None = None
+) -> dict[str, Any]:
+    """`evaluate_model` for the checkpoint of a workdir, with the run's config, and how its stages went.
+
+    Args:
+      workdir: of a run that was trained on any mesh.
+      config: what to measure.
+      mesh: the devices; None for all there are. Every process gets the whole result.
+      console: where the progress bar goes; standard error if None.
+    """
+    mesh = make_mesh() if mesh is None else mesh
+    run, model, progress = load_model(workdir, config.which, mesh)
+    with jax.set_mesh(mesh):
+        result = evaluate_model(run, model, progress, config, console=console)
     how = {"training_seconds": progress.seconds, "stages": list(progress.stages), "config": to_json(run.config)}
     return {**result, **how}
 

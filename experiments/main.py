@@ -11,10 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 from rich.console import Console
 from rich.markdown import Markdown
 
 from coconut.types import CoconutError, DivergedError
+from experiments.distributed import add_flags, join
 
 EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_DIVERGED, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -91,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--dry_run", action="store_true", help="resolve, build abstractly, print the costs, and exit")
     train.add_argument("--drop_too_long", action="store_true", help="drop examples that do not fit the positions")
     train.add_argument("--tensorboard", action="store_true", help="also write TensorBoard events")
+    add_flags(train)
 
     evaluate = command("evaluate", _evaluate, "accuracy of a trained workdir, its price, and without its thoughts")
     evaluate.add_argument("--workdir", type=Path, required=True)
@@ -104,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--batch_size", type=int, help="rows decoded together")
     evaluate.add_argument("--output", type=Path, help="write the result as JSON")
     evaluate.add_argument("--answers", type=Path, help="write every answer as JSON lines")
+    add_flags(evaluate)
 
     export = command("export", _export, "write a trained workdir as a checkpoint for Hugging Face's libraries")
     export.add_argument("--workdir", type=Path, required=True)
@@ -161,24 +165,31 @@ def _data(options: argparse.Namespace, console: Console) -> int:
 
 
 def _train(options: argparse.Namespace, console: Console) -> int:
+    from coconut.sharding import MeshConfig, make_mesh
     from experiments.configuration import resolve_run
     from experiments.train import dry_run, print_dry_run, run_training
 
     bindings = [*options.gin_binding, *(["DataConfig.drop_too_long = True"] if options.drop_too_long else [])]
-    config = resolve_run(options.gin_file, bindings)
-    if options.dry_run:
-        print_dry_run(*dry_run(config), console)
-        return EXIT_DONE
-    if options.workdir is None:
+    config, mesh_config = resolve_run(options.gin_file, bindings), MeshConfig.parse(options.mesh)
+    if options.workdir is None and not options.dry_run:
         raise CoconutError("--workdir is missing (or --dry_run, which needs none)")
-    result = run_training(config, options.workdir, tensorboard=options.tensorboard, console=Console(stderr=True))
+    join(options)
+    mesh = make_mesh(mesh_config)
+    if options.dry_run:
+        print_dry_run(*dry_run(config, mesh), console)
+        return EXIT_DONE
+    result = run_training(
+        config, options.workdir, mesh=mesh, tensorboard=options.tensorboard, console=Console(stderr=True)
+    )
     if not result.progress.finished:
         return _interrupted(f"the same command in the same --workdir {options.workdir}")
-    console.print(f"trained {result.progress.step:,} steps in {result.progress.seconds:,.0f} s: {options.workdir}")
+    if jax.process_index() == 0:
+        console.print(f"trained {result.progress.step:,} steps in {result.progress.seconds:,.0f} s: {options.workdir}")
     return EXIT_DONE
 
 
 def _evaluate(options: argparse.Namespace, console: Console) -> int:
+    from coconut.sharding import MeshConfig, make_mesh
     from coconut.training.checkpoint import write_atomically
     from experiments.evaluate import EvaluateConfig, describe, evaluate_workdir
 
@@ -191,7 +202,11 @@ def _evaluate(options: argparse.Namespace, console: Console) -> int:
         limit=options.limit,
         answers_file=options.answers,
     )
-    result = evaluate_workdir(options.workdir, config, console=Console(stderr=True))
+    mesh_config = MeshConfig.parse(options.mesh)
+    join(options)
+    result = evaluate_workdir(options.workdir, config, mesh=make_mesh(mesh_config), console=Console(stderr=True))
+    if jax.process_index():
+        return EXIT_DONE
     if options.output is not None:
         write_atomically(options.output, json.dumps(result, indent=1) + "\n")
     _print_markdown(describe(result), console)

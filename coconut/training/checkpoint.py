@@ -98,9 +98,9 @@ class Run:
             raise CoconutError(f"{workdir} holds another run. What differs:\n  " + "\n  ".join(lines))
 
     def save(self, workdir: Path) -> None:
-        """Writes ``run.json``, where there is none."""
+        """Writes ``run.json``, where there is none; of several processes the first one does."""
         path = workdir / RUN_FILE
-        if not path.exists():
+        if jax.process_index() == 0 and not path.exists():
             content = {**_identity(self), "tokenizer": self.tokenizer.to_json()}
             write_atomically(path, json.dumps(content, indent=1))
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from rich.console import Console
 
@@ -107,7 +108,8 @@ def train(
 
     with jax.set_mesh(mesh), progress_bar(console) as bar, interruption() as interrupted, contextlib.closing(log):
         task = bar.add_task(config.method, numbers="")
-        while not (progress.finished or interrupted.is_set()):
+        stopping = False
+        while not (progress.finished or stopping):
             # --- A stage begins, or goes on.
             if progress.stage_ended:
                 progress = progress.next_stage()
@@ -126,7 +128,6 @@ def train(
             bar.reset(task, total=length, completed=progress.stage_step, description=f"{config.method} stage {stage}")
             clock = time.perf_counter()
 
-            stopping = False
             while not (progress.stage_ended or stopping):
                 # --- One step. The device runs ahead of the host until something needs its numbers.
                 at_stage, at_epoch = progress.stage_step == 0, progress.step % source.batches_per_epoch == 0
@@ -160,7 +161,7 @@ def train(
                 at_save = config.save_every is not None and progress.step % config.save_every == 0
                 at_validation = validate_every is not None and progress.step % validate_every == 0
                 # Asked once a step: whoever sets it later stops the next step, which is saved, too.
-                stopping = interrupted.is_set()
+                stopping = interrupted(progress.step)
                 if not (at_log or at_window or at_save or at_validation or stopping):
                     continue
                 averages, skipped_in_a_row = log_meter.averages(), skips.count()
@@ -199,7 +200,7 @@ def train(
                     judged = learnt if may_advance(curriculum, stage) else None
                     outcome = {"stage": stage, "steps": progress.stage_step, "learnt": judged}
                     log.write("stage", progress.step, outcome)
-                    if judged is False:
+                    if judged is False and jax.process_index() == 0:
                         bar.console.print(f"stage {stage} was not learnt within {length} steps: going on all the same")
                     progress = progress.end_stage(outcome, finished=is_last)
 
@@ -222,11 +223,18 @@ def train(
 
 
 @contextlib.contextmanager
-def interruption() -> Iterator[threading.Event]:
-    """An event that the first SIGINT or SIGTERM sets; the second one acts as usual."""
+def interruption() -> Iterator[Callable[[int], bool]]:
+    """Whether to stop behind a step, given its number.
+
+    Alone, a process stops after its first SIGINT or SIGTERM; the second one acts as usual. Several processes agree on
+    the step to stop behind after a SIGTERM to any of them, which is how a preemption is announced.
+    """
+    if jax.process_count() > 1:
+        yield multihost_utils.reached_preemption_sync_point
+        return
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield event
+        yield lambda step: event.is_set()
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
@@ -242,7 +250,7 @@ def interruption() -> Iterator[threading.Event]:
     for number in before:
         signal.signal(number, handle)
     try:
-        yield event
+        yield lambda step: event.is_set()
     finally:
         restore()
 

@@ -74,11 +74,14 @@ class SkippedSteps:
 class MetricsLog:
     """``metrics.jsonl``: one JSON object a line, each with a ``kind`` and a ``step``.
 
-    A value that is not finite is written as null. Started again at some step, the log forgets what came after it, so
+    Of several processes the first one writes. A value that is not finite is written as null. Started again at some step, the log forgets what came after it, so
     that a resumed run leaves the file an uninterrupted one would.
     """
 
     def __init__(self, workdir: Path, *, start: int, tensorboard: bool = False):
+        self._file = self._tensorboard = None
+        if jax.process_index():
+            return
         self.path = workdir / "metrics.jsonl"
         kept = []
         if self.path.exists():
@@ -97,6 +100,8 @@ class MetricsLog:
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """Writes one line, and the numbers among its values to TensorBoard if that is on."""
+        if self._file is None:
+            return
         line = {"kind": kind, "step": step, **{name: _finite(value) for name, value in values.items()}}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
@@ -107,7 +112,8 @@ class MetricsLog:
 
     def close(self) -> None:
         """Closes the file."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         if self._tensorboard is not None:
             self._tensorboard.close()
 
@@ -136,5 +142,5 @@ def progress_bar(console: Console | None) -> Progress:
         TextColumn("left"),
         TimeRemainingColumn(),
         console=console,
-        disable=not console.is_terminal,
+        disable=not console.is_terminal or jax.process_index() > 0,
     )

@@ -139,7 +139,9 @@ def test_a_step_that_is_not_finite_is_skipped_to_the_bit(where: str, microbatche
         assert np.asarray(ours).tobytes() == np.asarray(theirs).tobytes()
     assert [float(metrics["skipped"].mean()) for metrics in seen] == [0.0, 1.0, 1.0, 0.0]
     # What was skipped weighs nothing in any other average.
-    assert {float(x) for name, pair in seen[1].items() if name not in ("skipped", "padding", "tokens") for x in pair} == {0.0}
+    assert {
+        float(x) for name, pair in seen[1].items() if name not in ("skipped", "padding", "tokens") for x in pair
+    } == {0.0}
     assert_close(seen[3], expected, 0.0)
 
 

@@ -1,0 +1,170 @@
+"""Training on a mesh: the numbers of one device on any of eight, and gathers that do not multiply with the thoughts.
+
+What needs eight devices runs in processes of its own: ``python -m tests.training.test_mesh NAME``.
+"""
+
+import dataclasses
+import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+from coconut.batching import Shape, align, write_row
+from coconut.curriculum import StagePlan
+from coconut.latent.feedback import Identity
+from coconut.methods import METHODS
+from coconut.models.config import DecoderConfig
+from coconut.sharding import MeshConfig, make_mesh, placed, put_rows, replicated, tree_sharding
+from coconut.tokenizers import TokenizedExample, symbol_tokenizer
+from coconut.training.optimizer import OptimizerConfig, make_optimizer
+from coconut.training.state import Template, make_model, make_state, parameters_of
+from coconut.training.step import make_train_step
+from coconut.types import Batch
+from experiments.plan.collectives import collectives
+from tests.tiny_models import LLAMA_STYLE, quick_compilation
+
+METHOD = METHODS["coconut"]
+OPTIMIZER = make_optimizer(OptimizerConfig(learning_rate=1e-3, clip_norm=1.0))
+BATCH_SIZE = 16
+
+
+@pytest.mark.parametrize("name", ["equality", "sequence", "collectives"])
+def test_on_eight_devices(name: str) -> None:
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    child = subprocess.run(
+        [sys.executable, "-m", "tests.training.test_mesh", name],
+        cwd=Path(__file__).parents[2],
+        env=os.environ | flags,
+        capture_output=True,
+        text=True,
+    )
+    assert child.returncode == 0, child.stdout + child.stderr
+    assert child.stdout.split()[-1] == "done"
+    assert "Involuntary full rematerialization" not in child.stderr
+
+
+# --- In a process of eight devices ------------------------------------------------------------------------------
+
+
+def make_batch(shape: Shape, rng: np.random.Generator, ragged: bool = True) -> Batch:
+    """Rows of several lengths and numbers of thoughts; the last two only fill the batch."""
+    tokenizer = symbol_tokenizer([str(number) for number in range(20)])
+    draw = lambda length: rng.integers(0, 19, length).astype(np.int32)  # noqa: E731
+    rows = [
+        write_row(
+            TokenizedExample(
+                question=draw(shape.prompt - 1 - index % 3 * ragged), steps=(), answer=draw(1 + index % 3)
+            ),
+            StagePlan(0, index % (shape.latent + 1) if ragged else shape.latent),
+            METHOD.rule,
+            tokenizer,
+        )
+        for index in range(BATCH_SIZE - 2)
+    ]
+    return align([*rows, None, None], shape, METHOD.rule, pad_id=tokenizer.eos_id, latent_id=tokenizer.latent_id)
+
+
+def fresh_state(config: DecoderConfig) -> Any:
+    return make_state(parameters_of(make_model(config, Identity(), jax.random.key(0))), OPTIMIZER)
+
+
+def template_of(config: DecoderConfig) -> Template:
+    return Template.of(jax.eval_shape(lambda: make_model(config, Identity(), jax.random.key(0))))
+
+
+def train_ten_steps(config: DecoderConfig, batches: list[Batch], mesh: Mesh) -> tuple[list[float], Any]:
+    """The loss of each step, and the state after them."""
+    places = tree_sharding(jax.eval_shape(lambda: fresh_state(config)), mesh)
+    state = jax.jit(lambda: fresh_state(config), out_shardings=places)()
+    step, losses = make_train_step(template_of(config), METHOD, OPTIMIZER, microbatches=2), []
+    with jax.set_mesh(mesh):
+        key = jax.jit(jax.random.key, out_shardings=replicated(mesh))(0)
+        for batch in batches:
+            state, metrics = step(state, put_rows(batch, mesh, BATCH_SIZE), np.float32(1e-3), key)
+            losses.append(float(metrics["loss"].mean()))
+    jax.tree.map(lambda x, place: x.sharding.is_equivalent_to(place, x.ndim) or pytest.fail(str(place)), state, places)
+    return losses, state
+
+
+def check_equality(meshes: list[MeshConfig]) -> None:
+    """In float64, where rounding cannot hide an error: Adam would blow up a gradient of almost nothing in float32."""
+    jax.config.update("jax_enable_x64", True)
+    config = dataclasses.replace(
+        LLAMA_STYLE,
+        vocab_size=24,
+        num_heads=8,
+        num_kv_heads=8,
+        head_dim=2,
+        scan_layers=True,
+        remat="full",
+        dtype="float64",
+        param_dtype="float64",
+    )
+    batches = [make_batch(Shape(6, 2, 6), np.random.default_rng(seed)) for seed in range(10)]
+    with quick_compilation():
+        expected_losses, expected = train_ten_steps(config, batches, make_mesh(devices=jax.devices()[:1]))
+        assert expected_losses[-1] < expected_losses[0] - 1e-3
+        for mesh in meshes:
+            losses, state = train_ten_steps(config, batches, make_mesh(mesh))
+            np.testing.assert_allclose(losses, expected_losses, rtol=1e-10, err_msg=str(mesh))
+            # The moments are averages of the gradients.
+            jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-12), state, expected)
+
+
+def parameter_collectives(config: DecoderConfig, thoughts: int, mesh: Mesh) -> dict[str, int]:
+    """How often a step gathers or reduces something as large as a matrix, a loop's body counted as often as it runs."""
+    batch = make_batch(Shape(4, thoughts, 4), np.random.default_rng(0), ragged=False)
+    state = placed(jax.eval_shape(lambda: fresh_state(config)), mesh)
+    with jax.set_mesh(mesh):
+        key = jax.jit(jax.random.key, out_shardings=replicated(mesh))(0)
+        lowered = make_train_step(template_of(config), METHOD, OPTIMIZER).lower(
+            state, put_rows(batch, mesh, BATCH_SIZE), np.float32(1e-3), key
+        )
+        text = lowered.compile(compiler_options={"xla_backend_optimization_level": 0}).as_text()
+    smallest = config.embed_dim * config.num_heads * config.width_of_head
+    assert BATCH_SIZE * max(thoughts, 4) * config.width_of_mlp < smallest, "activations are smaller than any matrix"
+    counts: dict[str, int] = {}
+    for found in collectives(text):
+        if found.elements >= smallest // mesh.shape["tensor"]:
+            counts[found.kind] = counts.get(found.kind, 0) + found.times
+    return counts
+
+
+def check_collectives() -> None:
+    config = dataclasses.replace(
+        LLAMA_STYLE, vocab_size=24, embed_dim=256, mlp_dim=512, num_heads=4, num_kv_heads=4, scan_layers=True
+    )
+    for sizes in (MeshConfig(fsdp=8), MeshConfig(fsdp=4, tensor=2)):
+        mesh = make_mesh(sizes)
+        few, many = (parameter_collectives(config, thoughts, mesh) for thoughts in (2, 6))
+        assert few == many, (sizes, few, many)
+        assert few["all-gather"] > 0 and few["all-reduce"] + few.get("reduce-scatter", 0) > 0, few
+
+
+def main(name: str) -> None:
+    assert jax.device_count() == 8
+    if name == "equality":
+        powers = (1, 2, 4, 8)
+        check_equality(
+            [
+                MeshConfig(data=data, fsdp=fsdp, tensor=tensor)
+                for data, fsdp, tensor in itertools.product(powers, powers, powers)
+                if data * fsdp * tensor == 8
+            ]
+        )
+    elif name == "sequence":
+        check_equality([MeshConfig(fsdp=2, sequence=2, tensor=2)])
+    else:
+        check_collectives()
+    print("done")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
