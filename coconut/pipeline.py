@@ -81,7 +81,7 @@ class BatchSource:
         *,
         stage: int,
         seed: int,
-        rows: slice = slice(None),  # noqa: B008 - immutable
+        rows: slice = slice(None),
     ):
         if not examples:
             raise CoconutError("the data set is empty")

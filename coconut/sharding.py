@@ -14,6 +14,7 @@ The mesh is that of `jax.set_mesh`; without one nothing is constrained.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -122,7 +123,7 @@ class MeshConfig:
         return cls(**sizes)
 
 
-def make_mesh(config: MeshConfig = MeshConfig(), devices: Sequence[Any] | None = None) -> Mesh:  # noqa: B008 - immutable
+def make_mesh(config: MeshConfig = MeshConfig(), devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh over all of ``devices``, whose partitioning XLA completes by itself.
 
     Args:
@@ -266,12 +267,12 @@ def own_rows(mesh: Mesh, batch_size: int, microbatches: int = 1) -> slice:
     shards = mesh.shape.get("data", 1) * mesh.shape.get("fsdp", 1)
     if batch_size % (shards * microbatches):
         raise CoconutError(
-            f"PipelineConfig.batch_size = {batch_size} in RunConfig.microbatches = {microbatches}: the rows of each are "
-            f"no multiple of the mesh's data x fsdp = {shards}"
+            f"PipelineConfig.batch_size = {batch_size} in RunConfig.microbatches = {microbatches}: the rows of each "
+            f"are no multiple of the mesh's data x fsdp = {shards}"
         )
     held = row_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
     bounds = sorted({rows.indices(batch_size)[:2] for (rows,) in held if rows is not None})
-    if any(end != start for (_, end), (start, _) in zip(bounds, bounds[1:], strict=False)):
+    if any(end != start for (_, end), (start, _) in itertools.pairwise(bounds)):
         raise CoconutError(
             f"the mesh {dict(mesh.shape)} gives this process rows {bounds}, which do not follow each other"
         )

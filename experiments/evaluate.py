@@ -3,7 +3,6 @@
 import dataclasses
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,9 +16,10 @@ from coconut.evaluation.evaluate import Evaluation, evaluate, wilson_interval
 from coconut.latent.generate import SamplingConfig
 from coconut.methods import get_method
 from coconut.sharding import make_mesh
+from coconut.storage import StoragePath, write_atomically
 from coconut.tasks import content_hash, get_task
 from coconut.tokenizers import encode_example
-from coconut.training.checkpoint import Progress, Run, Which, load_model, write_atomically
+from coconut.training.checkpoint import Progress, Run, Which, load_model
 from coconut.training.config import to_json
 from coconut.training.metrics import progress_bar
 from coconut.training.state import Model
@@ -50,7 +50,7 @@ class EvaluateConfig:
     batch_size: int | None = None
     sampling: SamplingConfig | None = None
     limit: int | None = None
-    answers_file: Path | None = None
+    answers_file: StoragePath | None = None
 
 
 def questions_of(run: Run, split: str) -> list[Example]:
@@ -160,7 +160,7 @@ def evaluate_model(
 
 
 def evaluate_workdir(
-    workdir: Path, config: EvaluateConfig, *, mesh: Mesh | None = None, console: Console | None = None
+    workdir: StoragePath, config: EvaluateConfig, *, mesh: Mesh | None = None, console: Console | None = None
 ) -> dict[str, Any]:
     """`evaluate_model` for the checkpoint of a workdir, with the run's config, and how its stages went.
 

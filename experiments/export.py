@@ -4,12 +4,13 @@ from pathlib import Path
 
 from coconut.latent.feedback import Identity
 from coconut.models.huggingface import EXPORT_FIELD, save_pretrained
+from coconut.storage import StoragePath
 from coconut.tokenizers import huggingface_files
 from coconut.training.checkpoint import Which, load_model
 from coconut.types import CoconutError
 
 
-def export(workdir: Path, folder: Path, which: Which = "best") -> None:
+def export(workdir: StoragePath, folder: Path, which: Which = "best") -> None:
     """Writes the decoder and the tokenizer, the latent markers among its special tokens, to ``folder``.
 
     `transformers` computes the same logits from it. That thoughts are hidden states fed back is not in the files:

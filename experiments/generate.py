@@ -1,15 +1,15 @@
 """``coconut generate``: a trained model answers a question, and shows its thoughts."""
 
 import dataclasses
-from pathlib import Path
 
 from coconut.analysis.probes import decode_thoughts
 from coconut.datasets import text_format_of
 from coconut.evaluation.answers import Answer, AnswerConfig, answer_questions
 from coconut.latent.generate import SamplingConfig
 from coconut.methods import get_method
+from coconut.storage import StoragePath, exists
 from coconut.tokenizers import encode_example
-from coconut.training.checkpoint import Progress, Run, Which, load_model
+from coconut.training.checkpoint import RUN_FILE, Progress, Run, Which, load_model
 from coconut.training.state import Model
 from coconut.types import Example
 
@@ -75,9 +75,9 @@ def answer_question(
     return Reply(answer=answer, thoughts=read)
 
 
-def load(workdir: Path, which: Which = "best") -> tuple[Run, Model, Progress]:
+def load(workdir: StoragePath, which: Which = "best") -> tuple[Run, Model, Progress]:
     """The model of a workdir; a quickstart's folder stands for its Coconut run."""
-    if not (workdir / "run.json").exists() and (workdir / "coconut" / "run.json").exists():
+    if not exists(workdir / RUN_FILE) and exists(workdir / "coconut" / RUN_FILE):
         workdir = workdir / "coconut"
     return load_model(workdir, which)
 

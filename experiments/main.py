@@ -15,6 +15,7 @@ import jax
 from rich.console import Console
 from rich.markdown import Markdown
 
+from coconut.storage import StoragePath, parse_path, write_atomically
 from coconut.types import CoconutError, DivergedError
 from experiments.distributed import add_flags, join
 
@@ -89,14 +90,16 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--gin_binding", action="append", default=[], metavar="NAME=VALUE", help="also written --gin.NAME=VALUE"
     )
-    train.add_argument("--workdir", type=Path, help="where checkpoints, metrics and the resolved config go")
+    train.add_argument(
+        "--workdir", type=_workdir, help="where checkpoints, metrics and the resolved config go: a folder, or gs://..."
+    )
     train.add_argument("--dry_run", action="store_true", help="resolve, build abstractly, print the costs, and exit")
     train.add_argument("--drop_too_long", action="store_true", help="drop examples that do not fit the positions")
     train.add_argument("--tensorboard", action="store_true", help="also write TensorBoard events")
     add_flags(train)
 
     evaluate = command("evaluate", _evaluate, "accuracy of a trained workdir, its price, and without its thoughts")
-    evaluate.add_argument("--workdir", type=Path, required=True)
+    evaluate.add_argument("--workdir", type=_workdir, required=True)
     evaluate.add_argument("--split", default="test", help="test, validation, or a file of questions")
     evaluate.add_argument("--which", choices=("best", "latest"), default="best", help="which checkpoint")
     evaluate.add_argument(
@@ -105,17 +108,17 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--force", default="", metavar="TEXT", help="text every answer has to go on from")
     evaluate.add_argument("--limit", type=int, help="the first so many questions")
     evaluate.add_argument("--batch_size", type=int, help="rows decoded together")
-    evaluate.add_argument("--output", type=Path, help="write the result as JSON")
-    evaluate.add_argument("--answers", type=Path, help="write every answer as JSON lines")
+    evaluate.add_argument("--output", type=_workdir, help="write the result as JSON")
+    evaluate.add_argument("--answers", type=_workdir, help="write every answer as JSON lines")
     add_flags(evaluate)
 
     export = command("export", _export, "write a trained workdir as a checkpoint for Hugging Face's libraries")
-    export.add_argument("--workdir", type=Path, required=True)
+    export.add_argument("--workdir", type=_workdir, required=True)
     export.add_argument("--output", type=Path, required=True, help="a folder that does not exist yet")
     export.add_argument("--which", choices=("best", "latest"), default="best", help="which checkpoint")
 
     ask = command("generate", _generate, "ask a trained workdir a question; its thoughts are shown")
-    ask.add_argument("--workdir", type=Path, required=True, help="a run's, or a quickstart's")
+    ask.add_argument("--workdir", type=_workdir, required=True, help="a run's, or a quickstart's")
     ask.add_argument("--question", help="asked on the terminal, until an empty line, if not given")
     ask.add_argument("--which", choices=("best", "latest"), default="best", help="which checkpoint")
     ask.add_argument("--thoughts", type=int, metavar="K", help="number of thoughts; the trained number if not given")
@@ -190,7 +193,6 @@ def _train(options: argparse.Namespace, console: Console) -> int:
 
 def _evaluate(options: argparse.Namespace, console: Console) -> int:
     from coconut.sharding import MeshConfig, make_mesh
-    from coconut.training.checkpoint import write_atomically
     from experiments.evaluate import EvaluateConfig, describe, evaluate_workdir
 
     config = EvaluateConfig(
@@ -251,6 +253,14 @@ def _generate(options: argparse.Namespace, console: Console) -> int:
         except CoconutError as error:
             print(f"coconut generate: {error}", file=sys.stderr)
     return EXIT_DONE
+
+
+def _workdir(text: str) -> StoragePath:
+    try:
+        return parse_path(text)
+    except CoconutError as error:
+        # Argparse would say no more of a ValueError than that there was one.
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _count_or_file(text: str) -> int | str:

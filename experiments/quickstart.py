@@ -19,9 +19,10 @@ from coconut.analysis.plots import plot_accuracy_by_thoughts, plot_belief, plot_
 from coconut.analysis.probes import belief_over_nodes
 from coconut.datasets import Dataset, load_dataset, text_format_of
 from coconut.methods import get_method
+from coconut.storage import write_atomically
 from coconut.tasks.shortcuts import shortcut_accuracies
 from coconut.tokenizers import encode_example
-from coconut.training.checkpoint import load_model, write_atomically
+from coconut.training.checkpoint import load_model
 from coconut.training.config import RunConfig, to_json
 from coconut.training.loop import TrainResult
 from coconut.types import CoconutError

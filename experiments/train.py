@@ -3,7 +3,6 @@
 import dataclasses
 import json
 from collections.abc import Mapping
-from pathlib import Path
 
 import jax
 from jax.sharding import Mesh
@@ -16,7 +15,8 @@ from coconut.evaluation.evaluate import evaluate
 from coconut.methods import get_method
 from coconut.pipeline import BatchSource
 from coconut.sharding import make_mesh, own_rows, put_rows, replicated
-from coconut.training.checkpoint import Run, write_atomically
+from coconut.storage import StoragePath, write_atomically
+from coconut.training.checkpoint import Run
 from coconut.training.config import RunConfig, to_json
 from coconut.training.loop import TrainResult, train
 from coconut.training.optimizer import make_optimizer
@@ -48,7 +48,7 @@ def validate(model: Model, run: Run, dataset: Dataset, stage: int) -> Mapping[st
 
 def run_training(
     config: RunConfig,
-    workdir: Path,
+    workdir: StoragePath,
     *,
     mesh: Mesh | None = None,
     dataset: Dataset | None = None,

@@ -2,11 +2,11 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from coconut.storage import StoragePath, read_text
 from coconut.types import CoconutError
 
 Axis = Literal["steps", "seconds"]
@@ -41,18 +41,15 @@ class StageSpan(NamedTuple):
     learnt: bool | None
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a run, from its workdir or from the file itself.
+def read_metrics(path: StoragePath) -> list[dict[str, Any]]:
+    """The records of a run, from its workdir or from the ``.jsonl`` file itself.
 
     Raises:
       CoconutError: there is no such file, or a line before its last one is no JSON object (the last one of a run that
         was killed may be torn, and is left out).
     """
-    file = path / "metrics.jsonl" if path.is_dir() else path
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise CoconutError(f"{file}: cannot read the metrics: {error.strerror}") from error
+    file = path if path.suffix == ".jsonl" else path / "metrics.jsonl"
+    lines = read_text(file).splitlines()
     records = []
     for number, line in enumerate(lines, 1):
         try:

@@ -22,6 +22,7 @@ from coconut.analysis.curves import Axis, Records, curve, read_metrics, stage_sp
 from coconut.analysis.drawing import BELIEF, COLUMN, INK, LAYER, belief_legend, draw_belief
 from coconut.analysis.layout import layered_positions
 from coconut.evaluation.evaluate import Evaluation
+from coconut.storage import StoragePath
 from coconut.types import CoconutError, Graph
 
 _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5c5c5c")
@@ -38,7 +39,7 @@ Accuracy = Evaluation | Mapping[str, Any] | tuple[float, float, float]
 
 
 def plot_learning_curves(
-    runs: Mapping[str, Path | Records],
+    runs: Mapping[str, StoragePath | Records],
     path: Path,
     *,
     axis: Axis = "seconds",
@@ -63,7 +64,7 @@ def plot_learning_curves(
     """
     if not runs:
         raise CoconutError("plot_learning_curves: there are no runs to draw")
-    records = {name: read_metrics(run) if isinstance(run, Path) else run for name, run in runs.items()}
+    records = {name: run if isinstance(run, Sequence) else read_metrics(run) for name, run in runs.items()}
     for name, own in records.items():
         if not own:
             raise CoconutError(f"plot_learning_curves: run {name!r} has no records")

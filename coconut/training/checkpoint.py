@@ -3,9 +3,7 @@
 import dataclasses
 import json
 import math
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -16,6 +14,14 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 
 from coconut.latent.feedback import make_feedback
 from coconut.sharding import placed
+from coconut.storage import (
+    StoragePath,
+    exists,
+    is_remote,
+    read_text,
+    storage_errors,
+    write_atomically,
+)
 from coconut.tokenizers import Tokenizer
 from coconut.training.config import RunConfig, differences, from_json, to_json
 from coconut.training.state import Model, Parameters, Template, TrainState, make_model
@@ -82,7 +88,7 @@ class Run:
     tokenizer: Tokenizer
     data: str
 
-    def check(self, workdir: Path) -> None:
+    def check(self, workdir: StoragePath) -> None:
         """Checks that the workdir holds no other run.
 
         Fields that its config did not have yet, when it was written, have their defaults.
@@ -90,29 +96,29 @@ class Run:
         Raises:
           CoconutError: it does; the message lists what differs.
         """
-        if not (workdir / RUN_FILE).exists():
+        if not exists(workdir / RUN_FILE):
             return
         there = Run.load(workdir)
         lines = differences(_identity(there), _identity(self))
         if lines:
             raise CoconutError(f"{workdir} holds another run. What differs:\n  " + "\n  ".join(lines))
 
-    def save(self, workdir: Path) -> None:
+    def save(self, workdir: StoragePath) -> None:
         """Writes ``run.json``, where there is none; of several processes the first one does."""
         path = workdir / RUN_FILE
-        if jax.process_index() == 0 and not path.exists():
+        if jax.process_index() == 0 and not exists(path):
             content = {**_identity(self), "tokenizer": self.tokenizer.to_json()}
             write_atomically(path, json.dumps(content, indent=1))
 
     @classmethod
-    def load(cls, workdir: Path) -> "Run":
+    def load(cls, workdir: StoragePath) -> "Run":
         """Reads ``run.json``.
 
         Raises:
           CoconutError: there is none, it is malformed, or its tokenizer is not the one it was written with.
         """
         path = workdir / RUN_FILE
-        if not path.exists():
+        if not exists(path):
             raise CoconutError(f"{workdir} holds no run: {path} is missing")
         content = _read_json(path)
         for key in ("config", "tokenizer", "tokenizer_fingerprint", "data_fingerprint"):
@@ -149,11 +155,11 @@ class Checkpoints:
     stage the most accurate on the validation split is best, and of equals the latest.
     """
 
-    def __init__(self, workdir: Path, *, keep_latest: int = 2, read_only: bool = False):
+    def __init__(self, workdir: StoragePath, *, keep_latest: int = 2, read_only: bool = False):
         self._folder = workdir / "checkpoints"
         policy = AnyPreservationPolicy([LatestN(keep_latest), BestN(get_metric_fn=_rank, n=1)])
         self._manager = ocp.CheckpointManager(
-            self._folder.absolute(),
+            self._folder if is_remote(workdir) else self._folder.absolute(),
             options=ocp.CheckpointManagerOptions(
                 best_fn=_rank,
                 preservation_policy=policy,
@@ -166,7 +172,7 @@ class Checkpoints:
         )
 
     def save(self, state: TrainState, progress: Progress, validation: Mapping[str, float]) -> None:
-        """Saves, and returns when the checkpoint is on disk.
+        """Saves, and returns when the checkpoint is on disk, or in the object store.
 
         Args:
           state: the arrays.
@@ -174,8 +180,8 @@ class Checkpoints:
           validation: metrics of the validation split; ``accuracy`` ranks checkpoints of one stage. May be empty.
 
         Raises:
-          CoconutError: a metric is not finite (Orbax would drop the best checkpoint), or the disk refuses; earlier
-            checkpoints stay as they are.
+          CoconutError: a metric is not finite (Orbax would drop the best checkpoint), or the disk or the store refuses;
+            earlier checkpoints stay as they are.
         """
         bad = {name: value for name, value in validation.items() if not math.isfinite(value)}
         if bad:
@@ -192,7 +198,7 @@ class Checkpoints:
                 force=True,
             )
             self._manager.wait_until_finished()
-        except (OSError, ValueError) as error:
+        except (ValueError, *storage_errors(self._folder)) as error:
             # tensorstore reports a full disk as a ValueError.
             raise CoconutError(f"the checkpoint of step {progress.step} could not be saved: {error}") from error
 
@@ -257,7 +263,7 @@ class Checkpoints:
                 raise CoconutError(f"{self._folder / str(step)}: array {name!r} is {there} there, {here} here")
 
 
-def load_model(workdir: Path, which: Which = "best", mesh: Mesh | None = None) -> tuple[Run, Model, Progress]:
+def load_model(workdir: StoragePath, which: Which = "best", mesh: Mesh | None = None) -> tuple[Run, Model, Progress]:
     """A trained model, with the run it comes from and the stage it has reached.
 
     Args:
@@ -285,13 +291,6 @@ def load_model(workdir: Path, which: Which = "best", mesh: Mesh | None = None) -
     return run, template.model(jax.tree.map(jnp.asarray, parameters)), progress
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a file under a temporary name, then renames it: a reader sees the old content or the new."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
-
-
 def _rank(metrics: Mapping[str, float]) -> float:
     return 2 * metrics["stage"] + metrics["accuracy"]
 
@@ -304,8 +303,9 @@ def _path(path: tuple[Any, ...]) -> str:
     return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
 
 
-def _read_json(path: Path) -> Any:
+def _read_json(path: StoragePath) -> Any:
+    text = read_text(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return json.loads(text)
+    except ValueError as error:
         raise CoconutError(f"{path}: {error}") from error

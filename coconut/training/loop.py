@@ -7,7 +7,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -20,6 +19,7 @@ from coconut.datasets import Dataset
 from coconut.methods import get_method
 from coconut.pipeline import BatchSource, make_iterator
 from coconut.sharding import make_mesh, own_rows, put_rows, replicated
+from coconut.storage import StoragePath, make_folder
 from coconut.training.checkpoint import Checkpoints, Progress, Run
 from coconut.training.config import RunConfig
 from coconut.training.metrics import Meter, MetricsLog, SkippedSteps, progress_bar
@@ -55,7 +55,7 @@ class TrainResult:
 
 def train(
     config: RunConfig,
-    workdir: Path,
+    workdir: StoragePath,
     *,
     mesh: Mesh | None = None,
     dataset: Dataset | None = None,
@@ -70,7 +70,8 @@ def train(
 
     Args:
       config: the run.
-      workdir: where checkpoints, metrics and the resolved config go; made if missing.
+      workdir: where checkpoints, metrics and the resolved config go; made if missing. In Google Cloud Storage it is
+        what `coconut.storage.parse_path` gives.
       mesh: the devices (`coconut.sharding.make_mesh`); None for all there are, each with its own rows. A run may go on
         on another mesh, to the same numbers up to rounding.
       dataset: what `load_dataset` gives for ``config.data``, where it is at hand already.
@@ -86,7 +87,7 @@ def train(
     run, dataset, examples = prepare(config, dataset, workdir)
     config, curriculum, method = run.config, run.config.curriculum, get_method(config.method)
     run.check(workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
+    make_folder(workdir)
 
     mesh = make_mesh() if mesh is None else mesh
     rows = own_rows(mesh, config.pipeline.batch_size, config.microbatches)
@@ -216,6 +217,8 @@ def train(
                     progress = dataclasses.replace(
                         progress, data=iterator.get_state(), log=log_meter.sums, window=window_meter.sums
                     )
+                    # A resumed run writes the lines after its checkpoint again, never those before it.
+                    log.flush()
                     checkpoints.save(state, progress, validation)
                 clock = time.perf_counter()
     checkpoints.close()

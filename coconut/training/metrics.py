@@ -2,15 +2,14 @@
 
 import json
 import math
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from coconut.storage import LineLog, StoragePath, exists, read_text
 from coconut.types import CoconutError
 
 
@@ -74,46 +73,48 @@ class SkippedSteps:
 class MetricsLog:
     """``metrics.jsonl``: one JSON object a line, each with a ``kind`` and a ``step``.
 
-    Of several processes the first one writes. A value that is not finite is written as null. Started again at some step, the log forgets what came after it, so
-    that a resumed run leaves the file an uninterrupted one would.
+    Of several processes the first one writes. A value that is not finite is written as null. Started again at some
+    step, the log forgets what came after it, so that a resumed run leaves the file an uninterrupted one would.
     """
 
-    def __init__(self, workdir: Path, *, start: int, tensorboard: bool = False):
-        self._file = self._tensorboard = None
+    def __init__(self, workdir: StoragePath, *, start: int, tensorboard: bool = False):
+        self._lines: LineLog | None = None
+        self._tensorboard = None
         if jax.process_index():
             return
         self.path = workdir / "metrics.jsonl"
         kept = []
-        if self.path.exists():
-            for line in self.path.read_text(encoding="utf-8").splitlines():
+        if exists(self.path):
+            for line in read_text(self.path).splitlines():
                 try:
                     content = json.loads(line)
                 except ValueError:
                     break  # The last line of a run that was killed may be torn.
                 if content["step"] <= start:
-                    kept.append(line + "\n")
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        temporary.replace(self.path)
-        self._file = self.path.open("a", encoding="utf-8")
+                    kept.append(line)
+        self._lines = LineLog(self.path, kept)
         self._tensorboard = _summary_writer(workdir) if tensorboard else None
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """Writes one line, and the numbers among its values to TensorBoard if that is on."""
-        if self._file is None:
+        if self._lines is None:
             return
         line = {"kind": kind, "step": step, **{name: _finite(value) for name, value in values.items()}}
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        self._lines.write(json.dumps(line))
         if self._tensorboard is not None:
             for name, value in values.items():
                 if isinstance(value, (int, float)) and math.isfinite(value):
                     self._tensorboard.add_scalar(f"{kind}/{name}", value, step)
 
+    def flush(self) -> None:
+        """Returns when every line so far is on disk, or in the object store."""
+        if self._lines is not None:
+            self._lines.flush()
+
     def close(self) -> None:
         """Closes the file."""
-        if self._file is not None:
-            self._file.close()
+        if self._lines is not None:
+            self._lines.close()
         if self._tensorboard is not None:
             self._tensorboard.close()
 
@@ -122,7 +123,7 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _summary_writer(workdir: Path) -> Any:
+def _summary_writer(workdir: StoragePath) -> Any:
     try:
         from tensorboardX import SummaryWriter
     except ImportError as error:

@@ -3,7 +3,6 @@
 import dataclasses
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -21,6 +20,7 @@ from coconut.models.parameters import decoder_of, decoder_parameters
 from coconut.models.vocabulary import copy_token, resize_vocabulary
 from coconut.pipeline import pipeline_fingerprint
 from coconut.sharding import check_heads, placed
+from coconut.storage import StoragePath, exists, parse_path
 from coconut.tokenizers import TokenizedExample, Tokenizer, validate_ids
 from coconut.training.checkpoint import RUN_FILE, Run, load_model
 from coconut.training.config import RunConfig, differences, to_json
@@ -41,7 +41,7 @@ NOT_THE_MODEL = (
 
 
 def prepare(
-    config: RunConfig, dataset: Dataset | None = None, workdir: Path | None = None
+    config: RunConfig, dataset: Dataset | None = None, workdir: StoragePath | None = None
 ) -> tuple[Run, Dataset, list[TokenizedExample]]:
     """The data of a run, its config with the vocabulary filled in, and its tokenized training examples.
 
@@ -67,7 +67,7 @@ def prepare(
     return Run(config, tokenizer, fingerprint), dataset, examples
 
 
-def vocabulary_size(config: RunConfig, tokenizer: Tokenizer, workdir: Path | None) -> int:
+def vocabulary_size(config: RunConfig, tokenizer: Tokenizer, workdir: StoragePath | None) -> int:
     """Rows of the embedding: the tokenizer's ids, or more where the checkpoint a run starts from has more.
 
     Raises:
@@ -76,7 +76,7 @@ def vocabulary_size(config: RunConfig, tokenizer: Tokenizer, workdir: Path | Non
         tokenizer.
     """
     rows = tokenizer.vocab_size
-    if workdir is not None and (workdir / RUN_FILE).exists():
+    if workdir is not None and exists(workdir / RUN_FILE):
         rows = Run.load(workdir).config.decoder.vocabulary
     elif config.pretrained is not None:
         there, own = agreed_config(config.pretrained, _without_vocabulary(config.decoder)).vocabulary, rows
@@ -90,7 +90,7 @@ def vocabulary_size(config: RunConfig, tokenizer: Tokenizer, workdir: Path | Non
         rows = max(rows, there)
         _marker_source(config, tokenizer)
     elif config.init_from is not None:
-        other = Run.load(Path(config.init_from))
+        other = Run.load(parse_path(config.init_from))
         if other.tokenizer.fingerprint != tokenizer.fingerprint:
             raise CoconutError(f"RunConfig.init_from = {config.init_from!r}: its tokenizer is another one")
         theirs, ours = (to_json(_without_vocabulary(decoder)) for decoder in (other.config.decoder, config.decoder))
@@ -185,7 +185,7 @@ def initial_model(run: Run, mesh: Mesh | None = None) -> Model:
         return Model(_pretrained_decoder(run, mesh), make_feedback(config.feedback, config.decoder))
     if config.init_from is None:
         return fresh_model(config)
-    other, loaded, _ = load_model(Path(config.init_from), config.init_checkpoint, mesh)
+    other, loaded, _ = load_model(parse_path(config.init_from), config.init_checkpoint, mesh)
     if other.config.feedback != config.feedback:
         loaded = Model(loaded.decoder, make_feedback(config.feedback, config.decoder))
     expected = jax.eval_shape(lambda: fresh_model(config))

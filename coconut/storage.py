@@ -1,0 +1,161 @@
+"""Workdirs on a disk or in Google Cloud Storage; the one module that reads and writes their files.
+
+Orbax writes checkpoints itself, to the same paths. An object store differs from a disk in three ways that show here:
+an object appears as a whole or not at all, it cannot be appended to, and there are no folders.
+"""
+
+import contextlib
+import importlib.util
+import io
+import os
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from etils import epath
+
+from coconut.types import CoconutError
+
+StoragePath = Path | epath.Path
+"""A `pathlib.Path` on a disk, an `etils.epath.Path` in an object store; `parse_path` makes either."""
+
+SCHEME = "gs://"
+
+
+def parse_path(text: str) -> StoragePath:
+    """The path that ``text`` names, on a disk or ``gs://bucket/folder``.
+
+    Raises:
+      CoconutError: a scheme other than ``gs``, no bucket, or no package to reach it with.
+    """
+    if "://" not in text:
+        return Path(text)
+    if not text.startswith(SCHEME) or not text.removeprefix(SCHEME).strip("/"):
+        raise CoconutError(f"{text!r}: a path is one of this machine, or {SCHEME}BUCKET/FOLDER")
+    if importlib.util.find_spec("gcsfs") is None:
+        raise CoconutError(f"{text}: reaching {SCHEME} needs `pip install coconut-jax[gcs]`")
+    return epath.Path(text)
+
+
+def is_remote(path: StoragePath) -> bool:
+    """Whether the path is in an object store."""
+    return str(path).startswith(SCHEME)
+
+
+def exists(path: StoragePath) -> bool:
+    """Whether a file or folder is there.
+
+    Raises:
+      CoconutError: the object store cannot be asked.
+    """
+    with _explained(path):
+        return path.exists()
+
+
+def make_folder(path: StoragePath) -> None:
+    """Makes a folder and those above it, where they are missing; in an object store they come with what they hold.
+
+    Raises:
+      CoconutError: it cannot be made, or ``pathlib`` has eaten a slash of ``gs://``.
+    """
+    if isinstance(path, Path) and path.parts[:1] == (SCHEME.rstrip("/"),):
+        raise CoconutError(f"{path}: pathlib does not know {SCHEME}; make the path by coconut.storage.parse_path")
+    if not is_remote(path):
+        with _explained(path):
+            path.mkdir(parents=True, exist_ok=True)
+
+
+def read_text(path: StoragePath) -> str:
+    """The content of a file.
+
+    Raises:
+      CoconutError: there is none, or it cannot be read.
+    """
+    with _explained(path):
+        # As bytes: epath's text mode leaves the encoding to the machine.
+        return path.read_bytes().decode("utf-8")
+
+
+def write_atomically(path: StoragePath, text: str) -> None:
+    """Writes a file so that a reader sees the old content or the new, never a part.
+
+    Raises:
+      CoconutError: it cannot be written.
+    """
+    content = text.encode("utf-8")
+    with _explained(path):
+        if is_remote(path):
+            path.write_bytes(content)
+        else:
+            temporary = path.with_name(f".{path.name}.{os.getpid()}")
+            temporary.write_bytes(content)
+            temporary.replace(path)
+
+
+class LineLog:
+    """A text file that grows by lines.
+
+    On a disk every line is there as soon as it is written. An object has to be rewritten as a whole, and a store takes
+    only about one write of it a second, so there lines are gathered and the object is rewritten every
+    ``rewrite_seconds``, at `flush` and at `close`. A process that is killed loses the lines since then: flush before
+    saving a checkpoint, and nothing is missing that a resumed run would not write again.
+
+    Args:
+      path: the file.
+      lines: what it begins with, in place of what it holds.
+      rewrite_seconds: shortest time between two rewritings of an object that nobody asked for.
+
+    Raises:
+      CoconutError: it cannot be written.
+    """
+
+    def __init__(self, path: StoragePath, lines: Sequence[str] = (), *, rewrite_seconds: float = 30.0):
+        self._path, self._rewrite_seconds = path, rewrite_seconds
+        text = "".join(line + "\n" for line in lines)
+        write_atomically(path, text)
+        self._file: io.TextIOBase | None = None
+        if not is_remote(path):
+            self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - `close` closes it.
+        self._text, self._written, self._clock = [text], 1, time.monotonic()
+
+    def write(self, line: str) -> None:
+        """Adds one line."""
+        if self._file is not None:
+            self._file.write(line + "\n")
+            self._file.flush()
+            return
+        self._text.append(line + "\n")
+        if time.monotonic() - self._clock >= self._rewrite_seconds:
+            self.flush()
+
+    def flush(self) -> None:
+        """Returns when every line so far is in the file."""
+        if self._file is None and self._written < len(self._text):
+            write_atomically(self._path, "".join(self._text))
+            self._written, self._clock = len(self._text), time.monotonic()
+
+    def close(self) -> None:
+        """Flushes, and closes the file."""
+        self.flush()
+        if self._file is not None:
+            self._file.close()
+
+
+def storage_errors(path: StoragePath) -> tuple[type[Exception], ...]:
+    """What reading or writing ``path`` may raise that is no fault of the program."""
+    if not is_remote(path):
+        return (OSError, UnicodeDecodeError)
+    # Of the extra `gcs`, which `parse_path` has asked for.
+    from gcsfs.retry import HttpError
+    from google.auth.exceptions import GoogleAuthError
+
+    return (OSError, ValueError, HttpError, GoogleAuthError)
+
+
+@contextlib.contextmanager
+def _explained(path: StoragePath) -> Iterator[None]:
+    try:
+        yield
+    except storage_errors(path) as error:
+        why = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+        raise CoconutError(f"{path}: {why}") from error
