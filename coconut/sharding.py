@@ -235,7 +235,7 @@ def replicate(tree: Any) -> Any:
     return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, PartitionSpec()), tree)
 
 
-def check_heads(num_heads: int, kv_heads: int, mesh: Mesh) -> None:
+def check_heads(num_heads: int, kv_heads: int, mesh: Any) -> None:
     """Refuses a mesh that would split a head.
 
     Raises:
@@ -257,7 +257,7 @@ def replicated(mesh: Any) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def own_rows(mesh: Mesh, batch_size: int, microbatches: int = 1) -> slice:
+def own_rows(mesh: Any, batch_size: int, microbatches: int = 1) -> slice:
     """The rows of a batch that this process's devices hold.
 
     Raises:

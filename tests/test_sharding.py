@@ -15,29 +15,79 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
+from coconut.latent.feedback import Identity
 from coconut.models.config import DecoderConfig
 from coconut.models.decoder import Decoder
 from coconut.models.huggingface import load_pretrained, save_pretrained
 from coconut.models.parameters import abstract_decoder, decoder_parameters
 from coconut.models.presets import PRESETS
 from coconut.models.vocabulary import resize_vocabulary
-from coconut.sharding import MeshConfig, make_mesh, parameter_sharding
+from coconut.sharding import (
+    MESH_AXES,
+    MeshConfig,
+    check_heads,
+    make_mesh,
+    own_rows,
+    parameter_sharding,
+    partition,
+    tree_sharding,
+)
+from coconut.training.optimizer import OptimizerConfig, make_optimizer
+from coconut.training.state import make_model, make_state, parameters_of
 from coconut.types import CoconutError
 from tests.tiny_models import GPT2_STYLE, LLAMA_STYLE, quick_jit, random_decoder
 
+EVERY_AXIS = AbstractMesh((2, 2, 2, 2), MESH_AXES)
+PINNED = Path(__file__).with_name("preset_shardings.txt")
 
-@pytest.mark.parametrize("name", ["gpt2", "llama-3.1-8b", "qwen2.5-0.5b", "qwen3-0.6b"])
-def test_every_parameter_has_its_axes(name: str) -> None:
-    mesh = make_mesh()
-    stacked = decoder_parameters(abstract_decoder(dataclasses.replace(PRESETS[name], scan_layers=True)))
-    for parameter, leaf in stacked.items():
-        spec = parameter_sharding(parameter, leaf.shape, mesh).spec
-        assert len(spec) == leaf.ndim
-        assert (spec[0] is None) or not parameter.startswith("layers")
-        if leaf.ndim - parameter.startswith("layers") == 2 and parameter != "positions.embedding":
-            assert {"fsdp", "tensor"} <= set(spec), "a matrix is split both ways"
+
+def sharding_table() -> str:
+    """Each preset's parameters, layers stacked, with what each dimension is split over, and what splits the rest."""
+    lines = []
+    for name, preset in PRESETS.items():
+        vocabulary = 4 * -(-preset.vocabulary // 4)  # what a run sets DecoderConfig.vocab_size to on such a mesh
+        config = dataclasses.replace(preset, scan_layers=True, vocab_size=vocabulary)
+        lines.append(name)
+        for parameter, leaf in decoder_parameters(abstract_decoder(config)).items():
+            spec = parameter_sharding(parameter, leaf.shape, EVERY_AXIS).spec
+            lines.append(f"  {parameter} {'x'.join(map(str, leaf.shape))}: {' '.join(map(str, spec))}")
+    lines.append("activations")
+    for what, axes in {
+        "batch": ("rows",),
+        "embedded tokens, hidden states": ("rows", "columns", "features"),
+        "the same of one column": ("moving_rows", "columns", "split_features"),
+        "queries": ("rows", "columns", "heads", "head"),
+        "keys and values, cached": ("layers", "rows", "kv_heads", "past", "head"),
+        "inside the MLP": ("rows", "columns", "mlp"),
+        "logits": ("rows", "columns", "vocabulary"),
+    }.items():
+        lines.append(f"  {what}: {' '.join(map(str, partition(axes, EVERY_AXIS)))}")
+    return "\n".join(lines) + "\n"
+
+
+def test_the_shardings_of_each_preset_are_those_pinned() -> None:
+    """After a change that is meant: ``python -m tests.test_sharding pin``, and read the difference."""
+    print(table := sharding_table())
+    assert table == PINNED.read_text()
+
+
+def test_moments_lie_where_their_parameters_do() -> None:
+    config = dataclasses.replace(LLAMA_STYLE, vocab_size=24)
+    optimizer = make_optimizer(OptimizerConfig(clip_norm=1.0))
+    state = jax.eval_shape(
+        lambda: make_state(parameters_of(make_model(config, Identity(), jax.random.key(0))), optimizer)
+    )
+    places = tree_sharding(state, EVERY_AXIS)
+    moments = [
+        x for x in jax.tree.leaves(places.opt_state, is_leaf=lambda x: isinstance(x, dict)) if isinstance(x, dict)
+    ]
+    assert len(moments) == 2
+    for moment in moments:
+        assert moment == places.parameters
+    others = [x for x in jax.tree.leaves(places) if x.spec == PartitionSpec()]
+    assert len(others) == 2, "the step and the optimizer's count"
 
 
 def test_what_the_table_does_not_know_is_named() -> None:
@@ -48,10 +98,41 @@ def test_what_the_table_does_not_know_is_named() -> None:
         parameter_sharding("layers.0.mlp.up.kernel", (4,), mesh)
     with pytest.raises(CoconutError, match=re.escape("the mesh has axes ['model']")):
         parameter_sharding("norm.scale", (4,), jax.make_mesh((1,), ("model",)))
-    with pytest.raises(CoconutError, match="need 64 devices, there are"):
-        make_mesh(data=4, fsdp=4, tensor=4)
-    with pytest.raises(CoconutError, match="fsdp = 0"):
-        make_mesh(fsdp=0)
+    with pytest.raises(
+        CoconutError, match="data = 4, fsdp = 4, sequence = 1, tensor = 4 is one of 64 devices, there are"
+    ):
+        make_mesh(MeshConfig(data=4, fsdp=4, tensor=4))
+    with pytest.raises(CoconutError, match="num_kv_heads = 2: is no multiple of the mesh's tensor = 4"):
+        check_heads(8, 2, AbstractMesh((1, 1, 1, 4), MESH_AXES))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("fsdp", "'fsdp' must be AXIS=SIZE"),
+        ("fsdp=two", "'fsdp=two' must be AXIS=SIZE"),
+        ("model=2", "unknown axis 'model', known are data, fsdp, sequence, tensor"),
+        ("fsdp=2,fsdp=4", "fsdp is named twice"),
+        ("fsdp=0", "MeshConfig.fsdp = 0: must be at least 1"),
+    ],
+)
+def test_a_mesh_that_is_none_is_refused(text: str, message: str) -> None:
+    with pytest.raises(CoconutError, match=re.escape(message)):
+        MeshConfig.parse(text)
+
+
+def test_a_mesh_is_read() -> None:
+    assert MeshConfig.parse("") == MeshConfig()
+    assert MeshConfig.parse("data=2, tensor=4") == MeshConfig(data=2, tensor=4)
+
+
+def test_a_batch_that_does_not_divide_is_refused() -> None:
+    mesh = AbstractMesh((2, 3, 1, 1), MESH_AXES)
+    message = (
+        "batch_size = 12 in RunConfig.microbatches = 4: the rows of each are no multiple of the mesh's data x fsdp = 6"
+    )
+    with pytest.raises(CoconutError, match=re.escape(message)):
+        own_rows(mesh, 12, 4)
 
 
 def test_on_eight_devices() -> None:
@@ -126,4 +207,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:] == ["pin"]:
+        PINNED.write_text(sharding_table())
+    else:
+        main()

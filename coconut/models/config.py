@@ -58,7 +58,8 @@ class DecoderConfig:
     ``normalization="rmsnorm"``, ``mlp="swiglu"``, ``num_kv_heads`` and the bias switches (`coconut.models.presets`).
 
     Attributes:
-      vocab_size: ``V``; None until a tokenizer is known, and no decoder can be built before.
+      vocab_size: ``V``; None until a tokenizer is known, and no decoder can be built before. It may be larger than the
+        tokenizer's, so that a mesh can split it; the rows without a token are never chosen.
       num_layers: ``L``.
       embed_dim: ``D``.
       num_heads: ``N``.

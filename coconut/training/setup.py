@@ -70,8 +70,10 @@ def prepare(
 def vocabulary_size(config: RunConfig, tokenizer: Tokenizer, workdir: StoragePath | None) -> int:
     """Rows of the embedding: the tokenizer's ids, or more where the checkpoint a run starts from has more.
 
+    ``DecoderConfig.vocab_size`` may ask for still more: a number that a mesh's tensor axis divides. They are no tokens.
+
     Raises:
-      CoconutError: ``DecoderConfig.vocab_size`` says otherwise, the tokenizer has ids that the pretrained embedding has
+      CoconutError: ``DecoderConfig.vocab_size`` asks for fewer, the tokenizer has ids that the pretrained embedding has
         no rows for (beside the markers), ``marker_token`` is not one token, or ``init_from`` holds a run with another
         tokenizer.
     """
@@ -99,9 +101,10 @@ def vocabulary_size(config: RunConfig, tokenizer: Tokenizer, workdir: StoragePat
                 f"RunConfig.init_from = {config.init_from!r}: its decoder is another one:\n  " + "\n  ".join(lines)
             )
         rows = other.config.decoder.vocabulary
-    if config.decoder.vocab_size not in (None, rows):
-        raise CoconutError(f"DecoderConfig.vocab_size = {config.decoder.vocab_size}: this run has {rows} token ids")
-    return rows
+    asked = config.decoder.vocab_size
+    if asked is not None and asked < rows:
+        raise CoconutError(f"DecoderConfig.vocab_size = {asked}: this run has {rows} token ids")
+    return rows if asked is None else asked
 
 
 def fit_to_positions(examples: Sequence[TokenizedExample], config: RunConfig) -> list[TokenizedExample]:
