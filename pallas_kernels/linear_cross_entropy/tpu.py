@@ -6,6 +6,7 @@ vocabulary and once over the rows: five matrix products where full logits take t
 """
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -217,7 +218,7 @@ class _Call:
         """The same of an array ``[V, D]``."""
         return pl.BlockSpec((self.column_block, self.features), lambda *step: (step[by], 0))
 
-    def __call__(self, kernel, *, grid, inputs, in_specs, out_specs, out_shapes, total_rows=None) -> list[Array]:
+    def __call__(self, kernel, *, grid, inputs, in_specs, out_specs, out_shapes, total_rows=None) -> Sequence[Array]:
         inputs = [vary_over(x, self.axes) for x in inputs]
         mesh_type = jax.typeof(inputs[0]).manual_axis_type
         return pl.pallas_call(
