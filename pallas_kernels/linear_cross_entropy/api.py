@@ -1,7 +1,6 @@
 """Cross-entropy of a linear output layer, from hidden states to losses, without the logits between them."""
 
 import math
-from collections.abc import Callable
 from types import ModuleType
 from typing import NamedTuple
 
@@ -11,7 +10,8 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.linear_cross_entropy import gpu, reference, tpu, xla
-from pallas_kernels.linear_cross_entropy.logits import NO_LABEL, LogitRule, Statistics
+from pallas_kernels.linear_cross_entropy.statistics import NO_LABEL, Statistics
+from pallas_kernels.logits import LogitRule
 from pallas_kernels.platform import log_once, platform, vary_over, varying_axes
 
 IMPLEMENTATIONS = ("auto", "reference", "xla", "tpu", "gpu")

@@ -20,7 +20,8 @@ from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.linear_cross_entropy import xla
-from pallas_kernels.linear_cross_entropy.logits import LogitRule, Statistics, precision
+from pallas_kernels.linear_cross_entropy.statistics import Statistics
+from pallas_kernels.logits import LogitRule, precision
 from pallas_kernels.platform import vary_over, varying_axes
 
 ROWS, COLUMNS = 64, 128

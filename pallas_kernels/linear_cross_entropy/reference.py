@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels.linear_cross_entropy.logits import NO_LABEL, LogitRule, Statistics
+from pallas_kernels.linear_cross_entropy.statistics import NO_LABEL, Statistics
+from pallas_kernels.logits import LogitRule
 
 
 def statistics(

@@ -14,7 +14,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels.linear_cross_entropy.logits import LogitRule, Statistics, precision
+from pallas_kernels.linear_cross_entropy.statistics import Statistics
+from pallas_kernels.logits import LogitRule, precision
 from pallas_kernels.platform import vary_over, varying_axes
 
 Interpret = bool | pltpu.InterpretParams
@@ -131,7 +132,9 @@ def _statistics_kernel(
         log_normalizers[...] = best[...] + jnp.log(log_normalizers[...])
 
 
-def _hidden_kernel(labels, log_normalizers, of_normalizers, of_picked, hidden, vocabulary, output, total, *, rule, columns):
+def _hidden_kernel(
+    labels, log_normalizers, of_normalizers, of_picked, hidden, vocabulary, output, total, *, rule, columns
+):
     """Sums over blocks of the vocabulary. What lies behind its end may be anything, NaN included."""
     of_products = _product_gradients(
         labels, log_normalizers, of_normalizers, of_picked, hidden, vocabulary, rule, pl.program_id(1)
@@ -143,7 +146,9 @@ def _hidden_kernel(labels, log_normalizers, of_normalizers, of_picked, hidden, v
     _add(total, output, of_products, weights, 0)
 
 
-def _vocabulary_kernel(labels, log_normalizers, of_normalizers, of_picked, hidden, vocabulary, output, total, *, rule, rows):
+def _vocabulary_kernel(
+    labels, log_normalizers, of_normalizers, of_picked, hidden, vocabulary, output, total, *, rule, rows
+):
     """Sums over blocks of rows. What lies behind the last one may be anything, NaN included."""
     of_products = _product_gradients(
         labels, log_normalizers, of_normalizers, of_picked, hidden, vocabulary, rule, pl.program_id(0)

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels.linear_cross_entropy.logits import LogitRule, Statistics, precision
+from pallas_kernels.linear_cross_entropy.statistics import Statistics
+from pallas_kernels.logits import LogitRule, precision
 from pallas_kernels.platform import vary_over, varying_axes
 
 BLOCK_LOGITS = 2**23

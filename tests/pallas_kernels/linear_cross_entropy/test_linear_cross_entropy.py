@@ -156,7 +156,6 @@ def test_no_array_is_as_large_as_the_logits(options, monkeypatch):
     def loss(hidden, vocabulary, labels):
         return linear_cross_entropy(hidden, vocabulary, labels, **options).losses.sum()
 
-
     jaxpr = jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(*shapes, labels)
     assert largest_array(jaxpr.jaxpr) <= xla.BLOCK_LOGITS
 

@@ -1,35 +1,15 @@
-"""What every implementation shares: how a product becomes a logit, and what is kept of a row of logits."""
+"""How a product becomes a logit, and how precisely products are formed: the same in every op."""
 
 import dataclasses
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
-
-NO_LABEL = -1
-"""The label of a row that picks no logit: it is ignored, or another shard of the vocabulary holds its label."""
-
-
-class Statistics(NamedTuple):
-    """What is kept of the logits of each row, over one shard of the vocabulary.
-
-    Attributes:
-      log_normalizers: log of the sum of the exponentials, float32.
-      picked: the logit of the row's label, 0 where that is `NO_LABEL`, float32.
-      best: the largest logit, float32; not differentiated.
-      predictions: the first id that has it, int32.
-    """
-
-    log_normalizers: Float[Array, " N"]
-    picked: Float[Array, " N"]
-    best: Float[Array, " N"]
-    predictions: Int[Array, " N"]
+from jaxtyping import Array
 
 
 @dataclasses.dataclass(frozen=True)
 class LogitRule:
-    """A product ``x`` of hidden state and vocabulary becomes ``cap * tanh(scale * x / cap)``, or ``scale * x``."""
+    """A product ``x`` of two vectors becomes ``cap * tanh(scale * x / cap)``, or ``scale * x``."""
 
     scale: float = 1.0
     soft_cap: float | None = None
