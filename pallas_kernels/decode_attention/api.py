@@ -129,8 +129,8 @@ def _resolve(implementation: str, grouped: Array, k: Array, interpret: bool | pl
     if implementation in KERNELS:
         if target != implementation and not interpret:
             raise ValueError(
-                f"implementation={implementation!r} does not apply: this program is for a {target}; interpret=True runs "
-                "the kernel anywhere, slowly"
+                f"implementation={implementation!r} does not apply: this program is for a {target}; "
+                "interpret=True runs the kernel anywhere, slowly"
             )
         if reason := KERNELS[implementation].refusal(grouped):
             raise ValueError(f"implementation={implementation!r} does not apply to keys {k.shape}: {reason}")

@@ -1,8 +1,8 @@
 """A Pallas kernel for NVIDIA GPUs, through Triton, for the forward pass; the backward pass is that of `xla`.
 
-Why Triton, which JAX is retiring: decoding is bound by memory and not by matrix instructions, so that what Mosaic GPU
-(`plgpu.kernel`, Hopper and later) adds, warp specialisation and wider products, is not what is missing; and this runs on
-Ampere, lowers and is interpreted anywhere. It has not been run on a GPU yet, so `auto` chooses `xla`.
+Why Triton, which JAX is retiring: decoding is bound by memory and not by matrix instructions, so what Mosaic GPU
+(`plgpu.kernel`, Hopper and later) adds, warp specialisation and wider products, is not what is missing; and this is for
+Ampere too, and lowers and is interpreted anywhere. It has not been run on a GPU yet, so `auto` chooses `xla`.
 
 A row's cache is split over programs, each of which visits only columns that the row sees; their outputs are merged by
 log-normalizers, as segments are.
@@ -84,7 +84,7 @@ def gradients(*residuals, interpret: bool = False) -> tuple[Array, Array, Array]
 
 
 def _kernel(start, length, queries, keys, values, outputs, log_normalizers, *, rule: LogitRule, part: int):
-    """The queries of one head of keys over one part of the cache. Indices behind its end are those of the last column."""
+    """The queries of one head of keys over one part of the cache. An index behind its end is that of its last column."""
     rows, features = queries.shape[2:]
     columns = keys.shape[2]
     row, head, first = pl.program_id(0), pl.program_id(1), pl.program_id(2) * part

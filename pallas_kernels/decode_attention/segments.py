@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-NO_COLUMN = -1e30
+NO_COLUMN = -(2.0**100)
 """The log-normalizer of a query that sees no column: far below any other, and finite, so that gradients are."""
 
 

@@ -1,9 +1,9 @@
 """Mosaic TPU kernels: the cache streams through VMEM once, a block of columns at a time.
 
-All queries that share a head of keys are the rows of one block, padded to the hardware's tile. Blocks that a row does not
-see are neither copied nor computed: their index is that of the nearest block it sees, which is in VMEM already. A core
-works on one block at a time, so a long cache is split over blocks but not over programs, as it is on a GPU; two cores
-share the rows of the batch.
+All queries that share a head of keys are the rows of one block, padded to the hardware's tile. Blocks that a row does
+not see are neither copied nor computed: their index is that of the nearest block it sees, which is in VMEM already. A
+core works on one block at a time, so a long cache is split over blocks but not over programs, as it is on a GPU; two
+cores share the rows of the batch.
 """
 
 import functools
@@ -23,7 +23,7 @@ from pallas_kernels.platform import vary_over, varying_axes
 Interpret = bool | pltpu.InterpretParams
 
 BLOCK_BYTES = 2**19
-"""Bytes of a block of keys: the copy then takes longer than a step of the grid, and a dozen such blocks fit into VMEM."""
+"""Bytes of a block of keys: copying it takes longer than a step of the grid, and a dozen of them fit into VMEM."""
 LARGEST_BLOCK = 2_048
 MOST_QUERIES = 256
 LANES = 128
@@ -113,7 +113,7 @@ def _call(
     scratch_shapes: list[tuple[int, ...]],
     interpret: Interpret,
 ) -> list[Array]:
-    """Runs a kernel over rows, heads and blocks of columns; arrays with as many rows as the cache are split by columns."""
+    """Runs a kernel over rows, heads and blocks of columns. Keys and values, and their gradients, are split by columns."""
     batch, heads, columns, features = inputs[1].shape
     block = block_columns(columns, features, inputs[1].dtype.itemsize)
     blocks = pl.cdiv(columns, block)
@@ -168,7 +168,7 @@ def _forward_kernel(
 
     @pl.when((step * block < end) & ((step + 1) * block > begin))
     def _():
-        seen = _seen(begin, end, (queries.shape[0], block), 1)
+        seen = _seen(begin, end, step, (queries.shape[0], block), 1)
         scores = jnp.where(seen, rule.logits(_product(queries[...], keys[...], (1, 1))), NO_COLUMN)
         old_peak = peak[:, :1]
         new_peak = jnp.maximum(old_peak, jnp.max(scores, 1, keepdims=True))
@@ -176,7 +176,7 @@ def _forward_kernel(
         decay = jnp.exp(old_peak - new_peak)
         rows = values[...]
         if columns % block:
-            rows = jnp.where(_seen(begin, end, rows.shape, 0), rows, 0)
+            rows = jnp.where(_seen(begin, end, step, rows.shape, 0), rows, 0)
         total[...] = total[...] * decay + jnp.sum(weights, 1, keepdims=True)
         sums[...] = sums[...] * decay + _product(weights.astype(rows.dtype), rows, (1, 0))
         peak[...] = jnp.broadcast_to(new_peak, peak.shape)
@@ -205,14 +205,14 @@ def _backward_kernel(
 
     @pl.when(live)
     def _():
-        seen = _seen(begin, end, (queries.shape[0], block), 1)
+        seen = _seen(begin, end, step, (queries.shape[0], block), 1)
         scores = rule.logits(_product(queries[...], keys[...], (1, 1)))
         weights = jnp.where(seen, jnp.exp(scores - log_normalizers[:, :1]), 0.0)
         of_scores = weights * (_product(of_outputs[...], values[...], (1, 1)) - shift[:, :1])
         of_products = jnp.where(seen, rule.product_gradients(scores, of_scores), 0.0).astype(keys.dtype)
         rows = keys[...]
         if columns % block:
-            rows = jnp.where(_seen(begin, end, rows.shape, 0), rows, 0)
+            rows = jnp.where(_seen(begin, end, step, rows.shape, 0), rows, 0)
         sums[...] += _product(of_products, rows, (1, 0))
         of_keys[...] = _product(of_products, queries[...], (0, 0)).astype(of_keys.dtype)
         of_values[...] = _product(weights.astype(keys.dtype), of_outputs[...], (0, 0)).astype(of_values.dtype)
@@ -234,8 +234,8 @@ def _bounds(start, length, columns: int) -> tuple[Array, Array]:
     return begin, jnp.maximum(jnp.minimum(length[row], columns), begin)
 
 
-def _seen(begin: Array, end: Array, shape: tuple[int, ...], dimension: int) -> Array:
-    column = pl.program_id(2) * shape[dimension] + jax.lax.broadcasted_iota(jnp.int32, shape, dimension)
+def _seen(begin: Array, end: Array, step: Array, shape: tuple[int, ...], dimension: int) -> Array:
+    column = step * shape[dimension] + jax.lax.broadcasted_iota(jnp.int32, shape, dimension)
     return (column >= begin) & (column < end)
 
 

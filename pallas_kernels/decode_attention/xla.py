@@ -45,11 +45,8 @@ def gradients(
 ) -> tuple[Float[Array, "B KH R D"], Float[Array, "B KH S D"], Float[Array, "B KH S D"]]:
     """Gradients of queries, keys and values.
 
-    Args:
-      queries: and the following, as in `attend`.
-      log_normalizers: as returned by `attend`.
-      of_outputs: gradients of the outputs.
-      shift: output times its gradient, summed over features, less the gradient of the log-normalizer.
+    ``log_normalizers`` are those of `attend` and ``of_outputs`` the gradients of its outputs; ``shift`` is output times
+    gradient, summed over features, less the gradient of the log-normalizer (Dao 2023, section 3.2, extended by it).
     """
     dtype = keys.dtype
     scores = rule.logits(_product("bkrd,bksd->bkrs", queries, keys))

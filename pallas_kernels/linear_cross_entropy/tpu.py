@@ -1,7 +1,7 @@
 """Mosaic TPU kernels: a block of logits is formed in VMEM and never leaves it.
 
-Blocks hold ``W h^T``, a column for each row of hidden states: what is kept of a row then lies along lanes, and sums over
-the vocabulary run along sublanes, where they are cheap. The backward pass forms every block twice, once to sum over the
+Blocks hold ``W h^T``, a column for each row of hidden states: what is kept of a row then lies along lanes, and sums
+over the vocabulary run along sublanes, where they are cheap. The backward pass forms every block twice, once to sum over the
 vocabulary and once over the rows: five matrix products where full logits take three, and no block in HBM.
 """
 
@@ -103,7 +103,7 @@ def gradients(
 def _statistics_kernel(
     labels, hidden, vocabulary, log_normalizers, picked, best, predictions, *, rule: LogitRule, columns: int
 ):
-    """Sums over the blocks of the vocabulary, the inner dimension of the grid; ``log_normalizers`` holds their total."""
+    """Sums over blocks of the vocabulary, the inner dimension of the grid; ``log_normalizers`` holds their total."""
     step = pl.program_id(1)
 
     @pl.when(step == 0)

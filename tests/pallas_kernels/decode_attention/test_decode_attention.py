@@ -1,6 +1,7 @@
 """Every implementation against float32 attention written down plainly: values and all gradients."""
 
 import functools
+import itertools
 import logging
 from typing import Any
 
@@ -44,6 +45,7 @@ SEVERAL_BLOCKS = {
     "rule": RULES[1],
 }
 BOUNDS = ([130, 5, 0, 290], [200, 5, 300, 300])
+ALL = ([0] * 4, [300] * 4)
 
 
 @pytest.fixture(autouse=True)
@@ -102,20 +104,20 @@ def test_several_blocks_of_columns(options, dtype):
     check(SEVERAL_BLOCKS | {"dtype": dtype}, BOUNDS, **options)
 
 
-@settings(max_examples=4, phases=(Phase.explicit, Phase.generate))
+@settings(max_examples=3, phases=(Phase.explicit, Phase.generate))
 @given(CASES)
 def test_xla(case):
     check(case, implementation="xla")
 
 
 # Memory that no kernel wrote to, and what it reads behind the end of an array, is NaN in all of these.
-@settings(max_examples=4, phases=(Phase.explicit, Phase.generate))
+@settings(max_examples=3, phases=(Phase.explicit, Phase.generate))
 @given(CASES)
 def test_tpu(case):
     check(case, implementation="tpu", interpret=True)
 
 
-@settings(max_examples=4, phases=(Phase.explicit, Phase.generate))
+@settings(max_examples=3, phases=(Phase.explicit, Phase.generate))
 @given(CASES)
 def test_gpu(case):
     check(case, implementation="gpu", interpret=True)
@@ -147,8 +149,8 @@ def test_the_reference_is_what_it_should_be():
 
 
 def test_segments_merge_into_the_whole():
-    arrays, _, _ = problem(**SEVERAL_BLOCKS, bounds=BOUNDS)
-    start, length = jnp.zeros(4, jnp.int32), jnp.array([300, 100, 1, 0])
+    arrays, start, _ = problem(**SEVERAL_BLOCKS, bounds=ALL)
+    length = jnp.array([300, 100, 1, 0])
 
     def merged(q, k, v):
         edges = [0, 100, 170, 300]
@@ -156,7 +158,7 @@ def test_segments_merge_into_the_whole():
             decode_attention(
                 q, k[:, :, a:b], v[:, :, a:b], start, jnp.clip(length - a, 0, b - a), return_log_normalizers=True
             )
-            for a, b in zip(edges[:-1], edges[1:], strict=True)
+            for a, b in itertools.pairwise(edges)
         ]
         return merge_segments(*zip(*parts, strict=True))
 
@@ -176,7 +178,7 @@ def test_segments_merge_into_the_whole():
 
 
 def test_traced_bounds_outside_of_the_cache_are_those_of_the_cache():
-    (q, k, v), _, _ = problem(**SEVERAL_BLOCKS, bounds=BOUNDS)
+    (q, k, v), _, _ = problem(**SEVERAL_BLOCKS, bounds=ALL)
     whole = decode_attention(q, k, v, jnp.zeros(4, int), jnp.full(4, 300))
     for implementation in api.IMPLEMENTATIONS[1:]:
         call = functools.partial(
