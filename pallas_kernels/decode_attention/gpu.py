@@ -84,7 +84,7 @@ def gradients(*residuals, interpret: bool = False) -> tuple[Array, Array, Array]
 
 
 def _kernel(start, length, queries, keys, values, outputs, log_normalizers, *, rule: LogitRule, part: int):
-    """The queries of one head of keys over one part of the cache. An index behind its end is that of its last column."""
+    """Queries of one head of keys over one part of the cache. An index behind its end is that of its last column."""
     rows, features = queries.shape[2:]
     columns = keys.shape[2]
     row, head, first = pl.program_id(0), pl.program_id(1), pl.program_id(2) * part

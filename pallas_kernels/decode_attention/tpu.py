@@ -113,7 +113,7 @@ def _call(
     scratch_shapes: list[tuple[int, ...]],
     interpret: Interpret,
 ) -> list[Array]:
-    """Runs a kernel over rows, heads and blocks of columns. Keys and values, and their gradients, are split by columns."""
+    """Runs a kernel over rows, heads and blocks of columns, by which keys, values and their gradients are split."""
     batch, heads, columns, features = inputs[1].shape
     block = block_columns(columns, features, inputs[1].dtype.itemsize)
     blocks = pl.cdiv(columns, block)

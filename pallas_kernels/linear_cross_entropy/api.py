@@ -106,9 +106,9 @@ def linear_cross_entropy(
 def choose(platform: str, *, rows: int, columns: int, refusal: str | None = None) -> str:
     """What ``auto`` means for ``rows`` states and ``columns`` ids.
 
-    ``xla`` on a CPU, as measured (README), and on a GPU until the kernel has been measured on one. On a TPU the kernels,
-    by arithmetic and not by measurement: they keep each block in VMEM, where ``xla`` moves it through HBM. But ``xla``
-    where one block of its takes all logits, or where the kernels refuse the shape.
+    ``xla`` on a CPU, as measured (README), and on a GPU until the kernel has been measured on one. On a TPU the
+    kernels, by arithmetic and not by measurement: they keep each block in VMEM, where ``xla`` moves it through HBM.
+    But ``xla`` where one block of its takes all logits, or where the kernels refuse the shape.
     """
     if platform != "tpu" or refusal is not None or xla.block_columns(rows, columns) == columns:
         return "xla"

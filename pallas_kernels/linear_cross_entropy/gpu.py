@@ -5,9 +5,9 @@ Hopper, and a kernel in it says which warps copy and which multiply, by layouts 
 has not been run on a GPU yet, so it is of the portable sort: for Ampere and later, lowered and interpreted anywhere. It
 is time for Mosaic GPU when a measurement on Hopper says what there is to win; until then `auto` chooses `xla`.
 
-Why half: with all features of a block's states and weights, the sums of the backward pass do not fit into registers, and
-atomic additions would make gradients differ from run to run. In `xla` they are matrix products of large blocks, which is
-what cuBLAS is for.
+Why half: with all features of a block's states and weights, the sums of the backward pass do not fit into registers,
+and atomic additions would make gradients differ from run to run. In `xla` they are matrix products of large blocks,
+which is what cuBLAS is for.
 """
 
 import functools

@@ -1,8 +1,8 @@
 """Mosaic TPU kernels: a block of logits is formed in VMEM and never leaves it.
 
 Blocks hold ``W h^T``, a column for each row of hidden states: what is kept of a row then lies along lanes, and sums
-over the vocabulary run along sublanes, where they are cheap. The backward pass forms every block twice, once to sum over the
-vocabulary and once over the rows: five matrix products where full logits take three, and no block in HBM.
+over the vocabulary run along sublanes, where they are cheap. The backward pass forms every block twice, once to sum
+over the vocabulary and once over the rows: five matrix products where full logits take three, and no block in HBM.
 """
 
 import functools
