@@ -106,14 +106,16 @@ def decode_attention(
     return (outputs, log_normalizers.reshape(q.shape[:3])) if return_log_normalizers else outputs
 
 
-def choose(platform: str, *, columns: int, refusal: str | None = None) -> str:
-    """What ``auto`` means for a cache of ``columns``.
+def choose(platform: str, *, columns: int, features: int, refusal: str | None = None) -> str:
+    """What ``auto`` means for a cache of ``columns`` and heads of ``features``.
 
     ``xla`` on a CPU, and on a GPU until the kernel has been measured on one. On a TPU the kernel where the cache is
     long, by reasoning and not by measurement: it copies only the columns that rows see, where ``xla`` reads them all;
-    with a short cache there is little to skip.
+    with a short cache there is little to skip. But not where features do not fill the lanes: the kernel's layout pads
+    them, and the compiler then copies the cache into it (see the temporary bytes of experiments/results/benchmarks).
     """
-    return "tpu" if platform == "tpu" and refusal is None and columns >= LONG_CACHE else "xla"
+    applies = platform == "tpu" and refusal is None
+    return "tpu" if applies and columns >= LONG_CACHE and features % tpu.LANES == 0 else "xla"
 
 
 def _resolve(implementation: str, grouped: Array, k: Array, interpret: bool | pltpu.InterpretParams) -> str:
@@ -123,7 +125,7 @@ def _resolve(implementation: str, grouped: Array, k: Array, interpret: bool | pl
         raise ValueError(f"interpret is for the kernels {' and '.join(KERNELS)}, not for {implementation!r}")
     target = platform()
     if implementation == "auto":
-        chosen = choose(target, columns=k.shape[2], refusal=tpu.refusal(grouped))
+        chosen = choose(target, columns=k.shape[2], features=k.shape[3], refusal=tpu.refusal(grouped))
         log_once(f"decode_attention on {target}, queries {grouped.shape} to keys {k.shape} {k.dtype}: {chosen}")
         return chosen
     if implementation in KERNELS:

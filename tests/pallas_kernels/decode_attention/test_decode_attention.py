@@ -189,17 +189,18 @@ def test_traced_bounds_outside_of_the_cache_are_those_of_the_cache():
 
 
 @pytest.mark.parametrize(
-    ("platform", "columns", "refusal", "expected"),
+    ("platform", "columns", "features", "refusal", "expected"),
     [
-        ("cpu", 4_096, None, "xla"),
-        ("gpu", 4_096, None, "xla"),
-        ("tpu", 4_096, None, "tpu"),
-        ("tpu", 4_096, "too wide", "xla"),
-        ("tpu", 512, None, "xla"),
+        ("cpu", 4_096, 128, None, "xla"),
+        ("gpu", 4_096, 128, None, "xla"),
+        ("tpu", 4_096, 128, None, "tpu"),
+        ("tpu", 4_096, 128, "too many queries", "xla"),
+        ("tpu", 4_096, 64, None, "xla"),
+        ("tpu", 512, 128, None, "xla"),
     ],
 )
-def test_auto(platform, columns, refusal, expected):
-    assert api.choose(platform, columns=columns, refusal=refusal) == expected
+def test_auto(platform, columns, features, refusal, expected):
+    assert api.choose(platform, columns=columns, features=features, refusal=refusal) == expected
 
 
 def test_auto_says_once_what_it_chose(caplog, monkeypatch):
