@@ -6,16 +6,10 @@ Needs `libtpu` (the extra ``tpu``). The compiler is the one that a TPU's host wo
 and rejects what does not fit. Speed it does not tell. A new op adds its cases to `CASES`.
 """
 
-import os
-
-# Before JAX is imported: it must not look for a TPU here, and another process may be compiling too.
-os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["TPU_SKIP_MDS_QUERY"] = "1"
-os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
-
 import dataclasses
 import functools
 import importlib.metadata
+import os
 import re
 import time
 from collections.abc import Callable
@@ -70,7 +64,12 @@ def loss_case(rows: int, features: int, columns: int, dtype: str, *, sharded: bo
     if not sharded:
         return Case(loss, shapes)
     specs = (PartitionSpec(), PartitionSpec(AXIS), PartitionSpec())
-    return Case(jax.shard_map(loss, in_specs=specs, out_specs=PartitionSpec()), shapes, specs)
+
+    def split(*arrays: jax.Array) -> jax.Array:
+        # Made at every call: it keeps the mesh that it meets first.
+        return jax.shard_map(loss, in_specs=specs, out_specs=PartitionSpec())(*arrays)
+
+    return Case(split, shapes, specs)
 
 
 def decode_case(batch: int, heads: int, shared: int, queries: int, columns: int, features: int, dtype: str) -> Case:
@@ -140,6 +139,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--op", choices=[*CASES, "all"], default="all")
     parser.add_argument("--case", help="cases with this in their name")
     options = parser.parse_args(arguments)
+    # There is no TPU here to look for, and another process may be compiling too.
+    jax.config.update("jax_platforms", "cpu")
+    os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     results: dict[str, Any] = {"libtpu": importlib.metadata.version("libtpu")}
     for generation in TOPOLOGIES if options.generation == "all" else [options.generation]:
         topology = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[generation])
