@@ -1,0 +1,208 @@
+"""Attention of many queries to many keys: `flash_attention`."""
+
+import functools
+import logging
+from types import ModuleType
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from pallas_kernels.flash_attention import gpu, reference, tpu, xla
+from pallas_kernels.flash_attention.visibility import NO_KEYS, Options, Rows
+
+IMPLEMENTATIONS = ("auto", "reference", "xla", "tpu", "gpu", "tpu_interpret", "gpu_interpret")
+
+_LOGGER = logging.getLogger(__name__)
+
+
+def flash_attention(
+    q: Float[Array, "B H T D"],
+    k: Float[Array, "B M S D"],
+    v: Float[Array, "B M S D"],
+    *,
+    causal: bool = False,
+    query_offset: int | Int[Array, "*B"] = 0,
+    start: Int[Array, " B"] | None = None,
+    length: Int[Array, " B"] | None = None,
+    query_segment_ids: Int[Array, "B T"] | None = None,
+    key_segment_ids: Int[Array, "B S"] | None = None,
+    window: int | None = None,
+    scale: float | None = None,
+    soft_cap: float | None = None,
+    return_log_normalizers: bool = False,
+    implementation: str = "auto",
+) -> Float[Array, "B H T D"] | tuple[Float[Array, "B H T D"], Float[Array, "B H T"]]:
+    """Softmax attention, ``softmax(scale q k^T) v``, without holding the scores.
+
+    Query ``t`` of a row stands at column ``query_offset + t`` of the row's keys. Differentiable once in ``q``, ``k``
+    and ``v``, through both results. A query that sees no key gets 0, a log-normalizer of `NO_KEYS` (finite) and no
+    gradient. Attention over several calls with keys of their own is ``sum_i exp(l_i - logsumexp_j(l_j)) out_i``, with
+    their log-normalizers ``l_i``.
+
+    Offsets, starts, lengths and segments are data: new values run the same program.
+
+    Args:
+      q: queries, float32 or bfloat16 (`reference` and `xla` take any floating dtype).
+      k: keys; head ``h`` of the queries reads head ``h // (H / M)``. Same dtype as ``q``.
+      v: values, shaped as ``k``.
+      causal: a query sees no key of a later column than its own.
+      query_offset: column of the first query, one for all rows or one each. Not negative.
+      start: first column of each row that holds a key; None for 0. What stands before it is never read into a result,
+        NaN included.
+      length: column after the last key of each row, at most ``S``; None for ``S``. What stands there is not read.
+      query_segment_ids: segment of each query, which sees keys of the same segment only.
+      key_segment_ids: segment of each key; given together with ``query_segment_ids``.
+      window: sees its own column and the ``window - 1`` before it, and none after it, as with ``causal``.
+      scale: factor of the scores, ``D ** -0.5`` by default.
+      soft_cap: scores become ``soft_cap * tanh(score / soft_cap)`` before masking.
+      return_log_normalizers: also return the log-sum-exp of each query's scores, in at least float32.
+      implementation: ``auto`` chooses by device and shape (`choose`). ``reference`` is plain float32, ``xla`` blocked
+        and portable, ``tpu`` and ``gpu`` are Pallas kernels, which run interpreted on any device as ``tpu_interpret``
+        and ``gpu_interpret``: slowly, for tests.
+
+    Returns:
+      Weighted values in the dtype of ``q``, and the log-normalizers if asked for.
+
+    Raises:
+      ValueError: shapes, dtypes or options that do not fit together, or an implementation that does not apply here.
+    """
+    _check(q, k, v, window=window, soft_cap=soft_cap, query_segment_ids=query_segment_ids, key_segment_ids=key_segment_ids)
+    B, S = k.shape[0], k.shape[2]
+    start = _per_row("start", 0 if start is None else start, B, (0, S))
+    length = _per_row("length", S if length is None else length, B, (0, S))
+    rows = Rows(
+        offset=_per_row("query_offset", query_offset, B, (0, None)),
+        start=jnp.maximum(start, 0),
+        end=jnp.minimum(length, S),
+        query_segments=None if query_segment_ids is None else query_segment_ids.astype(jnp.int32),
+        key_segments=None if key_segment_ids is None else key_segment_ids.astype(jnp.int32),
+    )
+    options = Options(
+        causal=causal or window is not None,
+        window=window,
+        scale=q.shape[-1] ** -0.5 if scale is None else float(scale),
+        soft_cap=None if soft_cap is None else float(soft_cap),
+    )
+    if implementation == "auto":
+        implementation = choose(_platform(), q, k)
+        _log_choice(implementation, _platform(), q.shape, k.shape, str(q.dtype))
+    if implementation == "reference":
+        out, normalizers = reference.attend(q, k, v, rows, options)
+    else:
+        out, normalizers = _attend(_kernel(implementation, q, k), options, q, k, v, rows)
+    return (out, normalizers) if return_log_normalizers else out
+
+
+def choose(platform: str, q: Float[Array, "B H T D"], k: Float[Array, "B M S D"]) -> str:
+    """The implementation that `auto` means.
+
+    On a TPU the kernel, from 128 queries and keys on, where it applies; below, most of a block would be padding. On a
+    GPU ``xla`` until the kernel is measured to be faster. Elsewhere ``xla``.
+    """
+    if platform == "tpu" and min(q.shape[2], k.shape[2]) >= 128 and tpu.why_not(q, k) is None:
+        return "tpu"
+    return "xla"
+
+
+class _Kernel(NamedTuple):
+    """Which `forward` and `backward` to run; hashable, as a static argument must be."""
+
+    name: str
+    interpret: bool
+
+    @property
+    def module(self) -> ModuleType:
+        return {"xla": xla, "tpu": tpu, "gpu": gpu}[self.name]
+
+    @property
+    def settings(self) -> dict:
+        return {"interpret": True} if self.interpret else {}
+
+
+def _kernel(implementation: str, q: Array, k: Array) -> _Kernel:
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(f"implementation = {implementation!r}: must be one of {', '.join(IMPLEMENTATIONS)}")
+    name, _, suffix = implementation.partition("_")
+    kernel = _Kernel(name, suffix == "interpret")
+    if name != "xla":
+        if not kernel.interpret and _platform() != name:
+            raise ValueError(
+                f"implementation = {implementation!r} does not run on {_platform()}; {name}_interpret does, slowly"
+            )
+        if reason := kernel.module.why_not(q, k):
+            raise ValueError(f"implementation = {implementation!r} does not apply: {reason}")
+    return kernel
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _attend(
+    kernel: _Kernel, options: Options, q: Array, k: Array, v: Array, rows: Rows
+) -> tuple[Float[Array, "B H T D"], Float[Array, "B H T"]]:
+    return kernel.module.forward(q, k, v, rows, options, **kernel.settings)
+
+
+def _attend_forward(kernel, options, q, k, v, rows):
+    out, normalizers = _attend(kernel, options, q, k, v, rows)
+    return (out, normalizers), (q, k, v, rows, out, normalizers)
+
+
+def _attend_backward(kernel, options, residuals, cotangents):
+    q, k, v, rows, out, normalizers = residuals
+    d_out, d_normalizers = cotangents
+    # With P = exp(S - normalizer), dS = P * (dP - rowsum(dO * O) + d_normalizer): one number a query.
+    shift = (d_out.astype(normalizers.dtype) * out.astype(normalizers.dtype)).sum(-1) - d_normalizers
+    gradients = kernel.module.backward(q, k, v, rows, options, normalizers, d_out, shift, **kernel.settings)
+    return *gradients, None
+
+
+_attend.defvjp(_attend_forward, _attend_backward)
+
+
+def _platform() -> str:
+    """What the program is compiled for: the devices of the mesh in use (also one ahead of time), or the default."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
+@functools.cache
+def _log_choice(implementation: str, platform: str, queries: tuple, keys: tuple, dtype: str) -> None:
+    _LOGGER.info("flash_attention: %s for queries %s, keys %s, %s on %s", implementation, queries, keys, dtype, platform)
+
+
+def _check(q, k, v, *, window, soft_cap, query_segment_ids, key_segment_ids) -> None:
+    shapes = f"q {q.shape} {q.dtype}, k {k.shape} {k.dtype}, v {v.shape} {v.dtype}"
+    if not q.ndim == k.ndim == v.ndim == 4:
+        raise ValueError(f"{shapes}: must have 4 axes each, [B, H, T, D] and [B, KH, S, D]")
+    if k.shape != v.shape:
+        raise ValueError(f"{shapes}: keys and values must have one shape")
+    if q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
+        raise ValueError(f"{shapes}: queries and keys must agree in rows (first axis) and head dimension (last axis)")
+    if 0 in (*q.shape, *k.shape):
+        raise ValueError(f"{shapes}: no axis may be empty")
+    if q.shape[1] % k.shape[1]:
+        raise ValueError(f"{shapes}: the number of query heads must be a multiple of that of key heads")
+    if not q.dtype == k.dtype == v.dtype or not jnp.issubdtype(q.dtype, jnp.floating):
+        raise ValueError(f"{shapes}: must have one floating dtype")
+    if window is not None and window < 1:
+        raise ValueError(f"window = {window}: must be at least 1")
+    if soft_cap is not None and not soft_cap > 0:
+        raise ValueError(f"soft_cap = {soft_cap}: must be positive")
+    if (query_segment_ids is None) != (key_segment_ids is None):
+        raise ValueError("query_segment_ids and key_segment_ids must be given together")
+    if query_segment_ids is not None and (
+        query_segment_ids.shape != (q.shape[0], q.shape[2]) or key_segment_ids.shape != (k.shape[0], k.shape[2])
+    ):
+        raise ValueError(
+            f"query_segment_ids {query_segment_ids.shape} and key_segment_ids {key_segment_ids.shape}: must be [B, T] "
+            f"and [B, S] for {shapes}"
+        )
+
+
+def _per_row(name: str, value, batch: int, limits: tuple[int, int | None]) -> Int[Array, " B"]:
+    """``[B]`` of int32. Values that are known while tracing must lie within the limits."""
+    value = value if isinstance(value, jax.Array) else jnp.asarray(value)
+    if value.shape not in ((), (batch,)) or not jnp.issubdtype(value.dtype, jnp.integer):
+        raise ValueError(f"{name} {value.shape} {value.dtype}: must be integers, one or one for each of {batch} rows")
+    return jnp.broadcast_to(value.astype(jnp.int32), (batch,))

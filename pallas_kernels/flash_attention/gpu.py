@@ -1,0 +1,1 @@
+def why_not(q, k): return "x"
