@@ -200,8 +200,8 @@ def _backward_keys_kernel(rows, q, k, v, normalizers, d_out, shift, dk, dv, *, o
     def of_head(g: Any, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         def step(i: Any, carry: tuple[Array, Array]) -> tuple[Array, Array]:
             key_sum, value_sum = carry
-            query, own_d_out = _load(q.at[g], i, 0, T), _load(d_out.at[g], i, 0, T)
-            own_normalizers, own_shift = _load(normalizers.at[g], i, 0, T), _load(shift.at[g], i, 0, T)
+            query, own_d_out = _load(q, i, 0, T, g), _load(d_out, i, 0, T, g)
+            own_normalizers, own_shift = _load(normalizers, i, 0, T, g), _load(shift, i, 0, T, g)
             scores, slope = _scores(query, key, i, j, rows, (T, S), options)
             weights = jnp.exp(scores - own_normalizers[:, None])
             d_scores = options.scale * slope * weights * (_dot(own_d_out, value.T) - own_shift[:, None])
@@ -243,14 +243,13 @@ def _index(block: Any) -> Array:
     return block * BLOCK + jnp.arange(BLOCK, dtype=jnp.int32)
 
 
-def _load(x: Any, block: Any, start: Any, end: Any) -> Array:
-    """A block of the first axis, 0 outside ``[start, end)``, which is not read."""
+def _load(x: Any, block: Any, start: Any, end: Any, *head: Any) -> Array:
+    """A block along the axis after ``head``, 0 outside ``[start, end)``, which is not read."""
     index = _index(block)
-    kept = (index >= start) & (index < end)
-    if len(x.shape) == 1:
-        return plgpu.load(x.at[pl.ds(block * BLOCK, BLOCK)], mask=kept, other=0)
-    kept = jnp.broadcast_to(kept[:, None], (BLOCK, x.shape[1]))
-    return plgpu.load(x.at[pl.ds(block * BLOCK, BLOCK), :], mask=kept, other=0)
+    kept, at = (index >= start) & (index < end), (*head, pl.ds(block * BLOCK, BLOCK))
+    if len(x.shape) == len(at):
+        return plgpu.load(x.at[at], mask=kept, other=0)
+    return plgpu.load(x.at[*at, :], mask=jnp.broadcast_to(kept[:, None], (BLOCK, x.shape[-1])), other=0)
 
 
 def _store(x: Any, block: Any, end: int, value: Array) -> None:
