@@ -2,15 +2,16 @@
 
 import functools
 import logging
-from types import ModuleType
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.flash_attention import gpu, reference, tpu, xla
-from pallas_kernels.flash_attention.visibility import NO_KEYS, Options, Rows
+from pallas_kernels.flash_attention.visibility import Options, Rows
 
 IMPLEMENTATIONS = ("auto", "reference", "xla", "tpu", "gpu", "tpu_interpret", "gpu_interpret")
 
@@ -23,7 +24,7 @@ def flash_attention(
     v: Float[Array, "B M S D"],
     *,
     causal: bool = False,
-    query_offset: int | Int[Array, "*B"] = 0,
+    query_offset: int | Int[Array, ""] | Int[Array, " B"] = 0,
     start: Int[Array, " B"] | None = None,
     length: Int[Array, " B"] | None = None,
     query_segment_ids: Int[Array, "B T"] | None = None,
@@ -68,16 +69,21 @@ def flash_attention(
     Raises:
       ValueError: shapes, dtypes or options that do not fit together, or an implementation that does not apply here.
     """
-    _check(q, k, v, window=window, soft_cap=soft_cap, query_segment_ids=query_segment_ids, key_segment_ids=key_segment_ids)
+    _check_arrays(q, k, v)
+    _check_segments(query_segment_ids, key_segment_ids, q, k)
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(f"implementation = {implementation!r}: must be one of {', '.join(IMPLEMENTATIONS)}")
+    if window is not None and window < 1:
+        raise ValueError(f"window = {window}: must be at least 1")
+    if soft_cap is not None and not soft_cap > 0:
+        raise ValueError(f"soft_cap = {soft_cap}: must be positive")
     B, S = k.shape[0], k.shape[2]
-    start = _per_row("start", 0 if start is None else start, B, (0, S))
-    length = _per_row("length", S if length is None else length, B, (0, S))
     rows = Rows(
-        offset=_per_row("query_offset", query_offset, B, (0, None)),
-        start=jnp.maximum(start, 0),
-        end=jnp.minimum(length, S),
-        query_segments=None if query_segment_ids is None else query_segment_ids.astype(jnp.int32),
-        key_segments=None if key_segment_ids is None else key_segment_ids.astype(jnp.int32),
+        offset=_per_row("query_offset", query_offset, B),
+        start=jnp.clip(_per_row("start", 0 if start is None else start, B, S), 0, S),
+        end=jnp.clip(_per_row("length", S if length is None else length, B, S), 0, S),
+        query_segments=query_segment_ids,
+        key_segments=key_segment_ids,
     )
     options = Options(
         causal=causal or window is not None,
@@ -88,10 +94,11 @@ def flash_attention(
     if implementation == "auto":
         implementation = choose(_platform(), q, k)
         _log_choice(implementation, _platform(), q.shape, k.shape, str(q.dtype))
+    _check_applies(implementation, q, k)
     if implementation == "reference":
         out, normalizers = reference.attend(q, k, v, rows, options)
     else:
-        out, normalizers = _attend(_kernel(implementation, q, k), options, q, k, v, rows)
+        out, normalizers = cast(tuple[Array, Array], _attend(implementation, options, q, k, v, rows))
     return (out, normalizers) if return_log_normalizers else out
 
 
@@ -106,55 +113,50 @@ def choose(platform: str, q: Float[Array, "B H T D"], k: Float[Array, "B M S D"]
     return "xla"
 
 
-class _Kernel(NamedTuple):
-    """Which `forward` and `backward` to run; hashable, as a static argument must be."""
-
-    name: str
-    interpret: bool
-
-    @property
-    def module(self) -> ModuleType:
-        return {"xla": xla, "tpu": tpu, "gpu": gpu}[self.name]
-
-    @property
-    def settings(self) -> dict:
-        return {"interpret": True} if self.interpret else {}
+class _Pair(NamedTuple):
+    forward: Callable
+    backward: Callable
 
 
-def _kernel(implementation: str, q: Array, k: Array) -> _Kernel:
-    if implementation not in IMPLEMENTATIONS:
-        raise ValueError(f"implementation = {implementation!r}: must be one of {', '.join(IMPLEMENTATIONS)}")
-    name, _, suffix = implementation.partition("_")
-    kernel = _Kernel(name, suffix == "interpret")
-    if name != "xla":
-        if not kernel.interpret and _platform() != name:
-            raise ValueError(
-                f"implementation = {implementation!r} does not run on {_platform()}; {name}_interpret does, slowly"
-            )
-        if reason := kernel.module.why_not(q, k):
-            raise ValueError(f"implementation = {implementation!r} does not apply: {reason}")
-    return kernel
+_PAIRS = {
+    "xla": _Pair(xla.forward, xla.backward),
+    "tpu": _Pair(tpu.forward, tpu.backward),
+    "gpu": _Pair(gpu.forward, gpu.backward),
+    "tpu_interpret": _Pair(*(functools.partial(f, interpret=True) for f in (tpu.forward, tpu.backward))),
+    "gpu_interpret": _Pair(*(functools.partial(f, interpret=True) for f in (gpu.forward, gpu.backward))),
+}
+
+
+def _check_applies(implementation: str, q: Array, k: Array) -> None:
+    name, _, interpreted = implementation.partition("_")
+    if name not in ("tpu", "gpu"):
+        return
+    if not interpreted and _platform() != name:
+        raise ValueError(
+            f"implementation = {implementation!r} does not run on {_platform()}; {name}_interpret does, slowly"
+        )
+    if reason := {"tpu": tpu, "gpu": gpu}[name].why_not(q, k):
+        raise ValueError(f"implementation = {implementation!r} does not apply: {reason}")
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _attend(
-    kernel: _Kernel, options: Options, q: Array, k: Array, v: Array, rows: Rows
+    implementation: str, options: Options, q: Array, k: Array, v: Array, rows: Rows
 ) -> tuple[Float[Array, "B H T D"], Float[Array, "B H T"]]:
-    return kernel.module.forward(q, k, v, rows, options, **kernel.settings)
+    return _PAIRS[implementation].forward(q, k, v, rows, options)
 
 
-def _attend_forward(kernel, options, q, k, v, rows):
-    out, normalizers = _attend(kernel, options, q, k, v, rows)
+def _attend_forward(implementation, options, q, k, v, rows):
+    out, normalizers = _PAIRS[implementation].forward(q, k, v, rows, options)
     return (out, normalizers), (q, k, v, rows, out, normalizers)
 
 
-def _attend_backward(kernel, options, residuals, cotangents):
+def _attend_backward(implementation, options, residuals, cotangents):
     q, k, v, rows, out, normalizers = residuals
     d_out, d_normalizers = cotangents
     # With P = exp(S - normalizer), dS = P * (dP - rowsum(dO * O) + d_normalizer): one number a query.
     shift = (d_out.astype(normalizers.dtype) * out.astype(normalizers.dtype)).sum(-1) - d_normalizers
-    gradients = kernel.module.backward(q, k, v, rows, options, normalizers, d_out, shift, **kernel.settings)
-    return *gradients, None
+    return *_PAIRS[implementation].backward(q, k, v, rows, options, normalizers, d_out, shift), None
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
@@ -168,10 +170,12 @@ def _platform() -> str:
 
 @functools.cache
 def _log_choice(implementation: str, platform: str, queries: tuple, keys: tuple, dtype: str) -> None:
-    _LOGGER.info("flash_attention: %s for queries %s, keys %s, %s on %s", implementation, queries, keys, dtype, platform)
+    _LOGGER.info(
+        "flash_attention: %s for queries %s, keys %s, %s on %s", implementation, queries, keys, dtype, platform
+    )
 
 
-def _check(q, k, v, *, window, soft_cap, query_segment_ids, key_segment_ids) -> None:
+def _check_arrays(q: Array, k: Array, v: Array) -> None:
     shapes = f"q {q.shape} {q.dtype}, k {k.shape} {k.dtype}, v {v.shape} {v.dtype}"
     if not q.ndim == k.ndim == v.ndim == 4:
         raise ValueError(f"{shapes}: must have 4 axes each, [B, H, T, D] and [B, KH, S, D]")
@@ -185,24 +189,27 @@ def _check(q, k, v, *, window, soft_cap, query_segment_ids, key_segment_ids) -> 
         raise ValueError(f"{shapes}: the number of query heads must be a multiple of that of key heads")
     if not q.dtype == k.dtype == v.dtype or not jnp.issubdtype(q.dtype, jnp.floating):
         raise ValueError(f"{shapes}: must have one floating dtype")
-    if window is not None and window < 1:
-        raise ValueError(f"window = {window}: must be at least 1")
-    if soft_cap is not None and not soft_cap > 0:
-        raise ValueError(f"soft_cap = {soft_cap}: must be positive")
-    if (query_segment_ids is None) != (key_segment_ids is None):
+
+
+def _check_segments(queries: Array | None, keys: Array | None, q: Array, k: Array) -> None:
+    if queries is None and keys is None:
+        return
+    if queries is None or keys is None:
         raise ValueError("query_segment_ids and key_segment_ids must be given together")
-    if query_segment_ids is not None and (
-        query_segment_ids.shape != (q.shape[0], q.shape[2]) or key_segment_ids.shape != (k.shape[0], k.shape[2])
-    ):
-        raise ValueError(
-            f"query_segment_ids {query_segment_ids.shape} and key_segment_ids {key_segment_ids.shape}: must be [B, T] "
-            f"and [B, S] for {shapes}"
-        )
+    for name, ids, of in (("query_segment_ids", queries, q), ("key_segment_ids", keys, k)):
+        expected = (of.shape[0], of.shape[2])
+        if ids.shape != expected or not jnp.issubdtype(ids.dtype, jnp.integer):
+            raise ValueError(f"{name} {ids.shape} {ids.dtype}: must be integers of shape {expected}")
 
 
-def _per_row(name: str, value, batch: int, limits: tuple[int, int | None]) -> Int[Array, " B"]:
-    """``[B]`` of int32. Values that are known while tracing must lie within the limits."""
-    value = value if isinstance(value, jax.Array) else jnp.asarray(value)
+def _per_row(name: str, value: Any, batch: int, most: int | None = None) -> Int[Array, " B"]:
+    """``[B]`` of int32; values that are no JAX arrays are known here, so they must be from 0 to ``most``."""
+    if not isinstance(value, jax.Array):
+        value = np.asarray(value)
+        if (value < 0).any() or (most is not None and (value > most).any()):
+            raise ValueError(
+                f"{name} = {value}: must not be negative" + ("" if most is None else f" nor beyond {most}")
+            )
     if value.shape not in ((), (batch,)) or not jnp.issubdtype(value.dtype, jnp.integer):
         raise ValueError(f"{name} {value.shape} {value.dtype}: must be integers, one or one for each of {batch} rows")
-    return jnp.broadcast_to(value.astype(jnp.int32), (batch,))
+    return jnp.broadcast_to(jnp.asarray(value, jnp.int32), (batch,))

@@ -38,8 +38,8 @@ def why_not(q: Array, k: Array) -> str | None:
     """Why the kernels do not take these queries and keys, or None if they do."""
     if q.dtype not in (jnp.float32, jnp.bfloat16):
         return f"dtype {q.dtype} is neither float32 nor bfloat16"
-    if q.shape[-1] not in (16, 32, 64, 128, 256):
-        return f"head dimension {q.shape[-1]} is not a power of two from 16 to 256"
+    if q.shape[-1] not in (16, 32, 64, 128):
+        return f"head dimension {q.shape[-1]} is not a power of two from 16 to 128"
     return None
 
 
@@ -62,7 +62,7 @@ def forward(
       options: what is static.
       interpret: True to run without a GPU.
     """
-    (B, H, T, D), M = q.shape, k.shape[1]
+    (B, H, T, _), M = q.shape, k.shape[1]
     query, key, per_query, row_specs = _specs(q, k, rows, H // M)
     return pl.pallas_call(
         functools.partial(_forward_kernel, options=options),
@@ -70,7 +70,7 @@ def forward(
         in_specs=[row_specs, query, key, key],
         out_specs=[query, per_query],
         out_shape=[jax.ShapeDtypeStruct(q.shape, q.dtype), jax.ShapeDtypeStruct((B, H, T), jnp.float32)],
-        compiler_params=plgpu.CompilerParams(num_warps=4 if D <= 64 else 8, num_stages=2),
+        compiler_params=_compiler_params(q, stages=2 if q.dtype == jnp.bfloat16 else 1),
         name="flash_attention_forward",
         interpret=interpret,
     )(rows, q, k, v)
@@ -130,10 +130,6 @@ def backward(
       interpret: True to run without a GPU.
     """
     (B, H, T, D), (M, S) = q.shape, k.shape[1:3]
-    settings = dict(
-        compiler_params=plgpu.CompilerParams(num_warps=4 if D <= 64 else 8, num_stages=1),
-        interpret=interpret,
-    )
     query, key, per_query, row_specs = _specs(q, k, rows, H // M)
     dq = pl.pallas_call(
         functools.partial(_backward_queries_kernel, options=options),
@@ -142,7 +138,8 @@ def backward(
         out_specs=query,
         out_shape=jax.ShapeDtypeStruct(q.shape, q.dtype),
         name="flash_attention_backward_queries",
-        **settings,
+        compiler_params=_compiler_params(q, stages=1),
+        interpret=interpret,
     )(rows, q, k, v, normalizers, d_out, shift)
 
     # Queries grouped by the head of the keys they read: a program walks over the whole group.
@@ -157,7 +154,8 @@ def backward(
         out_specs=[key, key],
         out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (k, v)],
         name="flash_attention_backward_keys",
-        **settings,
+        compiler_params=_compiler_params(q, stages=1),
+        interpret=interpret,
     )(
         rows,
         q.reshape(*per_group, D),
@@ -231,6 +229,11 @@ def _specs(q: Array, k: Array, rows: Rows, group: int) -> tuple[pl.BlockSpec, pl
         pl.BlockSpec((None, None, T), lambda i, h, b: (b, h, 0)),
         Rows(scalar, scalar, scalar, *([per_row(T), per_row(S)] if some else [None, None])),
     )
+
+
+def _compiler_params(q: Array, *, stages: int) -> plgpu.CompilerParams:
+    """More stages keep more blocks in shared memory, of which float32 or a backward leave little on Ampere."""
+    return plgpu.CompilerParams(num_warps=4 if q.shape[-1] <= 64 else 8, num_stages=stages)
 
 
 def _keys_of(i: Any, offset: Any, start: Any, end: Any, S: int, options: Options) -> tuple[Any, Any]:

@@ -39,6 +39,9 @@ BLOCK = 512
 _LANES = 128
 _SUBLANES = 16  # Rows of a bfloat16 tile; float32 has 8.
 _KEYS, _QUERIES = 0, 1  # Axes of the transposed scores.
+# The grid's axes that only choose what to compute may run in any order; the others add up.
+_WALK_KEYS = pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "parallel", "arbitrary"))
+_WALK_QUERIES = pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "parallel", "arbitrary", "arbitrary"))
 
 
 def why_not(q: Array, k: Array) -> str | None:
@@ -136,37 +139,14 @@ def forward(
     (B, H, T, D), (M, S) = q.shape, k.shape[1:3]
     cut = _cut(T, S, options)
     q, k, v, rows = _pad(q, cut.query_size, 2), _pad(k, cut.key_size, 2), _pad(v, cut.key_size, 2), _pad_rows(rows, cut)
-
-    def key_block(b, i, step, offset, start, end):
-        return cut.key_block(i, step, offset[b], start[b], end[b])[0]
-
-    def query_at(b, h, i, step, *scalars):
-        return b, h, i, 0
-
-    def normalizer_at(b, h, i, step, *scalars):
-        return b, h, 0, i
-
-    def key_at(b, h, i, step, *scalars):
-        return b, h // (H // M), key_block(b, i, step, *scalars), 0
-
-    segments, segment_specs = _segments(
-        rows, cut, lambda b, h, i, step, *_: i, lambda b, h, i, step, *scalars: key_block(b, i, step, *scalars)
-    )
+    query, key, per_query, segments, segment_specs = _walk_keys(cut, rows, H // M, D)
     out, normalizers = pl.pallas_call(
         functools.partial(_forward_kernel, cut=cut),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=3,
             grid=(B, H, cut.queries, cut.key_steps),
-            in_specs=[
-                pl.BlockSpec((1, 1, cut.query_size, D), query_at),
-                pl.BlockSpec((1, 1, cut.key_size, D), key_at),
-                pl.BlockSpec((1, 1, cut.key_size, D), key_at),
-                segment_specs,
-            ],
-            out_specs=[
-                pl.BlockSpec((1, 1, cut.query_size, D), query_at),
-                pl.BlockSpec((1, 1, 1, cut.query_size), normalizer_at),
-            ],
+            in_specs=[query, key, key, segment_specs],
+            out_specs=[query, per_query],
             scratch_shapes=[
                 pltpu.VMEM((D, cut.query_size), jnp.float32),
                 pltpu.VMEM((1, cut.query_size), jnp.float32),
@@ -177,7 +157,7 @@ def forward(
             jax.ShapeDtypeStruct(q.shape, q.dtype),
             jax.ShapeDtypeStruct((B, H, 1, q.shape[2]), jnp.float32),
         ],
-        compiler_params=_sequential(parallel=3, sequential=1),
+        compiler_params=_WALK_KEYS,
         name="flash_attention_forward",
         interpret=interpret,
     )(rows.offset, rows.start, rows.end, q, k, v, segments)
@@ -254,19 +234,7 @@ def backward(
 
 def _backward_queries(q, k, v, normalizers, d_out, shift, rows, cut, interpret):
     (B, H, _, D), M = q.shape, k.shape[1]
-
-    def key_block(b, i, step, offset, start, end):
-        return cut.key_block(i, step, offset[b], start[b], end[b])[0]
-
-    query = pl.BlockSpec((1, 1, cut.query_size, D), lambda b, h, i, step, *_: (b, h, i, 0))
-    key = pl.BlockSpec(
-        (1, 1, cut.key_size, D),
-        lambda b, h, i, step, *scalars: (b, h // (H // M), key_block(b, i, step, *scalars), 0),
-    )
-    per_query = pl.BlockSpec((1, 1, 1, cut.query_size), lambda b, h, i, step, *_: (b, h, 0, i))
-    segments, segment_specs = _segments(
-        rows, cut, lambda b, h, i, step, *_: i, lambda b, h, i, step, *scalars: key_block(b, i, step, *scalars)
-    )
+    query, key, per_query, segments, segment_specs = _walk_keys(cut, rows, H // M, D)
     return pl.pallas_call(
         functools.partial(_backward_queries_kernel, cut=cut),
         grid_spec=pltpu.PrefetchScalarGridSpec(
@@ -277,15 +245,13 @@ def _backward_queries(q, k, v, normalizers, d_out, shift, rows, cut, interpret):
             scratch_shapes=[pltpu.VMEM((D, cut.query_size), jnp.float32)],
         ),
         out_shape=jax.ShapeDtypeStruct(q.shape, q.dtype),
-        compiler_params=_sequential(parallel=3, sequential=1),
+        compiler_params=_WALK_KEYS,
         name="flash_attention_backward_queries",
         interpret=interpret,
     )(rows.offset, rows.start, rows.end, q, k, v, normalizers, d_out, shift, segments)
 
 
-def _backward_queries_kernel(
-    offset, start, end, q, k, v, normalizers, d_out, shift, segments, dq, accumulated, *, cut
-):
+def _backward_queries_kernel(offset, start, end, q, k, v, normalizers, d_out, shift, segments, dq, accumulated, *, cut):
     b, i, step = pl.program_id(0), pl.program_id(2), pl.program_id(3)
     row = offset[b], start[b], end[b]
     j, live = cut.key_block(i, step, *row)
@@ -311,34 +277,18 @@ def _backward_queries_kernel(
 
 def _backward_keys(q, k, v, normalizers, d_out, shift, rows, cut, interpret):
     (B, H, _, D), M = q.shape, k.shape[1]
-    group = H // M
-
-    def query_block(b, j, step, offset, start, end):
-        return cut.query_block(j, step, offset[b], start[b], end[b])[0]
-
-    query = pl.BlockSpec(
-        (1, 1, cut.query_size, D),
-        lambda b, m, j, g, step, *scalars: (b, m * group + g, query_block(b, j, step, *scalars), 0),
-    )
-    per_query = pl.BlockSpec(
-        (1, 1, 1, cut.query_size),
-        lambda b, m, j, g, step, *scalars: (b, m * group + g, 0, query_block(b, j, step, *scalars)),
-    )
-    key = pl.BlockSpec((1, 1, cut.key_size, D), lambda b, m, j, g, step, *_: (b, m, j, 0))
-    segments, segment_specs = _segments(
-        rows, cut, lambda b, m, j, g, step, *scalars: query_block(b, j, step, *scalars), lambda b, m, j, g, step, *_: j
-    )
+    query, key, per_query, segments, segment_specs = _walk_queries(cut, rows, H // M, D)
     return pl.pallas_call(
         functools.partial(_backward_keys_kernel, cut=cut),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=3,
-            grid=(B, M, cut.keys, group, cut.query_steps),
+            grid=(B, M, cut.keys, H // M, cut.query_steps),
             in_specs=[query, key, key, per_query, query, per_query, segment_specs],
             out_specs=[key, key],
             scratch_shapes=[pltpu.VMEM((cut.key_size, D), jnp.float32)] * 2,
         ),
         out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (k, v)],
-        compiler_params=_sequential(parallel=3, sequential=2),
+        compiler_params=_WALK_QUERIES,
         name="flash_attention_backward_keys",
         interpret=interpret,
     )(rows.offset, rows.start, rows.end, q, k, v, normalizers, d_out, shift, segments)
@@ -465,16 +415,48 @@ def _pad_rows(rows: Rows, cut: _Blocks) -> Rows:
     )
 
 
-def _segments(rows: Rows, cut: _Blocks, query_block: Callable, key_block: Callable) -> tuple[tuple, tuple]:
-    """Segments of queries as a row and of keys as a column, with their specs; both empty where there are none."""
-    if rows.query_segments is None:
-        return (), ()
-    arrays = rows.query_segments[:, None, :], rows.key_segments[:, :, None]
-    return arrays, (
-        pl.BlockSpec((1, 1, cut.query_size), lambda *at: (at[0], 0, query_block(*at))),
-        pl.BlockSpec((1, cut.key_size, 1), lambda *at: (at[0], key_block(*at), 0)),
+def _walk_keys(cut: _Blocks, rows: Rows, group: int, D: int) -> tuple:
+    """Specs for a grid of (row, query head, block of queries, step over keys).
+
+    Returns:
+      The specs of queries, of keys and of one number a query, the arrays of segments, and their specs.
+    """
+
+    def queries(b, h, i, step, *_):
+        return b, h, i
+
+    def keys(b, h, i, step, offset, start, end):
+        return b, h // group, cut.key_block(i, step, offset[b], start[b], end[b])[0]
+
+    return _specs(cut, rows, D, queries, keys)
+
+
+def _walk_queries(cut: _Blocks, rows: Rows, group: int, D: int) -> tuple:
+    """As `_walk_keys`, for a grid of (row, key head, block of keys, query head of the group, step over queries)."""
+
+    def queries(b, m, j, g, step, offset, start, end):
+        return b, m * group + g, cut.query_block(j, step, offset[b], start[b], end[b])[0]
+
+    def keys(b, m, j, *_):
+        return b, m, j
+
+    return _specs(cut, rows, D, queries, keys)
+
+
+def _specs(cut: _Blocks, rows: Rows, D: int, queries: Callable, keys: Callable) -> tuple:
+    """Specs from where a grid point finds its row, head and block of queries, and those of keys."""
+    arrays, specs = (), ()
+    if rows.query_segments is not None:
+        # A row and a column, as the transposed scores want them.
+        arrays = rows.query_segments[:, None, :], rows.key_segments[:, :, None]
+        specs = (
+            pl.BlockSpec((1, 1, cut.query_size), lambda *at: (queries(*at)[0], 0, queries(*at)[2])),
+            pl.BlockSpec((1, cut.key_size, 1), lambda *at: (keys(*at)[0], keys(*at)[2], 0)),
+        )
+    return (
+        pl.BlockSpec((1, 1, cut.query_size, D), lambda *at: (*queries(*at), 0)),
+        pl.BlockSpec((1, 1, cut.key_size, D), lambda *at: (*keys(*at), 0)),
+        pl.BlockSpec((1, 1, 1, cut.query_size), lambda *at: (*queries(*at)[:2], 0, queries(*at)[2])),
+        arrays,
+        specs,
     )
-
-
-def _sequential(*, parallel: int, sequential: int) -> pltpu.CompilerParams:
-    return pltpu.CompilerParams(dimension_semantics=(*["parallel"] * parallel, *["arbitrary"] * sequential))

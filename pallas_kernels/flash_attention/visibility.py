@@ -84,7 +84,11 @@ def queries_seeing(options: Options, first: Integers, last: Integers, offset: In
 
 
 def all_seen(
-    options: Options, queries: tuple[Integers, Integers], keys: tuple[Integers, Integers], start: Integers, end: Integers
+    options: Options,
+    queries: tuple[Integers, Integers],
+    keys: tuple[Integers, Integers],
+    start: Integers,
+    end: Integers,
 ) -> Any:
     """Whether every query sees every key, each given by its first and last column; segments aside."""
     seen = (keys[0] >= start) & (keys[1] < end)
