@@ -1,7 +1,6 @@
 """Attention of many queries to many keys: `flash_attention`."""
 
 import functools
-import logging
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
@@ -12,10 +11,9 @@ from jaxtyping import Array, Float, Int
 
 from pallas_kernels.flash_attention import gpu, reference, tpu, xla
 from pallas_kernels.flash_attention.visibility import Options, Rows
+from pallas_kernels.platform import log_once, platform, vary_over, varying_axes
 
 IMPLEMENTATIONS = ("auto", "reference", "xla", "tpu", "gpu", "tpu_interpret", "gpu_interpret")
-
-_LOGGER = logging.getLogger(__name__)
 
 
 def flash_attention(
@@ -92,23 +90,27 @@ def flash_attention(
         soft_cap=None if soft_cap is None else float(soft_cap),
     )
     if implementation == "auto":
-        implementation = choose(_platform(), q, k)
-        _log_choice(implementation, _platform(), q.shape, k.shape, str(q.dtype))
+        implementation = choose(platform(), q, k)
+        log_once(f"flash_attention on {platform()}: {implementation} for q {q.shape} {q.dtype}, k {k.shape}")
     _check_applies(implementation, q, k)
     if implementation == "reference":
         out, normalizers = reference.attend(q, k, v, rows, options)
     else:
+        # Where shard_map checks what differs between devices, a gradient must differ where its input does: so all
+        # inputs are made to differ alike.
+        axes = varying_axes(*jax.tree.leaves((q, k, v, rows)))
+        q, k, v, rows = jax.tree.map(lambda x: vary_over(x, axes), (q, k, v, rows))
         out, normalizers = cast(tuple[Array, Array], _attend(implementation, options, q, k, v, rows))
     return (out, normalizers) if return_log_normalizers else out
 
 
-def choose(platform: str, q: Float[Array, "B H T D"], k: Float[Array, "B M S D"]) -> str:
+def choose(device: str, q: Float[Array, "B H T D"], k: Float[Array, "B M S D"]) -> str:
     """The implementation that `auto` means.
 
     On a TPU the kernel, from 128 queries and keys on, where it applies; below, most of a block would be padding. On a
     GPU ``xla`` until the kernel is measured to be faster. Elsewhere ``xla``.
     """
-    if platform == "tpu" and min(q.shape[2], k.shape[2]) >= 128 and tpu.why_not(q, k) is None:
+    if device == "tpu" and min(q.shape[2], k.shape[2]) >= 128 and tpu.why_not(q, k) is None:
         return "tpu"
     return "xla"
 
@@ -131,9 +133,9 @@ def _check_applies(implementation: str, q: Array, k: Array) -> None:
     name, _, interpreted = implementation.partition("_")
     if name not in ("tpu", "gpu"):
         return
-    if not interpreted and _platform() != name:
+    if not interpreted and platform() != name:
         raise ValueError(
-            f"implementation = {implementation!r} does not run on {_platform()}; {name}_interpret does, slowly"
+            f"implementation = {implementation!r} does not run on {platform()}; {name}_interpret does, slowly"
         )
     if reason := {"tpu": tpu, "gpu": gpu}[name].why_not(q, k):
         raise ValueError(f"implementation = {implementation!r} does not apply: {reason}")
@@ -160,19 +162,6 @@ def _attend_backward(implementation, options, residuals, cotangents):
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
-
-
-def _platform() -> str:
-    """What the program is compiled for: the devices of the mesh in use (also one ahead of time), or the default."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return jax.default_backend() if device is None else device.platform
-
-
-@functools.cache
-def _log_choice(implementation: str, platform: str, queries: tuple, keys: tuple, dtype: str) -> None:
-    _LOGGER.info(
-        "flash_attention: %s for queries %s, keys %s, %s on %s", implementation, queries, keys, dtype, platform
-    )
 
 
 def _check_arrays(q: Array, k: Array, v: Array) -> None:

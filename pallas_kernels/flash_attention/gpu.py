@@ -64,12 +64,13 @@ def forward(
     """
     (B, H, T, _), M = q.shape, k.shape[1]
     query, key, per_query, row_specs = _specs(q, k, rows, H // M)
+    shaped = functools.partial(jax.ShapeDtypeStruct, manual_axis_type=jax.typeof(q).manual_axis_type)
     return pl.pallas_call(
         functools.partial(_forward_kernel, options=options),
         grid=(pl.cdiv(T, BLOCK), H, B),
         in_specs=[row_specs, query, key, key],
         out_specs=[query, per_query],
-        out_shape=[jax.ShapeDtypeStruct(q.shape, q.dtype), jax.ShapeDtypeStruct((B, H, T), jnp.float32)],
+        out_shape=[shaped(q.shape, q.dtype), shaped((B, H, T), jnp.float32)],
         compiler_params=_compiler_params(q, stages=2 if q.dtype == jnp.bfloat16 else 1),
         name="flash_attention_forward",
         interpret=interpret,
@@ -131,12 +132,13 @@ def backward(
     """
     (B, H, T, D), (M, S) = q.shape, k.shape[1:3]
     query, key, per_query, row_specs = _specs(q, k, rows, H // M)
+    shaped = functools.partial(jax.ShapeDtypeStruct, manual_axis_type=jax.typeof(q).manual_axis_type)
     dq = pl.pallas_call(
         functools.partial(_backward_queries_kernel, options=options),
         grid=(pl.cdiv(T, BLOCK), H, B),
         in_specs=[row_specs, query, key, key, per_query, query, per_query],
         out_specs=query,
-        out_shape=jax.ShapeDtypeStruct(q.shape, q.dtype),
+        out_shape=shaped(q.shape, q.dtype),
         name="flash_attention_backward_queries",
         compiler_params=_compiler_params(q, stages=1),
         interpret=interpret,
@@ -152,7 +154,7 @@ def backward(
         grid=(pl.cdiv(S, BLOCK), M, B),
         in_specs=[row_specs, grouped, key, key, per_grouped, grouped, per_grouped],
         out_specs=[key, key],
-        out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (k, v)],
+        out_shape=[shaped(x.shape, x.dtype) for x in (k, v)],
         name="flash_attention_backward_keys",
         compiler_params=_compiler_params(q, stages=1),
         interpret=interpret,
