@@ -1,19 +1,21 @@
 """Attention of many queries to many keys: `flash_attention`."""
 
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from types import ModuleType
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.flash_attention import gpu, reference, tpu, xla
 from pallas_kernels.flash_attention.visibility import Options, Rows
 from pallas_kernels.platform import log_once, platform, vary_over, varying_axes
 
-IMPLEMENTATIONS = ("auto", "reference", "xla", "tpu", "gpu", "tpu_interpret", "gpu_interpret")
+IMPLEMENTATIONS = ("auto", "reference", "xla", "tpu", "gpu")
+KERNELS: dict[str, ModuleType] = {"tpu": tpu, "gpu": gpu}
 
 
 def flash_attention(
@@ -32,6 +34,7 @@ def flash_attention(
     soft_cap: float | None = None,
     return_log_normalizers: bool = False,
     implementation: str = "auto",
+    interpret: bool | pltpu.InterpretParams = False,
 ) -> Float[Array, "B H T D"] | tuple[Float[Array, "B H T D"], Float[Array, "B H T"]]:
     """Softmax attention, ``softmax(scale q k^T) v``, without holding the scores.
 
@@ -58,8 +61,9 @@ def flash_attention(
       soft_cap: scores become ``soft_cap * tanh(score / soft_cap)`` before masking.
       return_log_normalizers: also return the log-sum-exp of each query's scores, in at least float32.
       implementation: ``auto`` chooses by device and shape (`choose`). ``reference`` is plain float32, ``xla`` blocked
-        and portable, ``tpu`` and ``gpu`` are Pallas kernels, which run interpreted on any device as ``tpu_interpret``
-        and ``gpu_interpret``: slowly, for tests.
+        and portable, ``tpu`` and ``gpu`` are Pallas kernels; these four are taken at their word.
+      interpret: runs the kernel of ``tpu`` or ``gpu`` step by step on any device, for tests; ``tpu`` also takes
+        `pltpu.InterpretParams`.
 
     Returns:
       Weighted values in the dtype of ``q``, and the log-normalizers if asked for.
@@ -69,8 +73,6 @@ def flash_attention(
     """
     _check_arrays(q, k, v)
     _check_segments(query_segment_ids, key_segment_ids, q, k)
-    if implementation not in IMPLEMENTATIONS:
-        raise ValueError(f"implementation = {implementation!r}: must be one of {', '.join(IMPLEMENTATIONS)}")
     if window is not None and window < 1:
         raise ValueError(f"window = {window}: must be at least 1")
     if soft_cap is not None and not soft_cap > 0:
@@ -80,8 +82,8 @@ def flash_attention(
         offset=_per_row("query_offset", query_offset, B),
         start=jnp.clip(_per_row("start", 0 if start is None else start, B, S), 0, S),
         end=jnp.clip(_per_row("length", S if length is None else length, B, S), 0, S),
-        query_segments=query_segment_ids,
-        key_segments=key_segment_ids,
+        query_segments=None if query_segment_ids is None else query_segment_ids.astype(jnp.int32),
+        key_segments=None if key_segment_ids is None else key_segment_ids.astype(jnp.int32),
     )
     options = Options(
         causal=causal or window is not None,
@@ -89,10 +91,7 @@ def flash_attention(
         scale=q.shape[-1] ** -0.5 if scale is None else float(scale),
         soft_cap=None if soft_cap is None else float(soft_cap),
     )
-    if implementation == "auto":
-        implementation = choose(platform(), q, k)
-        log_once(f"flash_attention on {platform()}: {implementation} for q {q.shape} {q.dtype}, k {k.shape}")
-    _check_applies(implementation, q, k)
+    implementation = _resolve(implementation, q, k, interpret)
     if implementation == "reference":
         out, normalizers = reference.attend(q, k, v, rows, options)
     else:
@@ -100,7 +99,7 @@ def flash_attention(
         # inputs are made to differ alike.
         axes = varying_axes(*jax.tree.leaves((q, k, v, rows)))
         q, k, v, rows = jax.tree.map(lambda x: vary_over(x, axes), (q, k, v, rows))
-        out, normalizers = cast(tuple[Array, Array], _attend(implementation, options, q, k, v, rows))
+        out, normalizers = cast(tuple[Array, Array], _attend(implementation, interpret, options, q, k, v, rows))
     return (out, normalizers) if return_log_normalizers else out
 
 
@@ -110,55 +109,62 @@ def choose(device: str, q: Float[Array, "B H T D"], k: Float[Array, "B M S D"]) 
     On a TPU the kernel, from 128 queries and keys on, where it applies; below, most of a block would be padding. On a
     GPU ``xla`` until the kernel is measured to be faster. Elsewhere ``xla``.
     """
-    if device == "tpu" and min(q.shape[2], k.shape[2]) >= 128 and tpu.why_not(q, k) is None:
+    if device == "tpu" and min(q.shape[2], k.shape[2]) >= 128 and tpu.refusal(q) is None:
         return "tpu"
     return "xla"
 
 
-class _Pair(NamedTuple):
-    forward: Callable
-    backward: Callable
+def _resolve(implementation: str, q: Array, k: Array, interpret: bool | pltpu.InterpretParams) -> str:
+    """The implementation to use, never ``auto``."""
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(f"implementation = {implementation!r}: must be one of {', '.join(IMPLEMENTATIONS)}")
+    if interpret and implementation not in KERNELS:
+        raise ValueError(f"interpret is for the kernels {' and '.join(KERNELS)}, not for {implementation!r}")
+    device = platform()
+    if implementation == "auto":
+        chosen = choose(device, q, k)
+        log_once(f"flash_attention on {device}: {chosen} for q {q.shape}, k {k.shape}, {q.dtype}")
+        return chosen
+    if implementation in KERNELS:
+        if device != implementation and not interpret:
+            raise ValueError(
+                f"implementation = {implementation!r} does not apply: this program is for a {device}; interpret=True "
+                "runs the kernel anywhere, slowly"
+            )
+        if reason := KERNELS[implementation].refusal(q):
+            raise ValueError(f"implementation = {implementation!r} does not apply to q {q.shape} {q.dtype}: {reason}")
+    return implementation
 
 
-_PAIRS = {
-    "xla": _Pair(xla.forward, xla.backward),
-    "tpu": _Pair(tpu.forward, tpu.backward),
-    "gpu": _Pair(gpu.forward, gpu.backward),
-    "tpu_interpret": _Pair(*(functools.partial(f, interpret=True) for f in (tpu.forward, tpu.backward))),
-    "gpu_interpret": _Pair(*(functools.partial(f, interpret=True) for f in (gpu.forward, gpu.backward))),
-}
-
-
-def _check_applies(implementation: str, q: Array, k: Array) -> None:
-    name, _, interpreted = implementation.partition("_")
-    if name not in ("tpu", "gpu"):
-        return
-    if not interpreted and platform() != name:
-        raise ValueError(
-            f"implementation = {implementation!r} does not run on {platform()}; {name}_interpret does, slowly"
-        )
-    if reason := {"tpu": tpu, "gpu": gpu}[name].why_not(q, k):
-        raise ValueError(f"implementation = {implementation!r} does not apply: {reason}")
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _attend(
-    implementation: str, options: Options, q: Array, k: Array, v: Array, rows: Rows
-) -> tuple[Float[Array, "B H T D"], Float[Array, "B H T"]]:
-    return _PAIRS[implementation].forward(q, k, v, rows, options)
+    implementation: str,
+    interpret: bool | pltpu.InterpretParams,
+    options: Options,
+    q: Array,
+    k: Array,
+    v: Array,
+    rows: Rows,
+) -> tuple[Array, Array]:
+    if implementation in KERNELS:
+        return KERNELS[implementation].forward(q, k, v, rows, options, interpret=interpret)
+    return xla.forward(q, k, v, rows, options)
 
 
-def _attend_forward(implementation, options, q, k, v, rows):
-    out, normalizers = _PAIRS[implementation].forward(q, k, v, rows, options)
+def _attend_forward(implementation, interpret, options, q, k, v, rows):
+    out, normalizers = cast(tuple[Array, Array], _attend(implementation, interpret, options, q, k, v, rows))
     return (out, normalizers), (q, k, v, rows, out, normalizers)
 
 
-def _attend_backward(implementation, options, residuals, cotangents):
+def _attend_backward(implementation, interpret, options, residuals, cotangents):
     q, k, v, rows, out, normalizers = residuals
     d_out, d_normalizers = cotangents
     # With P = exp(S - normalizer), dS = P * (dP - rowsum(dO * O) + d_normalizer): one number a query.
     shift = (d_out.astype(normalizers.dtype) * out.astype(normalizers.dtype)).sum(-1) - d_normalizers
-    return *_PAIRS[implementation].backward(q, k, v, rows, options, normalizers, d_out, shift), None
+    arguments = (q, k, v, rows, options, normalizers, d_out, shift)
+    if implementation in KERNELS:
+        return *KERNELS[implementation].backward(*arguments, interpret=interpret), None
+    return *xla.backward(*arguments), None
 
 
 _attend.defvjp(_attend_forward, _attend_backward)

@@ -34,8 +34,8 @@ BLOCK = 64
 """Queries and keys of a block."""
 
 
-def why_not(q: Array, k: Array) -> str | None:
-    """Why the kernels do not take these queries and keys, or None if they do."""
+def refusal(q: Array) -> str | None:
+    """Why the kernels do not take such queries and keys, or None if they do."""
     if q.dtype not in (jnp.float32, jnp.bfloat16):
         return f"dtype {q.dtype} is neither float32 nor bfloat16"
     if q.shape[-1] not in (16, 32, 64, 128):

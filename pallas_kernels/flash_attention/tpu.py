@@ -11,7 +11,6 @@ on an edge are masked.
 """
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,8 +27,8 @@ _WALK_KEYS = pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "
 _WALK_QUERIES = pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "parallel", "arbitrary", "arbitrary"))
 
 
-def why_not(q: Array, k: Array) -> str | None:
-    """Why the kernels do not take these queries and keys, or None if they do."""
+def refusal(q: Array) -> str | None:
+    """Why the kernels do not take such queries and keys, or None if they do."""
     if q.dtype not in (jnp.float32, jnp.bfloat16):
         return f"dtype {q.dtype} is neither float32 nor bfloat16"
     if q.shape[-1] % 8 or q.shape[-1] > 256:
@@ -44,7 +43,7 @@ def forward(
     rows: Rows,
     options: Options,
     *,
-    interpret: Any = False,
+    interpret: bool | pltpu.InterpretParams = False,
 ) -> tuple[Float[Array, "B H T D"], Float[Array, "B H T"]]:
     """The weighted values in the dtype of ``q``, and the log-normalizers.
 
@@ -95,7 +94,7 @@ def backward(
     d_out: Float[Array, "B H T D"],
     shift: Float[Array, "B H T"],
     *,
-    interpret: Any = False,
+    interpret: bool | pltpu.InterpretParams = False,
 ) -> tuple[Float[Array, "B H T D"], Float[Array, "B M S D"], Float[Array, "B M S D"]]:
     """Gradients of queries, keys and values.
 

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-NO_KEYS = -1e30
+NO_KEYS = -(2.0**100)
 """Log-normalizer of a query that sees no key: below that of any other, yet differences of two are finite."""
 
-HIDDEN = -2e38
+HIDDEN = -(2.0**127)
 """Score of a key that is not seen: its weight is exactly 0, even against `NO_KEYS`."""
 
 Integers = Any  # int, a traced scalar or an array: whatever compares and adds.
