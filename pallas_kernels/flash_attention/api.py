@@ -202,9 +202,7 @@ def _per_row(name: str, value: Any, batch: int, most: int | None = None) -> Int[
     if not isinstance(value, jax.Array):
         value = np.asarray(value)
         if (value < 0).any() or (most is not None and (value > most).any()):
-            raise ValueError(
-                f"{name} = {value}: must not be negative" + ("" if most is None else f" nor beyond {most}")
-            )
+            raise ValueError(f"{name} = {value}: must not be negative{'' if most is None else f' nor beyond {most}'}")
     if value.shape not in ((), (batch,)) or not jnp.issubdtype(value.dtype, jnp.integer):
         raise ValueError(f"{name} {value.shape} {value.dtype}: must be integers, one or one for each of {batch} rows")
     return jnp.broadcast_to(jnp.asarray(value, jnp.int32), (batch,))

@@ -64,12 +64,10 @@ def test_blocks_that_see_each_other_meet_once(layout):
 def test_whole_blocks_are_not_masked_and_dead_ones_not_visited():
     options = Options(causal=True, window=None, scale=1.0, soft_cap=None)
     cut, row = Blocks(options, 16, 16, 4, 4), (0, 0, 16)
-    assert [[bool(cut.unmasked(i, j, *row)) for j in range(4)] for i in range(4)] == np.tri(4, k=-1).astype(
-        bool
-    ).tolist()
-    assert [[bool(cut.key_block(i, step, *row)[1]) for step in range(4)] for i in range(4)] == np.tri(4).astype(
-        bool
-    ).tolist()
+    unmasked = [[bool(cut.unmasked(i, j, *row)) for j in range(4)] for i in range(4)]
+    visited = [[bool(cut.key_block(i, step, *row)[1]) for step in range(4)] for i in range(4)]
+    np.testing.assert_array_equal(unmasked, np.tri(4, k=-1))
+    np.testing.assert_array_equal(visited, np.tri(4))
     assert not any(cut.key_block(i, step, 0, 9, 9)[1] for i in range(4) for step in range(4))
 
 

@@ -1,0 +1,63 @@
+"""The TPU kernels through the real compiler, which needs no TPU, and the GPU kernels lowered for CUDA."""
+
+import os
+
+import jax
+import numpy as np
+import pytest
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from experiments.benchmarks.flash_attention_cases import cases
+from pallas_kernels.flash_attention import api
+
+COMPILED = ("grouped, rows of their own", "segments", "few queries")
+
+
+@pytest.fixture(scope="module")
+def tpu_devices():
+    pytest.importorskip("libtpu")
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    # Nobody holds a TPU here, so another process that compiles for one is no reason to wait.
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    return topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_compiles_for_a_tpu(name, tpu_devices):
+    """Forward and gradients in one program; `auto` means the kernel wherever there are enough queries."""
+    mesh = Mesh(np.asarray(tpu_devices[:1]), ("device",))
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    implementation = "tpu" if name == "few queries" else "auto"
+    function, arrays = cases(implementation)[f"{name}: forward and gradients"]
+    arrays = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere) for x in arrays]
+    with jax.set_mesh(mesh):
+        compiled = jax.jit(function).trace(*arrays).lower().compile()
+    # Every array of the cases is smaller than 20 MiB; scores would be hundreds.
+    assert compiled.memory_analysis().temp_size_in_bytes < 64 * 2**20
+    assert compiled.as_text().count('custom_call_target="tpu_custom_call"') == 3
+
+
+def test_compiles_for_a_pod_with_heads_and_rows_split(tpu_devices):
+    mesh = Mesh(np.asarray(tpu_devices[:4]).reshape(2, 2), ("data", "tensor"))
+    split, rows = PartitionSpec("data", "tensor"), PartitionSpec("data")
+    function, arrays = cases("tpu")["grouped, rows of their own: forward and gradients"]
+    specs = (split, split, split, PartitionSpec(), rows, rows)
+    arrays = [
+        jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
+        for x, spec in zip(arrays, specs, strict=True)
+    ]
+    with jax.set_mesh(mesh):
+        whole = jax.jit(jax.shard_map(function, in_specs=specs, out_specs=split))
+        compiled = whole.trace(*arrays).lower().compile()
+    text = compiled.as_text()
+    assert text.count('custom_call_target="tpu_custom_call"') == 3
+    assert "all-gather" not in text and "all-reduce" not in text
+
+
+@pytest.mark.parametrize("name", cases("gpu"))
+def test_lowers_for_cuda(name, monkeypatch):
+    monkeypatch.setattr(api, "platform", lambda: "gpu")
+    function, arrays = cases("gpu")[name]
+    text = jax.jit(function).trace(*arrays).lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("__gpu$xla.gpu.triton") == (3 if "gradients" in name else 1)
