@@ -18,7 +18,7 @@ KERNELS = ({"implementation": "tpu", "interpret": True}, {"implementation": "gpu
 BLOCKED = ({"implementation": "xla"}, *KERNELS)
 SEVERAL_BLOCKS = Problem(lengths=(40, 41), heads=(4, 2))
 SHORT_WINDOW = dataclasses.replace(SEVERAL_BLOCKS, window=5, ranges=False)
-WHOLE_BLOCKS = Problem(lengths=(32, 48), causal=False, offset="none", ranges=False, dtype="bfloat16")
+WHOLE_BLOCKS = Problem(lengths=(40, 48), causal=False, offset="none", ranges=False, dtype="bfloat16")
 BENT_SEGMENTS = Problem(lengths=(21, 35), segments=True, soft_cap=1.5, ranges=False)
 
 
