@@ -276,9 +276,8 @@ def _scores(
     if options.soft_cap is not None:
         bent = jnp.tanh(scores / options.soft_cap)
         scores, slope = options.soft_cap * bent, 1.0 - bent * bent
-    queries, columns = _index(i), _index(j)
-    positions = rows.offset[0] + queries
-    seen = sees(options, positions[:, None], columns[None, :], rows.start[0], rows.end[0]) & (queries[:, None] < T)
+    positions, columns = rows.offset[0] + _index(i), _index(j)
+    seen = sees(options, positions[:, None], columns[None, :], rows.start[0], rows.end[0])
     if rows.query_segments is not None:
         seen &= _load(rows.query_segments, i, 0, T)[:, None] == _load(rows.key_segments, j, 0, S)[None, :]
     return jnp.where(seen, scores, HIDDEN), slope

@@ -33,9 +33,11 @@ def test_compiles_for_a_tpu(name, tpu_devices):
     arrays = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere) for x in arrays]
     with jax.set_mesh(mesh):
         compiled = jax.jit(function).trace(*arrays).lower().compile()
+    memory, text = compiled.memory_analysis(), compiled.as_text()
+    assert memory is not None and text is not None
     # The scores of the first case are 512 MiB, its largest array 32.
-    assert compiled.memory_analysis().temp_size_in_bytes < 64 * 2**20
-    assert compiled.as_text().count('custom_call_target="tpu_custom_call"') == 3
+    assert memory.temp_size_in_bytes < 64 * 2**20
+    assert text.count('custom_call_target="tpu_custom_call"') == 3
 
 
 def test_compiles_for_a_pod_with_heads_and_rows_split(tpu_devices):
@@ -51,6 +53,7 @@ def test_compiles_for_a_pod_with_heads_and_rows_split(tpu_devices):
         whole = jax.jit(jax.shard_map(function, in_specs=specs, out_specs=split))
         compiled = whole.trace(*arrays).lower().compile()
     text = compiled.as_text()
+    assert text is not None
     assert text.count('custom_call_target="tpu_custom_call"') == 3
     assert "all-gather" not in text and "all-reduce" not in text
 
