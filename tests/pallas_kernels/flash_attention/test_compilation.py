@@ -11,7 +11,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from experiments.benchmarks.flash_attention_cases import cases
 from pallas_kernels.flash_attention import api
 
-COMPILED = ("grouped, rows of their own", "segments", "few queries")
+GROUPED = "Llama 3 heads, rows of their own, bfloat16"
+
+
+def gradients_of(function):
+    return jax.grad(function, argnums=(0, 1, 2))
 
 
 @pytest.fixture(scope="module")
@@ -23,16 +27,16 @@ def tpu_devices():
     return topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices
 
 
-@pytest.mark.parametrize("name", COMPILED)
+@pytest.mark.parametrize("name", [GROUPED, "segments", "few queries"])
 def test_compiles_for_a_tpu(name, tpu_devices):
     """Forward and gradients in one program; `auto` means the kernel wherever there are enough queries."""
     mesh = Mesh(np.asarray(tpu_devices[:1]), ("device",))
     everywhere = NamedSharding(mesh, PartitionSpec())
     implementation = "tpu" if name == "few queries" else "auto"
-    function, arrays = cases(implementation)[f"{name}: forward and gradients"]
-    arrays = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere) for x in arrays]
+    function, shapes = cases(implementation)[name]
+    arrays = [jax.ShapeDtypeStruct(*of, sharding=everywhere) for of in shapes]
     with jax.set_mesh(mesh):
-        compiled = jax.jit(function).trace(*arrays).lower().compile()
+        compiled = jax.jit(gradients_of(function)).trace(*arrays).lower().compile()
     memory, text = compiled.memory_analysis(), compiled.as_text()
     assert memory is not None and text is not None
     # The scores of the first case are 512 MiB, its largest array 32.
@@ -43,15 +47,14 @@ def test_compiles_for_a_tpu(name, tpu_devices):
 def test_compiles_for_a_pod_with_heads_and_rows_split(tpu_devices):
     mesh = Mesh(np.asarray(tpu_devices[:4]).reshape(2, 2), ("data", "tensor"))
     split, rows = PartitionSpec("data", "tensor"), PartitionSpec("data")
-    function, arrays = cases("tpu")["grouped, rows of their own: forward and gradients"]
+    function, shapes = cases("tpu")[GROUPED]
     specs = (split, split, split, PartitionSpec(), rows, rows)
     arrays = [
-        jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
-        for x, spec in zip(arrays, specs, strict=True)
+        jax.ShapeDtypeStruct(*of, sharding=NamedSharding(mesh, spec)) for of, spec in zip(shapes, specs, strict=True)
     ]
     with jax.set_mesh(mesh):
-        whole = jax.jit(jax.shard_map(function, in_specs=specs, out_specs=split))
-        compiled = whole.trace(*arrays).lower().compile()
+        whole = jax.shard_map(gradients_of(function), in_specs=specs, out_specs=split)
+        compiled = jax.jit(whole).trace(*arrays).lower().compile()
     text = compiled.as_text()
     assert text is not None
     assert text.count('custom_call_target="tpu_custom_call"') == 3
@@ -61,6 +64,8 @@ def test_compiles_for_a_pod_with_heads_and_rows_split(tpu_devices):
 @pytest.mark.parametrize("name", cases("gpu"))
 def test_lowers_for_cuda(name, monkeypatch):
     monkeypatch.setattr(api, "platform", lambda: "gpu")
-    function, arrays = cases("gpu")[name]
-    text = jax.jit(function).trace(*arrays).lower(lowering_platforms=("cuda",)).as_text()
-    assert text.count("__gpu$xla.gpu.triton") == (3 if "gradients" in name else 1)
+    function, shapes = cases("gpu")[name]
+    arrays = [jax.ShapeDtypeStruct(*of) for of in shapes]
+    for program, kernels in ((function, 1), (gradients_of(function), 3)):
+        text = jax.jit(program).trace(*arrays).lower(lowering_platforms=("cuda",)).as_text()
+        assert text.count("__gpu$xla.gpu.triton") == kernels
