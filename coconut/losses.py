@@ -4,10 +4,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from coconut.models.decoder import Decoder
+from coconut.models.segment_attention import split_name
+from coconut.sharding import fitting_partition
 from coconut.types import IGNORED_LABEL, Batch, Language, ModelOutput, Schedule
+from pallas_kernels.linear_cross_entropy import linear_cross_entropy
 
 
 class Ratio(NamedTuple):
@@ -44,6 +48,63 @@ def token_losses(logits: Float[Array, "*B V"], labels: Int[Array, "*B"]) -> Floa
     return jnp.where(known, jax.nn.logsumexp(logits, axis=-1) - picked, 0.0)
 
 
+LARGE_LOGITS = 2**28
+"""Bytes of logits from which ``auto`` does not hold them."""
+
+
+def choose_cross_entropy(implementation: str, *, rows: int, vocabulary: int) -> str:
+    """What ``DecoderConfig.cross_entropy`` means for ``rows`` scored columns over all devices.
+
+    ``auto`` holds all logits where they are few: that is the faster way on a CPU (pallas_kernels/README.md). Larger
+    ones are never made: by `linear_cross_entropy`'s own choice.
+    """
+    if implementation != "auto":
+        return implementation
+    mesh = jax.sharding.get_abstract_mesh()
+    devices = 1 if mesh.empty else mesh.size
+    return "full" if 4 * rows * vocabulary // devices < LARGE_LOGITS else "auto"
+
+
+def score_labels(
+    decoder: Decoder, hidden: Float[Array, "B S D"], labels: Int[Array, "B S"]
+) -> tuple[Float[Array, "B S"], Bool[Array, "B S"]]:
+    """Cross-entropy in nats of each label given the state before it, 0 where ignored; and whether it is most likely."""
+    B, S, D = hidden.shape
+    implementation = choose_cross_entropy(
+        decoder.config.cross_entropy, rows=B * S, vocabulary=decoder.config.vocabulary
+    )
+    if implementation == "full" or not S:
+        logits = decoder.unembed(hidden)
+        return token_losses(logits, labels), jnp.argmax(logits, -1) == labels
+    name, interpret = split_name(implementation)
+    split = fitting_partition(("vocabulary", "features"), (decoder.config.vocabulary, D))
+    states = fitting_partition(("rows", "columns", "features"), hidden.shape)
+    scored = PartitionSpec(*states[:2])
+
+    def local(hidden: Array, vocabulary: Array, labels: Array) -> tuple[Array, Array]:
+        found = linear_cross_entropy(
+            *(hidden.reshape(-1, D), vocabulary, labels.reshape(-1)),
+            ignored_label=IGNORED_LABEL,
+            logit_scale=decoder.config.logit_scale,
+            axis_name=split[0],
+            implementation=name,
+            interpret=interpret,
+        )
+        return found.losses.reshape(labels.shape), found.predictions.reshape(labels.shape)
+
+    mesh = jax.sharding.get_abstract_mesh()
+    if not (mesh.empty or mesh.size == 1):
+        local = jax.shard_map(
+            local,
+            in_specs=(states, split, scored),
+            out_specs=(scored, scored),
+            # Interpreted kernels cannot say over which axes they differ.
+            check_vma=not interpret,
+        )
+    losses, predictions = local(hidden.astype(decoder.config.compute_dtype), decoder.output_matrix(), labels)
+    return losses, predictions == labels
+
+
 def language_loss(decoder: Decoder, batch: Batch, output: ModelOutput) -> tuple[Ratio, dict[str, Ratio]]:
     """Cross-entropy over labelled tokens, the loss of Coconut and of every control (Hao et al. 2024, section 3).
 
@@ -53,10 +114,8 @@ def language_loss(decoder: Decoder, batch: Batch, output: ModelOutput) -> tuple[
       ``answer_accuracy``, the share of rows whose answer tokens are all most likely given the ones before them.
     """
     labels, pieces, answers = (scored_columns(x, batch.schedule) for x in (batch.labels, batch.pieces, batch.answers))
-    logits = decoder.unembed(output.predictors)
-    losses = token_losses(logits, labels)
-    labelled = labels != IGNORED_LABEL
-    right = (jnp.argmax(logits, -1) == labels).astype(losses.dtype)
+    losses, most_likely = score_labels(decoder, output.predictors, labels)
+    labelled, right = labels != IGNORED_LABEL, most_likely.astype(losses.dtype)
     loss = ratio(losses, labelled)
     answered = (labelled & answers).any(1)
     return loss, {

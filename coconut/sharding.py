@@ -157,11 +157,15 @@ def constrain(x: Array, *axes: str) -> Array:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x
+    return jax.lax.with_sharding_constraint(x, fitting_partition(axes, x.shape))
+
+
+def fitting_partition(axes: Sequence[str], shape: Sequence[int]) -> PartitionSpec:
+    """What splits an activation over the current mesh; an axis that does not divide stays whole, as in `constrain`."""
+    mesh = jax.sharding.get_abstract_mesh()
     spec = partition(axes, mesh)
     sizes = [math.prod(mesh.shape[axis] for axis in _names(over)) for over in spec]
-    return jax.lax.with_sharding_constraint(
-        x, PartitionSpec(*[over if n % size == 0 else None for over, n, size in zip(spec, x.shape, sizes, strict=True)])
-    )
+    return PartitionSpec(*[over if n % size == 0 else None for over, n, size in zip(spec, shape, sizes, strict=True)])
 
 
 def parameter_sharding(name: str, shape: tuple[int, ...], mesh: Any) -> NamedSharding:

@@ -11,6 +11,7 @@ PositionEmbedding = Literal["learned", "rotary"]
 Normalization = Literal["layernorm", "rmsnorm"]
 Mlp = Literal["gelu", "gelu_tanh", "swiglu"]
 Remat = Literal["none", "dots", "full"]
+Implementation = Literal["auto", "reference", "xla", "tpu", "gpu", "tpu_interpret", "gpu_interpret"]
 
 
 @no_type_check  # Its own checks name the field and the value
@@ -94,6 +95,13 @@ class DecoderConfig:
         them one by one (CPU: stacked weights would be sliced at every pass).
       remat: what a backward pass recomputes: ``none``, all but matrix products (``dots``), or whole layers
         (``full``).
+      attention: what computes attention: ``dense``, one softmax over all scores at once, or an implementation of
+        `pallas_kernels` (``auto`` and those it names; ``tpu_interpret`` and ``gpu_interpret`` run a kernel step by step
+        on any device, for tests). ``auto`` is chosen by `coconut.models.segment_attention.choose_attention`. Explicit
+        requests that do not apply raise. Dropout needs ``dense`` or ``auto``, which is then ``dense``.
+      cross_entropy: what computes the training loss: ``full``, from all logits, or an implementation of
+        `pallas_kernels.linear_cross_entropy`, which never holds them; ``auto`` is chosen by
+        `coconut.losses.choose_cross_entropy`.
 
     Raises:
       CoconutError: a value out of range; the message names the field and the value.
@@ -127,6 +135,8 @@ class DecoderConfig:
     param_dtype: str = "float32"
     scan_layers: bool = False
     remat: Remat = "none"
+    attention: Implementation | Literal["dense"] = "auto"
+    cross_entropy: Implementation | Literal["full"] = "auto"
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -153,6 +163,8 @@ class DecoderConfig:
             reject("offset_bias", "needs rotary positions and qkv_bias")
         if not 0.0 <= self.dropout < 1.0:
             reject("dropout", "must be in [0, 1)")
+        if self.dropout and self.attention not in ("auto", "dense"):
+            reject("attention", f"the kernels drop no attention weights, as dropout = {self.dropout} asks for")
         for field in ("dtype", "param_dtype"):
             if getattr(self, field) not in ("float32", "bfloat16", "float16", "float64"):
                 reject(field, "must be one of float32, bfloat16, float16, float64")

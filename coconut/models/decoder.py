@@ -12,6 +12,7 @@ from coconut.models.cache import KeyValue, Segment
 from coconut.models.config import DecoderConfig
 from coconut.models.layers import Dropout, Layer, make_linear, make_norm, residual
 from coconut.models.lending import lend
+from coconut.models.segment_attention import choose_attention, valid_range
 from coconut.sharding import constrain
 
 
@@ -58,16 +59,17 @@ class Decoder(nnx.Module):
         embedded = constrain(self.tokens(tokens), *("moving_rows", "columns")[: tokens.ndim], "split_features")
         return constrain(embedded, *("rows", "columns")[: tokens.ndim], "features")
 
+    def output_matrix(self) -> Float[Array, "V D"]:
+        """What makes logits of hidden states, in the compute dtype; they are scaled by ``config.logit_scale``."""
+        # A method, not a second attribute: two attributes would become two parameters under jit.
+        matrix = self.tokens.embedding[...] if self.config.tied_head else self.head.kernel[...].T
+        return matrix.astype(self.config.compute_dtype)
+
     def unembed(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """Logits, in at least float32."""
-        if self.config.tied_head:
-            # A method, not a second attribute: two attributes would become two parameters under jit.
-            kernel = self.tokens.embedding[...].T
-        else:
-            kernel = self.head.kernel[...]
         logits = jnp.matmul(
             hidden.astype(self.config.compute_dtype),
-            kernel.astype(self.config.compute_dtype),
+            self.output_matrix().T,
             preferred_element_type=self.config.accumulation_dtype,
         )
         logits = constrain(logits, *("rows", "columns")[: logits.ndim - 1], "vocabulary")
@@ -117,7 +119,11 @@ class Decoder(nnx.Module):
             x = dropout.at(0).units(x)
         x = residual(x)
         causal = jnp.tril(jnp.ones((T, T), bool)) & valid[:, None, :]
-        masks = [segment.valid[:, None, :] for segment in past] + [causal]
+        implementation = "dense" if self.config.dropout else choose_attention(self.config.attention)
+        if implementation == "dense":
+            visible: list[Any] = [segment.valid[:, None, :] for segment in past] + [causal]
+        else:
+            visible = [valid_range(columns) for columns in (*(segment.valid for segment in past), valid)]
         columns = [] if dropout is None else [segment.columns for segment in past] + [dropout.columns]
 
         def apply(layer: Layer, x: Array, index: int | Array, layer_past: list[KeyValue]) -> tuple[Array, KeyValue]:
@@ -125,7 +131,8 @@ class Decoder(nnx.Module):
                 x,
                 positions=positions,
                 past=layer_past,
-                masks=masks,
+                visible=visible,
+                implementation=implementation,
                 dropout=None if dropout is None else dropout.at(index + 1),
                 columns=columns,
             )

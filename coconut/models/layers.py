@@ -1,7 +1,7 @@
 """The pieces a decoder layer is built from."""
 
 import dataclasses
-from typing import no_type_check
+from typing import Any, no_type_check
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from coconut.models.attention import attend, offset_query_bias, rotate
 from coconut.models.cache import KeyValue
 from coconut.models.config import DecoderConfig
 from coconut.models.lending import Lent, apply_matrix
+from coconut.models.segment_attention import attend_by_kernels
 from coconut.sharding import constrain
 
 
@@ -127,11 +128,21 @@ class Attention(nnx.Module):
         *,
         positions: Int[Array, "B T"],
         past: list[KeyValue],
-        masks: list[Bool[Array, "B _ _"]],
+        visible: list[Any],
+        implementation: str,
         dropout: Dropout | None,
         columns: list[Int[Array, " _"]],
     ) -> tuple[Float[Array, "B T D"], KeyValue]:
-        """Attends to ``past`` and to the columns of ``x``, whose mask is the last of ``masks``.
+        """Attends to ``past`` and to the columns of ``x``.
+
+        Args:
+          x: the normed residual stream.
+          positions: position of each column in its row.
+          past: keys and values of earlier passes.
+          visible: what of ``past``, and last of ``x``, may be seen: masks for `attend`, else ranges.
+          implementation: ``dense`` for `attend`, else one of `attend_by_kernels`.
+          dropout: of the attention weights, or None.
+          columns: index of each column of ``past`` and ``x`` in the whole sequence, where there is dropout.
 
         Returns:
           The attention's output, and this pass's keys and values.
@@ -148,13 +159,12 @@ class Attention(nnx.Module):
             key = rotate(key, positions, self.config.rotary_base, self.config.rotary_scaling)
         # Whole along the columns: every query looks back on all of them.
         own = KeyValue(*[constrain(x.swapaxes(1, 2), "rows", "kv_heads", "past", "head") for x in (key, value)])
-        out = attend(
-            query.swapaxes(1, 2),
-            [*past, own],
-            masks,
-            kept=None if dropout is None else dropout.weights(B, self.config.num_heads, columns),
-            dropout=self.config.dropout,
-        )
+        query, sources = query.swapaxes(1, 2), [*past, own]
+        if implementation == "dense":
+            kept = None if dropout is None else dropout.weights(B, self.config.num_heads, columns)
+            out = attend(query, sources, visible, kept=kept, dropout=self.config.dropout)
+        else:
+            out = attend_by_kernels(query, sources, visible, implementation)
         out = constrain(out.swapaxes(1, 2).reshape(B, T, -1), rows_of(x), "columns", "heads")
         return self.output(out), own
 
@@ -203,7 +213,8 @@ class Layer(nnx.Module):
         *,
         positions: Int[Array, "B T"],
         past: list[KeyValue],
-        masks: list[Bool[Array, "B _ _"]],
+        visible: list[Any],
+        implementation: str,
         dropout: Dropout | None,
         columns: list[Int[Array, " _"]],
     ) -> tuple[Float[Array, "B T D"], KeyValue]:
@@ -213,7 +224,8 @@ class Layer(nnx.Module):
             self.attention_norm(x),
             positions=positions,
             past=past,
-            masks=masks,
+            visible=visible,
+            implementation=implementation,
             dropout=None if dropout is None else dropout.at(0),
             columns=columns,
         )

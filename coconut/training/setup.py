@@ -34,6 +34,8 @@ NOT_THE_MODEL = (
     "dtype",
     "param_dtype",
     "remat",
+    "attention",
+    "cross_entropy",
     "embedding_stddev",
     "kernel_stddev",
     "offset_bias",

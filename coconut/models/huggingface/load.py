@@ -34,6 +34,8 @@ _CHOICES = (
     "param_dtype",
     "scan_layers",
     "remat",
+    "attention",
+    "cross_entropy",
 )
 
 

@@ -1,0 +1,125 @@
+"""Attention over several segments by the kernels: one call for each segment, joined by their log-normalizers.
+
+The kernels know of each row which columns it may see as one range. So the valid columns of a segment must follow each
+other in every row, as they do in what `coconut.batching` and `coconut.latent` write.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Bool, Float, Int
+
+from coconut.models.cache import KeyValue
+from coconut.sharding import fitting_partition
+from pallas_kernels.decode_attention import decode_attention, merge_segments
+from pallas_kernels.flash_attention import flash_attention
+from pallas_kernels.platform import log_once, platform
+
+INTERPRETED = "_interpret"
+
+
+class Range(NamedTuple):
+    """The columns of a segment that each row may see, from ``start`` to before ``end``."""
+
+    start: Int[Array, " B"]
+    end: Int[Array, " B"]
+
+
+def choose_attention(implementation: str) -> str:
+    """What ``DecoderConfig.attention`` means here: ``auto`` is the kernels on a TPU, and ``dense`` elsewhere.
+
+    On a CPU blocks save little at the lengths of this field's questions, and no GPU has measured the kernels yet.
+    """
+    if implementation != "auto":
+        return implementation
+    device = platform()
+    chosen = "auto" if device == "tpu" else "dense"
+    log_once(f"attention on {device}: {'the kernels, each by its own table' if chosen == 'auto' else chosen}")
+    return chosen
+
+
+def split_name(implementation: str) -> tuple[str, bool]:
+    """``tpu_interpret`` -> the kernel for TPUs, interpreted on any device; other names as they are."""
+    return implementation.removesuffix(INTERPRETED), implementation.endswith(INTERPRETED)
+
+
+def valid_range(valid: Bool[Array, "B C"]) -> Range:
+    """The range of the valid columns of each row; an empty one where there are none."""
+    columns = jnp.arange(valid.shape[1])
+    end = jnp.max(jnp.where(valid, columns + 1, 0), 1)
+    return Range(jnp.minimum(jnp.min(jnp.where(valid, columns, valid.shape[1]), 1), end), end)
+
+
+def attend_by_kernels(
+    query: Float[Array, "B N T H"], sources: Sequence[KeyValue], ranges: Sequence[Range], implementation: str
+) -> Float[Array, "B N T H"]:
+    """Softmax attention over all sources together, the last of which is this pass's own and is seen causally.
+
+    Args:
+      query: queries, not yet scaled by ``H ** -0.5``.
+      sources: keys and values of ``C`` columns each, ``M`` heads.
+      ranges: for each source the columns a row may see.
+      implementation: of `flash_attention`, or for passes of one column of `decode_attention`; with `INTERPRETED` behind
+        it, interpreted.
+
+    Returns:
+      Weighted values, in the dtype of ``query``; 0 where a query may see nothing.
+
+    Raises:
+      ValueError: the implementation does not apply here.
+    """
+    outputs, normalizers = [], []
+    for index, (source, visible) in enumerate(zip(sources, ranges, strict=True)):
+        causal = index == len(sources) - 1
+        out, normalizer = _attend_to(query, source, visible, causal=causal, implementation=implementation)
+        outputs.append(out)
+        normalizers.append(normalizer)
+    return merge_segments(outputs, normalizers)[0] if len(outputs) > 1 else outputs[0]
+
+
+def _attend_to(
+    query: Float[Array, "B N T H"], source: KeyValue, visible: Range, *, causal: bool, implementation: str
+) -> tuple[Float[Array, "B N T H"], Float[Array, "B N T"]]:
+    """One segment. On a mesh each device attends with its own rows, heads and columns, and nothing is exchanged."""
+    name, interpret = split_name(implementation)
+    queries = fitting_partition(("rows", "heads", "columns", "head"), query.shape)
+    keys = fitting_partition(("rows", "kv_heads", "past", "head"), source.keys.shape)
+    rows = PartitionSpec(queries[0])
+    split_columns = queries[2] if len(queries) > 2 else None
+
+    def local(query: Array, keys: Array, values: Array, start: Array, end: Array) -> tuple[Array, Array]:
+        if query.shape[2] == 1 and split_columns is None:
+            return decode_attention(
+                *(query, keys, values, start, end),
+                return_log_normalizers=True,
+                implementation=name,
+                interpret=interpret,
+            )
+        offset = 0
+        if causal and split_columns is not None:
+            offset = jax.lax.axis_index(split_columns) * query.shape[2]
+        out, normalizer = flash_attention(
+            *(query, keys, values),
+            causal=causal,
+            query_offset=offset,
+            start=start,
+            length=end,
+            return_log_normalizers=True,
+            implementation=name,
+            interpret=interpret,
+        )
+        return out, normalizer
+
+    mesh = jax.sharding.get_abstract_mesh()
+    if not (mesh.empty or mesh.size == 1):
+        local = jax.shard_map(
+            local,
+            in_specs=(queries, keys, keys, rows, rows),
+            out_specs=(queries, PartitionSpec(*queries[:3])),
+            # Interpreted kernels cannot say over which axes they differ.
+            check_vma=not interpret,
+        )
+    return local(query, source.keys, source.values, *visible)

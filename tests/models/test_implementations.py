@@ -1,0 +1,158 @@
+"""Whatever computes attention and loss, the decoder's numbers are the same: training, thoughts and decoding."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from coconut.batching import Shape, align, write_row
+from coconut.curriculum import StagePlan
+from coconut.latent.feedback import Identity
+from coconut.latent.generate import Generated, SamplingConfig, decode, prefill, think_on
+from coconut.latent.rollout import rollout_batch
+from coconut.losses import choose_cross_entropy, language_loss
+from coconut.methods import METHODS
+from coconut.models.config import DecoderConfig
+from coconut.models.decoder import Decoder
+from coconut.models.segment_attention import choose_attention, valid_range
+from coconut.tokenizers import TokenizedExample, symbol_tokenizer
+from coconut.training.loop import train
+from coconut.types import Batch, CoconutError
+from tests.tiny_models import GPT2_STYLE, LLAMA_STYLE, quick_compilation, quick_jit, random_decoder
+from tests.tiny_runs import tiny_run
+
+# Heads of 16, the narrowest that the GPU's kernels take.
+GPT2 = dataclasses.replace(GPT2_STYLE, num_layers=1, head_dim=16, attention="dense", cross_entropy="full")
+LLAMA = dataclasses.replace(LLAMA_STYLE, num_layers=1, head_dim=16, attention="dense", cross_entropy="full")
+METHOD = METHODS["coconut"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_quickly() -> Iterator[None]:
+    with quick_compilation():
+        yield
+
+
+def make_batch() -> Batch:
+    """Ragged prompts, zero to two thoughts, ragged answers, and a row that only fills the batch."""
+    tokenizer = symbol_tokenizer([str(number) for number in range(19)])
+    rng = np.random.default_rng(0)
+    draw = lambda length: rng.integers(0, 19, length).astype(np.int32)  # noqa: E731
+    rows = [
+        write_row(
+            TokenizedExample(question=draw(3 + index), steps=(), answer=draw(1 + index)),
+            StagePlan(0, index),
+            METHOD.rule,
+            tokenizer,
+        )
+        for index in range(3)
+    ]
+    return align([*rows, None], Shape(7, 2, 5), METHOD.rule, pad_id=tokenizer.eos_id, latent_id=tokenizer.latent_id)
+
+
+BATCH = jax.tree.map(jnp.asarray, make_batch())
+
+
+def loss_and_gradients(config: DecoderConfig) -> tuple[Any, Any]:
+    def loss(decoder: Decoder) -> tuple[jax.Array, Any]:
+        mean, metrics = language_loss(decoder, BATCH, rollout_batch(decoder, Identity(), BATCH))
+        return mean.mean(), metrics
+
+    return quick_jit(jax.value_and_grad(loss, has_aux=True))(random_decoder(config))
+
+
+def assert_same_gradients(config: DecoderConfig, changed: DecoderConfig) -> None:
+    (expected, metrics), gradients = loss_and_gradients(config)
+    (value, others), computed = loss_and_gradients(changed)
+    np.testing.assert_allclose(value, expected, rtol=2e-6)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5), others, metrics)
+    for x, y in zip(jax.tree.leaves(computed), jax.tree.leaves(gradients), strict=True):
+        assert np.linalg.norm(x - y) <= 1e-5 * np.linalg.norm(y) + 1e-7
+
+
+@pytest.mark.parametrize("implementation", ["reference", "xla", "tpu_interpret", "gpu_interpret"])
+def test_attention_trains_through_thoughts(implementation: Any) -> None:
+    assert_same_gradients(LLAMA, dataclasses.replace(LLAMA, attention=implementation))
+
+
+@pytest.mark.parametrize("implementation", ["reference", "xla", "tpu_interpret", "gpu_interpret"])
+@pytest.mark.parametrize("config", [GPT2, LLAMA])
+def test_the_loss_and_its_metrics(config: DecoderConfig, implementation: Any) -> None:
+    config = dataclasses.replace(config, logit_scale=0.3)
+    assert_same_gradients(config, dataclasses.replace(config, cross_entropy=implementation))
+
+
+def generate(config: DecoderConfig) -> tuple[Generated, np.ndarray]:
+    decoder = random_decoder(config)
+    tokens, valid = np.asarray(BATCH.tokens[:, :7]), np.asarray(BATCH.valid[:, :7]).copy()
+    valid[-1, -1] = True
+    prefix = prefill(decoder, tokens, valid)
+    prefix, thoughts = think_on(decoder, Identity(), prefix, np.asarray([0, 1, 2, 2]), room=2)
+    generated = decode(
+        decoder,
+        prefix,
+        np.ones(4, bool),
+        jax.random.split(jax.random.key(0), 4),
+        forced=np.full((4, 1), 3, np.int32),
+        sampling=SamplingConfig(max_new_tokens=4),
+        eos_id=0,
+    )
+    return generated, np.asarray(thoughts)
+
+
+@pytest.mark.parametrize("implementation", ["reference", "xla", "tpu_interpret", "gpu_interpret"])
+def test_decoding_writes_the_same_tokens(implementation: Any) -> None:
+    expected, expected_thoughts = generate(LLAMA)
+    generated, thoughts = generate(dataclasses.replace(LLAMA, attention=implementation))
+    np.testing.assert_array_equal(generated.tokens, expected.tokens)
+    np.testing.assert_allclose(thoughts, expected_thoughts, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("implementation", ["xla", "tpu_interpret"])
+def test_a_run_goes_on_to_the_same_bits(implementation: Any, tmp_path: Path) -> None:
+    changes = {"attention": implementation, "cross_entropy": implementation}
+    whole = train(tiny_run(decoder=changes), tmp_path / "whole")
+    run = tiny_run(decoder=changes)
+    stopped = tmp_path / "stopped"
+
+    class Stop(Exception):
+        pass
+
+    def stop(model: Any, run: Any, dataset: Any, stage: int) -> dict[str, float]:
+        if stage == 0 and not (stopped / "once").exists():
+            (stopped / "once").touch()
+            raise Stop
+        return {}
+
+    with pytest.raises(Stop):
+        train(run, stopped, validate=stop)
+    again = train(run, stopped, validate=stop)
+    for x, y in zip(jax.tree.leaves(again.model), jax.tree.leaves(whole.model), strict=True):
+        assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
+
+
+def test_what_auto_means_on_a_cpu() -> None:
+    assert choose_attention("auto") == "dense"
+    assert choose_attention("xla") == "xla"
+    assert choose_cross_entropy("auto", rows=640, vocabulary=2_000) == "full"
+    assert choose_cross_entropy("auto", rows=8_192, vocabulary=50_257) == "auto"
+    assert choose_cross_entropy("tpu", rows=1, vocabulary=2) == "tpu"
+
+
+def test_a_kernel_that_does_not_apply_is_refused() -> None:
+    with pytest.raises(ValueError, match="implementation = 'tpu' does not apply"):
+        loss_and_gradients(dataclasses.replace(LLAMA, attention="tpu"))
+    with pytest.raises(CoconutError, match=r"DecoderConfig.attention = 'xla': the kernels drop no attention weights"):
+        dataclasses.replace(LLAMA, attention="xla", dropout=0.1)
+
+
+def test_ranges_of_valid_columns() -> None:
+    valid = jnp.asarray([[0, 1, 1, 0], [1, 1, 1, 1], [0, 0, 0, 0], [0, 0, 0, 1]], bool)
+    start, end = valid_range(valid)
+    np.testing.assert_array_equal(start, [1, 0, 0, 3])
+    np.testing.assert_array_equal(end, [3, 4, 0, 4])
