@@ -116,10 +116,11 @@ def compile_case(case: Case, devices: np.ndarray) -> dict[str, Any]:
         start = time.perf_counter()
         compiled = jax.jit(case.program).trace(*arguments).lower().compile()
         seconds = time.perf_counter() - start
+    memory = compiled.memory_analysis()
     return {
         "compile_seconds": seconds,
-        "vmem_bytes": kernel_memory(compiled.as_text()),
-        "temporary_bytes": int(compiled.memory_analysis().temp_size_in_bytes),
+        "vmem_bytes": kernel_memory(compiled.as_text() or ""),
+        "temporary_bytes": None if memory is None else int(memory.temp_size_in_bytes),
     }
 
 

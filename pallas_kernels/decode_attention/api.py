@@ -7,6 +7,7 @@ from typing import Literal, overload
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array
 
@@ -161,7 +162,7 @@ def _validate(
     if soft_cap is not None and not (math.isfinite(soft_cap) and soft_cap > 0):
         raise ValueError(f"soft_cap={soft_cap}: it is above 0 and finite, or None")
     for name in ("start", "length"):
-        if not isinstance(named[name], jax.core.Tracer):
+        if not isinstance(named[name], Tracer):
             numbers = np.asarray(named[name])
             if numbers.min() < 0 or numbers.max() > k.shape[2]:
                 raise ValueError(f"{name} is {numbers.min()} to {numbers.max()}, outside of the cache of k {k.shape}")

@@ -80,9 +80,8 @@ def gradients(
         of_weights = _product("nv,nd->vd", of_products, hidden).astype(vocabulary.dtype)
         return (of_hidden, jax.lax.dynamic_update_slice(of_vocabulary, of_weights, (start, 0))), None
 
-    start = (jnp.zeros(hidden.shape, jnp.float32), jnp.zeros_like(vocabulary))
-    start = tuple(vary_over(x, axes) for x in start)
-    (of_hidden, of_vocabulary), _ = jax.lax.scan(step, start, jnp.arange(0, columns, block))
+    zeros = vary_over(jnp.zeros(hidden.shape, jnp.float32), axes), vary_over(jnp.zeros_like(vocabulary), axes)
+    (of_hidden, of_vocabulary), _ = jax.lax.scan(step, zeros, jnp.arange(0, columns, block))
     return of_hidden.astype(hidden.dtype), of_vocabulary
 
 
