@@ -3,7 +3,8 @@
     python -m experiments.benchmarks.tpu_compile [--generation v5e] [--op linear_cross_entropy]
 
 Needs `libtpu` (the extra ``tpu``). The compiler is the one that a TPU's host would run: it lays out registers and VMEM,
-and rejects what does not fit. Speed it does not tell. A new op adds its cases to `CASES`.
+and rejects what does not fit. Speed it does not tell. VMEM is what it reports of each kernel; on v6e that includes
+operands which XLA places there whole, a vocabulary of 74 MiB for one. A new op adds its cases to `CASES`.
 """
 
 import dataclasses
