@@ -23,7 +23,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
-from experiments.benchmarks import timing
+from experiments.benchmarks import flash_attention_cases, timing
 from pallas_kernels.decode_attention import decode_attention
 from pallas_kernels.linear_cross_entropy import linear_cross_entropy
 
@@ -97,6 +97,10 @@ CASES: dict[str, dict[str, Case]] = {
         "GPT-2 small, float32": decode_case(32, 12, 12, 1, 1_024, 64, "float32"),
         "Llama 3.1 8B, bfloat16": decode_case(8, 32, 8, 1, 8_192, 128, "bfloat16"),
         "odd sizes, float32": decode_case(3, 6, 2, 5, 777, 100, "float32"),
+    },
+    "flash_attention": {
+        name: Case(function, shapes, differentiated=3)
+        for name, (function, shapes) in flash_attention_cases.cases("tpu").items()
     },
 }
 
