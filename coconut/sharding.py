@@ -275,7 +275,7 @@ def own_rows(mesh: Any, batch_size: int, microbatches: int = 1) -> slice:
             f"are no multiple of the mesh's data x fsdp = {shards}"
         )
     held = row_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
-    bounds = sorted({rows.indices(batch_size)[:2] for (rows,) in held if rows is not None})
+    bounds = sorted({rows.indices(batch_size)[:2] for (rows,) in filter(None, held)})
     if any(end != start for (_, end), (start, _) in itertools.pairwise(bounds)):
         raise CoconutError(
             f"the mesh {dict(mesh.shape)} gives this process rows {bounds}, which do not follow each other"

@@ -178,7 +178,7 @@ def _train(options: argparse.Namespace, console: Console) -> int:
         raise CoconutError("--workdir is missing (or --dry_run, which needs none)")
     join(options)
     mesh = make_mesh(mesh_config)
-    if options.dry_run:
+    if options.workdir is None or options.dry_run:
         print_dry_run(*dry_run(config, mesh), console)
         return EXIT_DONE
     result = run_training(

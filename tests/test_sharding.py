@@ -4,7 +4,6 @@ What needs eight devices runs in a process of its own: ``python -m tests.test_sh
 """
 
 import dataclasses
-import os
 import re
 import subprocess
 import sys
@@ -37,7 +36,7 @@ from coconut.sharding import (
 from coconut.training.optimizer import OptimizerConfig, make_optimizer
 from coconut.training.state import make_model, make_state, parameters_of
 from coconut.types import CoconutError
-from tests.tiny_models import GPT2_STYLE, LLAMA_STYLE, quick_jit, random_decoder
+from tests.tiny_models import GPT2_STYLE, LLAMA_STYLE, process_environment, quick_jit, random_decoder
 
 EVERY_AXIS = AbstractMesh((2, 2, 2, 2), MESH_AXES)
 PINNED = Path(__file__).with_name("preset_shardings.txt")
@@ -136,11 +135,10 @@ def test_a_batch_that_does_not_divide_is_refused() -> None:
 
 
 def test_on_eight_devices() -> None:
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     child = subprocess.run(
         [sys.executable, "-m", "tests.test_sharding"],
         cwd=Path(__file__).parents[1],
-        env=os.environ | flags,
+        env=process_environment(devices=8),
         capture_output=True,
         text=True,
     )

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -65,6 +66,13 @@ def _quick_options() -> dict[str, Any]:
     except jax.errors.JaxRuntimeError:
         return {}
     return options
+
+
+def process_environment(devices: int) -> dict[str, str]:
+    """The environment of a process with so many CPU devices, whose programs are compiled quickly."""
+    options = {"xla_force_host_platform_device_count": devices, **_quick_options()}
+    flags = " ".join(f"--{name}={str(value).lower()}" for name, value in options.items())
+    return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
 
 
 def quick_jit(function: Callable[..., Any], **options: Any) -> Any:

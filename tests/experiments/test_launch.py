@@ -5,6 +5,7 @@ import math
 import re
 import shlex
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 LAUNCH = ROOT / "experiments" / "launch"
 
 
-def parses(arguments: list[str]) -> Any:
+def parses(arguments: Sequence[str]) -> Any:
     options = _parser().parse_args(arguments)
     for file in getattr(options, "gin_file", []):
         assert (ROOT / file).exists()

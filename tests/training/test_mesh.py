@@ -5,7 +5,6 @@ What needs eight devices runs in processes of its own: ``python -m tests.trainin
 
 import dataclasses
 import itertools
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -28,7 +27,7 @@ from coconut.training.state import Template, make_model, make_state, parameters_
 from coconut.training.step import make_train_step
 from coconut.types import Batch
 from experiments.plan.collectives import collectives
-from tests.tiny_models import LLAMA_STYLE, quick_compilation
+from tests.tiny_models import LLAMA_STYLE, process_environment, quick_compilation
 
 METHOD = METHODS["coconut"]
 OPTIMIZER = make_optimizer(OptimizerConfig(learning_rate=1e-3, clip_norm=1.0))
@@ -37,11 +36,10 @@ BATCH_SIZE = 16
 
 @pytest.mark.parametrize("name", ["equality", "sequence", "collectives"])
 def test_on_eight_devices(name: str) -> None:
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     child = subprocess.run(
         [sys.executable, "-m", "tests.training.test_mesh", name],
         cwd=Path(__file__).parents[2],
-        env=os.environ | flags,
+        env=process_environment(devices=8),
         capture_output=True,
         text=True,
     )
@@ -87,7 +85,7 @@ def train_ten_steps(config: DecoderConfig, batches: list[Batch], mesh: Mesh) -> 
     with jax.set_mesh(mesh):
         key = jax.jit(jax.random.key, out_shardings=replicated(mesh))(0)
         for batch in batches:
-            state, metrics = step(state, put_rows(batch, mesh, BATCH_SIZE), np.float32(1e-3), key)
+            state, metrics = step(state, put_rows(batch, mesh, BATCH_SIZE), 1e-3, key)
             losses.append(float(metrics["loss"].mean()))
     jax.tree.map(lambda x, place: x.sharding.is_equivalent_to(place, x.ndim) or pytest.fail(str(place)), state, places)
     return losses, state

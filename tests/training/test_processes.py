@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from coconut.sharding import MeshConfig, make_mesh
-from tests.tiny_models import quick_compilation
+from tests.tiny_models import process_environment, quick_compilation
 from tests.tiny_runs import tiny_run
 
 RUN = tiny_run(microbatches=2, evaluation_batch_size=4)
@@ -25,7 +25,6 @@ def start(workdir: Path, processes: int, *others: str) -> list[subprocess.Popen]
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    devices = f"--xla_force_host_platform_device_count={4 // processes}"
     return [
         subprocess.Popen(
             [
@@ -39,7 +38,7 @@ def start(workdir: Path, processes: int, *others: str) -> list[subprocess.Popen]
                 *others,
             ],
             cwd=Path(__file__).parents[2],
-            env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": devices},
+            env=process_environment(devices=4 // processes),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
