@@ -45,6 +45,7 @@ from coconut.tasks.sampling import draw_unique
 from coconut.types import CoconutError, Example
 
 ANSWERS = ("True", "False")
+PROOFS = ("forward", "backward")
 # fmt: off
 NAMES = ("Alex", "Fae", "Max", "Polly", "Rex", "Sally", "Sam", "Stella", "Wren")
 CONCEPTS = (
@@ -75,7 +76,13 @@ _OFFICIAL_START = re.compile(r'\s*\{\s*"example\d+"\s*:')
 
 
 def generate(
-    count: int, *, seed: int, hops: int = 5, start: int = 0, exclude: AbstractSet[str] = frozenset()
+    count: int,
+    *,
+    seed: int,
+    hops: int = 5,
+    proof: str = "forward",
+    start: int = 0,
+    exclude: AbstractSet[str] = frozenset(),
 ) -> list[Example]:
     """Draws distinct questions.
 
@@ -83,15 +90,20 @@ def generate(
       count: how many.
       seed: any integer; record ``i`` depends on the seed, the hops and ``i`` only (see `draw_unique`).
       hops: rules to apply, the last of which gives the property; a question has ``hops + 1`` steps.
+      proof: the steps go ``forward`` from the individual, as the official ones do, or ``backward`` from the property:
+        the rules from the last to the first, the fact, the conclusion. A forward proof begins with a choice that takes
+        all of it in the head; a model trained from scratch learns it sooner behind a warm-up on backward ones.
       start: index of the first record.
       exclude: `content_hash` of questions not to emit.
 
     Raises:
-      CoconutError: for a negative count, or hops that are no number of at least 1.
+      CoconutError: for a negative count, hops that are no number of at least 1, or another kind of proof.
     """
     if isinstance(hops, bool) or not isinstance(hops, int) or hops < 1:
         raise CoconutError(f"hops = {hops!r}: must be a whole number of at least 1")
-    draw = functools.partial(_draw, hops=hops)
+    if proof not in PROOFS:
+        raise CoconutError(f"proof = {proof!r}: must be one of {', '.join(PROOFS)}")
+    draw = functools.partial(_draw, hops=hops, backward=proof == "backward")
     return draw_unique(draw, count, stream=f"prontoqa/{hops}", seed=seed, start=start, exclude=exclude)
 
 
@@ -129,7 +141,7 @@ def _steps(chain: Sequence[str]) -> tuple[str, ...]:
     return tuple([" ".join(chain[index : index + 2]) for index in range(0, len(chain), 2)])
 
 
-def _draw(rng: random.Random, hops: int) -> Example:
+def _draw(rng: random.Random, hops: int, backward: bool) -> Example:
     num_concepts, num_properties = 2 * hops + 4, 2 * hops + 1
     concepts = [concept for [concept] in rng.sample(_pool(tuple(zip(CONCEPTS)), num_concepts), num_concepts)]
     chain, sides = concepts[:hops], concepts[hops : 2 * hops]
@@ -149,9 +161,13 @@ def _draw(rng: random.Random, hops: int) -> Example:
 
     name = rng.choice(NAMES)
     facts = [Statement(subject=name, predicate=concept, is_rule=False, is_a=True) for concept in (chain[0], stray)]
-    proof = [write_statement(facts[0])]
-    for rule in (*rules[: hops - 1], asked):
-        proof += [said[rule], write_statement(rule.of(name))]
+    chain_rules = (*rules[: hops - 1], asked)
+    if backward:
+        proof = [*(said[rule] for rule in reversed(chain_rules)), *map(write_statement, (facts[0], asked.of(name)))]
+    else:
+        proof = [write_statement(facts[0])]
+        for rule in chain_rules:
+            proof += [said[rule], write_statement(rule.of(name))]
     answer = rng.choice(ANSWERS)
     query = dataclasses.replace(asked.of(name), negated=asked.negated == (answer == ANSWERS[0]))
     rng.shuffle(rules)

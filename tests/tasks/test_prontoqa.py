@@ -191,6 +191,20 @@ def test_records_depend_on_seed_and_index_only():
     assert again[1:] == whole[1:] and content_hash(again[0]) != excluded
 
 
+@pytest.mark.parametrize("hops", [1, 3])
+def test_a_backward_proof_is_the_same_question_told_from_its_end(hops):
+    for forward, backward in zip(
+        *(prontoqa.generate(20, seed=0, hops=hops, proof=proof) for proof in ("forward", "backward")), strict=True
+    ):
+        assert (backward.question, backward.answer) == (forward.question, forward.answer)
+        fact, *rules_and_conclusions = re.findall(r"[^.]+\.", " ".join(forward.steps))
+        rules, conclusions = rules_and_conclusions[::2], rules_and_conclusions[1::2]
+        told = re.findall(r"[^.]+\.", " ".join(backward.steps))
+        assert [text.strip() for text in told] == [text.strip() for text in [*rules[::-1], fact, conclusions[-1]]]
+    with pytest.raises(CoconutError, match="proof = 'sideways': must be one of forward, backward"):
+        prontoqa.generate(1, seed=0, proof="sideways")
+
+
 @pytest.mark.parametrize("hops", [0, -1, True])
 def test_impossible_hops_are_named(hops):
     with pytest.raises(CoconutError, match=f"hops = {hops}: must be a whole number of at least 1"):
