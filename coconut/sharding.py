@@ -261,12 +261,11 @@ def replicated(mesh: Any) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def own_rows(mesh: Any, batch_size: int, microbatches: int = 1) -> slice:
-    """The rows of a batch that this process's devices hold.
+def check_rows(mesh: Any, batch_size: int, microbatches: int = 1) -> None:
+    """Refuses a mesh that cannot split the rows of each microbatch evenly.
 
     Raises:
-      CoconutError: the rows of a microbatch are no multiple of the mesh's row shards, or a process would hold rows that
-        do not follow each other.
+      CoconutError: the rows of a microbatch are no multiple of the mesh's row shards.
     """
     shards = mesh.shape.get("data", 1) * mesh.shape.get("fsdp", 1)
     if batch_size % (shards * microbatches):
@@ -274,6 +273,16 @@ def own_rows(mesh: Any, batch_size: int, microbatches: int = 1) -> slice:
             f"PipelineConfig.batch_size = {batch_size} in RunConfig.microbatches = {microbatches}: the rows of each "
             f"are no multiple of the mesh's data x fsdp = {shards}"
         )
+
+
+def own_rows(mesh: Any, batch_size: int, microbatches: int = 1) -> slice:
+    """The rows of a batch that this process's devices hold.
+
+    Raises:
+      CoconutError: the rows of a microbatch are no multiple of the mesh's row shards, or a process would hold rows that
+        do not follow each other.
+    """
+    check_rows(mesh, batch_size, microbatches)
     held = row_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
     bounds = sorted({rows.indices(batch_size)[:2] for (rows,) in filter(None, held)})
     if any(end != start for (_, end), (start, _) in itertools.pairwise(bounds)):

@@ -18,6 +18,7 @@ from rich.markdown import Markdown
 from coconut.storage import StoragePath, parse_path, write_atomically
 from coconut.types import CoconutError, DivergedError
 from experiments.distributed import add_flags, join
+from experiments.plan.command import add_plan_flags, plan_command
 
 EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_DIVERGED, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -97,6 +98,12 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--drop_too_long", action="store_true", help="drop examples that do not fit the positions")
     train.add_argument("--tensorboard", action="store_true", help="also write TensorBoard events")
     add_flags(train)
+
+    plan = command("plan", _plan, "what a run needs of a slice of chips and how fast it could be there, without it")
+    plan.add_argument("--gin_file", action="append", required=True, metavar="FILE", help="as for train")
+    plan.add_argument("--gin_binding", action="append", default=[], metavar="NAME=VALUE", help="--gin.NAME=VALUE")
+    plan.add_argument("--output", type=_workdir, help="write the result as JSON")
+    add_plan_flags(plan)
 
     evaluate = command("evaluate", _evaluate, "accuracy of a trained workdir, its price, and without its thoughts")
     evaluate.add_argument("--workdir", type=_workdir, required=True)
@@ -188,6 +195,11 @@ def _train(options: argparse.Namespace, console: Console) -> int:
         return _interrupted(f"the same command in the same --workdir {options.workdir}")
     if jax.process_index() == 0:
         console.print(f"trained {result.progress.step:,} steps in {result.progress.seconds:,.0f} s: {options.workdir}")
+    return EXIT_DONE
+
+
+def _plan(options: argparse.Namespace, console: Console) -> int:
+    _print_markdown(plan_command(options), console)
     return EXIT_DONE
 
 

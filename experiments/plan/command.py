@@ -1,0 +1,60 @@
+"""``coconut plan``."""
+
+import argparse
+import json
+from typing import Any
+
+from rich.console import Console
+
+from coconut.sharding import MeshConfig
+from coconut.storage import write_atomically
+from coconut.types import CoconutError
+from experiments.configuration import resolve_run
+from experiments.plan.comparison import measure
+from experiments.plan.hardware import HERE, make_slice
+from experiments.plan.planning import Columns, Plan, make_plan, search
+from experiments.plan.report import describe, describe_comparison, describe_mesh, ranking
+from experiments.provenance import provenance
+
+
+def add_plan_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds what ``coconut plan`` is told, beside the gin files and the output."""
+    parser.add_argument("--topology", required=True, help=f"such as v5p:4x4x4; {HERE!r} for the devices at hand")
+    parser.add_argument("--mesh", default="", metavar="AXIS=SIZE,...", help="such as fsdp=64; every chip its own rows")
+    parser.add_argument("--columns", type=int, default=512, help="of a row: prompt, thoughts and suffix")
+    parser.add_argument("--suffix", type=int, default=64, help="columns behind the thoughts, which are scored")
+    parser.add_argument("--thoughts", type=int, metavar="K", help="those of the curriculum's last stage if not given")
+    parser.add_argument("--search", action="store_true", help="try all meshes and rank them; compiles each")
+
+
+def plan_command(options: argparse.Namespace) -> str:
+    """Plans what the options say, writes ``--output`` and returns the text to print.
+
+    Raises:
+      CoconutError: bad input (`make_slice`, `make_plan`), or ``--search`` together with ``--mesh``.
+    """
+    if options.search and options.mesh:
+        raise CoconutError(f"--search tries all meshes: it takes no --mesh {options.mesh}")
+    config = resolve_run(options.gin_file, options.gin_binding)
+    columns = Columns(total=options.columns, thoughts=options.thoughts, suffix=options.suffix)
+    mesh = MeshConfig.parse(options.mesh)
+    where = make_slice(options.topology)
+    console = Console(stderr=True)
+
+    def report(mesh: MeshConfig, found: Plan | CoconutError) -> None:
+        sizes = {axis: size for axis, size in vars(mesh).items() if size}
+        outcome = found if isinstance(found, CoconutError) else "fits" if found.fits else "does not fit"
+        console.print(f"{describe_mesh(sizes)}: {outcome}", highlight=False)
+
+    plans = search(config, where, columns, report) if options.search else [make_plan(config, where, mesh, columns)]
+    content: dict[str, Any] = {"plans": [plan.to_json() for plan in plans], "provenance": provenance()}
+    text = [describe(plans[0])]
+    if options.search:
+        text.insert(0, ranking(plans) + "\n")
+    if options.topology == HERE and plans[0].roofline is not None:
+        best = MeshConfig(**plans[0].mesh)
+        content["measured"] = measure(config, where, best, columns, plans[0])
+        text.append(describe_comparison(content["measured"]))
+    if options.output is not None:
+        write_atomically(options.output, json.dumps(content, indent=1) + "\n")
+    return "\n".join(text)

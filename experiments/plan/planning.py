@@ -1,0 +1,322 @@
+"""A run on a slice, before it is paid for: its real train step, compiled for the slice's chips, and what follows."""
+
+import dataclasses
+import itertools
+import re
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from coconut.batching import Shape, schedule_of
+from coconut.methods import get_method
+from coconut.models.config import DecoderConfig
+from coconut.sharding import MeshConfig, check_rows, make_mesh, replicated, row_sharding
+from coconut.training.config import RunConfig
+from coconut.training.optimizer import make_optimizer
+from coconut.training.setup import abstract_state
+from coconut.training.state import TrainState
+from coconut.training.step import make_train_step
+from coconut.types import Batch, CoconutError, Latent, Schedule
+from experiments.plan.collectives import collectives
+from experiments.plan.hardware import Slice
+from experiments.plan.program import matmul_flops, memory_traffic, parse
+from experiments.plan.roofline import Roofline, roofline
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Columns:
+    """Columns of a batch to plan for; a plan reads no data.
+
+    Attributes:
+      total: all of them: prompt, thoughts and suffix.
+      thoughts: thoughts of a row; None for those of the curriculum's last stage.
+      suffix: columns behind the thoughts, which are scored.
+    """
+
+    total: int
+    thoughts: int | None
+    suffix: int
+
+    def schedule(self, config: RunConfig) -> Schedule:
+        """The spans of a batch.
+
+        Raises:
+          CoconutError: they leave no prompt, or are more than the model's positions.
+        """
+        rule = get_method(config.method).rule
+        thoughts = self.thoughts
+        if thoughts is None:
+            thoughts = rule.plan(config.curriculum, config.curriculum.final_stage, 0).thoughts
+        prompt = self.total - thoughts - self.suffix
+        if prompt < 1 or self.suffix < 2:
+            raise CoconutError(
+                f"{self.total} columns with {thoughts} thoughts and a suffix of {self.suffix}: at least 1 for the prompt "
+                "and 2 for the suffix"
+            )
+        if self.total > config.decoder.max_positions:
+            raise CoconutError(f"{self.total} columns: DecoderConfig.max_positions = {config.decoder.max_positions}")
+        return schedule_of(Shape(prompt, thoughts, self.suffix), rule)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a train step needs and how fast it could be.
+
+    Attributes:
+      topology: name of the slice.
+      mesh: sizes of the mesh's axes.
+      batch_size: rows of a step.
+      microbatches: parts they are split into.
+      columns: of a row, thoughts included.
+      thoughts: of a row.
+      parameters: of the model.
+      fits: whether the step fits a chip's memory.
+      capacity: bytes of it.
+      memory: bytes of a chip by kind; of a step that the compiler refused, those of its message.
+      flops: of matrix products, on each chip, recomputed ones included.
+      model_flops: of the whole step, as the model needs them, without what is recomputed.
+      traffic: bytes each chip reads and writes.
+      collectives: by kind: how many run, and the bytes of their results on a chip.
+      roofline: seconds on each resource; None for a step that does not fit.
+      utilisation: share of the chips' peak that the model's own operations use in the expected time.
+      tokens_per_day: columns trained on in a day of such steps.
+      compile_seconds: what compiling took.
+      suggestions: what to change where it does not fit.
+    """
+
+    topology: str
+    mesh: Mapping[str, int]
+    batch_size: int
+    microbatches: int
+    columns: int
+    thoughts: int
+    parameters: int
+    fits: bool
+    capacity: float
+    memory: Mapping[str, int]
+    flops: float = 0.0
+    model_flops: float = 0.0
+    traffic: float = 0.0
+    collectives: Mapping[str, Mapping[str, int]] = dataclasses.field(default_factory=dict)
+    roofline: Roofline | None = None
+    utilisation: float = 0.0
+    tokens_per_day: float = 0.0
+    compile_seconds: float = 0.0
+    suggestions: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        content = dataclasses.asdict(self)
+        if self.roofline is not None:
+            content["roofline"] |= {name: getattr(self.roofline, name) for name in ("fastest", "expected", "bound")}
+        return content
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A train step that is not compiled yet, and what it would be given."""
+
+    function: Any
+    state: TrainState
+    batch: Batch
+    mesh: Mesh
+
+    def compile(self) -> jax.stages.Compiled:
+        """The real compiler's program."""
+        place = replicated(self.mesh)
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=place)
+        with jax.set_mesh(self.mesh):
+            rate = jax.ShapeDtypeStruct((), jnp.float32, sharding=place)
+            return self.function.lower(self.state, self.batch, rate, key).compile()
+
+
+def make_step(config: RunConfig, where: Slice, mesh_config: MeshConfig, schedule: Schedule) -> Step:
+    """The train step of a run with abstract arguments in their places on a slice.
+
+    Raises:
+      CoconutError: the vocabulary is not set, the mesh does not match the devices or splits no array evenly, or the
+        batch does not divide.
+    """
+    if config.decoder.vocab_size is None:
+        raise CoconutError("DecoderConfig.vocab_size is not set: a plan reads no data, so it has to be given")
+    mesh = make_mesh(mesh_config, where.devices)
+    check_rows(mesh, config.pipeline.batch_size, config.microbatches)
+    optimizer = make_optimizer(config.optimizer)
+    template, state = abstract_state(config, optimizer, mesh)
+    function = make_train_step(template, get_method(config.method), optimizer, microbatches=config.microbatches)
+    rows, columns = config.pipeline.batch_size, sum(span.length for span in schedule)
+
+    def array(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=row_sharding(mesh))
+
+    batch = Batch(
+        schedule=schedule,
+        **{name: array(jnp.int32, rows, columns) for name in ("tokens", "positions", "labels", "pieces")},
+        **{name: array(jnp.bool_, rows, columns) for name in ("valid", "answers")},
+        examples=array(jnp.int32, rows),
+    )
+    return Step(function, state, batch, mesh)
+
+
+def make_plan(config: RunConfig, where: Slice, mesh_config: MeshConfig, columns: Columns) -> Plan:
+    """Compiles a run's train step for a slice and reads from the program what it needs.
+
+    Raises:
+      CoconutError: see `make_step` and `Columns.schedule`.
+    """
+    schedule = columns.schedule(config)
+    step = make_step(config, where, mesh_config, schedule)
+    about = {
+        "topology": where.name,
+        "mesh": dict(step.mesh.shape),
+        "batch_size": config.pipeline.batch_size,
+        "microbatches": config.microbatches,
+        "columns": columns.total,
+        "thoughts": sum(span.length for span in schedule if isinstance(span, Latent)),
+        "parameters": sum(leaf.size for leaf in step.state.parameters.values()),
+        "capacity": where.chip.memory,
+    }
+    started = time.perf_counter()
+    try:
+        compiled = step.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        memory = _refused(str(error))
+        return Plan(**about, fits=False, memory=memory, suggestions=suggestions(config, step.mesh))
+    seconds = time.perf_counter() - started
+    memory = memory_by_kind(compiled, step.state)
+    text = compiled.as_text()
+    assert text is not None
+    program, found = parse(text), collectives(text)
+    flops, traffic = matmul_flops(program), memory_traffic(program)
+    times = roofline(flops=flops, traffic=traffic, collectives=found, chip=where.chip)
+    useful = model_flops(config.decoder, schedule, config.pipeline.batch_size)
+    by_kind: dict[str, dict[str, int]] = defaultdict(lambda: {"count": 0, "bytes": 0})
+    for collective in found:
+        by_kind[collective.kind]["count"] += collective.times
+        by_kind[collective.kind]["bytes"] += collective.times * collective.bytes
+    fits = sum(memory.values()) <= where.chip.memory
+    return Plan(
+        **about,
+        fits=fits,
+        memory=memory,
+        flops=flops,
+        model_flops=useful,
+        traffic=traffic,
+        collectives=dict(by_kind),
+        roofline=times,
+        utilisation=useful / (times.expected * len(where.devices) * where.chip.flops),
+        tokens_per_day=86_400 / times.expected * config.pipeline.batch_size * columns.total,
+        compile_seconds=seconds,
+        suggestions=() if fits else suggestions(config, step.mesh),
+    )
+
+
+def memory_by_kind(compiled: jax.stages.Compiled, state: TrainState) -> dict[str, int]:
+    """Bytes of one device: what goes in by kind, what comes out and is not what went in, scratch and the program."""
+    size = lambda tree: sum(_bytes(leaf) for leaf in jax.tree.leaves(tree))  # noqa: E731
+    analysis = compiled.memory_analysis()
+    parameters, optimizer = size(state.parameters), size(state.opt_state)
+    return {
+        "parameters": parameters,
+        "optimizer": optimizer,
+        "batch": max(analysis.argument_size_in_bytes - parameters - optimizer, 0),
+        "results": max(analysis.output_size_in_bytes - analysis.alias_size_in_bytes, 0),
+        "temporaries": analysis.temp_size_in_bytes,
+        "program": analysis.generated_code_size_in_bytes,
+    }
+
+
+def model_flops(decoder: DecoderConfig, schedule: Schedule, rows: int) -> int:
+    """Floating point operations of a train step as the model needs them: two for each product and its sum.
+
+    Three times those of the forward pass (Kaplan et al. 2020, section 2.1): the matrices at every column, attention over
+    the columns before, logits at the scored columns.
+    """
+    width, heads = decoder.embed_dim, decoder.num_heads * decoder.width_of_head
+    attention = 2 * width * heads + 2 * width * decoder.kv_heads * decoder.width_of_head
+    mlp = (3 if decoder.mlp == "swiglu" else 2) * width * decoder.width_of_mlp
+    columns = sum(span.length for span in schedule)
+    scored = sum(getattr(span, "scored", 0) for span in schedule)
+    pairs = columns * (columns + 1) // 2
+    forward = decoder.num_layers * (2 * columns * (attention + mlp) + 4 * heads * pairs)
+    return 3 * rows * (forward + 2 * scored * width * decoder.vocabulary)
+
+
+def suggestions(config: RunConfig, mesh: Mesh) -> tuple[str, ...]:
+    """What would need less memory, what costs least first."""
+    rows = config.pipeline.batch_size // (mesh.shape["data"] * mesh.shape["fsdp"] * config.microbatches)
+    found = []
+    if mesh.shape["data"] > 1:
+        found.append(f"--mesh fsdp={mesh.shape['fsdp'] * mesh.shape['data']}: parameters and optimizer in more shards")
+    if not config.decoder.scan_layers:
+        found.append("DecoderConfig.scan_layers = True: buffers of one layer serve them all")
+    if config.decoder.remat != "full":
+        found.append("DecoderConfig.remat = 'full': activations are recomputed, for a third more arithmetic")
+    if rows > 1:
+        found.append(f"RunConfig.microbatches = {2 * config.microbatches}: half the rows at a time")
+    if config.decoder.dtype != "bfloat16":
+        found.append("DecoderConfig.dtype = 'bfloat16': activations of half the size")
+    if not found:
+        found.append("a larger slice, or a mesh with more of tensor or sequence")
+    return tuple(found)
+
+
+def search(
+    config: RunConfig, where: Slice, columns: Columns, report: Callable[[MeshConfig, Plan | CoconutError], None]
+) -> list[Plan]:
+    """Plans of every mesh the slice and the run allow, those that fit first, the fastest before the others.
+
+    Args:
+      config: the run.
+      where: the slice.
+      columns: of the batch.
+      report: told how each mesh went.
+
+    Raises:
+      CoconutError: no mesh is allowed; the message is that of the last one tried.
+    """
+    plans: list[Plan] = []
+    refused: CoconutError | None = None
+    for mesh in meshes(len(where.devices)):
+        try:
+            plans.append(make_plan(config, where, mesh, columns))
+        except CoconutError as error:
+            refused = error
+            report(mesh, error)
+        else:
+            report(mesh, plans[-1])
+    if not plans and refused is not None:
+        raise refused
+    return sorted(plans, key=lambda plan: (not plan.fits, plan.roofline.expected if plan.roofline else 0.0))
+
+
+def meshes(devices: int) -> Iterator[MeshConfig]:
+    """Meshes of all devices whose axes are powers of two, but for ``fsdp``, which takes what is left; no ``sequence``."""
+    powers = [2**power for power in range(4)]
+    for tensor, data in itertools.product(powers, powers):
+        if devices % (tensor * data) == 0:
+            yield MeshConfig(data=data, fsdp=devices // (tensor * data), tensor=tensor)
+
+
+def _bytes(leaf: Any) -> int:
+    shape = leaf.sharding.shard_shape(leaf.shape)
+    count = 1
+    for size in shape:
+        count *= size
+    return count * leaf.dtype.itemsize
+
+
+def _refused(message: str) -> dict[str, int]:
+    """What the compiler said it would have used."""
+    units = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+    if used := re.search(r"[Uu]sed ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?)", message):
+        return {"needed, as the compiler says": int(float(used[1]) * units[used[2]])}
+    return {}

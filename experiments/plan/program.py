@@ -1,0 +1,282 @@
+"""A compiled program, read from its text: what runs, how often, and the arithmetic and memory traffic of it.
+
+XLA's own cost analysis counts the body of a loop once, which with scanned layers leaves out most of a step.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4}
+BYTES |= {"s4": 1, "u4": 1, "s64": 8, "u64": 8, "f64": 8, "c64": 8, "c128": 16, "token": 0}
+
+# They move nothing by themselves.
+_FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all"}
+_FREE |= {"partition-id", "replica-id", "iota", "optimization-barrier"}
+
+# What is asked of a program: without knowing how often it runs there is no answer.
+_COUNTED = {"dot", "convolution", "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute"}
+
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+_ASSIGNED = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
+_ARRAY = re.compile(r"\b([a-z]+\d*(?:e\d\w*)?)\[([\d,]*)\](?:\{([^{}]*)\})?")
+_CALLED = re.compile(r"(?:body|condition|to_apply|true_computation|false_computation|calls)=%?([\w.\-]+)")
+_BRANCHES = re.compile(r"branch_computations=\{(.*?)\}")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+
+
+@dataclasses.dataclass(frozen=True)
+class Array:
+    """An array in the text.
+
+    Attributes:
+      dtype: XLA's name of its type.
+      shape: its sizes.
+      fast: whether it is in a chip's fast memory (memory space 1), not in HBM.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    fast: bool
+
+    @property
+    def bytes(self) -> int:
+        """Its size; layouts that pad are not counted."""
+        return math.prod(self.shape) * BYTES.get(self.dtype, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One instruction.
+
+    Attributes:
+      name: its name.
+      result: the arrays it makes.
+      opcode: what it does.
+      operands: names of what it reads.
+      line: its text.
+      root: whether it is the result of its computation.
+    """
+
+    name: str
+    result: tuple[Array, ...]
+    opcode: str
+    operands: tuple[str, ...]
+    line: str
+    root: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """The computations of a program.
+
+    Attributes:
+      computations: by name, each by its instructions' names.
+      entry: name of the one that runs.
+    """
+
+    computations: Mapping[str, Mapping[str, Instruction]]
+    entry: str
+
+    def walk(self, *, fusions: bool) -> Iterator[tuple[Mapping[str, Instruction], Instruction, int]]:
+        """All instructions with the computation they stand in and how often they run in one execution.
+
+        Of a conditional every branch counts.
+
+        Args:
+          fusions: also those inside of fusions.
+
+        Raises:
+          ValueError: a loop does not say how often it runs, where something in it is asked for.
+        """
+        yield from self._walk(self.entry, 1, fusions)
+
+    def _walk(
+        self, name: str, times: int, fusions: bool
+    ) -> Iterator[tuple[Mapping[str, Instruction], Instruction, int]]:
+        computation = self.computations[name]
+        for instruction in computation.values():
+            yield computation, instruction, times
+            if instruction.opcode == "fusion" and not fusions:
+                continue
+            trips = self.trips(instruction) if instruction.opcode == "while" else 1
+            for below in self.called(instruction):
+                for inside, inner, count in self._walk(below, times * trips, fusions):
+                    if count == 0 and inner.opcode.removesuffix("-start") in _COUNTED:
+                        raise ValueError(f"a loop with a {inner.opcode} does not say how often it runs")
+                    yield inside, inner, count
+
+    def trips(self, loop: Instruction) -> int:
+        """How often a loop runs; 0 where it does not say.
+
+        CPU and GPU programs say it. Those for TPU leave it to the condition, which for a scan compares a counter from 0
+        with a constant.
+        """
+        if found := _TRIPS.search(loop.line):
+            return int(found[1])
+        condition = re.search(r"condition=%?([\w.\-]+)", loop.line)
+        assert condition is not None, loop.line
+        instructions = self.computations[condition[1]].values()
+        limits = [re.search(r" constant\((\d+)\)", f" {i.line}") for i in instructions if i.opcode == "constant"]
+        below = any("direction=LT" in i.line for i in instructions)
+        return int(limits[0][1]) if below and len(limits) == 1 and limits[0] else 0
+
+    def called(self, instruction: Instruction) -> list[str]:
+        """Names of the computations an instruction runs."""
+        names = _CALLED.findall(instruction.line)
+        for branches in _BRANCHES.findall(instruction.line):
+            names += [branch.strip().lstrip("%") for branch in branches.split(",")]
+        return [name for name in names if name in self.computations]
+
+
+def parse(text: str) -> Program:
+    """The program of ``compiled.as_text()``.
+
+    Raises:
+      ValueError: the text has no entry computation.
+    """
+    computations: dict[str, dict[str, Instruction]] = {}
+    entry, current = None, ""
+    for line in text.splitlines():
+        if match := _COMPUTATION.match(line):
+            current = match[2]
+            computations[current] = {}
+            entry = current if match[1] else entry
+        elif current and (match := _ASSIGNED.match(line)):
+            instruction = _instruction(match[2], match[3], bool(match[1]))
+            computations[current][instruction.name] = instruction
+    if entry is None:
+        raise ValueError("the text is that of no compiled program: it has no ENTRY")
+    return Program(computations, entry)
+
+
+def matmul_flops(program: Program) -> int:
+    """Floating point operations of all matrix products, on each device: two for a product and its sum."""
+    total = 0
+    for computation, instruction, times in program.walk(fusions=True):
+        if instruction.opcode == "dot":
+            lhs = computation[instruction.operands[0]].result[0].shape
+            contracted = [lhs[i] for i in _numbers(instruction.line, "lhs_contracting_dims")]
+            total += times * 2 * math.prod(instruction.result[0].shape) * math.prod(contracted)
+        elif instruction.opcode == "convolution":
+            total += times * 2 * _products(computation, instruction)
+    return total
+
+
+def memory_traffic(program: Program) -> int:
+    """Bytes that instructions read from and write to a device's main memory, each result once for each use.
+
+    What a fusion only slices out of an array, or writes into a slice of one, counts with the size of the slice.
+    """
+    total = 0
+    for computation, instruction, times in program.walk(fusions=False):
+        if instruction.opcode in _FREE or instruction.opcode.endswith(("-done", "-update")):
+            continue
+        inner = (
+            program.computations.get(next(iter(program.called(instruction)), ""))
+            if instruction.opcode == "fusion"
+            else None
+        )
+        moved = _written(instruction, inner)
+        for index, operand in enumerate(instruction.operands):
+            if operand in computation:
+                moved += _read(computation[operand], instruction, index, inner)
+        total += times * moved
+    return total
+
+
+def _written(instruction: Instruction, inner: Mapping[str, Instruction] | None) -> int:
+    if instruction.opcode == "dynamic-update-slice":
+        return 0  # Counted with what is read: an update of the same size.
+    root = next((i for i in inner.values() if i.root), None) if inner else None
+    if inner and root is not None and root.opcode == "dynamic-update-slice":
+        return sum(array.bytes for array in inner[root.operands[1]].result)
+    return sum(array.bytes for array in instruction.result if not array.fast)
+
+
+def _read(operand: Instruction, user: Instruction, index: int, inner: Mapping[str, Instruction] | None) -> int:
+    whole = sum(array.bytes for array in operand.result if not array.fast)
+    if user.opcode == "dynamic-slice":
+        return min(whole, sum(array.bytes for array in user.result))
+    if user.opcode == "dynamic-update-slice":
+        return 0 if index == 0 else 2 * whole
+    if not inner:
+        return whole
+    parameter = next((i for i in inner.values() if i.opcode == "parameter" and f"parameter({index})" in i.line), None)
+    if parameter is None:
+        return whole
+    users = [i for i in inner.values() if parameter.name in i.operands]
+    slices = [i for i in users if i.opcode in ("dynamic-slice", "slice", "gather") and i.operands[0] == parameter.name]
+    updates = [i for i in users if i.opcode == "dynamic-update-slice" and i.operands[0] == parameter.name]
+    if users and len(slices) + len(updates) == len(users):
+        return min(whole, sum(array.bytes for i in slices for array in i.result))
+    return whole
+
+
+def _instruction(name: str, text: str, root: bool) -> Instruction:
+    result, rest = _split_result(text)
+    opcode, _, rest = rest.partition("(")
+    inside = rest[: _closing(rest)]
+    operands = tuple(re.findall(r"%([\w.\-]+)", inside))
+    return Instruction(name, tuple(_arrays(result)), opcode.strip(), operands, text, root)
+
+
+def _split_result(text: str) -> tuple[str, str]:
+    if text.startswith("("):
+        end = _closing(text[1:]) + 2
+        return text[:end], text[end:].lstrip()
+    result, _, rest = text.partition(" ")
+    return result, rest
+
+
+def _closing(text: str) -> int:
+    """Index of the parenthesis that closes one opened before ``text``."""
+    depth = 1
+    for index, character in enumerate(text):
+        depth += (character == "(") - (character == ")")
+        if not depth:
+            return index
+    return len(text)
+
+
+def _arrays(text: str) -> Iterator[Array]:
+    for dtype, shape, layout in _ARRAY.findall(text):
+        yield Array(dtype, tuple(map(int, filter(None, shape.split(",")))), "S(1)" in layout)
+
+
+def _numbers(line: str, field: str) -> Sequence[int]:
+    found = re.search(rf"{field}=\{{([\d,]*)\}}", line)
+    return [int(number) for number in found[1].split(",") if number] if found else []
+
+
+def _products(computation: Mapping[str, Instruction], convolution: Instruction) -> int:
+    """Products a convolution sums, without those with padding and between dilated inputs.
+
+    The TPU compiler writes matrix products as convolutions, batches of them with windows that touch one input each.
+    """
+    line = convolution.line
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", line)
+    assert labels is not None, line
+    given, kernel = (computation[name].result[0].shape for name in convolution.operands[:2])
+    inputs, weights, outputs = (
+        dict(zip(names, shape, strict=True))
+        for names, shape in zip(labels.groups(), (given, kernel, convolution.result[0].shape), strict=True)
+    )
+    window = re.search(r"window=\{(.*?)\}", line)
+    fields = dict(part.split("=") for part in window[1].split()) if window else {}
+    total = outputs["b"] * outputs["f"] * weights["i"]
+    for axis in filter(str.isdigit, labels[3]):
+        index = int(axis)
+
+        def field(name: str, default: str, index: int = index) -> str:
+            return fields[name].split("x")[index] if name in fields else default
+
+        stride, dilation = int(field("stride", "1")), int(field("rhs_dilate", "1"))
+        spread, low = int(field("lhs_dilate", "1")), int(field("pad", "0_0").split("_")[0])
+        end = (inputs[axis] - 1) * spread
+        steps = np.arange(outputs[axis])[:, None] * stride + np.arange(weights[axis]) * dilation - low
+        total *= int(((steps >= 0) & (steps <= end) & (steps % spread == 0)).sum())
+    return total

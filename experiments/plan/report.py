@@ -1,0 +1,80 @@
+"""A plan as text."""
+
+from collections.abc import Mapping, Sequence
+
+from experiments.evaluate import markdown_table
+from experiments.plan.planning import Plan
+
+
+def describe(plan: Plan) -> str:
+    """One plan, in a few lines and tables."""
+    chips = 1
+    for size in plan.mesh.values():
+        chips *= size
+    lines = [
+        f"{plan.topology}, mesh {describe_mesh(plan.mesh)}: {plan.parameters:,} parameters, {plan.batch_size:,} rows of "
+        f"{plan.columns:,} columns in {plan.microbatches} microbatches, {plan.thoughts} thoughts",
+        "",
+    ]
+    used = sum(plan.memory.values())
+    verdict = "fits" if plan.fits else "DOES NOT FIT"
+    lines += [f"{verdict}: {_gibibytes(used)} of {_gibibytes(plan.capacity)} GiB a chip", ""]
+    rows = [[kind, _gibibytes(size)] for kind, size in plan.memory.items()]
+    lines += [markdown_table(("bytes a chip", "GiB"), rows), ""]
+    if plan.roofline is not None:
+        times = plan.roofline
+        resources = [
+            ["matrix products", f"{plan.flops / 1e12:,.2f} TFLOP", f"{1e3 * times.compute:,.1f}"],
+            ["memory traffic", f"{plan.traffic / 2**30:,.1f} GiB", f"{1e3 * times.memory:,.1f}"],
+            ["collectives", f"{sum(c['bytes'] for c in plan.collectives.values()) / 2**30:,.2f} GiB"]
+            + [f"{1e3 * times.interconnect:,.1f}"],
+        ]
+        lines += [markdown_table(("of a chip in one step", "amount", "ms at its peak"), resources), ""]
+        collectives = [
+            [kind, f"{found['count']:,}", f"{found['bytes'] / 2**20:,.1f}"] for kind, found in plan.collectives.items()
+        ]
+        if collectives:
+            lines += [markdown_table(("collective", "runs a step", "MiB a chip"), collectives), ""]
+        lines += [
+            f"expected step: {1e3 * times.expected:,.1f} ms (nothing hides the collectives; {1e3 * times.fastest:,.1f} ms "
+            f"if everything overlaps), bound by {times.bound}",
+            f"model FLOPs utilisation: {100 * plan.utilisation:.1f} % of {chips} chips; "
+            f"{plan.tokens_per_day / 1e9:,.2f} billion tokens a day",
+        ]
+    lines += [f"to make it fit: {suggestion}" for suggestion in plan.suggestions]
+    return "\n".join(lines)
+
+
+def describe_comparison(found: Mapping[str, float]) -> str:
+    """A measured step beside the estimate."""
+    return (
+        f"measured here: {1e3 * found['seconds']:,.1f} ms a step; expected {1e3 * found['expected']:,.1f} ms, which is "
+        f"{100 * found['error']:+.0f} %"
+    )
+
+
+def ranking(plans: Sequence[Plan]) -> str:
+    """Plans of several meshes as one table, in their order."""
+    rows = []
+    for plan in plans:
+        times = plan.roofline
+        rows.append(
+            [
+                describe_mesh(plan.mesh),
+                "yes" if plan.fits else "no",
+                _gibibytes(sum(plan.memory.values())),
+                "" if times is None else f"{1e3 * times.expected:,.1f}",
+                "" if times is None else f"{100 * plan.utilisation:.1f}",
+                "" if times is None else times.bound,
+            ]
+        )
+    return markdown_table(("mesh", "fits", "GiB a chip", "step ms", "utilisation %", "bound by"), rows)
+
+
+def describe_mesh(mesh: Mapping[str, int]) -> str:
+    """As ``--mesh`` takes it, without axes of size 1."""
+    return ",".join(f"{axis}={size}" for axis, size in mesh.items() if size > 1) or "data=1"
+
+
+def _gibibytes(size: float) -> str:
+    return f"{size / 2**30:,.2f}"
