@@ -1,6 +1,7 @@
 """What a chip can do at most, by its maker, and slices of chips that the TPU compiler can compile for without them."""
 
 import dataclasses
+import importlib.util
 import math
 import os
 import re
@@ -37,10 +38,10 @@ class Chip:
     dimensions: int
 
 
-# From Google's pages on each system architecture (docs.cloud.google.com/tpu/docs/v4, v5e, v5p, v6e, tpu7x): peak compute
-# in bfloat16, HBM and its bandwidth for each chip. Those pages give the interconnect of a chip in both directions over
-# all its links: 400 GB/s over 4 (v5e), 1,200 over 6 (v5p, tpu7x), 800 over 4 (v6e); v4's 50 GB/s a link are those of
-# Jouppi et al. 2023 (TPU v4, table 4).
+# From Google's pages on each system architecture (docs.cloud.google.com/tpu/docs/v4, v5e, v5p, v6e, tpu7x): peak
+# compute in bfloat16, HBM and its bandwidth for each chip. Those pages give the interconnect of a chip in both
+# directions over all its links: 400 GB/s over 4 (v5e), 1,200 over 6 (v5p, tpu7x), 800 over 4 (v6e); v4's 50 GB/s a link
+# are those of Jouppi et al. 2023 (TPU v4, table 4).
 CHIPS: Mapping[str, Chip] = MappingProxyType(
     {
         chip.name: chip
@@ -113,6 +114,11 @@ def make_slice(topology: str) -> Slice:
     known = f"known are {', '.join(TOPOLOGIES)} (and others of these chips), and {HERE!r}"
     if name not in CHIPS or not colon or not re.fullmatch(r"\d+(x\d+)+", shape):
         raise CoconutError(f"topology {topology!r} is unknown; {known}")
+    if importlib.util.find_spec("libtpu") is None:
+        raise CoconutError(
+            f"topology {topology}: the TPU compiler is missing; `pip install coconut-jax[tpu]` brings libtpu, on Linux "
+            "machines without a TPU, too"
+        )
     # Nothing is run on a TPU, so several processes may load the compiler, and none asks where it is.
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
@@ -122,19 +128,13 @@ def make_slice(topology: str) -> Slice:
     try:
         devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
     except Exception as error:  # Of libtpu or of JAX, which raises whatever its plugin gave.
-        if "libtpu" in str(error) and "lockfile" not in str(error):
-            raise CoconutError(
-                f"topology {topology}: the TPU compiler is missing; `pip install coconut-jax[tpu]` brings libtpu, on "
-                f"machines without a TPU, too ({error})"
-            ) from error
         raise CoconutError(f"topology {topology!r}: the TPU compiler refuses it ({error}); {known}") from error
     sizes, chip = tuple(map(int, shape.split("x"))), CHIPS[name]
     cores = len(devices) // math.prod(sizes)
     # Two devices of a tpu7x are one chip and share what it has.
-    halves = {
-        field: getattr(chip, field) / cores for field in ("flops", "memory", "memory_bandwidth", "link_bandwidth")
-    }
-    return Slice(topology, dataclasses.replace(chip, **halves), sizes, tuple(devices))
+    shared = ("flops", "memory", "memory_bandwidth", "link_bandwidth")
+    share = dataclasses.replace(chip, **{field: getattr(chip, field) / cores for field in shared})
+    return Slice(topology, share, sizes, tuple(devices))
 
 
 def measured_chip(seconds: float = 0.2) -> Chip:

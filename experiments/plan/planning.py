@@ -55,8 +55,8 @@ class Columns:
         prompt = self.total - thoughts - self.suffix
         if prompt < 1 or self.suffix < 2:
             raise CoconutError(
-                f"{self.total} columns with {thoughts} thoughts and a suffix of {self.suffix}: at least 1 for the prompt "
-                "and 2 for the suffix"
+                f"{self.total} columns with {thoughts} thoughts and a suffix of {self.suffix}: at least 1 for the "
+                "prompt and 2 for the suffix"
             )
         if self.total > config.decoder.max_positions:
             raise CoconutError(f"{self.total} columns: DecoderConfig.max_positions = {config.decoder.max_positions}")
@@ -223,6 +223,7 @@ def memory_by_kind(compiled: jax.stages.Compiled, state: TrainState) -> dict[str
     """Bytes of one device: what goes in by kind, what comes out and is not what went in, scratch and the program."""
     size = lambda tree: sum(_bytes(leaf) for leaf in jax.tree.leaves(tree))  # noqa: E731
     analysis = compiled.memory_analysis()
+    assert analysis is not None
     parameters, optimizer = size(state.parameters), size(state.opt_state)
     return {
         "parameters": parameters,
@@ -237,8 +238,8 @@ def memory_by_kind(compiled: jax.stages.Compiled, state: TrainState) -> dict[str
 def model_flops(decoder: DecoderConfig, schedule: Schedule, rows: int) -> int:
     """Floating point operations of a train step as the model needs them: two for each product and its sum.
 
-    Three times those of the forward pass (Kaplan et al. 2020, section 2.1): the matrices at every column, attention over
-    the columns before, logits at the scored columns.
+    Three times those of the forward pass (Kaplan et al. 2020, section 2.1): the matrices at every column, attention
+    over the columns before, logits at the scored columns.
     """
     width, heads = decoder.embed_dim, decoder.num_heads * decoder.width_of_head
     attention = 2 * width * heads + 2 * width * decoder.kv_heads * decoder.width_of_head
@@ -299,7 +300,7 @@ def search(
 
 
 def meshes(devices: int) -> Iterator[MeshConfig]:
-    """Meshes of all devices whose axes are powers of two, but for ``fsdp``, which takes what is left; no ``sequence``."""
+    """Meshes of all devices: ``tensor`` and ``data`` powers of two up to 8, ``fsdp`` what is left, no ``sequence``."""
     powers = [2**power for power in range(4)]
     for tensor, data in itertools.product(powers, powers):
         if devices % (tensor * data) == 0:

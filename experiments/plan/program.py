@@ -175,11 +175,15 @@ def memory_traffic(program: Program) -> int:
     for computation, instruction, times in program.walk(fusions=False):
         if instruction.opcode in _FREE or instruction.opcode.endswith(("-done", "-update")):
             continue
-        inner = (
-            program.computations.get(next(iter(program.called(instruction)), ""))
-            if instruction.opcode == "fusion"
-            else None
-        )
+        if instruction.opcode.endswith("-start"):
+            # What it returns includes what it was given; the smallest of both is what moves.
+            arrays = [array for array in instruction.result if array.shape]
+            moved = min((array.bytes for array in arrays), default=0)
+            total += times * moved * (1 if any(array.fast for array in arrays) else 2)
+            continue
+        inner = None
+        if instruction.opcode == "fusion":
+            inner = program.computations[program.called(instruction)[0]]
         moved = _written(instruction, inner)
         for index, operand in enumerate(instruction.operands):
             if operand in computation:

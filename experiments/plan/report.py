@@ -12,8 +12,8 @@ def describe(plan: Plan) -> str:
     for size in plan.mesh.values():
         chips *= size
     lines = [
-        f"{plan.topology}, mesh {describe_mesh(plan.mesh)}: {plan.parameters:,} parameters, {plan.batch_size:,} rows of "
-        f"{plan.columns:,} columns in {plan.microbatches} microbatches, {plan.thoughts} thoughts",
+        f"{plan.topology}, mesh {describe_mesh(plan.mesh)}: {plan.parameters:,} parameters, {plan.batch_size:,} rows "
+        f"of {plan.columns:,} columns in {plan.microbatches} microbatches, {plan.thoughts} thoughts",
         "",
     ]
     used = sum(plan.memory.values())
@@ -22,12 +22,11 @@ def describe(plan: Plan) -> str:
     rows = [[kind, _gibibytes(size)] for kind, size in plan.memory.items()]
     lines += [markdown_table(("bytes a chip", "GiB"), rows), ""]
     if plan.roofline is not None:
-        times = plan.roofline
+        times, exchanged = plan.roofline, sum(found["bytes"] for found in plan.collectives.values())
         resources = [
-            ["matrix products", f"{plan.flops / 1e12:,.2f} TFLOP", f"{1e3 * times.compute:,.1f}"],
+            ["matrix products", f"{plan.flops / 1e9:,.1f} GFLOP", f"{1e3 * times.compute:,.1f}"],
             ["memory traffic", f"{plan.traffic / 2**30:,.1f} GiB", f"{1e3 * times.memory:,.1f}"],
-            ["collectives", f"{sum(c['bytes'] for c in plan.collectives.values()) / 2**30:,.2f} GiB"]
-            + [f"{1e3 * times.interconnect:,.1f}"],
+            ["collectives", f"{exchanged / 2**30:,.2f} GiB", f"{1e3 * times.interconnect:,.1f}"],
         ]
         lines += [markdown_table(("of a chip in one step", "amount", "ms at its peak"), resources), ""]
         collectives = [
@@ -36,8 +35,8 @@ def describe(plan: Plan) -> str:
         if collectives:
             lines += [markdown_table(("collective", "runs a step", "MiB a chip"), collectives), ""]
         lines += [
-            f"expected step: {1e3 * times.expected:,.1f} ms (nothing hides the collectives; {1e3 * times.fastest:,.1f} ms "
-            f"if everything overlaps), bound by {times.bound}",
+            f"expected step: {1e3 * times.expected:,.1f} ms (nothing hides the collectives; {1e3 * times.fastest:,.1f} "
+            f"ms if everything overlaps), bound by {times.bound}",
             f"model FLOPs utilisation: {100 * plan.utilisation:.1f} % of {chips} chips; "
             f"{plan.tokens_per_day / 1e9:,.2f} billion tokens a day",
         ]

@@ -41,8 +41,8 @@ def collective_seconds(collective: Collective, chip: Chip) -> float:
     """Seconds of all runs of one collective.
 
     In a ring of ``n`` chips each sends ``(n - 1) / n`` of the whole array on in an all-gather, as much in a
-    reduce-scatter, both in an all-reduce; half of each goes either way round, over two links. A group that spans several
-    dimensions of the torus uses the links of one here, so the estimate is on the slow side for it.
+    reduce-scatter, both in an all-reduce; half of each goes either way round, over two links. A group that spans
+    several dimensions of the torus uses the links of one here, so the estimate is on the slow side for it.
 
     Args:
       collective: of one device; its ``bytes`` are those of its results.

@@ -1,0 +1,230 @@
+"""What `coconut plan` reads from compiled programs, and what it says of bad input."""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from coconut.curriculum import CurriculumConfig
+from coconut.methods import get_method
+from coconut.sharding import MeshConfig
+from coconut.training.config import RunConfig
+from coconut.types import CoconutError
+from experiments.main import EXIT_BAD_INPUT, EXIT_DONE, main
+from experiments.plan.collectives import Collective, collectives
+from experiments.plan.hardware import CHIPS, Slice, make_slice
+from experiments.plan.planning import Columns, make_plan, meshes, model_flops
+from experiments.plan.program import matmul_flops, memory_traffic, parse
+from experiments.plan.roofline import collective_seconds, roofline
+from tests.tiny_runs import tiny_run
+
+V5E = CHIPS["v5e"]
+COLUMNS = Columns(total=24, thoughts=2, suffix=6)
+
+
+def text_of(function: Any, *arguments: Any) -> str:
+    text = jax.jit(function).lower(*arguments).compile().as_text()
+    assert text is not None
+    return text
+
+
+def planned_run(**changes: Any) -> RunConfig:
+    return tiny_run(decoder={"vocab_size": 32, "scan_layers": True, "num_layers": 3}, **changes)
+
+
+# --- Programs -----------------------------------------------------------------------------------------------------
+
+
+def test_a_loops_products_count_as_often_as_it_runs() -> None:
+    w = jnp.ones((16, 16))
+
+    def body(carry: jax.Array, _: None) -> tuple[jax.Array, None]:
+        return jnp.sin(carry @ w), None
+
+    program = parse(text_of(lambda x: jax.lax.scan(body, x, None, length=5)[0] @ w[:, :4], jnp.ones((8, 16))))
+    assert matmul_flops(program) == 5 * 2 * 8 * 16 * 16 + 2 * 8 * 16 * 4
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"padding": "VALID"},
+        {"padding": [(3, 2)], "window_strides": (2,)},
+        {"padding": [(4, 4)], "lhs_dilation": (5,), "window_strides": (4,)},
+        {"padding": [(1, 3)], "rhs_dilation": (2,)},
+    ],
+)
+def test_products_of_a_convolution_are_those_with_a_real_input(options: dict[str, Any]) -> None:
+    given, kernel = jnp.ones((2, 7, 3)), jnp.ones((4, 3, 5))
+
+    def convolve(x: jax.Array, w: jax.Array) -> jax.Array:
+        settings = {"window_strides": (1,), **options}
+        return jax.lax.conv_general_dilated(x, w, dimension_numbers=("NWC", "WIO", "NWC"), **settings)
+
+    # Every product of ones adds one.
+    assert matmul_flops(parse(text_of(convolve, given, kernel))) == 2 * int(convolve(given, kernel).sum())
+
+
+# As the TPU compiler writes: trip counts in conditions, groups as axes of a mesh, one collective in two fusions, fast
+# memory as S(1).
+TPU_TEXT = """
+%body (p: (s32[], bf16[8,16])) -> (s32[], bf16[8,16]) {
+  %p = (s32[]{:T(128)}, bf16[8,16]{1,0:T(8,128)(2,1)}) parameter(0)
+  %x = bf16[8,16]{1,0:T(8,128)(2,1)S(1)} get-tuple-element(%p), index=1
+  %start = (bf16[8,16]{1,0}, bf16[8,64]{1,0}) fusion(%x), kind=kCustom, calls=%start_computation
+  %done = bf16[8,64]{1,0:S(1)} fusion(%start), kind=kCustom, calls=%done_computation
+  %permute = (bf16[8,16]{1,0}, bf16[8,16]{1,0}, u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-start(%x), channel_id=9
+  ROOT %t = (s32[]{:T(128)}, bf16[8,16]{1,0}) tuple(%x, %x)
+}
+
+%start_computation (a: bf16[8,16]) -> bf16[8,64] {
+  %a = bf16[8,16]{1,0:S(1)} parameter(0)
+  ROOT %gather.1 = bf16[8,64]{1,0} all-gather(%a), channel_id=7, replica_groups=mesh['a'=4,'b'=2] {'a'}
+}
+
+%done_computation (b: bf16[8,16]) -> bf16[8,64] {
+  %b = bf16[8,16]{1,0:S(1)} parameter(0)
+  ROOT %gather.2 = bf16[8,64]{1,0:S(1)} all-gather(%b), channel_id=7, replica_groups=mesh['a'=4,'b'=2] {'a'}
+}
+
+%condition (q: (s32[], bf16[8,16])) -> pred[] {
+  %limit = s32[]{:T(128)} constant(12)
+  %q = (s32[]{:T(128)}, bf16[8,16]{1,0}) parameter(0)
+  %i = s32[]{:T(128)} get-tuple-element(%q), index=0
+  ROOT %lt = pred[]{:T(512)} compare(%i, %limit), direction=LT
+}
+
+ENTRY %main (arg: (s32[], bf16[8,16])) -> (s32[], bf16[8,16]) {
+  %arg = (s32[], bf16[8,16]{1,0}) parameter(0)
+  ROOT %loop = (s32[], bf16[8,16]{1,0}) while(%arg), condition=%condition, body=%body
+}
+"""
+
+
+def test_collectives_of_a_tpu_program() -> None:
+    gather = Collective(kind="all-gather", elements=512, bytes=1024, group=4, times=12)
+    permute = Collective(kind="collective-permute", elements=128, bytes=256, group=0, times=12)
+    assert sorted(collectives(TPU_TEXT), key=lambda found: found.kind) == [gather, permute]
+    with pytest.raises(ValueError, match="does not say how often"):
+        collectives(TPU_TEXT.replace("direction=LT", "direction=NE"))
+
+
+def test_what_is_sliced_out_of_an_array_counts_as_the_slice() -> None:
+    def scanned(stacked: jax.Array) -> jax.Array:
+        return jax.lax.scan(lambda carry, x: (carry + jnp.sin(x), None), jnp.zeros(stacked.shape[1:]), stacked)[0]
+
+    one, many = (memory_traffic(parse(text_of(scanned, jnp.ones((n, 256, 256))))) for n in (4, 64))
+    assert one > 4 * 256 * 256 * 4
+    assert many < 17 * one  # Not 256 times as much.
+
+
+# --- Rooflines and plans ------------------------------------------------------------------------------------------
+
+
+def test_seconds_of_collectives_are_those_of_a_ring() -> None:
+    def seconds(kind: str, group: int, size: int = 10**9) -> float:
+        return collective_seconds(Collective(kind=kind, elements=0, bytes=size, group=group, times=3), V5E)
+
+    both_ways = 2 * 50e9
+    assert seconds("all-gather", 4) == pytest.approx(3 * 0.75 * 1e9 / both_ways)
+    # The result of a reduce-scatter is what an all-gather is given.
+    assert seconds("reduce-scatter", 4, 10**9 // 4) == pytest.approx(seconds("all-gather", 4))
+    assert seconds("all-reduce", 4) == pytest.approx(2 * seconds("all-gather", 4))
+    assert seconds("all-gather", 1) == 0
+    times = roofline(flops=197e12, traffic=819e9 / 2, collectives=[], chip=V5E)
+    assert (times.compute, times.memory, times.expected, times.bound) == (1.0, 0.5, 1.0, "compute")
+
+
+def test_a_plan_of_a_tiny_run() -> None:
+    config, here = planned_run(), Slice("one", V5E, (1,), (jax.devices()[0],))
+    plan = make_plan(config, here, MeshConfig(), COLUMNS)
+    decoder, schedule = config.decoder, COLUMNS.schedule(config)
+    width, columns, rows = 16, 24, 8
+    matrices = 2 * 3 * (4 * width * width + 8 * width * width)
+    attention = 3 * 4 * width * columns * (columns + 1) // 2
+    logits = 2 * 5 * width * 32
+    assert (
+        plan.model_flops == model_flops(decoder, schedule, rows) == 3 * rows * (columns * matrices + attention + logits)
+    )
+    # Masked products of attention and a second pass through the thoughts, but no loop left out.
+    assert 0.95 < plan.flops / plan.model_flops < 1.6
+    assert (plan.fits, plan.thoughts, plan.columns, plan.collectives) == (True, 2, 24, {})
+    assert plan.memory["optimizer"] == pytest.approx(2 * plan.memory["parameters"], rel=0.01)
+    assert plan.memory["parameters"] == 4 * plan.parameters
+    assert plan.roofline is not None
+    assert plan.tokens_per_day == pytest.approx(86_400 * rows * columns / plan.roofline.expected)
+    content = json.loads(json.dumps(plan.to_json()))
+    assert content["roofline"]["expected"] == plan.roofline.expected
+    small = dataclasses.replace(here, chip=dataclasses.replace(V5E, memory=1000.0))
+    refused = make_plan(config, small, MeshConfig(), COLUMNS)
+    assert not refused.fits
+    assert any("remat" in suggestion for suggestion in refused.suggestions)
+
+
+def test_meshes_of_a_slice() -> None:
+    found = [(mesh.data, mesh.fsdp, mesh.tensor) for mesh in meshes(12)]
+    assert found == [(1, 12, 1), (2, 6, 1), (4, 3, 1), (1, 6, 2), (2, 3, 2), (1, 3, 4)]
+
+
+# --- Bad input ----------------------------------------------------------------------------------------------------
+
+
+def test_columns_that_make_no_batch() -> None:
+    config = planned_run()
+    for columns, message in (
+        (Columns(total=8, thoughts=2, suffix=6), "at least 1 for the prompt"),
+        (Columns(total=49, thoughts=2, suffix=6), "DecoderConfig.max_positions = 48"),
+    ):
+        with pytest.raises(CoconutError, match=message):
+            columns.schedule(config)
+    curriculum: CurriculumConfig = config.curriculum
+    thoughts = get_method("coconut").rule.plan(curriculum, curriculum.final_stage, 0).thoughts
+    assert Columns(total=24, thoughts=None, suffix=6).schedule(config)[1].length == thoughts
+
+
+@pytest.mark.parametrize("topology", ["v5e", "v5e:4", "v9:2x2", "v5e:axb"])
+def test_an_unknown_topology_lists_those_known(topology: str) -> None:
+    with pytest.raises(CoconutError, match=r"v5p:4x4x4.*'here'"):
+        make_slice(topology)
+
+
+def test_without_the_compiler_it_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "libtpu", None)
+    monkeypatch.setattr("experiments.plan.hardware.importlib.util.find_spec", lambda name: None)
+    with pytest.raises(CoconutError, match=r"pip install coconut-jax\[tpu\]"):
+        make_slice("v5e:2x2")
+
+
+def test_what_does_not_divide_is_an_error() -> None:
+    one = Slice("one", V5E, (1,), (jax.devices()[0],))
+    with pytest.raises(CoconutError, match="fsdp = 3"):
+        make_plan(planned_run(), one, MeshConfig(fsdp=3), COLUMNS)
+    with pytest.raises(CoconutError, match="vocab_size is not set"):
+        make_plan(tiny_run(), one, MeshConfig(), COLUMNS)
+
+
+FLAGS = ("--gin_file", "gin_configs/runs/small_graphs.gin", "--gin_file", "gin_configs/methods/coconut.gin")
+TINY = ("--gin.DecoderConfig.vocab_size=64", "--gin.DecoderConfig.num_layers=1", "--gin.DecoderConfig.embed_dim=16")
+
+
+def test_the_command_says_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", *FLAGS, "--topology", "v9:2x2"]) == EXIT_BAD_INPUT
+    assert "v5p:4x4x4" in capsys.readouterr().err
+    assert main(["plan", *FLAGS, "--topology", "here", "--mesh", "fsdp=1", "--search"]) == EXIT_BAD_INPUT
+    assert "--mesh fsdp=1" in capsys.readouterr().err
+
+
+def test_a_plan_for_this_machine_is_compared_with_a_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "plan.json"
+    columns = ("--columns", "24", "--suffix", "6", "--output", str(output))
+    assert main(["plan", *FLAGS, *TINY, "--topology", "here", *columns]) == EXIT_DONE
+    content = json.loads(output.read_text())
+    measured, plan = content["measured"], content["plans"][0]
+    assert measured["expected"] == plan["roofline"]["expected"] > 0
+    assert measured["error"] == pytest.approx(measured["expected"] / measured["seconds"] - 1)
+    assert "measured here" in capsys.readouterr().out
