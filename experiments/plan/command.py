@@ -12,7 +12,7 @@ from coconut.types import CoconutError
 from experiments.configuration import resolve_run
 from experiments.plan.comparison import measure
 from experiments.plan.hardware import HERE, make_slice
-from experiments.plan.planning import Columns, Plan, make_plan, search
+from experiments.plan.planning import Columns, Plan, make_step, read_plan, search
 from experiments.plan.report import describe, describe_comparison, describe_mesh, ranking
 from experiments.provenance import provenance
 
@@ -46,14 +46,15 @@ def plan_command(options: argparse.Namespace) -> str:
         outcome = found if isinstance(found, CoconutError) else "fits" if found.fits else "does not fit"
         console.print(f"{describe_mesh(sizes)}: {outcome}", highlight=False)
 
-    plans = search(config, where, columns, report) if options.search else [make_plan(config, where, mesh, columns)]
+    plans = search(config, where, columns, report) if options.search else []
+    step = make_step(config, where, MeshConfig(**plans[0].mesh) if plans else mesh, columns)
+    plans = plans or [read_plan(config, where, step, columns)]
     content: dict[str, Any] = {"plans": [plan.to_json() for plan in plans], "provenance": provenance()}
     text = [describe(plans[0])]
     if options.search:
         text.insert(0, ranking(plans) + "\n")
     if options.topology == HERE and plans[0].roofline is not None:
-        best = MeshConfig(**plans[0].mesh)
-        content["measured"] = measure(config, where, best, columns, plans[0])
+        content["measured"] = measure(config, step, columns, plans[0])
         text.append(describe_comparison(content["measured"]))
     if options.output is not None:
         write_atomically(options.output, json.dumps(content, indent=1) + "\n")

@@ -7,25 +7,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from coconut.sharding import MeshConfig, put_rows, replicated
+from coconut.sharding import put_rows, replicated
 from coconut.training.config import RunConfig
 from coconut.training.optimizer import make_optimizer
 from coconut.training.setup import fresh_model
 from coconut.training.state import make_state, parameters_of
-from coconut.types import Batch
-from experiments.plan.hardware import Slice
-from experiments.plan.planning import Columns, Plan, make_step
+from coconut.types import IGNORED_LABEL, Batch
+from experiments.plan.planning import Columns, Plan, Step
 
 
-def measure(
-    config: RunConfig, where: Slice, mesh_config: MeshConfig, columns: Columns, plan: Plan, steps: int = 3
-) -> Mapping[str, float]:
+def measure(config: RunConfig, step: Step, columns: Columns, plan: Plan, steps: int = 3) -> Mapping[str, float]:
     """Runs the planned step with random tokens and compares.
 
     Args:
       config: the run.
-      where: the devices at hand.
-      mesh_config: the mesh.
+      step: its step on the devices at hand.
       columns: of the batch.
       plan: what was estimated for these.
       steps: how many to time; the fastest counts.
@@ -35,8 +31,6 @@ def measure(
       than measured, as a share of what was measured.
     """
     assert plan.roofline is not None
-    schedule = columns.schedule(config)
-    step = make_step(config, where, mesh_config, schedule)
     optimizer = make_optimizer(config.optimizer)
     places = jax.tree.map(lambda leaf: leaf.sharding, step.state)
     state = jax.jit(lambda: make_state(parameters_of(fresh_model(config)), optimizer), out_shardings=places)()
@@ -44,16 +38,15 @@ def measure(
     tokens = np.random.default_rng(0).integers(0, config.decoder.vocabulary, (rows, total), np.int32)
     scored = np.arange(total) >= total - columns.suffix + 1
     batch = Batch(
-        schedule=schedule,
+        schedule=step.batch.schedule,
         tokens=tokens,
         positions=np.broadcast_to(np.arange(total, dtype=np.int32), tokens.shape),
         valid=np.ones(tokens.shape, bool),
-        labels=np.where(scored, tokens, -100).astype(np.int32),
+        labels=np.where(scored, tokens, IGNORED_LABEL).astype(np.int32),
         pieces=np.where(scored, 0, np.full(tokens.shape, -1)).astype(np.int32),
         answers=np.broadcast_to(scored, tokens.shape),
         examples=np.arange(rows, dtype=np.int32),
     )
-    compiled = step.compile()
     with jax.set_mesh(step.mesh):
         batch = put_rows(batch, step.mesh, rows)
         place = replicated(step.mesh)
@@ -61,7 +54,7 @@ def measure(
         times = []
         for _ in range(steps + 1):
             started = time.perf_counter()
-            state, metrics = compiled(state, batch, rate, key)
+            state, metrics = step.compiled(state, batch, rate, key)
             jax.block_until_ready((state, metrics))
             times.append(time.perf_counter() - started)
     seconds = min(times[1:])  # The first one may load what the others find.

@@ -1,6 +1,7 @@
 """A run on a slice, before it is paid for: its real train step, compiled for the slice's chips, and what follows."""
 
 import dataclasses
+import functools
 import itertools
 import re
 import time
@@ -126,8 +127,9 @@ class Step:
     batch: Batch
     mesh: Mesh
 
-    def compile(self) -> jax.stages.Compiled:
-        """The real compiler's program."""
+    @functools.cached_property
+    def compiled(self) -> jax.stages.Compiled:
+        """The real compiler's program, compiled when it is first asked for."""
         place = replicated(self.mesh)
         key = jax.eval_shape(lambda: jax.random.key(0))
         key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=place)
@@ -136,42 +138,46 @@ class Step:
             return self.function.lower(self.state, self.batch, rate, key).compile()
 
 
-def make_step(config: RunConfig, where: Slice, mesh_config: MeshConfig, schedule: Schedule) -> Step:
+def make_step(config: RunConfig, where: Slice, mesh_config: MeshConfig, columns: Columns) -> Step:
     """The train step of a run with abstract arguments in their places on a slice.
 
     Raises:
-      CoconutError: the vocabulary is not set, the mesh does not match the devices or splits no array evenly, or the
-        batch does not divide.
+      CoconutError: the vocabulary is not set, the mesh does not match the devices or does not split an array evenly,
+        the batch does not divide, or the columns make no batch.
     """
     if config.decoder.vocab_size is None:
         raise CoconutError("DecoderConfig.vocab_size is not set: a plan reads no data, so it has to be given")
-    mesh = make_mesh(mesh_config, where.devices)
+    schedule, mesh = columns.schedule(config), make_mesh(mesh_config, where.devices)
     check_rows(mesh, config.pipeline.batch_size, config.microbatches)
     optimizer = make_optimizer(config.optimizer)
     template, state = abstract_state(config, optimizer, mesh)
     function = make_train_step(template, get_method(config.method), optimizer, microbatches=config.microbatches)
-    rows, columns = config.pipeline.batch_size, sum(span.length for span in schedule)
+    rows = config.pipeline.batch_size
 
     def array(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=row_sharding(mesh))
 
     batch = Batch(
         schedule=schedule,
-        **{name: array(jnp.int32, rows, columns) for name in ("tokens", "positions", "labels", "pieces")},
-        **{name: array(jnp.bool_, rows, columns) for name in ("valid", "answers")},
+        **{name: array(jnp.int32, rows, columns.total) for name in ("tokens", "positions", "labels", "pieces")},
+        **{name: array(jnp.bool_, rows, columns.total) for name in ("valid", "answers")},
         examples=array(jnp.int32, rows),
     )
     return Step(function, state, batch, mesh)
 
 
 def make_plan(config: RunConfig, where: Slice, mesh_config: MeshConfig, columns: Columns) -> Plan:
-    """Compiles a run's train step for a slice and reads from the program what it needs.
+    """The plan of a run on a mesh of a slice.
 
     Raises:
-      CoconutError: see `make_step` and `Columns.schedule`.
+      CoconutError: see `make_step`.
     """
+    return read_plan(config, where, make_step(config, where, mesh_config, columns), columns)
+
+
+def read_plan(config: RunConfig, where: Slice, step: Step, columns: Columns) -> Plan:
+    """Compiles a step and reads from its program what it needs."""
     schedule = columns.schedule(config)
-    step = make_step(config, where, mesh_config, schedule)
     about = {
         "topology": where.name,
         "mesh": dict(step.mesh.shape),
@@ -184,7 +190,7 @@ def make_plan(config: RunConfig, where: Slice, mesh_config: MeshConfig, columns:
     }
     started = time.perf_counter()
     try:
-        compiled = step.compile()
+        compiled = step.compiled
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

@@ -24,21 +24,21 @@ def describe(plan: Plan) -> str:
     if plan.roofline is not None:
         times, exchanged = plan.roofline, sum(found["bytes"] for found in plan.collectives.values())
         resources = [
-            ["matrix products", f"{plan.flops / 1e9:,.1f} GFLOP", f"{1e3 * times.compute:,.1f}"],
-            ["memory traffic", f"{plan.traffic / 2**30:,.1f} GiB", f"{1e3 * times.memory:,.1f}"],
-            ["collectives", f"{exchanged / 2**30:,.2f} GiB", f"{1e3 * times.interconnect:,.1f}"],
+            ["matrix products", f"{_number(plan.flops / 1e9)} GFLOP", _number(1e3 * times.compute)],
+            ["memory traffic", f"{_gibibytes(plan.traffic)} GiB", _number(1e3 * times.memory)],
+            ["collectives", f"{_gibibytes(exchanged)} GiB", _number(1e3 * times.interconnect)],
         ]
         lines += [markdown_table(("of a chip in one step", "amount", "ms at its peak"), resources), ""]
         collectives = [
-            [kind, f"{found['count']:,}", f"{found['bytes'] / 2**20:,.1f}"] for kind, found in plan.collectives.items()
+            [kind, f"{found['count']:,}", _number(found["bytes"] / 2**20)] for kind, found in plan.collectives.items()
         ]
         if collectives:
             lines += [markdown_table(("collective", "runs a step", "MiB a chip"), collectives), ""]
         lines += [
-            f"expected step: {1e3 * times.expected:,.1f} ms (nothing hides the collectives; {1e3 * times.fastest:,.1f} "
-            f"ms if everything overlaps), bound by {times.bound}",
+            f"expected step: {_number(1e3 * times.expected)} ms (nothing hides the collectives; "
+            f"{_number(1e3 * times.fastest)} ms if everything overlaps), bound by {times.bound}",
             f"model FLOPs utilisation: {100 * plan.utilisation:.1f} % of {chips} chips; "
-            f"{plan.tokens_per_day / 1e9:,.2f} billion tokens a day",
+            f"{_number(plan.tokens_per_day / 1e9)} billion tokens a day",
         ]
     lines += [f"to make it fit: {suggestion}" for suggestion in plan.suggestions]
     return "\n".join(lines)
@@ -47,8 +47,8 @@ def describe(plan: Plan) -> str:
 def describe_comparison(found: Mapping[str, float]) -> str:
     """A measured step beside the estimate."""
     return (
-        f"measured here: {1e3 * found['seconds']:,.1f} ms a step; expected {1e3 * found['expected']:,.1f} ms, which is "
-        f"{100 * found['error']:+.0f} %"
+        f"measured here: {_number(1e3 * found['seconds'])} ms a step; expected {_number(1e3 * found['expected'])} ms, "
+        f"which is {100 * found['error']:+.0f} %"
     )
 
 
@@ -62,7 +62,7 @@ def ranking(plans: Sequence[Plan]) -> str:
                 describe_mesh(plan.mesh),
                 "yes" if plan.fits else "no",
                 _gibibytes(sum(plan.memory.values())),
-                "" if times is None else f"{1e3 * times.expected:,.1f}",
+                "" if times is None else _number(1e3 * times.expected),
                 "" if times is None else f"{100 * plan.utilisation:.1f}",
                 "" if times is None else times.bound,
             ]
@@ -76,4 +76,9 @@ def describe_mesh(mesh: Mapping[str, int]) -> str:
 
 
 def _gibibytes(size: float) -> str:
-    return f"{size / 2**30:,.2f}"
+    return _number(size / 2**30)
+
+
+def _number(value: float) -> str:
+    """Three digits where there are no more before the point."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

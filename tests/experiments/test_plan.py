@@ -18,9 +18,10 @@ from coconut.types import CoconutError
 from experiments.main import EXIT_BAD_INPUT, EXIT_DONE, main
 from experiments.plan.collectives import Collective, collectives
 from experiments.plan.hardware import CHIPS, Slice, make_slice
-from experiments.plan.planning import Columns, make_plan, meshes, model_flops
+from experiments.plan.planning import Columns, make_plan, make_step, meshes, model_flops, read_plan
 from experiments.plan.program import matmul_flops, memory_traffic, parse
 from experiments.plan.roofline import collective_seconds, roofline
+from tests.tiny_models import quick_compilation
 from tests.tiny_runs import tiny_run
 
 V5E = CHIPS["v5e"]
@@ -142,7 +143,9 @@ def test_seconds_of_collectives_are_those_of_a_ring() -> None:
 
 def test_a_plan_of_a_tiny_run() -> None:
     config, here = planned_run(), Slice("one", V5E, (1,), (jax.devices()[0],))
-    plan = make_plan(config, here, MeshConfig(), COLUMNS)
+    step = make_step(config, here, MeshConfig(), COLUMNS)
+    with quick_compilation():
+        plan = read_plan(config, here, step, COLUMNS)
     decoder, schedule = config.decoder, COLUMNS.schedule(config)
     width, columns, rows = 16, 24, 8
     matrices = 2 * 3 * (4 * width * width + 8 * width * width)
@@ -160,8 +163,8 @@ def test_a_plan_of_a_tiny_run() -> None:
     assert plan.tokens_per_day == pytest.approx(86_400 * rows * columns / plan.roofline.expected)
     content = json.loads(json.dumps(plan.to_json()))
     assert content["roofline"]["expected"] == plan.roofline.expected
-    small = dataclasses.replace(here, chip=dataclasses.replace(V5E, memory=1000.0))
-    refused = make_plan(config, small, MeshConfig(), COLUMNS)
+    # The same program on a chip with less memory.
+    refused = read_plan(config, dataclasses.replace(here, chip=dataclasses.replace(V5E, memory=1e3)), step, COLUMNS)
     assert not refused.fits
     assert any("remat" in suggestion for suggestion in refused.suggestions)
 
@@ -222,7 +225,10 @@ def test_the_command_says_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> N
 def test_a_plan_for_this_machine_is_compared_with_a_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "plan.json"
     columns = ("--columns", "24", "--suffix", "6", "--output", str(output))
-    assert main(["plan", *FLAGS, *TINY, "--topology", "here", *columns]) == EXIT_DONE
+    with quick_compilation():
+        # Without thoughts, whose program takes long to compile.
+        flags = [*FLAGS[:3], "gin_configs/methods/cot.gin", *TINY]
+        assert main(["plan", *flags, "--topology", "here", *columns]) == EXIT_DONE
     content = json.loads(output.read_text())
     measured, plan = content["measured"], content["plans"][0]
     assert measured["expected"] == plan["roofline"]["expected"] > 0
