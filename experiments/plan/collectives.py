@@ -34,7 +34,8 @@ def collectives(text: str) -> list[Collective]:
     Raises:
       ValueError: the text has no entry computation, or a loop with a collective whose trip count it does not say.
     """
-    found, channels = [], set()
+    found: list[Collective] = []
+    channels: dict[str, str] = {}
     for _, instruction, times in parse(text).walk(fusions=True):
         kind = instruction.opcode.removesuffix("-start")
         if kind not in KINDS:
@@ -42,10 +43,8 @@ def collectives(text: str) -> list[Collective]:
         # The TPU compiler splits one collective over the fusions that start it, work meanwhile and end it; each holds a
         # copy with the same channel.
         channel = re.search(r"channel_id=(\d+)", instruction.line)
-        if channel and channel[1] in channels:
+        if channel and channels.setdefault(channel[1], instruction.name) != instruction.name:
             continue
-        if channel:
-            channels.add(channel[1])
         found.append(_collective(kind, instruction, times))
     return found
 
