@@ -36,7 +36,9 @@ def collectives(text: str) -> list[Collective]:
     """
     found: list[Collective] = []
     channels: dict[str, str] = {}
-    for _, instruction, times in parse(text).walk(fusions=True):
+    program = parse(text)
+    names = {id(computation): name for name, computation in program.computations.items()}
+    for computation, instruction, times in program.walk(fusions=True):
         kind = instruction.opcode.removesuffix("-start")
         if kind not in KINDS:
             continue
@@ -45,7 +47,12 @@ def collectives(text: str) -> list[Collective]:
         channel = re.search(r"channel_id=(\d+)", instruction.line)
         if channel and channels.setdefault(channel[1], instruction.name) != instruction.name:
             continue
-        found.append(_collective(kind, instruction, times))
+        collective = _collective(kind, instruction, times)
+        if names[id(computation)].startswith("all-reduce-scatter") and collective.group:
+            # The TPU compiler's reduce-scatter: a fusion of an all-reduce and of taking one's own shard.
+            shard = {"elements": collective.elements // collective.group, "bytes": collective.bytes // collective.group}
+            collective = dataclasses.replace(collective, kind="reduce-scatter", **shard)
+        found.append(collective)
     return found
 
 

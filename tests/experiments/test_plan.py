@@ -111,6 +111,11 @@ def test_collectives_of_a_tpu_program() -> None:
     gather = Collective(kind="all-gather", elements=512, bytes=1024, group=4, times=12)
     permute = Collective(kind="collective-permute", elements=128, bytes=256, group=0, times=12)
     assert sorted(collectives(TPU_TEXT), key=lambda found: found.kind) == [gather, permute]
+    # A reduce-scatter is a fusion with an all-reduce in it.
+    scatter = TPU_TEXT.replace("start_computation", "all-reduce-scatter.1").replace("%gather.1 = ", "%reduce.1 = ")
+    scatter = scatter.replace("all-gather(%a), channel_id=7", "all-reduce(%a), channel_id=8")
+    expected = Collective(kind="reduce-scatter", elements=128, bytes=256, group=4, times=12)
+    assert expected in collectives(scatter)
     with pytest.raises(ValueError, match="does not say how often"):
         collectives(TPU_TEXT.replace("direction=LT", "direction=NE"))
 
