@@ -45,7 +45,6 @@ from coconut.tasks.sampling import draw_unique
 from coconut.types import CoconutError, Example
 
 ANSWERS = ("True", "False")
-PROOFS = ("forward", "backward")
 # fmt: off
 NAMES = ("Alex", "Fae", "Max", "Polly", "Rex", "Sally", "Sam", "Stella", "Wren")
 CONCEPTS = (
@@ -80,7 +79,7 @@ def generate(
     *,
     seed: int,
     hops: int = 5,
-    proof: str = "forward",
+    distractors: bool = True,
     start: int = 0,
     exclude: AbstractSet[str] = frozenset(),
 ) -> list[Example]:
@@ -90,20 +89,20 @@ def generate(
       count: how many.
       seed: any integer; record ``i`` depends on the seed, the hops and ``i`` only (see `draw_unique`).
       hops: rules to apply, the last of which gives the property; a question has ``hops + 1`` steps.
-      proof: the steps go ``forward`` from the individual, as the official ones do, or ``backward`` from the property:
-        the rules from the last to the first, the fact, the conclusion. A forward proof begins with a choice that takes
-        all of it in the head; a model trained from scratch learns it sooner behind a warm-up on backward ones.
+      distractors: whether to say what leads nowhere: side parents, and the stray fact with its concept. Without them a
+        written proof has one way to go at every step; with them its first step already takes all of it in the head,
+        which small models trained from scratch do not learn soon.
       start: index of the first record.
       exclude: `content_hash` of questions not to emit.
 
     Raises:
-      CoconutError: for a negative count, hops that are no number of at least 1, or another kind of proof.
+      CoconutError: for a negative count, or hops that are no number of at least 1.
     """
     if isinstance(hops, bool) or not isinstance(hops, int) or hops < 1:
         raise CoconutError(f"hops = {hops!r}: must be a whole number of at least 1")
-    if proof not in PROOFS:
-        raise CoconutError(f"proof = {proof!r}: must be one of {', '.join(PROOFS)}")
-    draw = functools.partial(_draw, hops=hops, backward=proof == "backward")
+    if not isinstance(distractors, bool):
+        raise CoconutError(f"distractors = {distractors!r}: must be True or False")
+    draw = functools.partial(_draw, hops=hops, distractors=distractors)
     return draw_unique(draw, count, stream=f"prontoqa/{hops}", seed=seed, start=start, exclude=exclude)
 
 
@@ -141,7 +140,7 @@ def _steps(chain: Sequence[str]) -> tuple[str, ...]:
     return tuple([" ".join(chain[index : index + 2]) for index in range(0, len(chain), 2)])
 
 
-def _draw(rng: random.Random, hops: int, backward: bool) -> Example:
+def _draw(rng: random.Random, hops: int, distractors: bool) -> Example:
     num_concepts, num_properties = 2 * hops + 4, 2 * hops + 1
     concepts = [concept for [concept] in rng.sample(_pool(tuple(zip(CONCEPTS)), num_concepts), num_concepts)]
     chain, sides = concepts[:hops], concepts[hops : 2 * hops]
@@ -161,13 +160,13 @@ def _draw(rng: random.Random, hops: int, backward: bool) -> Example:
 
     name = rng.choice(NAMES)
     facts = [Statement(subject=name, predicate=concept, is_rule=False, is_a=True) for concept in (chain[0], stray)]
-    chain_rules = (*rules[: hops - 1], asked)
-    if backward:
-        proof = [*(said[rule] for rule in reversed(chain_rules)), *map(write_statement, (facts[0], asked.of(name)))]
-    else:
-        proof = [write_statement(facts[0])]
-        for rule in chain_rules:
-            proof += [said[rule], write_statement(rule.of(name))]
+    proof = [write_statement(facts[0])]
+    for rule in (*rules[: hops - 1], asked):
+        proof += [said[rule], write_statement(rule.of(name))]
+    if not distractors:
+        aside = {*sides, stray, dead_end}
+        rules = [rule for rule in rules if not aside & {rule.subject, rule.predicate}]
+        facts = facts[:1]
     answer = rng.choice(ANSWERS)
     query = dataclasses.replace(asked.of(name), negated=asked.negated == (answer == ANSWERS[0]))
     rng.shuffle(rules)

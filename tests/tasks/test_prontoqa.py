@@ -192,17 +192,22 @@ def test_records_depend_on_seed_and_index_only():
 
 
 @pytest.mark.parametrize("hops", [1, 3])
-def test_a_backward_proof_is_the_same_question_told_from_its_end(hops):
-    for forward, backward in zip(
-        *(prontoqa.generate(20, seed=0, hops=hops, proof=proof) for proof in ("forward", "backward")), strict=True
+def test_without_distractors_the_proof_and_its_answer_are_the_same(hops):
+    for whole, bare in zip(
+        *(prontoqa.generate(20, seed=0, hops=hops, distractors=distractors) for distractors in (True, False)),
+        strict=True,
     ):
-        assert (backward.question, backward.answer) == (forward.question, forward.answer)
-        fact, *rules_and_conclusions = re.findall(r"[^.]+\.", " ".join(forward.steps))
-        rules, conclusions = rules_and_conclusions[::2], rules_and_conclusions[1::2]
-        told = re.findall(r"[^.]+\.", " ".join(backward.steps))
-        assert [text.strip() for text in told] == [text.strip() for text in [*rules[::-1], fact, conclusions[-1]]]
-    with pytest.raises(CoconutError, match="proof = 'sideways': must be one of forward, backward"):
-        prontoqa.generate(1, seed=0, proof="sideways")
+        assert (bare.steps, bare.answer) == (whole.steps, whole.answer)
+        sentences, kept = (
+            [text.strip() for text in re.findall(r"[^.]+\.", example.question)] for example in (whole, bare)
+        )
+        assert set(kept) < set(sentences) and kept[-1] == sentences[-1]
+        # The chain to the root, a property each, the opposite elsewhere, one fact, the query.
+        assert len(kept) == hops + hops + 1 + 1 + 1
+        names = Counter(re.findall(r"\w+pus", bare.question.lower()))
+        assert len(names) == hops + 2, "the chain, the root and the concept of the opposite"
+    with pytest.raises(CoconutError, match="distractors = 1: must be True or False"):
+        prontoqa.generate(1, seed=0, distractors=1)
 
 
 @pytest.mark.parametrize("hops", [0, -1, True])
