@@ -218,7 +218,7 @@ def test_a_run_in_an_object_store(tmp_path: Path, store_address: str) -> None:
         env={**os.environ, "JAX_PLATFORMS": "cpu", **compiled_once, **addresses, **client},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert process.returncode == 0, process.stderr[-3000:]
     said = json.loads(process.stdout.splitlines()[-1])

@@ -100,8 +100,6 @@ def generate(
     """
     if isinstance(hops, bool) or not isinstance(hops, int) or hops < 1:
         raise CoconutError(f"hops = {hops!r}: must be a whole number of at least 1")
-    if not isinstance(distractors, bool):
-        raise CoconutError(f"distractors = {distractors!r}: must be True or False")
     draw = functools.partial(_draw, hops=hops, distractors=distractors)
     return draw_unique(draw, count, stream=f"prontoqa/{hops}", seed=seed, start=start, exclude=exclude)
 

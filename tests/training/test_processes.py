@@ -49,7 +49,7 @@ def start(workdir: Path, processes: int, *others: str) -> list[subprocess.Popen]
 
 def finish(children: list[subprocess.Popen]) -> list[dict]:
     """What each process printed last."""
-    outputs = [child.communicate(timeout=300) for child in children]
+    outputs = [child.communicate(timeout=900) for child in children]
     for child, (_, error) in zip(children, outputs, strict=True):
         assert child.returncode == 0, error
     return [json.loads(output.splitlines()[-1]) for output, _ in outputs]
@@ -100,7 +100,7 @@ def test_a_preemption_of_one_stops_both_and_the_run_goes_on(tmp_path: Path, alon
 
 def main(workdir: str, address: str, processes: str, process: str, *others: str) -> None:
     if processes != "1":
-        jax.distributed.initialize(address, int(processes), int(process), initialization_timeout=60)
+        jax.distributed.initialize(address, int(processes), int(process), initialization_timeout=300)
     assert jax.device_count() == 4
     from coconut.training.loop import train
     from experiments.evaluate import EvaluateConfig, evaluate_workdir
