@@ -59,7 +59,12 @@ def random_decoder(config: DecoderConfig, seed: int = 0) -> Decoder:
 
 @functools.cache
 def _quick_options() -> dict[str, Any]:
-    """XLA:CPU options that compile a rollout's gradient in a fifth of the time; none where this XLA has others."""
+    """XLA:CPU options that compile a rollout's gradient in a fifth of the time; none where this XLA has others.
+
+    None on a device either: its tests are about what its compiler makes of a kernel.
+    """
+    if jax.default_backend() != "cpu":
+        return {}
     options = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
     try:
         jax.jit(lambda x: x, compiler_options=options)(jnp.zeros(()))

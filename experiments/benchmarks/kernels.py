@@ -1,15 +1,21 @@
-"""What a kernel costs: time and temporary memory of each implementation, and their ratios to the obvious form.
+"""What the kernels cost: time, temporary memory, the share of what the device can do, and ratios to what others offer.
 
-    python -m experiments.benchmarks.kernels --op linear_cross_entropy [--implementation xla]
+    python -m experiments.benchmarks.kernels [--op flash_attention] [--case target] [--implementation gpu xla]
 
-``linear_cross_entropy`` is the mean loss of 8,192 rows over GPT-2's vocabulary and the gradients of hidden states and
-vocabulary, against the same by full logits; memory is what XLA's program needs besides its inputs and outputs.
-``decode_attention`` is one query a row to a full cache of 4,096 columns, forward alone, against
-`jax.nn.dot_product_attention`; what bounds it is how fast the cache is read.
+`flash_attention` is timed forward and backward (the backward pass alone), `decode_attention` forward, both against
+`jax.nn.dot_product_attention` (by XLA, and by cuDNN on a GPU) and PyTorch's `scaled_dot_product_attention` where it is
+installed for this device; `linear_cross_entropy` with its gradients, against full logits. The cases called ``target``
+are those for which the project has set itself a mark.
+
+The device's best is measured in the same rounds: a large matrix product in the dtype of the case, or, for what is
+bound by memory, a large array read and written. A side that does not run here says why in the result instead. In
+float32 every side forms float32 products. Shares, rates and ratios are taken within a round; medians and quartiles
+are those over rounds.
 """
 
-import dataclasses
 import functools
+import math
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -17,127 +23,130 @@ import jax
 import jax.numpy as jnp
 
 from experiments.benchmarks import timing
-from pallas_kernels.decode_attention import decode_attention
-from pallas_kernels.linear_cross_entropy import linear_cross_entropy
-from pallas_kernels.linear_cross_entropy.api import IMPLEMENTATIONS
+from experiments.benchmarks.kernel_cases import CASES, SMOKE, TFLOPS, Case, Program, compiled
+from pallas_kernels.flash_attention import IMPLEMENTATIONS
+
+OURS = {"cpu": ["xla"], "gpu": ["xla", "gpu"], "tpu": ["xla", "tpu"]}
+"""What is measured unless one asks for something else: all that is meant for a platform."""
+SHORTEST_TURN = 0.02
+"""Seconds: a turn has as many calls as it needs to last about so long, or starting them is what one measures."""
+MOST_CALLS = 200
 
 
-@dataclasses.dataclass(frozen=True)
-class LossSizes:
-    """Rows, features and ids of a linear cross-entropy."""
-
-    rows: int = 8_192
-    features: int = 768
-    columns: int = 50_257
-
-
-@dataclasses.dataclass(frozen=True)
-class DecodeSizes:
-    """Rows, heads of queries, heads of keys, columns and features of a cache."""
-
-    batch: int = 8
-    heads: int = 32
-    shared: int = 8
-    columns: int = 4_096
-    features: int = 128
+def peak(unit: str, dtype: str, *, smoke: bool) -> tuple[str, float, Callable[[], Program]]:
+    """The best this device does: what it is, its work, and how to come to its program."""
+    on_cpu = jax.default_backend() == "cpu"
+    if unit == TFLOPS:
+        size = 64 if smoke else 2_048 if on_cpu else 8_192
+        factors = tuple(jax.random.normal(key, (size, size), dtype) for key in jax.random.split(jax.random.key(1)))
+        return f"matrix product of {size}", 2 * size**3, functools.partial(compiled, jnp.matmul, factors)
+    size = 2**16 if smoke else 2**28 if on_cpu else 2**30
+    array = jnp.zeros(size // jnp.dtype(dtype).itemsize, dtype)
+    return f"{size} bytes read and written", 2 * size, functools.partial(compiled, jnp.negative, (array,))
 
 
-def full_logits(hidden: jax.Array, vocabulary: jax.Array, labels: jax.Array) -> jax.Array:
-    """The mean loss as one writes it down: all logits, formed once and kept for the backward pass."""
-    logits = jnp.einsum("nd,vd->nv", hidden, vocabulary, preferred_element_type=jnp.float32)
-    picked = jnp.take_along_axis(logits, labels[:, None], 1)[:, 0]
-    return jnp.mean(jax.nn.logsumexp(logits, axis=1) - picked)
+def measure(case: Case, dtype: str, rounds: int, *, title: str, smoke: bool) -> dict[str, Any]:
+    """Times all sides of a case in turn.
 
+    Returns:
+      Sizes; ``sides``, what is known of each; ``peak``, the same of the device's best; ``ratios`` of our times to those
+      of every other side; ``refused``, the sides that do not run, and why.
+    """
+    best, best_work, best_program = peak(case.unit, dtype, smoke=smoke)
+    programs: dict[str, Program] = {}
+    refused: dict[str, str] = {}
+    for name, prepare in {"peak": best_program, **case.ours, **case.others}.items():
+        try:
+            program = prepare()
+            program.run(1)
+        # Whatever a library or compiler raises where it does not apply: reported, and the other sides are measured.
+        except Exception as error:
+            refused[name] = f"{type(error).__name__}: {error}"[:500]
+            print(f"{title}: {name} does not run: {refused[name]}", flush=True)
+        else:
+            programs[name] = program
+    calls = {name: calls_of_a_turn(program) for name, program in programs.items()}
+    turns = {name: functools.partial(program.run, calls[name]) for name, program in programs.items()}
+    seconds = {name: x / calls[name] for name, x in timing.interleave(turns, rounds, title=title).items()}
 
-def compiled(function: Callable[..., Any], arguments: tuple[jax.Array, ...]) -> tuple[Callable[[], None], int | None]:
-    """A call of the function with the arguments, compiled, and its temporary bytes."""
-    program = jax.jit(function).lower(*arguments).compile()
-    memory = program.memory_analysis()
-
-    def call() -> None:
-        jax.block_until_ready(program(*arguments))
-
-    return call, None if memory is None else int(memory.temp_size_in_bytes)
-
-
-def measure_loss(sizes: LossSizes, dtype: str, implementation: str, rounds: int) -> dict[str, Any]:
-    """Loss and gradients by an implementation, over those by full logits."""
-    keys = jax.random.split(jax.random.key(0), 3)
-    hidden = jax.random.normal(keys[0], (sizes.rows, sizes.features), dtype)
-    vocabulary = jax.random.normal(keys[1], (sizes.columns, sizes.features), dtype) * 0.02
-    labels = jax.random.randint(keys[2], (sizes.rows,), 0, sizes.columns)
-
-    def blocked(hidden: jax.Array, vocabulary: jax.Array, labels: jax.Array) -> jax.Array:
-        return jnp.mean(linear_cross_entropy(hidden, vocabulary, labels, implementation=implementation).losses)
-
-    arguments = (hidden, vocabulary, labels)
-    mine, mine_bytes = compiled(jax.value_and_grad(blocked, argnums=(0, 1)), arguments)
-    full, full_bytes = compiled(jax.value_and_grad(full_logits, argnums=(0, 1)), arguments)
-    seconds = timing.interleave({"blocked": mine, "full": full}, rounds, title="linear_cross_entropy")
-    # Logits and both gradients; what an implementation computes twice is not counted twice.
-    operations = 3 * 2 * sizes.rows * sizes.features * sizes.columns
-    variants = {"blocked": mine_bytes, "full": full_bytes}
+    scale = 1e12 if case.unit == TFLOPS else 1e9
+    rates = {name: (best_work if name == "peak" else case.work) / scale / x for name, x in seconds.items()}
+    sides = {
+        name: {
+            **timing.summary(seconds[name]),
+            **timing.quartiles(case.unit, rates[name]),
+            **(timing.quartiles("share_of_peak", rates[name] / rates["peak"]) if "peak" in rates else {}),
+            "calls_in_a_turn": calls[name],
+            "temporary_bytes": program.temporary_bytes,
+            "residual_bytes": program.residual_bytes,
+        }
+        for name, program in programs.items()
+    }
     return {
-        **dataclasses.asdict(sizes),
+        "sizes": case.sizes,
         "dtype": dtype,
-        "implementation": implementation,
         "rounds": rounds,
-        **timing.ratio(seconds["blocked"], seconds["full"]),
-        **{
-            name: {
-                **timing.summary(seconds[name]),
-                "temporary_bytes": size,
-                "gigaflops_per_second": operations / seconds[name].min() / 1e9,
-            }
-            for name, size in variants.items()
+        "peak": {"of": best, **sides.pop("peak", {})},
+        "sides": sides,
+        "ratios": {
+            f"{mine} / {other}": timing.ratio(seconds[mine], seconds[other])
+            for mine in case.ours
+            for other in [*case.ours, *case.others]
+            if mine != other and mine in sides and other in sides
         },
+        "refused": refused,
     }
 
 
-def measure_decode(sizes: DecodeSizes, dtype: str, implementation: str, rounds: int) -> dict[str, Any]:
-    """One query a row by an implementation, over the same by JAX's own attention."""
-    keys = jax.random.split(jax.random.key(0), 3)
-    q = jax.random.normal(keys[0], (sizes.batch, sizes.heads, 1, sizes.features), dtype)
-    k, v = (jax.random.normal(x, (sizes.batch, sizes.shared, sizes.columns, sizes.features), dtype) for x in keys[1:])
-    start, length = jnp.zeros(sizes.batch, jnp.int32), jnp.full(sizes.batch, sizes.columns, jnp.int32)
-    call = functools.partial(decode_attention, implementation=implementation)
-    mine, mine_bytes = compiled(call, (q, k, v, start, length))
-    # Theirs is laid out with the heads behind the columns.
-    theirs, their_bytes = compiled(jax.nn.dot_product_attention, tuple(x.swapaxes(1, 2) for x in (q, k, v)))
-    seconds = timing.interleave({"decode_attention": mine, "jax": theirs}, rounds, title="decode_attention")
-    return {
-        **dataclasses.asdict(sizes),
-        "dtype": dtype,
-        "implementation": implementation,
-        "rounds": rounds,
-        **timing.ratio(seconds["decode_attention"], seconds["jax"]),
-        **{
-            name: {
-                **timing.summary(seconds[name]),
-                "temporary_bytes": size,
-                "gigabytes_per_second": (k.nbytes + v.nbytes) / seconds[name].min() / 1e9,
-            }
-            for name, size in {"decode_attention": mine_bytes, "jax": their_bytes}.items()
-        },
-    }
+def calls_of_a_turn(program: Program) -> int:
+    """How many calls of a program that has run before are timed together."""
+    start = time.perf_counter()
+    program.run(1)
+    return min(MOST_CALLS, math.ceil(SHORTEST_TURN / (time.perf_counter() - start)))
+
+
+def describe(result: dict[str, Any], unit: str) -> str:
+    """A line for each side."""
+    lines = []
+    for name, side in result["sides"].items():
+        share = f", {side['share_of_peak']:.0%} of the peak" if "share_of_peak" in side else ""
+        lines.append(f"  {name}: {1e3 * side['median_seconds']:.3f} ms, {side[unit]:.4g} {unit}{share}")
+    return "\n".join(
+        lines + [f"  {name}: {ratio['ratio']:.3f} of the time" for name, ratio in result["ratios"].items()]
+    )
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measures the op asked for."""
-    parser = timing.parser("Time and memory of a kernel over those of the obvious form.")
-    parser.add_argument("--op", choices=["linear_cross_entropy", "decode_attention"], required=True)
-    parser.add_argument("--implementation", choices=IMPLEMENTATIONS, default="auto")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    """Measures the cases asked for.
+
+    Raises:
+      SystemExit: one of our implementations did not run; after all others were measured and reported.
+    """
+    parser = timing.parser("Time and memory of the kernels over those of what others offer.")
+    parser.add_argument("--op", choices=[*CASES, "all"], default="all")
+    parser.add_argument("--case", help="cases with this in their name", default="")
+    parser.add_argument("--implementation", nargs="+", choices=IMPLEMENTATIONS, help="all of this platform by default")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="float32 on a CPU by default, else bfloat16")
     options = parser.parse_args(arguments)
-    rounds = options.repeats or (2 if options.smoke else 5)
-    asked = (options.dtype, options.implementation, rounds)
-    if options.op == "linear_cross_entropy":
-        sizes = LossSizes(rows=64, features=32, columns=500) if options.smoke else LossSizes()
-        case = measure_loss(sizes, *asked)
-    else:
-        case = measure_decode(DecodeSizes(columns=64) if options.smoke else DecodeSizes(), *asked)
-    print(f"{options.op} over the obvious form, time: {case['ratio']:.3f}")
-    timing.report("kernels", {options.op: case}, smoke=options.smoke, output=options.output)
+    platform = jax.default_backend()
+    implementations = options.implementation or OURS[platform]
+    dtype = options.dtype or ("float32" if platform == "cpu" else "bfloat16")
+    rounds = options.repeats or (2 if options.smoke else 5 if platform == "cpu" else 20)
+    results: dict[str, Any] = {}
+    with jax.default_matmul_precision("highest" if dtype == "float32" else "default"):
+        for op, cases in (SMOKE if options.smoke else CASES).items():
+            for name, make in cases.items():
+                if options.op in (op, "all") and options.case in name:
+                    case = make(dtype, implementations)
+                    title = f"{op}, {name}"
+                    results[title] = measure(case, dtype, rounds, title=title, smoke=options.smoke)
+                    print(f"{title}\n{describe(results[title], case.unit)}", flush=True)
+    if not results:
+        parser.error(f"no case of {options.op} has {options.case!r} in its name")
+    timing.report("kernels", results, smoke=options.smoke, output=options.output)
+    failed = [f"{name}: {side}" for name, x in results.items() for side in x["refused"] if side.startswith("pallas")]
+    if failed:
+        raise SystemExit(f"did not run: {'; '.join(failed)}")
 
 
 if __name__ == "__main__":

@@ -51,14 +51,25 @@ def interleave(variants: Mapping[str, Callable[[], object]], rounds: int, *, tit
 
 
 def summary(seconds: np.ndarray) -> dict[str, float]:
-    """Median and minimum of a variant's seconds."""
-    return {"median_seconds": float(np.median(seconds)), "min_seconds": float(seconds.min())}
+    """Median, quartiles and minimum of a variant's seconds."""
+    lower, median, upper = np.quantile(seconds, [0.25, 0.5, 0.75])
+    return {
+        "median_seconds": float(median),
+        "lower_quartile_seconds": float(lower),
+        "upper_quartile_seconds": float(upper),
+        "min_seconds": float(seconds.min()),
+    }
 
 
 def ratio(numerator: np.ndarray, denominator: np.ndarray) -> dict[str, float]:
     """The ratio of two variants, round by round: ``ratio`` is the median over rounds, beside its quartiles."""
-    lower, median, upper = np.quantile(numerator / denominator, [0.25, 0.5, 0.75])
-    return {"ratio": float(median), "ratio_lower_quartile": float(lower), "ratio_upper_quartile": float(upper)}
+    return quartiles("ratio", numerator / denominator)
+
+
+def quartiles(name: str, values: np.ndarray) -> dict[str, float]:
+    """The median over rounds under ``name``, and its quartiles beside it."""
+    lower, median, upper = np.quantile(values, [0.25, 0.5, 0.75])
+    return {name: float(median), f"{name}_lower_quartile": float(lower), f"{name}_upper_quartile": float(upper)}
 
 
 def parser(description: str) -> argparse.ArgumentParser:

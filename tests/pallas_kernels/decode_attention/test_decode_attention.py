@@ -15,6 +15,8 @@ from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels import platform
 from pallas_kernels.decode_attention import NO_COLUMN, api, decode_attention, gpu, merge_segments, tpu
+from tests.pallas_kernels.devices import EVERY
+from tests.tiny_models import quick_jit
 
 # A float32 sum is off by a few units in the last place, 6e-8 each. Outputs and gradients of bfloat16 are rounded to 8
 # bits, and so are weights and gradients of scores before their products.
@@ -73,7 +75,7 @@ def solve(arrays, start, length, **options):
         sums = [jnp.sum(x.astype(jnp.float32) * jnp.cos(jnp.arange(x.size)).reshape(x.shape)) for x in found]
         return sum(sums), found
 
-    compiled = jax.jit(jax.value_and_grad(weighted, argnums=(0, 1, 2), has_aux=True))
+    compiled = quick_jit(jax.value_and_grad(weighted, argnums=(0, 1, 2), has_aux=True))
     (_, found), gradients = compiled(*arrays)
     return found, gradients
 
@@ -97,30 +99,17 @@ def check(case, bounds=None, **options):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize(
-    "options", [{"implementation": "xla"}, *({"implementation": x, "interpret": True} for x in api.KERNELS)]
-)
+@pytest.mark.parametrize("options", EVERY)
 def test_several_blocks_of_columns(options, dtype):
     check(SEVERAL_BLOCKS | {"dtype": dtype}, BOUNDS, **options)
 
 
+# Memory that no kernel wrote to, and what it reads behind the end of an array, is NaN where they are interpreted.
+@pytest.mark.parametrize("options", EVERY)
 @settings(max_examples=3, phases=(Phase.explicit, Phase.generate))
 @given(CASES)
-def test_xla(case):
-    check(case, implementation="xla")
-
-
-# Memory that no kernel wrote to, and what it reads behind the end of an array, is NaN in all of these.
-@settings(max_examples=3, phases=(Phase.explicit, Phase.generate))
-@given(CASES)
-def test_tpu(case):
-    check(case, implementation="tpu", interpret=True)
-
-
-@settings(max_examples=3, phases=(Phase.explicit, Phase.generate))
-@given(CASES)
-def test_gpu(case):
-    check(case, implementation="gpu", interpret=True)
+def test_random_cases(options, case):
+    check(case, **options)
 
 
 def test_tpu_without_races():

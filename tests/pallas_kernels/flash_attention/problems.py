@@ -31,6 +31,12 @@ class Problem:
     window: int | None = None
     soft_cap: float | None = None
 
+    def grown(self, factor: int) -> "Problem":
+        """The same over blocks that are larger by a factor."""
+        T, S = self.lengths
+        window = None if self.window is None else self.window * factor
+        return dataclasses.replace(self, lengths=(T * factor, S * factor), window=window)
+
     def options(self) -> dict[str, Any]:
         """What is static."""
         return {"causal": self.causal, "window": self.window, "soft_cap": self.soft_cap}

@@ -14,6 +14,8 @@ from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels import platform
 from pallas_kernels.linear_cross_entropy import LinearCrossEntropy, api, gpu, linear_cross_entropy, tpu, xla
+from tests.pallas_kernels.devices import EVERY
+from tests.tiny_models import quick_jit
 
 # A float32 sum over a row is off by a few units in the last place, 6e-8 each. Gradients of bfloat16 are rounded to 8
 # bits, and so is each block of them before its product.
@@ -56,7 +58,7 @@ def solve(hidden, vocabulary, labels, **options):
         found = linear_cross_entropy(hidden, vocabulary, labels, **options)
         return jnp.sum(found.losses * weights) + jnp.sum(found.log_normalizers * weights[::-1]), found
 
-    compiled = jax.jit(jax.value_and_grad(weighted, argnums=(0, 1), has_aux=True))
+    compiled = quick_jit(jax.value_and_grad(weighted, argnums=(0, 1), has_aux=True))
     (_, found), gradients = compiled(hidden, vocabulary)
     return found, gradients
 
@@ -81,29 +83,14 @@ def check(case, **options):
         assert distance(mine, theirs) < TOLERANCE[case["dtype"]]
 
 
-# Memory that no kernel wrote to, and what it reads behind the end of an array, is NaN in all of these.
+# Memory that no kernel wrote to, and what it reads behind the end of an array, is NaN where they are interpreted.
+@pytest.mark.parametrize("options", EVERY)
 @example(SEVERAL_BLOCKS)
 @example(WHOLE_BLOCKS)
 @settings(max_examples=3, phases=(Phase.explicit, Phase.generate))
 @given(CASES)
-def test_xla(case):
-    check(case, implementation="xla")
-
-
-@example(SEVERAL_BLOCKS)
-@example(WHOLE_BLOCKS)
-@settings(max_examples=3, phases=(Phase.explicit, Phase.generate))
-@given(CASES)
-def test_tpu(case):
-    check(case, implementation="tpu", interpret=True)
-
-
-@example(SEVERAL_BLOCKS)
-@example(WHOLE_BLOCKS)
-@settings(max_examples=3, phases=(Phase.explicit, Phase.generate))
-@given(CASES)
-def test_gpu(case):
-    check(case, implementation="gpu", interpret=True)
+def test_values_and_gradients(options, case):
+    check(case, **options)
 
 
 def test_tpu_without_races():
@@ -127,15 +114,7 @@ def test_the_reference_is_what_it_should_be():
     np.testing.assert_array_equal(found.predictions, logits.argmax(1))
 
 
-IMPLEMENTATIONS: list[dict[str, Any]] = [
-    {"implementation": "reference"},
-    {"implementation": "xla"},
-    {"implementation": "tpu", "interpret": True},
-    {"implementation": "gpu", "interpret": True},
-]
-
-
-@pytest.mark.parametrize("options", IMPLEMENTATIONS, ids=lambda options: options["implementation"])
+@pytest.mark.parametrize("options", [pytest.param({"implementation": "reference"}, id="reference"), *EVERY])
 def test_the_first_of_equal_logits_is_predicted_and_a_wrong_label_is_no_loss(options):
     # Integers, whose products and sums are exact: two blocks hold the largest logits, and each of them twice.
     vocabulary = jnp.zeros((260, 2)).at[jnp.array([40, 90, 200, 250])].set(3.0)
@@ -146,7 +125,7 @@ def test_the_first_of_equal_logits_is_predicted_and_a_wrong_label_is_no_loss(opt
     assert np.isfinite(found.log_normalizers).all()
 
 
-@pytest.mark.parametrize("options", IMPLEMENTATIONS[1:], ids=lambda options: options["implementation"])
+@pytest.mark.parametrize("options", EVERY)
 def test_no_array_is_as_large_as_the_logits(options, monkeypatch):
     monkeypatch.undo()
     rows, features, columns = 8_192, 16, 50_257
