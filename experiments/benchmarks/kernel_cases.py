@@ -185,13 +185,12 @@ def each(ours: Callable[[str], Program], implementations: list[str]) -> dict[str
 
 
 def libraries(
-    library: Callable[[str], Program], pytorch: Callable[[], tuple[Callable[[], Any], Callable[[Any], None]]]
+    library: Callable[[str], Program], pytorch: Callable[[], pytorch_attention.Timed]
 ) -> dict[str, Callable[[], Program]]:
     """JAX's own attention, by cuDNN too on a GPU, and PyTorch's."""
     names = ["xla", "cudnn"] if jax.default_backend() == "gpu" else ["xla"]
-    return {f"jax.nn, {name}": functools.partial(library, name) for name in names} | {
-        "PyTorch": lambda: Program(*pytorch())
-    }
+    theirs = {f"jax.nn, {name}": functools.partial(library, name) for name in names}
+    return theirs | {"PyTorch": lambda: Program(*pytorch())}
 
 
 forward, backward = (functools.partial(attention, backward=backward) for backward in (False, True))

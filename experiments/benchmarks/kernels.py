@@ -102,7 +102,7 @@ def calls_of_a_turn(program: Program) -> int:
     """How many calls of a program that has run before are timed together."""
     start = time.perf_counter()
     program.run(1)
-    return min(MOST_CALLS, math.ceil(SHORTEST_TURN / (time.perf_counter() - start)))
+    return max(1, min(MOST_CALLS, math.ceil(SHORTEST_TURN / (time.perf_counter() - start))))
 
 
 def describe(result: dict[str, Any], unit: str) -> str:

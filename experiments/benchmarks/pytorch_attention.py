@@ -7,6 +7,9 @@ from typing import Any
 
 import jax
 
+Timed = tuple[Callable[[], Any], Callable[[Any], None]]
+"""What begins a call, and what waits for it."""
+
 
 def absence() -> str | None:
     """Why PyTorch cannot take part, if it cannot."""
@@ -20,10 +23,8 @@ def absence() -> str | None:
     return f"torch {torch.__version__} does not use this {backend}"
 
 
-def attention(
-    queries: tuple[int, ...], keys: tuple[int, ...], dtype: str, *, causal: bool, backward: bool
-) -> tuple[Callable[[], Any], Callable[[Any], None]]:
-    """`scaled_dot_product_attention` of random numbers: what begins a call, and what waits for it.
+def attention(queries: tuple[int, ...], keys: tuple[int, ...], dtype: str, *, causal: bool, backward: bool) -> Timed:
+    """`scaled_dot_product_attention` of random numbers.
 
     Args:
       queries: shape ``[B, H, T, D]``.

@@ -10,6 +10,11 @@ ATTENTION = {"flash_attention, smoke, forward", "flash_attention, smoke, backwar
 OURS = "pallas_kernels, xla"
 
 
+@pytest.fixture(autouse=True)
+def short_turns(monkeypatch):
+    monkeypatch.setattr(kernels, "SHORTEST_TURN", 0.0)
+
+
 def test_every_case_is_measured_against_what_there_is(tmp_path, capsys):
     path = tmp_path / "kernels.json"
     kernels.main(["--smoke", "--repeats", "2", "--output", str(path)])

@@ -77,7 +77,7 @@ def check(case, **options):
     assert distance(found.losses, expected.losses, parts=expected.log_normalizers) < TOLERANCE["float32"]
     assert distance(found.log_normalizers, expected.log_normalizers) < TOLERANCE["float32"]
     np.testing.assert_array_equal(found.predictions, expected.predictions)
-    np.testing.assert_array_equal(found.losses[arrays[2] == -100], 0.0)
+    np.testing.assert_array_equal(np.asarray(found.losses)[np.asarray(arrays[2]) == -100], 0.0)
     for mine, theirs, array in zip(gradients, expected_gradients, arrays[:2], strict=True):
         assert mine.shape == array.shape and mine.dtype == array.dtype
         assert distance(mine, theirs) < TOLERANCE[case["dtype"]]
@@ -87,7 +87,7 @@ def check(case, **options):
 @pytest.mark.parametrize("options", EVERY)
 @example(SEVERAL_BLOCKS)
 @example(WHOLE_BLOCKS)
-@settings(max_examples=3, phases=(Phase.explicit, Phase.generate))
+@settings(max_examples=2, phases=(Phase.explicit, Phase.generate))
 @given(CASES)
 def test_values_and_gradients(options, case):
     check(case, **options)
@@ -102,9 +102,9 @@ def test_tpu_without_races():
 
 def test_the_reference_is_what_it_should_be():
     hidden, vocabulary, labels = problem(rows=5, features=3, columns=7, dtype="float32")
-    found = linear_cross_entropy(
-        hidden, vocabulary, labels.at[2].set(-1), implementation="reference", soft_cap=2.0, z_loss=0.1, ignored_label=-1
-    )
+    rule = {"soft_cap": 2.0, "z_loss": 0.1, "ignored_label": -1}
+    call = functools.partial(linear_cross_entropy, implementation="reference", **rule)
+    found = quick_jit(call)(hidden, vocabulary, labels.at[2].set(-1))
     logits = 2.0 * np.tanh(np.asarray(hidden, np.float64) @ np.asarray(vocabulary, np.float64).T / 2.0)
     log_normalizers = np.log(np.exp(logits).sum(1))
     losses = log_normalizers - logits[np.arange(5), labels] + 0.1 * log_normalizers**2
@@ -117,9 +117,11 @@ def test_the_reference_is_what_it_should_be():
 @pytest.mark.parametrize("options", [pytest.param({"implementation": "reference"}, id="reference"), *EVERY])
 def test_the_first_of_equal_logits_is_predicted_and_a_wrong_label_is_no_loss(options):
     # Integers, whose products and sums are exact: two blocks hold the largest logits, and each of them twice.
-    vocabulary = jnp.zeros((260, 2)).at[jnp.array([40, 90, 200, 250])].set(3.0)
+    vocabulary = np.zeros((260, 2), np.float32)
+    vocabulary[[40, 90, 200, 250]] = 3.0
     labels = jnp.array([40, 260, -1], jnp.int32)
-    found = linear_cross_entropy(jnp.ones((3, 2)), vocabulary, labels, **options)
+    arrays = jnp.ones((3, 2)), jnp.asarray(vocabulary), labels
+    found = quick_jit(functools.partial(linear_cross_entropy, **options))(*arrays)
     np.testing.assert_array_equal(found.predictions, [40, 40, 40])
     np.testing.assert_array_equal(np.isnan(found.losses), [False, True, True])
     assert np.isfinite(found.log_normalizers).all()
@@ -175,7 +177,7 @@ def test_auto_says_once_what_it_chose(caplog, monkeypatch):
     arrays = problem(rows=3, features=2, columns=5, dtype="float32")
     with caplog.at_level(logging.INFO, "pallas_kernels"):
         for _ in range(2):
-            linear_cross_entropy(*arrays)
+            jax.eval_shape(linear_cross_entropy, *arrays)
     assert [record.message for record in caplog.records] == [
         "linear_cross_entropy on cpu, (3, 2) by (5, 2) float32: xla"
     ]
@@ -226,6 +228,6 @@ def test_the_gpu_kernel_lowers_for_cuda():
 
 
 def test_result_is_a_named_tuple():
-    found = linear_cross_entropy(*problem(rows=3, features=2, columns=5, dtype="bfloat16"))
+    found = jax.eval_shape(linear_cross_entropy, *problem(rows=3, features=2, columns=5, dtype="bfloat16"))
     assert isinstance(found, LinearCrossEntropy)
     assert [x.dtype for x in found] == [jnp.float32, jnp.float32, jnp.int32]
