@@ -51,9 +51,8 @@ def check(*, check_vma: bool, **options) -> None:
     labels = jnp.asarray(generator.integers(0, COLUMNS, ROWS), jnp.int32).at[2].set(7)
     differentiate = jax.value_and_grad(weighted, argnums=(0, 1), has_aux=True)
     whole = functools.partial(linear_cross_entropy, implementation="reference", **RULE)
-    (_, expected), expected_gradients = jax.jit(functools.partial(differentiate, call=whole))(
-        hidden, vocabulary, labels
-    )
+    arrays = hidden, vocabulary, labels
+    (_, expected), expected_gradients = jax.jit(functools.partial(differentiate, call=whole))(*arrays)
     assert expected[1][0] == 21
 
     sharded = jax.shard_map(
@@ -63,7 +62,7 @@ def check(*, check_vma: bool, **options) -> None:
         out_specs=PartitionSpec("data"),
         check_vma=check_vma,
     )
-    (_, found), gradients = jax.jit(functools.partial(differentiate, call=sharded))(hidden, vocabulary, labels)
+    (_, found), gradients = jax.jit(functools.partial(differentiate, call=sharded))(*arrays)
     np.testing.assert_array_equal(found[1], expected[1])
     for mine, theirs in zip((found[0], *gradients), (expected[0], *expected_gradients), strict=True):
         assert np.linalg.norm(mine - theirs) < 2e-6 * np.linalg.norm(theirs)
