@@ -101,7 +101,7 @@ def compiled(function: Callable[..., Any], arguments: tuple[Any, ...], residual_
     return Program(functools.partial(program, *arguments), temporary_bytes=temporary, residual_bytes=residual_bytes)
 
 
-def compiled_backward(function: Callable[..., jax.Array], arguments: tuple[jax.Array, ...]) -> Program:
+def compiled_backward(function: Callable[..., Any], arguments: tuple[jax.Array, ...]) -> Program:
     """The function's backward pass alone; its cotangent is its output."""
     out, pull = jax.jit(functools.partial(jax.vjp, function))(*arguments)
     residual_bytes = sum(x.nbytes for x in jax.tree.leaves(pull))
@@ -117,7 +117,7 @@ def attention(sizes: AttentionSizes, dtype: str, implementations: list[str], *, 
     def ours(implementation: str) -> Program:
         return made(functools.partial(flash_attention, causal=True, implementation=implementation), arrays)
 
-    def library(implementation: str) -> Program:
+    def library(implementation: Any) -> Program:
         call = functools.partial(jax.nn.dot_product_attention, is_causal=True, implementation=implementation)
         return made(call, heads_last(arrays))
 
@@ -138,7 +138,7 @@ def decode(sizes: DecodeSizes, dtype: str, implementations: list[str]) -> Case:
     def ours(implementation: str) -> Program:
         return compiled(functools.partial(decode_attention, implementation=implementation), (q, k, v, *bounds))
 
-    def library(implementation: str) -> Program:
+    def library(implementation: Any) -> Program:
         call = functools.partial(jax.nn.dot_product_attention, implementation=implementation)
         return compiled(call, heads_last((q, k, v)))
 
