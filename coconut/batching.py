@@ -111,7 +111,7 @@ def stage_shape(
             written = lengths if rule.filler == "step" else lengths[plans[key].skipped :]
             latent = max(latent, 0 if rule.filler == "step" else plans[key].thoughts)
             suffix = max(suffix, sum(written) + len(example.answer))
-    round_up = lambda length: -(-length // multiple_of) * multiple_of  # noqa: E731
+    round_up = lambda length: -(-length // multiple_of) * multiple_of
     return Shape(round_up(prompt), latent, round_up(suffix + rule.markers))
 
 

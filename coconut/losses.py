@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
+from coconut.models.config import KERNEL_DTYPES, DecoderConfig, split_implementation
 from coconut.models.decoder import Decoder
-from coconut.models.segment_attention import split_name
 from coconut.sharding import fitting_partition
 from coconut.types import IGNORED_LABEL, Batch, Language, ModelOutput, Schedule
 from pallas_kernels.linear_cross_entropy import linear_cross_entropy
@@ -52,17 +52,18 @@ LARGE_LOGITS = 2**28
 """Bytes of logits from which ``auto`` does not hold them."""
 
 
-def choose_cross_entropy(implementation: str, *, rows: int, vocabulary: int) -> str:
+def choose_cross_entropy(config: DecoderConfig, rows: int) -> str:
     """What ``DecoderConfig.cross_entropy`` means for ``rows`` scored columns over all devices.
 
     ``auto`` holds all logits where they are few: that is the faster way on a CPU (pallas_kernels/README.md). Larger
-    ones are never made: by `linear_cross_entropy`'s own choice.
+    ones are never made: by `linear_cross_entropy`'s own choice. But they are in dtypes that it does not take.
     """
-    if implementation != "auto":
-        return implementation
+    if config.cross_entropy != "auto":
+        return config.cross_entropy
     mesh = jax.sharding.get_abstract_mesh()
     devices = 1 if mesh.empty else mesh.size
-    return "full" if 4 * rows * vocabulary // devices < LARGE_LOGITS else "auto"
+    few = 4 * rows * config.vocabulary // devices < LARGE_LOGITS
+    return "full" if few or config.dtype not in KERNEL_DTYPES else "auto"
 
 
 def score_labels(
@@ -70,13 +71,11 @@ def score_labels(
 ) -> tuple[Float[Array, "B S"], Bool[Array, "B S"]]:
     """Cross-entropy in nats of each label given the state before it, 0 where ignored; and whether it is most likely."""
     B, S, D = hidden.shape
-    implementation = choose_cross_entropy(
-        decoder.config.cross_entropy, rows=B * S, vocabulary=decoder.config.vocabulary
-    )
+    implementation = choose_cross_entropy(decoder.config, rows=B * S)
     if implementation == "full" or not S:
         logits = decoder.unembed(hidden)
         return token_losses(logits, labels), jnp.argmax(logits, -1) == labels
-    name, interpret = split_name(implementation)
+    name, interpret = split_implementation(implementation)
     split = fitting_partition(("vocabulary", "features"), (decoder.config.vocabulary, D))
     states = fitting_partition(("rows", "columns", "features"), hidden.shape)
     scored = PartitionSpec(*states[:2])

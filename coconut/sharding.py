@@ -219,7 +219,7 @@ def tree_sharding(tree: Any, mesh: Any) -> Any:
 
 def placed(tree: Any, mesh: Mesh) -> Any:
     """The abstract values of such a tree with their places on a mesh."""
-    place = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)  # noqa: E731
+    place = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
     return jax.tree.map(place, tree, tree_sharding(tree, mesh))
 
 

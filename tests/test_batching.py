@@ -43,7 +43,7 @@ methods = st.sampled_from(sorted(set(METHODS) - {"marked_cot"}))
 
 
 def examples_of(data) -> list[TokenizedExample]:
-    array = lambda values: np.asarray(values, np.int32)  # noqa: E731
+    array = lambda values: np.asarray(values, np.int32)
     return [
         TokenizedExample(
             question=array(question), steps=tuple(map(array, steps)), answer=array([*answer, TOKENIZER.eos_id])

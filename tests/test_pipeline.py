@@ -24,7 +24,7 @@ CONFIG = PipelineConfig(batch_size=4)
 def make_examples(count: int) -> list[TokenizedExample]:
     """Examples with questions of nine lengths, of two steps each."""
     rng = np.random.default_rng(0)
-    draw = lambda length: rng.integers(0, 8, length).astype(np.int32)  # noqa: E731
+    draw = lambda length: rng.integers(0, 8, length).astype(np.int32)
     return [
         TokenizedExample(question=draw(2 + index % 9), steps=(draw(1), draw(2)), answer=draw(2))
         for index in range(count)

@@ -4,7 +4,6 @@ The store is `gcp-storage-emulator`, a server on this machine that Orbax, tensor
 stands for Google Cloud Storage as far as its interface goes: not for its permissions, its limits and its delays.
 """
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -18,11 +17,6 @@ from coconut import storage
 from coconut.storage import LineLog, exists, is_remote, make_folder, parse_path, read_text, write_atomically
 from coconut.types import CoconutError
 from experiments.main import EXIT_BAD_INPUT, main
-
-needs_store = pytest.mark.skipif(
-    any(importlib.util.find_spec(name) is None for name in ("gcsfs", "gcp_storage_emulator")),
-    reason='needs `pip install -e ".[test]"`',
-)
 
 
 @pytest.mark.parametrize("text", ["s3://bucket/run", "gs://", "gs:///", "https://storage.googleapis.com/bucket/run"])
@@ -200,7 +194,6 @@ def store_address() -> Iterator[str]:
         process.kill()
 
 
-@needs_store
 def test_a_run_in_an_object_store(tmp_path: Path, store_address: str) -> None:
     addresses = {"STORAGE_EMULATOR_HOST": store_address, "TENSORSTORE_GCS_HTTP_URL": store_address}
     # Neither belongs to the run: a project the client asks for, and a question about the bucket that needs credentials.

@@ -45,7 +45,7 @@ class Place:
 
     def column(self, index: Int[Array, ""]) -> "Place":
         """One column of this place."""
-        take = lambda x, axis: jax.lax.dynamic_slice_in_dim(x, index, 1, axis)  # noqa: E731
+        take = lambda x, axis: jax.lax.dynamic_slice_in_dim(x, index, 1, axis)
         columns = take(self.columns, 0)
         dropout = None if self.dropout is None else dataclasses.replace(self.dropout, columns=columns)
         return Place(take(self.positions, 1), take(self.valid, 1), columns, dropout)

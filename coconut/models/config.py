@@ -13,6 +13,14 @@ Mlp = Literal["gelu", "gelu_tanh", "swiglu"]
 Remat = Literal["none", "dots", "full"]
 Implementation = Literal["auto", "reference", "xla", "tpu", "gpu", "tpu_interpret", "gpu_interpret"]
 
+KERNEL_DTYPES = ("float32", "bfloat16")
+"""What `pallas_kernels` computes with, in every implementation."""
+
+
+def split_implementation(name: str) -> tuple[str, bool]:
+    """``tpu_interpret`` -> the kernel for TPUs, interpreted on any device; other names as they are."""
+    return name.removesuffix("_interpret"), name.endswith("_interpret")
+
 
 @no_type_check  # Its own checks name the field and the value
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,7 +106,8 @@ class DecoderConfig:
       attention: what computes attention: ``dense``, one softmax over all scores at once, or an implementation of
         `pallas_kernels` (``auto`` and those it names; ``tpu_interpret`` and ``gpu_interpret`` run a kernel step by step
         on any device, for tests). ``auto`` is chosen by `coconut.models.segment_attention.choose_attention`. Explicit
-        requests that do not apply raise. Dropout needs ``dense`` or ``auto``, which is then ``dense``.
+        requests that do not apply raise. Dropout and dtypes other than `KERNEL_DTYPES` need ``dense`` or ``auto``,
+        which is then ``dense``.
       cross_entropy: what computes the training loss: ``full``, from all logits, or an implementation of
         `pallas_kernels.linear_cross_entropy`, which never holds them; ``auto`` is chosen by
         `coconut.losses.choose_cross_entropy`.
@@ -168,6 +177,9 @@ class DecoderConfig:
         for field in ("dtype", "param_dtype"):
             if getattr(self, field) not in ("float32", "bfloat16", "float16", "float64"):
                 reject(field, "must be one of float32, bfloat16, float16, float64")
+        for field in ("attention", "cross_entropy"):
+            if getattr(self, field) not in ("auto", "dense", "full") and self.dtype not in KERNEL_DTYPES:
+                reject(field, f"computes in {' or '.join(KERNEL_DTYPES)}, not in dtype = {self.dtype}")
         for field in ("rotary_base", "norm_epsilon", "logit_scale", "embedding_stddev", "kernel_stddev"):
             if not getattr(self, field) > 0:
                 reject(field, "must be positive")

@@ -119,7 +119,7 @@ class Decoder(nnx.Module):
             x = dropout.at(0).units(x)
         x = residual(x)
         causal = jnp.tril(jnp.ones((T, T), bool)) & valid[:, None, :]
-        implementation = "dense" if self.config.dropout else choose_attention(self.config.attention)
+        implementation = choose_attention(self.config)
         if implementation == "dense":
             visible: list[Any] = [segment.valid[:, None, :] for segment in past] + [causal]
         else:

@@ -92,7 +92,7 @@ def _linears(layers: Any) -> list[nnx.Linear]:
 
 def _loans(batch: int, columns: tuple[int, ...], dtype: jnp.dtype, kernel: Array) -> tuple[Lent, ...]:
     *stack, D, F = kernel.shape
-    rows = lambda T, width: jnp.zeros((*stack, batch, T, width), dtype)  # noqa: E731
+    rows = lambda T, width: jnp.zeros((*stack, batch, T, width), dtype)
     return tuple(Lent(kernel, rows(T, D), rows(T, F)) for T in columns)
 
 

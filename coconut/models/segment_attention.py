@@ -13,12 +13,11 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from coconut.models.cache import KeyValue
+from coconut.models.config import KERNEL_DTYPES, DecoderConfig, split_implementation
 from coconut.sharding import fitting_partition
 from pallas_kernels.decode_attention import decode_attention, merge_segments
 from pallas_kernels.flash_attention import flash_attention
 from pallas_kernels.platform import log_once, platform
-
-INTERPRETED = "_interpret"
 
 
 class Range(NamedTuple):
@@ -28,22 +27,18 @@ class Range(NamedTuple):
     end: Int[Array, " B"]
 
 
-def choose_attention(implementation: str) -> str:
+def choose_attention(config: DecoderConfig) -> str:
     """What ``DecoderConfig.attention`` means here: ``auto`` is the kernels on a TPU, and ``dense`` elsewhere.
 
-    On a CPU blocks save little at the lengths of this field's questions, and no GPU has measured the kernels yet.
+    On a CPU blocks save little at the lengths of this field's questions, and no GPU has measured the kernels yet. What
+    the kernels do not take, dropout and other dtypes than `KERNEL_DTYPES`, is ``dense`` everywhere.
     """
-    if implementation != "auto":
-        return implementation
+    if config.attention != "auto":
+        return config.attention
     device = platform()
-    chosen = "auto" if device == "tpu" else "dense"
+    chosen = "auto" if device == "tpu" and not config.dropout and config.dtype in KERNEL_DTYPES else "dense"
     log_once(f"attention on {device}: {'the kernels, each by its own table' if chosen == 'auto' else chosen}")
     return chosen
-
-
-def split_name(implementation: str) -> tuple[str, bool]:
-    """``tpu_interpret`` -> the kernel for TPUs, interpreted on any device; other names as they are."""
-    return implementation.removesuffix(INTERPRETED), implementation.endswith(INTERPRETED)
 
 
 def valid_range(valid: Bool[Array, "B C"]) -> Range:
@@ -62,8 +57,8 @@ def attend_by_kernels(
       query: queries, not yet scaled by ``H ** -0.5``.
       sources: keys and values of ``C`` columns each, ``M`` heads.
       ranges: for each source the columns a row may see.
-      implementation: of `flash_attention`, or for passes of one column of `decode_attention`; with `INTERPRETED` behind
-        it, interpreted.
+      implementation: of `flash_attention`, or for passes of one column of `decode_attention`; see
+        `split_implementation`.
 
     Returns:
       Weighted values, in the dtype of ``query``; 0 where a query may see nothing.
@@ -84,7 +79,7 @@ def _attend_to(
     query: Float[Array, "B N T H"], source: KeyValue, visible: Range, *, causal: bool, implementation: str
 ) -> tuple[Float[Array, "B N T H"], Float[Array, "B N T"]]:
     """One segment. On a mesh each device attends with its own rows, heads and columns, and nothing is exchanged."""
-    name, interpret = split_name(implementation)
+    name, interpret = split_implementation(implementation)
     queries = fitting_partition(("rows", "heads", "columns", "head"), query.shape)
     keys = fitting_partition(("rows", "kv_heads", "past", "head"), source.keys.shape)
     rows = PartitionSpec(queries[0])

@@ -165,7 +165,7 @@ def initial_state(run: Run, optimizer: optax.GradientTransformation, mesh: Mesh)
     _, expected = abstract_state(run.config, optimizer, mesh)
     places = jax.tree.map(lambda x: x.sharding, expected)
     if run.config.pretrained is None and run.config.init_from is None:
-        make = lambda: make_state(parameters_of(fresh_model(run.config)), optimizer)  # noqa: E731
+        make = lambda: make_state(parameters_of(fresh_model(run.config)), optimizer)
         return jax.jit(make, out_shardings=places)()
     parameters = jax.device_put(parameters_of(initial_model(run, mesh)), places.parameters)
     return jax.jit(lambda parameters: make_state(parameters, optimizer), out_shardings=places)(parameters)

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 
 from experiments.benchmarks import timing
 from experiments.benchmarks.kernel_cases import CASES, SMOKE, TFLOPS, Case, Program, compiled
-from pallas_kernels.flash_attention import IMPLEMENTATIONS
+from pallas_kernels.implementations import IMPLEMENTATIONS
 
 OURS = {"cpu": ["xla"], "gpu": ["xla", "gpu"], "tpu": ["xla", "tpu"]}
 """What is measured unless one asks for something else: all that is meant for a platform."""

@@ -116,7 +116,7 @@ class Trainer:
     def __init__(self, geometry: Geometry) -> None:
         self.geometry = geometry
         optimizer = make_optimizer(OPTIMIZER)
-        make = lambda key: make_model(geometry.decoder, Identity(), key)  # noqa: E731
+        make = lambda key: make_model(geometry.decoder, Identity(), key)
         key = jax.random.key(0)
         template = Template.of(jax.eval_shape(make, key))
         self.state: TrainState = jax.jit(lambda key: make_state(parameters_of(make(key)), optimizer))(key)

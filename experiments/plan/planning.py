@@ -227,7 +227,7 @@ def read_plan(config: RunConfig, where: Slice, step: Step, columns: Columns) -> 
 
 def memory_by_kind(compiled: jax.stages.Compiled, state: TrainState) -> dict[str, int]:
     """Bytes of one device: what goes in by kind, what comes out and is not what went in, scratch and the program."""
-    size = lambda tree: sum(_bytes(leaf) for leaf in jax.tree.leaves(tree))  # noqa: E731
+    size = lambda tree: sum(_bytes(leaf) for leaf in jax.tree.leaves(tree))
     analysis = compiled.memory_analysis()
     assert analysis is not None
     parameters, optimizer = size(state.parameters), size(state.opt_state)

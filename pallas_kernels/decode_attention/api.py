@@ -12,10 +12,10 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array
 
 from pallas_kernels.decode_attention import gpu, reference, tpu, xla
+from pallas_kernels.implementations import resolve
 from pallas_kernels.logits import LogitRule
-from pallas_kernels.platform import log_once, platform, vary_over, varying_axes
+from pallas_kernels.platform import vary_over, varying_axes
 
-IMPLEMENTATIONS = ("auto", "reference", "xla", "tpu", "gpu")
 DTYPES = (jnp.float32, jnp.bfloat16)
 KERNELS: dict[str, ModuleType] = {"tpu": tpu, "gpu": gpu}
 LONG_CACHE = 1_024
@@ -99,7 +99,14 @@ def decode_attention(
     _validate(q, k, v, start, length, scale=scale, soft_cap=soft_cap)
     batch, heads, queries, features = q.shape
     grouped = q.reshape(batch, k.shape[1], heads // k.shape[1] * queries, features)
-    implementation = _resolve(implementation, grouped, k, interpret)
+    implementation = resolve(
+        implementation,
+        interpret,
+        kernels=KERNELS,
+        operand=grouped,
+        choose=lambda device: choose(device, columns=k.shape[2], features=features, refusal=tpu.refusal(grouped)),
+        about=f"decode_attention, queries {grouped.shape} to keys {k.shape} {k.dtype}",
+    )
     rule = LogitRule(scale=features**-0.5 if scale is None else scale, soft_cap=soft_cap)
     start, length = (x.astype(jnp.int32) for x in (start, length))
     outputs, log_normalizers = _attend(grouped, k, v, start, length, rule, implementation, interpret)
@@ -117,27 +124,6 @@ def choose(platform: str, *, columns: int, features: int, refusal: str | None = 
     """
     applies = platform == "tpu" and refusal is None
     return "tpu" if applies and columns >= LONG_CACHE and features % tpu.LANES == 0 else "xla"
-
-
-def _resolve(implementation: str, grouped: Array, k: Array, interpret: bool | pltpu.InterpretParams) -> str:
-    if implementation not in IMPLEMENTATIONS:
-        raise ValueError(f"implementation={implementation!r}: it is one of {', '.join(IMPLEMENTATIONS)}")
-    if interpret and implementation not in KERNELS:
-        raise ValueError(f"interpret is for the kernels {' and '.join(KERNELS)}, not for {implementation!r}")
-    target = platform()
-    if implementation == "auto":
-        chosen = choose(target, columns=k.shape[2], features=k.shape[3], refusal=tpu.refusal(grouped))
-        log_once(f"decode_attention on {target}, queries {grouped.shape} to keys {k.shape} {k.dtype}: {chosen}")
-        return chosen
-    if implementation in KERNELS:
-        if target != implementation and not interpret:
-            raise ValueError(
-                f"implementation={implementation!r} does not apply: this program is for a {target}; "
-                "interpret=True runs the kernel anywhere, slowly"
-            )
-        if reason := KERNELS[implementation].refusal(grouped):
-            raise ValueError(f"implementation={implementation!r} does not apply to keys {k.shape}: {reason}")
-    return implementation
 
 
 def _validate(

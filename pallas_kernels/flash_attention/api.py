@@ -12,9 +12,9 @@ from jaxtyping import Array, Float, Int
 
 from pallas_kernels.flash_attention import gpu, reference, tpu, xla
 from pallas_kernels.flash_attention.visibility import Options, Rows
-from pallas_kernels.platform import log_once, platform, vary_over, varying_axes
+from pallas_kernels.implementations import resolve
+from pallas_kernels.platform import vary_over, varying_axes
 
-IMPLEMENTATIONS = ("auto", "reference", "xla", "tpu", "gpu")
 KERNELS: dict[str, ModuleType] = {"tpu": tpu, "gpu": gpu}
 
 
@@ -91,7 +91,14 @@ def flash_attention(
         scale=q.shape[-1] ** -0.5 if scale is None else float(scale),
         soft_cap=None if soft_cap is None else float(soft_cap),
     )
-    implementation = _resolve(implementation, q, k, interpret)
+    implementation = resolve(
+        implementation,
+        interpret,
+        kernels=KERNELS,
+        operand=q,
+        choose=lambda device: choose(device, q, k),
+        about=f"flash_attention, q {q.shape}, k {k.shape} {q.dtype}",
+    )
     if implementation == "reference":
         out, normalizers = reference.attend(q, k, v, rows, options)
     else:
@@ -112,28 +119,6 @@ def choose(device: str, q: Float[Array, "B H T D"], k: Float[Array, "B M S D"]) 
     if device == "tpu" and min(q.shape[2], k.shape[2]) >= 128 and tpu.refusal(q) is None:
         return "tpu"
     return "xla"
-
-
-def _resolve(implementation: str, q: Array, k: Array, interpret: bool | pltpu.InterpretParams) -> str:
-    """The implementation to use, never ``auto``."""
-    if implementation not in IMPLEMENTATIONS:
-        raise ValueError(f"implementation = {implementation!r}: must be one of {', '.join(IMPLEMENTATIONS)}")
-    if interpret and implementation not in KERNELS:
-        raise ValueError(f"interpret is for the kernels {' and '.join(KERNELS)}, not for {implementation!r}")
-    device = platform()
-    if implementation == "auto":
-        chosen = choose(device, q, k)
-        log_once(f"flash_attention on {device}: {chosen} for q {q.shape}, k {k.shape}, {q.dtype}")
-        return chosen
-    if implementation in KERNELS:
-        if device != implementation and not interpret:
-            raise ValueError(
-                f"implementation = {implementation!r} does not apply: this program is for a {device}; interpret=True "
-                "runs the kernel anywhere, slowly"
-            )
-        if reason := KERNELS[implementation].refusal(q):
-            raise ValueError(f"implementation = {implementation!r} does not apply to q {q.shape} {q.dtype}: {reason}")
-    return implementation
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))

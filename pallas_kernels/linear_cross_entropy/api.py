@@ -9,12 +9,12 @@ import jax.numpy as jnp
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
+from pallas_kernels.implementations import resolve
 from pallas_kernels.linear_cross_entropy import gpu, reference, tpu, xla
 from pallas_kernels.linear_cross_entropy.statistics import NO_LABEL, Statistics
 from pallas_kernels.logits import LogitRule
-from pallas_kernels.platform import log_once, platform, vary_over, varying_axes
+from pallas_kernels.platform import vary_over, varying_axes
 
-IMPLEMENTATIONS = ("auto", "reference", "xla", "tpu", "gpu")
 DTYPES = (jnp.float32, jnp.bfloat16)
 KERNELS: dict[str, ModuleType] = {"tpu": tpu, "gpu": gpu}
 
@@ -72,7 +72,16 @@ def linear_cross_entropy(
         implementation asked for does not apply; the message says why.
     """
     _validate(hidden, vocabulary, labels, z_loss=z_loss, soft_cap=soft_cap, logit_scale=logit_scale)
-    implementation = _resolve(implementation, hidden, vocabulary, interpret)
+    implementation = resolve(
+        implementation,
+        interpret,
+        kernels=KERNELS,
+        operand=hidden,
+        choose=lambda device: choose(
+            device, rows=hidden.shape[0], columns=vocabulary.shape[0], refusal=tpu.refusal(hidden)
+        ),
+        about=f"linear_cross_entropy, hidden {hidden.shape} by {vocabulary.shape} {hidden.dtype}",
+    )
     columns, first = vocabulary.shape[0], 0
     if axis_name is not None:
         try:
@@ -113,28 +122,6 @@ def choose(platform: str, *, rows: int, columns: int, refusal: str | None = None
     if platform != "tpu" or refusal is not None or xla.block_columns(rows, columns) == columns:
         return "xla"
     return "tpu"
-
-
-def _resolve(implementation: str, hidden: Array, vocabulary: Array, interpret: bool | pltpu.InterpretParams) -> str:
-    if implementation not in IMPLEMENTATIONS:
-        raise ValueError(f"implementation={implementation!r}: it is one of {', '.join(IMPLEMENTATIONS)}")
-    if interpret and implementation not in KERNELS:
-        raise ValueError(f"interpret is for the kernels {' and '.join(KERNELS)}, not for {implementation!r}")
-    target = platform()
-    if implementation == "auto":
-        (rows, _), columns = hidden.shape, vocabulary.shape[0]
-        chosen = choose(target, rows=rows, columns=columns, refusal=tpu.refusal(hidden))
-        log_once(f"linear_cross_entropy on {target}, {hidden.shape} by {vocabulary.shape} {hidden.dtype}: {chosen}")
-        return chosen
-    if implementation in KERNELS:
-        if target != implementation and not interpret:
-            raise ValueError(
-                f"implementation={implementation!r} does not apply: this program is for a {target}; "
-                "interpret=True runs the kernel anywhere, slowly"
-            )
-        if reason := KERNELS[implementation].refusal(hidden):
-            raise ValueError(f"implementation={implementation!r} does not apply to hidden {hidden.shape}: {reason}")
-    return implementation
 
 
 def _validate(

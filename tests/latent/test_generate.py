@@ -124,7 +124,7 @@ def recompute() -> Callable[[Decoder, list[int], int, list[int]], tuple[list[np.
     ) -> tuple[list[np.ndarray], np.ndarray]:
         table = np.asarray(decoder.tokens.embedding[...])
         columns = [table[token] for token in prompt]
-        pad = lambda: jnp.asarray(np.stack(columns + [np.zeros_like(table[0])] * (width - len(columns))))  # noqa: E731
+        pad = lambda: jnp.asarray(np.stack(columns + [np.zeros_like(table[0])] * (width - len(columns))))
         thoughts = []
         for _ in range(count):
             last, _ = run(decoder, pad(), jnp.asarray(len(columns)))
@@ -227,7 +227,7 @@ def test_decoding_ends_when_every_active_row_has(decoder: Decoder, monkeypatch: 
 
 def test_draws_depend_on_the_seed_and_not_on_the_neighbours(decoder: Decoder) -> None:
     sampling = SamplingConfig(max_new_tokens=NEW, temperature=1.5)
-    draw = lambda prompts, counts, keys: np.asarray(  # noqa: E731
+    draw = lambda prompts, counts, keys: np.asarray(
         decoded(decoder, thought_through(decoder, prompts, counts, [END]), sampling=sampling, keys=keys).tokens
     )
     tokens = draw(PROMPTS, [2, 0, 3, 1], row_keys(0, [0, 1, 2, 3]))

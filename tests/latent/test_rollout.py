@@ -99,7 +99,7 @@ def make_rows(schedule: Schedule, lengths: list[list[int]], config: DecoderConfi
     )
     rng = np.random.default_rng(seed)
     is_scored = np.isin(np.arange(valid.shape[1]), scored_of(schedule))
-    weigh = lambda width, where: rng.normal(size=(*valid.shape, width)) * where[..., None]  # noqa: E731
+    weigh = lambda width, where: rng.normal(size=(*valid.shape, width)) * where[..., None]
     D, V = config.embed_dim, config.vocabulary
     return jax.tree.map(
         jnp.asarray,
@@ -155,7 +155,7 @@ def slow_loop(decoder: Decoder, feedback: Feedback, rows: Rows, schedule: Schedu
     # For each column the last valid one before it, for the end the last valid one of all.
     own = jnp.where(rows.valid, jnp.arange(total), -1)
     before = jnp.concatenate([jnp.full((batch, 1), -1), jax.lax.cummax(own, axis=1)], 1)
-    pick = lambda hidden, column: jnp.where(  # noqa: E731
+    pick = lambda hidden, column: jnp.where(
         (before[:, column] >= 0)[:, None], hidden[jnp.arange(batch), jnp.maximum(before[:, column], 0)], 0.0
     )
 
@@ -344,7 +344,7 @@ def test_layouts_and_rematerialisation_give_the_same_values_and_gradients() -> N
 
     def derive(config: DecoderConfig) -> tuple[Array, Any]:
         model = with_config(template, config)
-        loss = lambda model: weighed(library(model, feedback, rows, ONE_BLOCK), rows, ONE_BLOCK)  # noqa: E731
+        loss = lambda model: weighed(library(model, feedback, rows, ONE_BLOCK), rows, ONE_BLOCK)
         value, gradients = quick_jit(jax.value_and_grad(loss))(model)
         return value, by_layer(gradients)
 
@@ -358,7 +358,7 @@ def test_layouts_and_rematerialisation_give_the_same_values_and_gradients() -> N
 
 def by_layer(model: Decoder) -> dict[str, Any]:
     """The parameters in plain dictionaries, layer by layer in either layout."""
-    leaves = lambda tree: {  # noqa: E731
+    leaves = lambda tree: {
         jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
     }
     layers: Any = model.layers

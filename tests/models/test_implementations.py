@@ -42,7 +42,7 @@ def make_batch() -> Batch:
     """Ragged prompts, zero to two thoughts, ragged answers, and a row that only fills the batch."""
     tokenizer = symbol_tokenizer([str(number) for number in range(19)])
     rng = np.random.default_rng(0)
-    draw = lambda length: rng.integers(0, 19, length).astype(np.int32)  # noqa: E731
+    draw = lambda length: rng.integers(0, 19, length).astype(np.int32)
     rows = [
         write_row(
             TokenizedExample(question=draw(3 + index), steps=(), answer=draw(1 + index)),
@@ -137,16 +137,20 @@ def test_a_run_goes_on_to_the_same_bits(implementation: Any, tmp_path: Path) -> 
 
 
 def test_what_auto_means_on_a_cpu() -> None:
-    assert choose_attention("auto") == "dense"
-    assert choose_attention("xla") == "xla"
-    assert choose_cross_entropy("auto", rows=640, vocabulary=2_000) == "full"
-    assert choose_cross_entropy("auto", rows=8_192, vocabulary=50_257) == "auto"
-    assert choose_cross_entropy("tpu", rows=1, vocabulary=2) == "tpu"
+    assert choose_attention(LLAMA_STYLE) == "dense"
+    assert choose_attention(dataclasses.replace(LLAMA_STYLE, attention="xla")) == "xla"
+    small, large = (dataclasses.replace(LLAMA_STYLE, vocab_size=size) for size in (2_000, 50_257))
+    assert choose_cross_entropy(small, rows=640) == "full"
+    assert choose_cross_entropy(large, rows=8_192) == "auto"
+    assert choose_cross_entropy(dataclasses.replace(large, dtype="float64"), rows=8_192) == "full"
+    assert choose_cross_entropy(dataclasses.replace(small, cross_entropy="tpu"), rows=1) == "tpu"
 
 
 def test_a_kernel_that_does_not_apply_is_refused() -> None:
-    with pytest.raises(ValueError, match="implementation = 'tpu' does not apply"):
+    with pytest.raises(ValueError, match="implementation='tpu' does not apply"):
         loss_and_gradients(dataclasses.replace(LLAMA, attention="tpu"))
+    with pytest.raises(CoconutError, match=r"DecoderConfig.cross_entropy = 'xla': computes in float32 or bfloat16"):
+        dataclasses.replace(LLAMA, cross_entropy="xla", dtype="float16")
     with pytest.raises(CoconutError, match=r"DecoderConfig.attention = 'xla': the kernels drop no attention weights"):
         dataclasses.replace(LLAMA, attention="xla", dropout=0.1)
 

@@ -34,7 +34,7 @@ OPTIMIZER = make_optimizer(OptimizerConfig(learning_rate=1e-3, clip_norm=1.0))
 BATCH_SIZE = 16
 
 
-@pytest.mark.parametrize("name", ["equality", "sequence", "collectives"])
+@pytest.mark.parametrize("name", ["equality", "sequence", "kernels", "collectives"])
 def test_on_eight_devices(name: str) -> None:
     child = subprocess.run(
         [sys.executable, "-m", "tests.training.test_mesh", name],
@@ -54,7 +54,7 @@ def test_on_eight_devices(name: str) -> None:
 def make_batch(shape: Shape, rng: np.random.Generator, ragged: bool = True) -> Batch:
     """Rows of several lengths and numbers of thoughts; the last two only fill the batch."""
     tokenizer = symbol_tokenizer([str(number) for number in range(20)])
-    draw = lambda length: rng.integers(0, 19, length).astype(np.int32)  # noqa: E731
+    draw = lambda length: rng.integers(0, 19, length).astype(np.int32)
     rows = [
         write_row(
             TokenizedExample(
@@ -77,7 +77,7 @@ def template_of(config: DecoderConfig) -> Template:
     return Template.of(jax.eval_shape(lambda: make_model(config, Identity(), jax.random.key(0))))
 
 
-def train_ten_steps(config: DecoderConfig, batches: list[Batch], mesh: Mesh) -> tuple[list[float], Any]:
+def train_steps(config: DecoderConfig, batches: list[Batch], mesh: Mesh) -> tuple[list[float], Any]:
     """The loss of each step, and the state after them."""
     places = tree_sharding(jax.eval_shape(lambda: fresh_state(config)), mesh)
     state = jax.jit(lambda: fresh_state(config), out_shardings=places)()
@@ -107,13 +107,28 @@ def check_equality(meshes: list[MeshConfig]) -> None:
     )
     batches = [make_batch(Shape(6, 2, 6), np.random.default_rng(seed)) for seed in range(10)]
     with quick_compilation():
-        expected_losses, expected = train_ten_steps(config, batches, make_mesh(devices=jax.devices()[:1]))
+        expected_losses, expected = train_steps(config, batches, make_mesh(devices=jax.devices()[:1]))
         assert expected_losses[-1] < expected_losses[0] - 1e-3
         for mesh in meshes:
-            losses, state = train_ten_steps(config, batches, make_mesh(mesh))
+            losses, state = train_steps(config, batches, make_mesh(mesh))
             np.testing.assert_allclose(losses, expected_losses, rtol=1e-10, err_msg=str(mesh))
             # The moments are averages of the gradients.
             jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-12), state, expected)
+
+
+def check_kernels() -> None:
+    """Attention and loss of `pallas_kernels`, each device with its own rows, heads, columns and part of the ids."""
+    dense = dataclasses.replace(
+        LLAMA_STYLE, vocab_size=24, num_heads=8, num_kv_heads=4, head_dim=2, attention="dense", cross_entropy="full"
+    )
+    blocked = dataclasses.replace(dense, attention="xla", cross_entropy="xla")
+    batches = [make_batch(Shape(6, 2, 6), np.random.default_rng(seed)) for seed in range(3)]
+    with quick_compilation():
+        expected, _ = train_steps(dense, batches, make_mesh(devices=jax.devices()[:1]))
+        assert expected[-1] != expected[0]
+        for mesh in (MeshConfig(data=2, fsdp=2, tensor=2), MeshConfig(fsdp=2, sequence=2, tensor=2)):
+            losses, _ = train_steps(blocked, batches, make_mesh(mesh))
+            np.testing.assert_allclose(losses, expected, rtol=2e-6, err_msg=str(mesh))
 
 
 def parameter_collectives(config: DecoderConfig, thoughts: int, mesh: Mesh) -> dict[str, int]:
@@ -159,6 +174,8 @@ def main(name: str) -> None:
         )
     elif name == "sequence":
         check_equality([MeshConfig(fsdp=2, sequence=2, tensor=2)])
+    elif name == "kernels":
+        check_kernels()
     else:
         check_collectives()
     print("done")

@@ -41,7 +41,7 @@ def make_batch() -> Batch:
     """Rows with one to eight labels, sorted, so that no two of four microbatches weigh the same; the last is empty."""
     tokenizer = symbol_tokenizer([str(number) for number in range(CONFIG.vocabulary - 4)])
     rng = np.random.default_rng(1)
-    draw = lambda length: rng.integers(0, 19, length).astype(np.int32)  # noqa: E731
+    draw = lambda length: rng.integers(0, 19, length).astype(np.int32)
     rows = [
         write_row(
             TokenizedExample(question=draw(2 + index % 3), steps=(), answer=draw(1 + index)),
@@ -178,7 +178,7 @@ def test_every_step_drops_other_units():
 def test_the_optimizer_is_adamw_up_to_the_learning_rate(changes: dict[str, Any], reference):
     optimizer = make_optimizer(OptimizerConfig(**changes))
     rng = np.random.default_rng(0)
-    draw = lambda: {  # noqa: E731
+    draw = lambda: {
         "matrix": jnp.asarray(rng.normal(size=(3, 2)), jnp.float32),
         "vector": jnp.asarray(rng.normal(size=3), jnp.float32),
     }

@@ -15,6 +15,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels import platform
 from pallas_kernels.decode_attention import NO_COLUMN, api, decode_attention, gpu, merge_segments, tpu
+from pallas_kernels.implementations import IMPLEMENTATIONS
 from tests.pallas_kernels.devices import EVERY
 from tests.tiny_models import quick_jit
 
@@ -172,7 +173,7 @@ def test_segments_merge_into_the_whole():
 def test_traced_bounds_outside_of_the_cache_are_those_of_the_cache():
     (q, k, v), _, _ = problem(**SEVERAL_BLOCKS, bounds=ALL)
     whole = decode_attention(q, k, v, jnp.zeros(4, int), jnp.full(4, 300))
-    for implementation in api.IMPLEMENTATIONS[1:]:
+    for implementation in IMPLEMENTATIONS[1:]:
         call = functools.partial(
             decode_attention, implementation=implementation, interpret=implementation in api.KERNELS
         )

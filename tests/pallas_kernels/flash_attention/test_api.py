@@ -55,7 +55,7 @@ def ids(*shape):
         ),
         (None, {"window": 0}, "window = 0: must be at least 1"),
         (None, {"soft_cap": 0.0}, "soft_cap = 0.0: must be positive"),
-        (None, {"implementation": "cudnn"}, "implementation = 'cudnn': must be one of auto, reference"),
+        (None, {"implementation": "cudnn"}, "implementation='cudnn': it is one of auto, reference"),
         (None, {"implementation": "tpu"}, "'tpu' does not apply: this program is for a cpu"),
         (None, {"implementation": "gpu"}, "'gpu' does not apply: this program is for a cpu"),
         (None, {"implementation": "xla", "interpret": True}, "interpret is for the kernels tpu and gpu"),
