@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-PACKAGES = ("coconut-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+PACKAGES = ("coconut-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "libtpu")
 
 
 def provenance() -> dict[str, Any]:

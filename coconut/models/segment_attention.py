@@ -19,6 +19,9 @@ from pallas_kernels.decode_attention import decode_attention, merge_segments
 from pallas_kernels.flash_attention import flash_attention
 from pallas_kernels.platform import log_once, platform
 
+FEW_QUERIES = 64
+"""Most queries that share a head of keys for which `decode_attention` is called: what its kernels take."""
+
 
 class Range(NamedTuple):
     """The columns of a segment that each row may see, from ``start`` to before ``end``."""
@@ -57,7 +60,7 @@ def attend_by_kernels(
       query: queries, not yet scaled by ``H ** -0.5``.
       sources: keys and values of ``C`` columns each, ``M`` heads.
       ranges: for each source the columns a row may see.
-      implementation: of `flash_attention`, or for passes of one column of `decode_attention`; see
+      implementation: of `flash_attention`, or for passes of few columns of `decode_attention`; see
         `split_implementation`.
 
     Returns:
@@ -86,7 +89,9 @@ def _attend_to(
     split_columns = queries[2] if len(queries) > 2 else None
 
     def local(query: Array, keys: Array, values: Array, start: Array, end: Array) -> tuple[Array, Array]:
-        if query.shape[2] == 1 and split_columns is None:
+        columns = query.shape[2]
+        few = columns == 1 or (not causal and columns * query.shape[1] // keys.shape[1] <= FEW_QUERIES)
+        if few and split_columns is None:
             return decode_attention(
                 *(query, keys, values, start, end),
                 return_log_normalizers=True,
@@ -95,7 +100,7 @@ def _attend_to(
             )
         offset = 0
         if causal and split_columns is not None:
-            offset = jax.lax.axis_index(split_columns) * query.shape[2]
+            offset = jax.lax.axis_index(split_columns) * columns
         out, normalizer = flash_attention(
             *(query, keys, values),
             causal=causal,

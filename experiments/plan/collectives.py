@@ -18,6 +18,7 @@ class Collective:
       elements: numbers of its largest result, on each device.
       bytes: of its results, on each device.
       group: devices that take part together; 0 where the text does not say.
+      dimensions: of the torus whose links it uses at once, as the TPU compiler chose; 0 where the text does not say.
       times: how often it runs in one execution: the product of the trip counts of the loops around it.
     """
 
@@ -25,23 +26,30 @@ class Collective:
     elements: int
     bytes: int
     group: int
+    dimensions: int = 0
     times: int
 
 
-def collectives(text: str) -> list[Collective]:
+def collectives(text: str, *, turns: int | None = None) -> list[Collective]:
     """All collectives of a compiled program, in the order of the text (``compiled.as_text()``).
 
+    Args:
+      text: the program.
+      turns: how often a loop runs that does not say it; None refuses those with a collective.
+
     Raises:
-      ValueError: the text has no entry computation, or a loop with a collective whose trip count it does not say.
+      ValueError: the text has no entry computation, or a loop is refused.
     """
     found: list[Collective] = []
     channels: dict[str, str] = {}
     program = parse(text)
     names = {id(computation): name for name, computation in program.computations.items()}
-    for computation, instruction, times in program.walk(fusions=True):
+    for computation, instruction, times in program.walk(fusions=True, turns=turns or 0):
         kind = instruction.opcode.removesuffix("-start")
         if kind not in KINDS:
             continue
+        if not times:
+            raise ValueError(f"a loop with a {kind} does not say how often it runs")
         # The TPU compiler splits one collective over the fusions that start it, work meanwhile and end it; each holds a
         # copy with the same channel.
         channel = re.search(r"channel_id=(\d+)", instruction.line)
@@ -67,8 +75,15 @@ def _collective(kind: str, instruction: Instruction, times: int) -> Collective:
         elements=max((math.prod(array.shape) for array in results), default=0),
         bytes=sum(array.bytes for array in results),
         group=_group(instruction.line),
+        dimensions=_dimensions(instruction.line),
         times=times,
     )
+
+
+def _dimensions(line: str) -> int:
+    """The TPU compiler says how it does some: each color of its rings goes along every dimension it uses, in phases."""
+    found = re.search(r"Strategy\{colors:\d+ phases:(\d+)", line)
+    return int(found[1]) if found else 0
 
 
 def _group(line: str) -> int:

@@ -11,9 +11,11 @@ from coconut.storage import write_atomically
 from coconut.types import CoconutError
 from experiments.configuration import resolve_run
 from experiments.plan.comparison import measure
+from experiments.plan.generation import make_generation_plan
 from experiments.plan.hardware import HERE, make_slice
-from experiments.plan.planning import Columns, Plan, make_step, read_plan, search
-from experiments.plan.report import describe, describe_comparison, describe_mesh, ranking
+from experiments.plan.planning import Columns, Plan, make_step, read_plan
+from experiments.plan.report import describe, describe_comparison, describe_generation, describe_mesh, ranking
+from experiments.plan.search import search
 from experiments.provenance import provenance
 
 
@@ -24,6 +26,9 @@ def add_plan_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--columns", type=int, default=512, help="of a row: prompt, thoughts and suffix")
     parser.add_argument("--suffix", type=int, default=64, help="columns behind the thoughts, which are scored")
     parser.add_argument("--thoughts", type=int, metavar="K", help="those of the curriculum's last stage if not given")
+    parser.add_argument(
+        "--answers", type=int, default=64, metavar="ROWS", help="also plan generation of so many answers at once; 0: no"
+    )
     parser.add_argument("--search", action="store_true", help="try all meshes and rank them; compiles each")
 
 
@@ -53,7 +58,11 @@ def plan_command(options: argparse.Namespace) -> str:
     text = [describe(plans[0])]
     if options.search:
         text.insert(0, ranking(plans) + "\n")
-    if options.topology == HERE and plans[0].roofline is not None:
+    if options.answers:
+        generation = make_generation_plan(config, where, MeshConfig(**plans[0].mesh), columns, options.answers)
+        content["generation"] = generation.to_json()
+        text += ["", describe_generation(generation)]
+    if options.topology == HERE and plans[0].cost is not None:
         content["measured"] = measure(config, step, columns, plans[0])
         text.append(describe_comparison(content["measured"]))
     if options.output is not None:

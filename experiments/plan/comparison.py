@@ -30,7 +30,7 @@ def measure(config: RunConfig, step: Step, columns: Columns, plan: Plan, steps: 
       ``seconds`` measured, ``expected`` and ``fastest`` as estimated, and ``error``: how much more or less was expected
       than measured, as a share of what was measured.
     """
-    assert plan.roofline is not None
+    assert plan.cost is not None
     optimizer = make_optimizer(config.optimizer)
     places = jax.tree.map(lambda leaf: leaf.sharding, step.state)
     state = jax.jit(lambda: make_state(parameters_of(fresh_model(config)), optimizer), out_shardings=places)()
@@ -58,5 +58,5 @@ def measure(config: RunConfig, step: Step, columns: Columns, plan: Plan, steps: 
             jax.block_until_ready((state, metrics))
             times.append(time.perf_counter() - started)
     seconds = min(times[1:])  # The first one may load what the others find.
-    expected, fastest = plan.roofline.expected, plan.roofline.fastest
+    expected, fastest = plan.cost.roofline.expected, plan.cost.roofline.fastest
     return {"seconds": seconds, "expected": expected, "fastest": fastest, "error": expected / seconds - 1}

@@ -27,7 +27,7 @@ class Chip:
       memory: bytes of main memory.
       memory_bandwidth: bytes a second from or to it.
       link_bandwidth: bytes a second over one link in one direction; 0 where chips have none.
-      dimensions: of the torus the chips stand in: each has two links in each of them.
+      closes: a dimension of so many chips, or a multiple of it, is a ring; a shorter one is a line.
     """
 
     name: str
@@ -35,26 +35,49 @@ class Chip:
     memory: float
     memory_bandwidth: float
     link_bandwidth: float
-    dimensions: int
+    closes: int
 
 
 # From Google's pages on each system architecture (docs.cloud.google.com/tpu/docs/v4, v5e, v5p, v6e, tpu7x): peak
 # compute in bfloat16, HBM and its bandwidth for each chip. Those pages give the interconnect of a chip in both
 # directions over all its links: 400 GB/s over 4 (v5e), 1,200 over 6 (v5p, tpu7x), 800 over 4 (v6e); v4's 50 GB/s a link
-# are those of Jouppi et al. 2023 (TPU v4, table 4).
+# are those of Jouppi et al. 2023 (TPU v4, table 4). There, too: slices of whole cubes of 4 x 4 x 4 are tori,
+# smaller ones meshes. On v5e and v6e a dimension closes with the 16 chips of a whole pod.
 CHIPS: Mapping[str, Chip] = MappingProxyType(
     {
         chip.name: chip
         for chip in (
             Chip(
-                name="v4", flops=275e12, memory=32 * 2**30, memory_bandwidth=1228e9, link_bandwidth=50e9, dimensions=3
+                name="v4",
+                flops=275e12,
+                memory=32 * 2**30,
+                memory_bandwidth=1228e9,
+                link_bandwidth=50e9,
+                closes=4,
             ),
             Chip(
-                name="v5e", flops=197e12, memory=16 * 2**30, memory_bandwidth=819e9, link_bandwidth=50e9, dimensions=2
+                name="v5e",
+                flops=197e12,
+                memory=16 * 2**30,
+                memory_bandwidth=819e9,
+                link_bandwidth=50e9,
+                closes=16,
             ),
-            Chip(name="v5p", flops=459e12, memory=95e9, memory_bandwidth=2765e9, link_bandwidth=100e9, dimensions=3),
             Chip(
-                name="v6e", flops=918e12, memory=32 * 2**30, memory_bandwidth=1640e9, link_bandwidth=100e9, dimensions=2
+                name="v5p",
+                flops=459e12,
+                memory=95e9,
+                memory_bandwidth=2765e9,
+                link_bandwidth=100e9,
+                closes=4,
+            ),
+            Chip(
+                name="v6e",
+                flops=918e12,
+                memory=32 * 2**30,
+                memory_bandwidth=1640e9,
+                link_bandwidth=100e9,
+                closes=16,
             ),
             Chip(
                 name="tpu7x",
@@ -62,7 +85,7 @@ CHIPS: Mapping[str, Chip] = MappingProxyType(
                 memory=192 * 2**30,
                 memory_bandwidth=7380e9,
                 link_bandwidth=100e9,
-                dimensions=3,
+                closes=4,
             ),
         )
     }
@@ -96,6 +119,10 @@ class Slice:
     chip: Chip
     shape: tuple[int, ...]
     devices: tuple[Any, ...]
+
+    def closes(self, size: int) -> bool:
+        """Whether a dimension of the torus of so many chips is a ring."""
+        return size % self.chip.closes == 0
 
 
 def make_slice(topology: str) -> Slice:
@@ -161,7 +188,7 @@ def measured_chip(seconds: float = 0.2) -> Chip:
         memory=memory / count,
         memory_bandwidth=copied / count,
         link_bandwidth=copied / count,
-        dimensions=1,
+        closes=1,
     )
 
 

@@ -2,11 +2,9 @@
 
 import dataclasses
 import functools
-import itertools
 import re
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -23,10 +21,8 @@ from coconut.training.setup import abstract_state
 from coconut.training.state import TrainState
 from coconut.training.step import make_train_step
 from coconut.types import Batch, CoconutError, Latent, Schedule
-from experiments.plan.collectives import collectives
+from experiments.plan.cost import Cost, cost_of, memory_of
 from experiments.plan.hardware import Slice
-from experiments.plan.program import matmul_flops, memory_traffic, parse
-from experiments.plan.roofline import Roofline, roofline
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,11 +75,8 @@ class Plan:
       fits: whether the step fits a chip's memory.
       capacity: bytes of it.
       memory: bytes of a chip by kind; of a step that the compiler refused, those of its message.
-      flops: of matrix products, on each chip, recomputed ones included.
       model_flops: of the whole step, as the model needs them, without what is recomputed.
-      traffic: bytes each chip reads and writes.
-      collectives: by kind: how many run, and the bytes of their results on a chip.
-      roofline: seconds on each resource; None for a step that does not fit.
+      cost: of the step on each chip; None of one that the compiler refused.
       utilisation: share of the chips' peak that the model's own operations use in the expected time.
       tokens_per_day: columns trained on in a day of such steps.
       compile_seconds: what compiling took.
@@ -100,11 +93,8 @@ class Plan:
     fits: bool
     capacity: float
     memory: Mapping[str, int]
-    flops: float = 0.0
-    model_flops: float = 0.0
-    traffic: float = 0.0
-    collectives: Mapping[str, Mapping[str, int]] = dataclasses.field(default_factory=dict)
-    roofline: Roofline | None = None
+    model_flops: float
+    cost: Cost | None = None
     utilisation: float = 0.0
     tokens_per_day: float = 0.0
     compile_seconds: float = 0.0
@@ -112,10 +102,7 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
-        content = dataclasses.asdict(self)
-        if self.roofline is not None:
-            content["roofline"] |= {name: getattr(self.roofline, name) for name in ("fastest", "expected", "bound")}
-        return content
+        return dataclasses.asdict(self) | {"cost": self.cost.to_json() if self.cost else None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,58 +174,37 @@ def read_plan(config: RunConfig, where: Slice, step: Step, columns: Columns) -> 
         "thoughts": sum(span.length for span in schedule if isinstance(span, Latent)),
         "parameters": sum(leaf.size for leaf in step.state.parameters.values()),
         "capacity": where.chip.memory,
+        "model_flops": model_flops(config.decoder, schedule, config.pipeline.batch_size),
     }
     started = time.perf_counter()
     try:
         compiled = step.compiled
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        memory = _refused(str(error))
+        memory = refused_memory(error)
         return Plan(**about, fits=False, memory=memory, suggestions=suggestions(config, step.mesh))
     seconds = time.perf_counter() - started
     memory = memory_by_kind(compiled, step.state)
-    text = compiled.as_text()
-    assert text is not None
-    program, found = parse(text), collectives(text)
-    flops, traffic = matmul_flops(program), memory_traffic(program)
-    times = roofline(flops=flops, traffic=traffic, collectives=found, chip=where.chip)
-    useful = model_flops(config.decoder, schedule, config.pipeline.batch_size)
-    by_kind: dict[str, dict[str, int]] = defaultdict(lambda: {"count": 0, "bytes": 0})
-    for collective in found:
-        by_kind[collective.kind]["count"] += collective.times
-        by_kind[collective.kind]["bytes"] += collective.times * collective.bytes
+    cost = cost_of(compiled, where)
     fits = sum(memory.values()) <= where.chip.memory
     return Plan(
         **about,
         fits=fits,
         memory=memory,
-        flops=flops,
-        model_flops=useful,
-        traffic=traffic,
-        collectives=dict(by_kind),
-        roofline=times,
-        utilisation=useful / (times.expected * len(where.devices) * where.chip.flops),
-        tokens_per_day=86_400 / times.expected * config.pipeline.batch_size * columns.total,
+        cost=cost,
+        utilisation=about["model_flops"] / (cost.roofline.expected * len(where.devices) * where.chip.flops),
+        tokens_per_day=86_400 / cost.roofline.expected * config.pipeline.batch_size * columns.total,
         compile_seconds=seconds,
         suggestions=() if fits else suggestions(config, step.mesh),
     )
 
 
 def memory_by_kind(compiled: jax.stages.Compiled, state: TrainState) -> dict[str, int]:
-    """Bytes of one device: what goes in by kind, what comes out and is not what went in, scratch and the program."""
+    """Bytes of one device, what goes into a step by kind; see `memory_of`."""
     size = lambda tree: sum(_bytes(leaf) for leaf in jax.tree.leaves(tree))
-    analysis = compiled.memory_analysis()
-    assert analysis is not None
+    memory = memory_of(compiled)
     parameters, optimizer = size(state.parameters), size(state.opt_state)
-    return {
-        "parameters": parameters,
-        "optimizer": optimizer,
-        "batch": max(analysis.argument_size_in_bytes - parameters - optimizer, 0),
-        "results": max(analysis.output_size_in_bytes - analysis.alias_size_in_bytes, 0),
-        "temporaries": analysis.temp_size_in_bytes,
-        "program": analysis.generated_code_size_in_bytes,
-    }
+    batch = max(memory.pop("arguments") - parameters - optimizer, 0)
+    return {"parameters": parameters, "optimizer": optimizer, "batch": batch, **memory}
 
 
 def model_flops(decoder: DecoderConfig, schedule: Schedule, rows: int) -> int:
@@ -276,41 +242,15 @@ def suggestions(config: RunConfig, mesh: Mesh) -> tuple[str, ...]:
     return tuple(found)
 
 
-def search(
-    config: RunConfig, where: Slice, columns: Columns, report: Callable[[MeshConfig, Plan | CoconutError], None]
-) -> list[Plan]:
-    """Plans of every mesh the slice and the run allow, those that fit first, the fastest before the others.
-
-    Args:
-      config: the run.
-      where: the slice.
-      columns: of the batch.
-      report: told how each mesh went.
-
-    Raises:
-      CoconutError: no mesh is allowed; the message is that of the last one tried.
-    """
-    plans: list[Plan] = []
-    refused: CoconutError | None = None
-    for mesh in meshes(len(where.devices)):
-        try:
-            plans.append(make_plan(config, where, mesh, columns))
-        except CoconutError as error:
-            refused = error
-            report(mesh, error)
-        else:
-            report(mesh, plans[-1])
-    if not plans and refused is not None:
-        raise refused
-    return sorted(plans, key=lambda plan: (not plan.fits, plan.roofline.expected if plan.roofline else 0.0))
-
-
-def meshes(devices: int) -> Iterator[MeshConfig]:
-    """Meshes of all devices: ``tensor`` and ``data`` powers of two up to 8, ``fsdp`` what is left, no ``sequence``."""
-    powers = [2**power for power in range(4)]
-    for tensor, data in itertools.product(powers, powers):
-        if devices % (tensor * data) == 0:
-            yield MeshConfig(data=data, fsdp=devices // (tensor * data), tensor=tensor)
+def refused_memory(error: Exception) -> dict[str, int]:
+    """What the compiler said a program would have used that does not fit; raises any other error of it."""
+    message = str(error)
+    if "RESOURCE_EXHAUSTED" not in message:
+        raise error
+    units = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+    if used := re.search(r"[Uu]sed ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?)", message):
+        return {"needed, as the compiler says": int(float(used[1]) * units[used[2]])}
+    return {}
 
 
 def _bytes(leaf: Any) -> int:
@@ -319,11 +259,3 @@ def _bytes(leaf: Any) -> int:
     for size in shape:
         count *= size
     return count * leaf.dtype.itemsize
-
-
-def _refused(message: str) -> dict[str, int]:
-    """What the compiler said it would have used."""
-    units = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-    if used := re.search(r"[Uu]sed ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?)", message):
-        return {"needed, as the compiler says": int(float(used[1]) * units[used[2]])}
-    return {}

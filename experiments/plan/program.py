@@ -17,14 +17,12 @@ BYTES |= {"s4": 1, "u4": 1, "s64": 8, "u64": 8, "f64": 8, "c64": 8, "c128": 16, 
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all"}
 _FREE |= {"partition-id", "replica-id", "iota", "optimization-barrier"}
 
-# What is asked of a program: without knowing how often it runs there is no answer.
-_COUNTED = {"dot", "convolution", "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute"}
-
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _ASSIGNED = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
 _ARRAY = re.compile(r"\b([a-z]+\d*(?:e\d\w*)?)\[([\d,]*)\](?:\{([^{}]*)\})?")
 _CALLED = re.compile(r"(?:body|condition|to_apply|true_computation|false_computation|calls)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{(.*?)\}")
+_KERNEL_FLOPS = re.compile(r'"cost_estimate":\{"flops":"(\d+)"')
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 
 
@@ -81,36 +79,31 @@ class Program:
     computations: Mapping[str, Mapping[str, Instruction]]
     entry: str
 
-    def walk(self, *, fusions: bool) -> Iterator[tuple[Mapping[str, Instruction], Instruction, int]]:
+    def walk(self, *, fusions: bool, turns: int = 1) -> Iterator[tuple[Mapping[str, Instruction], Instruction, int]]:
         """All instructions with the computation they stand in and how often they run in one execution.
 
         Of a conditional every branch counts.
 
         Args:
           fusions: also those inside of fusions.
-
-        Raises:
-          ValueError: a loop does not say how often it runs, where something in it is asked for.
+          turns: how often a loop runs that does not say it, since that is data.
         """
-        yield from self._walk(self.entry, 1, fusions)
+        yield from self._walk(self.entry, 1, fusions, turns)
 
     def _walk(
-        self, name: str, times: int, fusions: bool
+        self, name: str, times: int, fusions: bool, turns: int
     ) -> Iterator[tuple[Mapping[str, Instruction], Instruction, int]]:
         computation = self.computations[name]
         for instruction in computation.values():
             yield computation, instruction, times
             if instruction.opcode == "fusion" and not fusions:
                 continue
-            trips = self.trips(instruction) if instruction.opcode == "while" else 1
+            trips = (self.trips(instruction) or turns) if instruction.opcode == "while" else 1
             for below in self.called(instruction):
-                for inside, inner, count in self._walk(below, times * trips, fusions):
-                    if count == 0 and inner.opcode.removesuffix("-start") in _COUNTED:
-                        raise ValueError(f"a loop with a {inner.opcode} does not say how often it runs")
-                    yield inside, inner, count
+                yield from self._walk(below, times * trips, fusions, turns)
 
-    def trips(self, loop: Instruction) -> int:
-        """How often a loop runs; 0 where it does not say.
+    def trips(self, loop: Instruction) -> int | None:
+        """How often a loop runs; None where it does not say.
 
         CPU and GPU programs say it. Those for TPU leave it to the condition, which for a scan compares a counter from 0
         with a constant.
@@ -122,7 +115,7 @@ class Program:
         instructions = self.computations[condition[1]].values()
         limits = [re.search(r" constant\((\d+)\)", f" {i.line}") for i in instructions if i.opcode == "constant"]
         below = any("direction=LT" in i.line for i in instructions)
-        return int(limits[0][1]) if below and len(limits) == 1 and limits[0] else 0
+        return int(limits[0][1]) if below and len(limits) == 1 and limits[0] else None
 
     def called(self, instruction: Instruction) -> list[str]:
         """Names of the computations an instruction runs."""
@@ -153,26 +146,53 @@ def parse(text: str) -> Program:
     return Program(computations, entry)
 
 
-def matmul_flops(program: Program) -> int:
-    """Floating point operations of all matrix products, on each device: two for a product and its sum."""
+def open_loops(program: Program) -> int:
+    """How many loops with matrix products do not say how often they run."""
+    count = 0
+    for _, loop, _ in program.walk(fusions=True):
+        if loop.opcode == "while" and program.trips(loop) is None:
+            inside = (
+                instruction
+                for name in program.called(loop)
+                for _, instruction, _ in Program(program.computations, name).walk(fusions=True)
+            )
+            count += any(i.opcode in ("dot", "convolution") or _KERNEL_FLOPS.search(i.line) for i in inside)
+    return count
+
+
+def flops(program: Program, *, turns: int = 1) -> int:
+    """Floating point operations of all matrix products, on each device: two for a product and its sum.
+
+    Those of a Pallas kernel are the ones it says it has (`pallas.CostEstimate`).
+
+    Args:
+      program: the program.
+      turns: see `Program.walk`.
+    """
     total = 0
-    for computation, instruction, times in program.walk(fusions=True):
+    for computation, instruction, times in program.walk(fusions=True, turns=turns):
         if instruction.opcode == "dot":
             lhs = computation[instruction.operands[0]].result[0].shape
             contracted = [lhs[i] for i in _numbers(instruction.line, "lhs_contracting_dims")]
             total += times * 2 * math.prod(instruction.result[0].shape) * math.prod(contracted)
         elif instruction.opcode == "convolution":
             total += times * 2 * _products(computation, instruction)
+        elif found := _KERNEL_FLOPS.search(instruction.line):
+            total += times * int(found[1])
     return total
 
 
-def memory_traffic(program: Program) -> int:
+def memory_traffic(program: Program, *, turns: int = 1) -> int:
     """Bytes that instructions read from and write to a device's main memory, each result once for each use.
 
     What a fusion only slices out of an array, or writes into a slice of one, counts with the size of the slice.
+
+    Args:
+      program: the program.
+      turns: see `Program.walk`.
     """
     total = 0
-    for computation, instruction, times in program.walk(fusions=False):
+    for computation, instruction, times in program.walk(fusions=False, turns=turns):
         if instruction.opcode in _FREE or instruction.opcode.endswith(("-done", "-update")):
             continue
         if instruction.opcode.endswith("-start"):

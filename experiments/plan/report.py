@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from experiments.evaluate import markdown_table
+from experiments.plan.generation import GenerationPlan
 from experiments.plan.planning import Plan
 
 
@@ -21,16 +22,17 @@ def describe(plan: Plan) -> str:
     lines += [f"{verdict}: {_gibibytes(used)} of {_gibibytes(plan.capacity)} GiB a chip", ""]
     rows = [[kind, _gibibytes(size)] for kind, size in plan.memory.items()]
     lines += [markdown_table(("bytes a chip", "GiB"), rows), ""]
-    if plan.roofline is not None:
-        times, exchanged = plan.roofline, sum(found["bytes"] for found in plan.collectives.values())
+    if plan.cost is not None:
+        cost, times = plan.cost, plan.cost.roofline
+        exchanged = sum(found["bytes"] for found in cost.collectives.values())
         resources = [
-            ["matrix products", f"{_number(plan.flops / 1e9)} GFLOP", _number(1e3 * times.compute)],
-            ["memory traffic", f"{_gibibytes(plan.traffic)} GiB", _number(1e3 * times.memory)],
+            ["matrix products", f"{_number(cost.flops / 1e9)} GFLOP", _number(1e3 * times.compute)],
+            ["memory traffic", f"{_gibibytes(cost.traffic)} GiB", _number(1e3 * times.memory)],
             ["collectives", f"{_gibibytes(exchanged)} GiB", _number(1e3 * times.interconnect)],
         ]
         lines += [markdown_table(("of a chip in one step", "amount", "ms at its peak"), resources), ""]
         collectives = [
-            [kind, f"{found['count']:,}", _number(found["bytes"] / 2**20)] for kind, found in plan.collectives.items()
+            [kind, f"{found['count']:,}", _number(found["bytes"] / 2**20)] for kind, found in cost.collectives.items()
         ]
         if collectives:
             lines += [markdown_table(("collective", "runs a step", "MiB a chip"), collectives), ""]
@@ -40,7 +42,32 @@ def describe(plan: Plan) -> str:
             f"model FLOPs utilisation: {100 * plan.utilisation:.1f} % of {chips} chips; "
             f"{_number(plan.tokens_per_day / 1e9)} billion tokens a day",
         ]
+        if cost.open_loops:
+            lines.append(f"{cost.open_loops} loops, whose number of turns is data, are counted with one turn")
     lines += [f"to make it fit: {suggestion}" for suggestion in plan.suggestions]
+    return "\n".join(lines)
+
+
+def describe_generation(plan: GenerationPlan) -> str:
+    """Answering a batch, phase by phase."""
+    verdict = "fits" if plan.fits else "DOES NOT FIT"
+    lines = [
+        f"generation: {plan.batch_size:,} questions of {plan.prompt:,} columns, {plan.thoughts} thoughts, "
+        f"{plan.new_tokens} new tokens each: {verdict}",
+        "",
+    ]
+    rows = []
+    for phase, memory in plan.memory.items():
+        times = plan.phases[phase].roofline if phase in plan.phases else None
+        figures = ["", ""] if times is None else [_number(1e3 * times.expected), times.bound]
+        rows.append([phase, _gibibytes(memory), *figures])
+    lines += [markdown_table(("phase", "GiB a chip", "ms expected", "bound by"), rows), ""]
+    if plan.seconds:
+        answers = plan.batch_size / plan.seconds
+        lines.append(
+            f"expected: {_number(1e3 * plan.seconds)} ms a batch, {_number(answers)} answers a second if all are as "
+            "long as they may be"
+        )
     return "\n".join(lines)
 
 
@@ -56,7 +83,7 @@ def ranking(plans: Sequence[Plan]) -> str:
     """Plans of several meshes as one table, in their order."""
     rows = []
     for plan in plans:
-        times = plan.roofline
+        times = plan.cost.roofline if plan.cost else None
         rows.append(
             [
                 describe_mesh(plan.mesh),

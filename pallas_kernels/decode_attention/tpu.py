@@ -16,6 +16,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from pallas_kernels.cost import estimate_cost
 from pallas_kernels.decode_attention.segments import NO_COLUMN
 from pallas_kernels.logits import LogitRule, precision
 from pallas_kernels.platform import vary_over, varying_axes
@@ -62,6 +63,7 @@ def attend(
         (padded, keys, values),
         out_shapes=[(padded.shape, queries.dtype), ((*padded.shape[:3], LANES), jnp.float32)],
         scratch_shapes=[(padded.shape[2], LANES), (padded.shape[2], LANES), padded.shape[2:]],
+        products=2,
         interpret=interpret,
     )
     return outputs[:, :, :rows], log_normalizers[:, :, :rows, 0]
@@ -94,6 +96,7 @@ def gradients(
         ),
         out_shapes=[(x.shape, x.dtype) for x in (padded, keys, values)],
         scratch_shapes=[padded.shape[2:]],
+        products=5,
         interpret=interpret,
     )
     return of_queries[:, :, :rows], of_keys, of_values
@@ -111,6 +114,7 @@ def _call(
     *,
     out_shapes: list[tuple[tuple[int, ...], DTypeLike]],
     scratch_shapes: list[tuple[int, ...]],
+    products: int,
     interpret: Interpret,
 ) -> list[Array]:
     """Runs a kernel over rows, heads and blocks of columns, by which keys, values and their gradients are split."""
@@ -131,6 +135,7 @@ def _call(
     axes = varying_axes(*bounds, *inputs)
     arguments = [vary_over(x, axes) for x in (*bounds, *inputs)]
     mesh_type = jax.typeof(arguments[0]).manual_axis_type
+    out_shape = [jax.ShapeDtypeStruct(*x, manual_axis_type=mesh_type) for x in out_shapes]
     return list(
         pl.pallas_call(
             kernel,
@@ -145,7 +150,13 @@ def _call(
                 ],
                 scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch_shapes],
             ),
-            out_shape=[jax.ShapeDtypeStruct(*x, manual_axis_type=mesh_type) for x in out_shapes],
+            out_shape=out_shape,
+            cost_estimate=estimate_cost(
+                (*inputs, *out_shape),
+                pairs=batch * heads * inputs[0].shape[2] * columns,
+                features=features,
+                products=products,
+            ),
             compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary")),
             interpret=interpret,
         )(*arguments)

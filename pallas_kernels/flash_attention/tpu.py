@@ -18,6 +18,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
+from pallas_kernels.cost import estimate_cost
 from pallas_kernels.flash_attention.tpu_blocks import cut_blocks, pad, pad_rows, walk_keys, walk_queries
 from pallas_kernels.flash_attention.tpu_kernels import backward_keys_kernel, backward_queries_kernel, forward_kernel
 from pallas_kernels.flash_attention.visibility import Options, Rows
@@ -60,6 +61,7 @@ def forward(
     q, k, v, rows = pad(q, cut.query_size, 2), pad(k, cut.key_size, 2), pad(v, cut.key_size, 2), pad_rows(rows, cut)
     query, key, per_query, segments, segment_specs = walk_keys(cut, rows, H // M, D)
     shaped = functools.partial(jax.ShapeDtypeStruct, manual_axis_type=jax.typeof(q).manual_axis_type)
+    out_shape = [shaped(q.shape, q.dtype), shaped((B, H, 1, q.shape[2]), jnp.float32)]
     out, normalizers = pl.pallas_call(
         functools.partial(forward_kernel, cut=cut),
         grid_spec=pltpu.PrefetchScalarGridSpec(
@@ -73,10 +75,8 @@ def forward(
                 pltpu.VMEM((1, cut.query_size), jnp.float32),
             ],
         ),
-        out_shape=[
-            shaped(q.shape, q.dtype),
-            shaped((B, H, 1, q.shape[2]), jnp.float32),
-        ],
+        out_shape=out_shape,
+        cost_estimate=_cost((q, k, v, *out_shape), q, k, options, products=2),
         compiler_params=_WALK_KEYS,
         name="flash_attention_forward",
         interpret=interpret,
@@ -116,12 +116,12 @@ def backward(
     k, v = pad(k, cut.key_size, 2), pad(v, cut.key_size, 2)
     normalizers, shift = (pad(x[:, :, None], cut.query_size, 3) for x in (normalizers, shift))
     arrays = (q, k, v, normalizers, d_out, shift)
-    dq = _backward_queries(*arrays, rows, cut, interpret)
-    dk, dv = _backward_keys(*arrays, rows, cut, interpret)
+    dq = _backward_queries(*arrays, rows, cut, options, interpret)
+    dk, dv = _backward_keys(*arrays, rows, cut, options, interpret)
     return dq[:, :, :T], dk[:, :, :S], dv[:, :, :S]
 
 
-def _backward_queries(q, k, v, normalizers, d_out, shift, rows, cut, interpret):
+def _backward_queries(q, k, v, normalizers, d_out, shift, rows, cut, options, interpret):
     (B, H, _, D), M = q.shape, k.shape[1]
     query, key, per_query, segments, segment_specs = walk_keys(cut, rows, H // M, D)
     shaped = functools.partial(jax.ShapeDtypeStruct, manual_axis_type=jax.typeof(q).manual_axis_type)
@@ -136,12 +136,13 @@ def _backward_queries(q, k, v, normalizers, d_out, shift, rows, cut, interpret):
         ),
         out_shape=shaped(q.shape, q.dtype),
         compiler_params=_WALK_KEYS,
+        cost_estimate=_cost((q, k, v, d_out, q), q, k, options, products=3),
         name="flash_attention_backward_queries",
         interpret=interpret,
     )(rows.offset, rows.start, rows.end, q, k, v, normalizers, d_out, shift, segments)
 
 
-def _backward_keys(q, k, v, normalizers, d_out, shift, rows, cut, interpret):
+def _backward_keys(q, k, v, normalizers, d_out, shift, rows, cut, options, interpret):
     (B, H, _, D), M = q.shape, k.shape[1]
     query, key, per_query, segments, segment_specs = walk_queries(cut, rows, H // M, D)
     shaped = functools.partial(jax.ShapeDtypeStruct, manual_axis_type=jax.typeof(q).manual_axis_type)
@@ -156,6 +157,18 @@ def _backward_keys(q, k, v, normalizers, d_out, shift, rows, cut, interpret):
         ),
         out_shape=[shaped(x.shape, x.dtype) for x in (k, v)],
         compiler_params=_WALK_QUERIES,
+        cost_estimate=_cost((q, k, v, d_out, k, v), q, k, options, products=4),
         name="flash_attention_backward_keys",
         interpret=interpret,
     )(rows.offset, rows.start, rows.end, q, k, v, normalizers, d_out, shift, segments)
+
+
+def _cost(arrays, q, k, options, products):
+    """Offsets are data: causal queries are taken for the last ones, in a row without padding."""
+    (B, H, T, D), S = q.shape, k.shape[2]
+    pairs = T * S
+    if options.causal:
+        pairs -= min(T, S) * (min(T, S) - 1) // 2
+    if options.window is not None:
+        pairs = min(pairs, T * options.window)
+    return estimate_cost(arrays, pairs=B * H * pairs, features=D, products=products)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from pallas_kernels.flash_attention.visibility import HIDDEN, NO_KEYS, Options, Rows, blocks, keys_seen, sees
+from pallas_kernels.platform import vary_over, varying_axes
 
 BLOCK = 256
 """Most queries and keys of a block. On a CPU 128 to 512 differ little where there are many blocks."""
@@ -70,7 +71,7 @@ def forward(
         )
 
     start = (jnp.zeros(grouped.shape, q.dtype), jnp.zeros(grouped.shape[:-1], wide))
-    out, normalizers = _loop(0, -(-T // size), -(-T // size), one_block, start)
+    out, normalizers = _loop(0, -(-T // size), -(-T // size), one_block, _vary_with(q, start))
     return out.reshape(q.shape), normalizers.reshape(B, H, T)
 
 
@@ -129,7 +130,7 @@ def backward(
         return _add(dq, own_dq.astype(q.dtype), i, size, _QUERIES), dk, dv
 
     start = (jnp.zeros(grouped.shape, q.dtype), jnp.zeros(k.shape, wide), jnp.zeros(v.shape, wide))
-    dq, dk, dv = _loop(0, -(-T // size), -(-T // size), one_block, start)
+    dq, dk, dv = _loop(0, -(-T // size), -(-T // size), one_block, _vary_with(q, start))
     return dq.reshape(q.shape), dk.astype(k.dtype), dv.astype(v.dtype)
 
 
@@ -167,7 +168,7 @@ def _over_keys(step: Callable, start: Any, queries: _Queries, S: int, rows: Rows
         options, rows.offset + queries.index[0], rows.offset + queries.index[-1], rows.start, rows.end
     )
     low, high = jnp.where(low < high, low, S).min(), jnp.where(low < high, high, 0).max()
-    return _loop(*blocks(low, high, size, count), count, step, start)
+    return _loop(*blocks(low, high, size, count), count, step, _vary_with(queries.query, start))
 
 
 def _loop(first: Any, last: Any, count: int, step: Callable, start: Any) -> Any:
@@ -175,6 +176,11 @@ def _loop(first: Any, last: Any, count: int, step: Callable, start: Any) -> Any:
     if count == 1:
         return step(0, start)
     return jax.lax.fori_loop(jnp.int32(first), jnp.int32(last), step, start)
+
+
+def _vary_with(array: Array, start: Any) -> Any:
+    """A loop's start, which differs between devices where its end will."""
+    return jax.tree.map(lambda x: vary_over(x, varying_axes(array)), start)
 
 
 def _block_size(length: int) -> int:

@@ -14,6 +14,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
+from pallas_kernels.cost import estimate_cost
 from pallas_kernels.linear_cross_entropy.statistics import Statistics
 from pallas_kernels.logits import LogitRule, precision
 from pallas_kernels.platform import vary_over, varying_axes
@@ -60,6 +61,7 @@ def statistics(
         grid=(call.row_blocks, call.column_blocks),
         inputs=[labels[None], hidden, vocabulary],
         in_specs=[row, call.hidden(by=0), call.vocabulary(by=1)],
+        products=1,
         out_specs=[row] * 4,
         out_shapes=[((1, call.rows), dtype) for dtype in (jnp.float32, jnp.float32, jnp.float32, jnp.int32)],
     )
@@ -84,6 +86,7 @@ def gradients(
         grid=(call.row_blocks, call.column_blocks),
         inputs=[*rows, hidden, vocabulary],
         in_specs=[call.row(by=0)] * 4 + [call.hidden(by=0), call.vocabulary(by=1)],
+        products=2,
         out_specs=[call.hidden(by=0)],
         out_shapes=[(hidden.shape, hidden.dtype)],
         total_rows=call.row_block,
@@ -93,6 +96,7 @@ def gradients(
         grid=(call.column_blocks, call.row_blocks),
         inputs=[*rows, hidden, vocabulary],
         in_specs=[call.row(by=1)] * 4 + [call.hidden(by=1), call.vocabulary(by=0)],
+        products=2,
         out_specs=[call.vocabulary(by=0)],
         out_shapes=[(vocabulary.shape, vocabulary.dtype)],
         total_rows=call.column_block,
@@ -223,15 +227,21 @@ class _Call:
         """The same of an array ``[V, D]``."""
         return pl.BlockSpec((self.column_block, self.features), lambda *step: (step[by], 0))
 
-    def __call__(self, kernel, *, grid, inputs, in_specs, out_specs, out_shapes, total_rows=None) -> Sequence[Array]:
+    def __call__(
+        self, kernel, *, grid, inputs, in_specs, products, out_specs, out_shapes, total_rows=None
+    ) -> Sequence[Array]:
         inputs = [vary_over(x, self.axes) for x in inputs]
         mesh_type = jax.typeof(inputs[0]).manual_axis_type
+        out_shape = [jax.ShapeDtypeStruct(*x, manual_axis_type=mesh_type) for x in out_shapes]
         return pl.pallas_call(
             kernel,
             grid=grid,
             in_specs=in_specs,
             out_specs=out_specs,
-            out_shape=[jax.ShapeDtypeStruct(*x, manual_axis_type=mesh_type) for x in out_shapes],
+            out_shape=out_shape,
+            cost_estimate=estimate_cost(
+                (*inputs, *out_shape), pairs=self.rows * self.columns, features=self.features, products=products
+            ),
             scratch_shapes=[pltpu.VMEM((total_rows, self.features), jnp.float32)] if total_rows else [],
             compiler_params=pltpu.CompilerParams(
                 dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=VMEM_LIMIT

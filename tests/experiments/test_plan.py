@@ -17,10 +17,12 @@ from coconut.training.config import RunConfig
 from coconut.types import CoconutError
 from experiments.main import EXIT_BAD_INPUT, EXIT_DONE, main
 from experiments.plan.collectives import Collective, collectives
+from experiments.plan.generation import make_generation_plan
 from experiments.plan.hardware import CHIPS, Slice, make_slice
-from experiments.plan.planning import Columns, make_plan, make_step, meshes, model_flops, read_plan
-from experiments.plan.program import matmul_flops, memory_traffic, parse
-from experiments.plan.roofline import collective_seconds, roofline
+from experiments.plan.planning import Columns, make_plan, make_step, model_flops, read_plan
+from experiments.plan.program import flops, memory_traffic, open_loops, parse
+from experiments.plan.roofline import collective_seconds, links, roofline
+from experiments.plan.search import meshes
 from tests.tiny_models import quick_compilation
 from tests.tiny_runs import tiny_run
 
@@ -48,7 +50,7 @@ def test_a_loops_products_count_as_often_as_it_runs() -> None:
         return jnp.sin(carry @ w), None
 
     program = parse(text_of(lambda x: jax.lax.scan(body, x, None, length=5)[0] @ w[:, :4], jnp.ones((8, 16))))
-    assert matmul_flops(program) == 5 * 2 * 8 * 16 * 16 + 2 * 8 * 16 * 4
+    assert flops(program) == 5 * 2 * 8 * 16 * 16 + 2 * 8 * 16 * 4
 
 
 @pytest.mark.parametrize(
@@ -68,7 +70,7 @@ def test_products_of_a_convolution_are_those_with_a_real_input(options: dict[str
         return jax.lax.conv_general_dilated(x, w, dimension_numbers=("NWC", "WIO", "NWC"), **settings)
 
     # Every product of ones adds one.
-    assert matmul_flops(parse(text_of(convolve, given, kernel))) == 2 * int(convolve(given, kernel).sum())
+    assert flops(parse(text_of(convolve, given, kernel))) == 2 * int(convolve(given, kernel).sum())
 
 
 # As the TPU compiler writes: trip counts in conditions, groups as axes of a mesh, one collective in two fusions, fast
@@ -116,8 +118,25 @@ def test_collectives_of_a_tpu_program() -> None:
     scatter = scatter.replace("all-gather(%a), channel_id=7", "all-reduce(%a), channel_id=8")
     expected = Collective(kind="reduce-scatter", elements=128, bytes=256, group=4, times=12)
     assert expected in collectives(scatter)
+    unknown = TPU_TEXT.replace("direction=LT", "direction=NE")
     with pytest.raises(ValueError, match="does not say how often"):
-        collectives(TPU_TEXT.replace("direction=LT", "direction=NE"))
+        collectives(unknown)
+    assert {found.times for found in collectives(unknown, turns=5)} == {5}
+    ring = TPU_TEXT.replace("{'a'}", '{\'a\'}, "debug":"\\nUniDirectionNDRingStrategy{colors:4 phases:2 cores:{4 4}}"')
+    assert dataclasses.replace(gather, dimensions=2) in collectives(ring)
+
+
+def test_loops_whose_number_of_turns_is_data() -> None:
+    w = jnp.ones((16, 16))
+    text = text_of(lambda x, n: jax.lax.fori_loop(0, n, lambda _, x: jnp.sin(x @ w), x), jnp.ones((8, 16)), 3)
+    program = parse(text)
+    assert (open_loops(program), flops(program), flops(program, turns=7)) == (1, 4096, 7 * 4096)
+
+
+def test_kernels_say_what_they_cost() -> None:
+    call = '%kernel = bf16[8,16] custom-call(%x), backend_config={"cost_estimate":{"flops":"321","x":"1"}}'
+    program = parse(TPU_TEXT.replace("%permute =", f"{call}\n  %permute ="))
+    assert flops(program) == 12 * 321
 
 
 def test_what_is_sliced_out_of_an_array_counts_as_the_slice() -> None:
@@ -133,17 +152,29 @@ def test_what_is_sliced_out_of_an_array_counts_as_the_slice() -> None:
 
 
 def test_seconds_of_collectives_are_those_of_a_ring() -> None:
-    def seconds(kind: str, group: int, size: int = 10**9) -> float:
-        return collective_seconds(Collective(kind=kind, elements=0, bytes=size, group=group, times=3), V5E)
+    pod = Slice("pod", V5E, (16, 16), ())
+
+    def seconds(kind: str, group: int, size: int = 10**9, **more: int) -> float:
+        return collective_seconds(Collective(kind=kind, elements=0, bytes=size, group=group, times=3, **more), pod)
 
     both_ways = 2 * 50e9
-    assert seconds("all-gather", 4) == pytest.approx(3 * 0.75 * 1e9 / both_ways)
+    assert seconds("all-gather", 16) == pytest.approx(3 * 15 / 16 * 1e9 / both_ways)
     # The result of a reduce-scatter is what an all-gather is given.
-    assert seconds("reduce-scatter", 4, 10**9 // 4) == pytest.approx(seconds("all-gather", 4))
-    assert seconds("all-reduce", 4) == pytest.approx(2 * seconds("all-gather", 4))
+    assert seconds("reduce-scatter", 16, 10**9 // 16) == pytest.approx(seconds("all-gather", 16))
+    assert seconds("all-reduce", 16) == pytest.approx(2 * seconds("all-gather", 16))
+    assert seconds("all-reduce", 16, dimensions=2) == pytest.approx(seconds("all-gather", 16))
+    assert seconds("collective-permute", 0) == pytest.approx(3 * 1e9 / 50e9)
     assert seconds("all-gather", 1) == 0
-    times = roofline(flops=197e12, traffic=819e9 / 2, collectives=[], chip=V5E)
+    times = roofline(flops=197e12, traffic=819e9 / 2, collectives=[], where=pod)
     assert (times.compute, times.memory, times.expected, times.bound) == (1.0, 0.5, 1.0, "compute")
+
+
+def test_links_that_a_collective_keeps_busy() -> None:
+    cube, part = Slice("cube", CHIPS["v5p"], (4, 4, 8), ()), Slice("part", V5E, (4, 4), ())
+    assert [links(cube, group) for group in (0, 2, 8, 32, 128)] == [6, 2, 2, 4, 6]
+    assert [links(part, group) for group in (0, 4, 8)] == [2, 1, 2]  # Lines, no rings.
+    assert links(cube, 4, dimensions=3) == 6
+    assert links(Slice("one", V5E, (1,), ()), 0) == 1
 
 
 def test_a_plan_of_a_tiny_run() -> None:
@@ -160,18 +191,49 @@ def test_a_plan_of_a_tiny_run() -> None:
         plan.model_flops == model_flops(decoder, schedule, rows) == 3 * rows * (columns * matrices + attention + logits)
     )
     # Masked products of attention and a second pass through the thoughts, but no loop left out.
-    assert 0.95 < plan.flops / plan.model_flops < 1.6
-    assert (plan.fits, plan.thoughts, plan.columns, plan.collectives) == (True, 2, 24, {})
+    assert plan.cost is not None
+    assert 0.95 < plan.cost.flops / plan.model_flops < 1.6
+    assert (plan.fits, plan.thoughts, plan.columns) == (True, 2, 24)
+    assert (plan.cost.collectives, plan.cost.open_loops) == ({}, 0)
     assert plan.memory["optimizer"] == pytest.approx(2 * plan.memory["parameters"], rel=0.01)
     assert plan.memory["parameters"] == 4 * plan.parameters
-    assert plan.roofline is not None
-    assert plan.tokens_per_day == pytest.approx(86_400 * rows * columns / plan.roofline.expected)
+    assert plan.tokens_per_day == pytest.approx(86_400 * rows * columns / plan.cost.roofline.expected)
     content = json.loads(json.dumps(plan.to_json()))
-    assert content["roofline"]["expected"] == plan.roofline.expected
+    assert content["cost"]["roofline"]["expected"] == plan.cost.roofline.expected
     # The same program on a chip with less memory.
     refused = read_plan(config, dataclasses.replace(here, chip=dataclasses.replace(V5E, memory=1e3)), step, COLUMNS)
     assert not refused.fits
     assert any("remat" in suggestion for suggestion in refused.suggestions)
+
+
+def test_a_plan_of_generation() -> None:
+    here = Slice("one", V5E, (1,), (jax.devices()[0],))
+    with quick_compilation():
+        plan = make_generation_plan(planned_run(), here, MeshConfig(), COLUMNS, batch_size=4)
+    assert (plan.fits, plan.prompt, plan.thoughts, plan.new_tokens) == (True, 16, 2, 4)
+    assert list(plan.memory) == list(plan.phases) == ["prefill", "thoughts", "decoding"]
+    matrices = 2 * 3 * (4 * 16 * 16 + 8 * 16 * 16) * 4
+    columns = {"prefill": 16, "thoughts": 2, "decoding": 4 + 1}  # The end marker is read first.
+    for phase, count in columns.items():
+        assert 1 < plan.phases[phase].flops / (matrices * count) < 1.6, phase
+    assert plan.seconds == sum(cost.roofline.expected for cost in plan.phases.values())
+    assert json.loads(json.dumps(plan.to_json()))["phases"]["decoding"]["turns"] == 4
+
+
+def test_plans_for_a_slice_that_is_not_there() -> None:
+    """By the TPU's own compiler: both steps of a run whose rows, matrices and heads are split."""
+    pytest.importorskip("libtpu")
+    where, mesh = make_slice("v5e:2x2"), MeshConfig(fsdp=2, tensor=2)
+    plan = make_plan(planned_run(), where, mesh, COLUMNS)
+    generation = make_generation_plan(planned_run(), where, mesh, COLUMNS, batch_size=4)
+    for cost in (plan.cost, generation.phases["decoding"]):
+        assert cost is not None
+        assert {"all-gather", "all-reduce"} <= set(cost.collectives)
+        assert 0 < cost.roofline.fastest <= cost.roofline.expected
+    assert plan.fits and generation.fits
+    assert plan.cost is not None and plan.cost.open_loops == 0
+    # A quarter of the matrices on each chip, and norms.
+    assert plan.memory["parameters"] < 4 * plan.parameters / 3
 
 
 def test_meshes_of_a_slice() -> None:
@@ -236,6 +298,6 @@ def test_a_plan_for_this_machine_is_compared_with_a_step(tmp_path: Path, capsys:
         assert main(["plan", *flags, "--topology", "here", *columns]) == EXIT_DONE
     content = json.loads(output.read_text())
     measured, plan = content["measured"], content["plans"][0]
-    assert measured["expected"] == plan["roofline"]["expected"] > 0
+    assert measured["expected"] == plan["cost"]["roofline"]["expected"] > 0
     assert measured["error"] == pytest.approx(measured["expected"] / measured["seconds"] - 1)
     assert "measured here" in capsys.readouterr().out

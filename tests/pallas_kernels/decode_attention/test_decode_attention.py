@@ -202,7 +202,7 @@ def test_auto_says_once_what_it_chose(caplog, monkeypatch):
         for _ in range(2):
             jax.eval_shape(decode_attention, *ones((1, 4, 1, 8), (1, 2, 3, 8), (1, 2, 3, 8)), *bounds(0, 3))
     assert [record.message for record in caplog.records] == [
-        "decode_attention on cpu, queries (1, 2, 2, 8) to keys (1, 2, 3, 8) float32: xla"
+        "decode_attention, queries (1, 2, 2, 8) to keys (1, 2, 3, 8) float32 on cpu: xla"
     ]
 
 

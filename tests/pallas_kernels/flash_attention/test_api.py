@@ -62,7 +62,7 @@ def ids(*shape):
         (
             (zeros(2, 2, 5, 264), zeros(2, 2, 7, 264), zeros(2, 2, 7, 264)),
             {"implementation": "tpu", "interpret": True},
-            r"q \(2, 2, 5, 264\) float32: head dimension 264 is not a multiple of 8 up to 256",
+            r"q \(2, 2, 5, 264\), k \(2, 2, 7, 264\) float32: head dimension 264 is not a multiple of 8 up to 256",
         ),
         (
             (zeros(2, 2, 5, 24), zeros(2, 2, 7, 24), zeros(2, 2, 7, 24)),
@@ -105,7 +105,7 @@ def test_the_choice_is_logged_once(caplog, monkeypatch):
     with caplog.at_level(logging.INFO, logger="pallas_kernels"):
         for _ in range(2):
             jax.eval_shape(flash_attention, zeros(*Q), zeros(*K), zeros(*K))
-    assert caplog.messages == ["flash_attention on cpu: xla for q (2, 4, 5, 16), k (2, 2, 7, 16), float32"]
+    assert caplog.messages == ["flash_attention, q (2, 4, 5, 16), k (2, 2, 7, 16) float32 on cpu: xla"]
 
 
 def test_float64_is_kept():

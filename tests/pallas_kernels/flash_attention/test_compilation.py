@@ -9,7 +9,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from experiments.benchmarks.flash_attention_cases import cases
-from pallas_kernels.flash_attention import api
+from pallas_kernels import implementations
 
 GROUPED = "Llama 3 heads, rows of their own, bfloat16"
 
@@ -44,10 +44,11 @@ def test_compiles_for_a_tpu(name, tpu_devices):
     assert text.count('custom_call_target="tpu_custom_call"') == 3
 
 
-def test_compiles_for_a_pod_with_heads_and_rows_split(tpu_devices):
+@pytest.mark.parametrize("implementation", ["tpu", "xla"])
+def test_compiles_for_a_pod_with_heads_and_rows_split(tpu_devices, implementation):
     mesh = Mesh(np.asarray(tpu_devices[:4]).reshape(2, 2), ("data", "tensor"))
     split, rows = PartitionSpec("data", "tensor"), PartitionSpec("data")
-    function, shapes = cases("tpu")[GROUPED]
+    function, shapes = cases(implementation)[GROUPED]
     specs = (split, split, split, PartitionSpec(), rows, rows)
     arrays = [
         jax.ShapeDtypeStruct(*of, sharding=NamedSharding(mesh, spec)) for of, spec in zip(shapes, specs, strict=True)
@@ -57,13 +58,13 @@ def test_compiles_for_a_pod_with_heads_and_rows_split(tpu_devices):
         compiled = jax.jit(whole).trace(*arrays).lower().compile()
     text = compiled.as_text()
     assert text is not None
-    assert text.count('custom_call_target="tpu_custom_call"') == 3
+    assert text.count('custom_call_target="tpu_custom_call"') == (3 if implementation == "tpu" else 0)
     assert "all-gather" not in text and "all-reduce" not in text
 
 
 @pytest.mark.parametrize("name", cases("gpu"))
 def test_lowers_for_cuda(name, monkeypatch):
-    monkeypatch.setattr(api, "platform", lambda: "gpu")
+    monkeypatch.setattr(implementations, "platform", lambda: "gpu")
     function, shapes = cases("gpu")[name]
     arrays = [jax.ShapeDtypeStruct(*of) for of in shapes]
     for program, kernels in ((function, 1), (gradients_of(function), 3)):

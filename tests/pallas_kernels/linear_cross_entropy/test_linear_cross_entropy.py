@@ -179,7 +179,7 @@ def test_auto_says_once_what_it_chose(caplog, monkeypatch):
         for _ in range(2):
             jax.eval_shape(linear_cross_entropy, *arrays)
     assert [record.message for record in caplog.records] == [
-        "linear_cross_entropy on cpu, (3, 2) by (5, 2) float32: xla"
+        "linear_cross_entropy, hidden (3, 2) by (5, 2) float32 on cpu: xla"
     ]
 
 
@@ -216,7 +216,7 @@ def test_bad_input(arrays, options, message):
 def test_states_too_wide_for_the_kernel_are_refused():
     shapes = [jax.ShapeDtypeStruct((2, 2**16), jnp.float32)] * 2
     call = functools.partial(linear_cross_entropy, implementation="tpu", interpret=True)
-    with pytest.raises(ValueError, match=r"hidden \(2, 65536\): blocks of 128 states .* do not fit into VMEM"):
+    with pytest.raises(ValueError, match=r"hidden \(2, 65536\) by .*: blocks of 128 states .* do not fit into VMEM"):
         jax.eval_shape(call, *shapes, jax.ShapeDtypeStruct((2,), jnp.int32))
 
 

@@ -1,0 +1,82 @@
+"""What a compiled program costs a chip: its arithmetic, its memory traffic, its collectives, and the time of each."""
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from experiments.plan.collectives import collectives
+from experiments.plan.hardware import Slice
+from experiments.plan.program import flops, memory_traffic, open_loops, parse
+from experiments.plan.roofline import Roofline, roofline
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cost:
+    """The cost of one execution on each chip.
+
+    Attributes:
+      flops: of matrix products, recomputed ones and those of kernels included.
+      traffic: bytes read and written.
+      collectives: by kind: how many run, and the bytes of their results.
+      roofline: seconds on each resource.
+      open_loops: loops with matrix products whose number of turns is data; each counts ``turns`` times.
+      turns: see there.
+    """
+
+    flops: float
+    traffic: float
+    collectives: Mapping[str, Mapping[str, int]]
+    roofline: Roofline
+    open_loops: int
+    turns: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        times = {name: getattr(self.roofline, name) for name in ("fastest", "expected", "bound")}
+        content = dataclasses.asdict(self)
+        content["roofline"] |= times
+        return content
+
+
+def cost_of(compiled: jax.stages.Compiled, where: Slice, *, turns: int = 1) -> Cost:
+    """Reads a compiled program.
+
+    Args:
+      compiled: the program.
+      where: the chips it is compiled for.
+      turns: how often a loop runs whose number of turns is data.
+
+    Raises:
+      ValueError: the text of the program is not understood.
+    """
+    text = compiled.as_text()
+    assert text is not None
+    program, found = parse(text), collectives(text, turns=turns)
+    by_kind: dict[str, dict[str, int]] = defaultdict(lambda: {"count": 0, "bytes": 0})
+    for collective in found:
+        by_kind[collective.kind]["count"] += collective.times
+        by_kind[collective.kind]["bytes"] += collective.times * collective.bytes
+    arithmetic, traffic = flops(program, turns=turns), memory_traffic(program, turns=turns)
+    return Cost(
+        flops=arithmetic,
+        traffic=traffic,
+        collectives=dict(by_kind),
+        roofline=roofline(flops=arithmetic, traffic=traffic, collectives=found, where=where),
+        open_loops=open_loops(program),
+        turns=turns,
+    )
+
+
+def memory_of(compiled: jax.stages.Compiled) -> dict[str, int]:
+    """Bytes of one chip: what goes in, what comes out and is not what went in, scratch and the program itself."""
+    analysis = compiled.memory_analysis()
+    assert analysis is not None
+    return {
+        "arguments": analysis.argument_size_in_bytes,
+        "results": max(analysis.output_size_in_bytes - analysis.alias_size_in_bytes, 0),
+        "temporaries": analysis.temp_size_in_bytes,
+        "program": analysis.generated_code_size_in_bytes,
+    }
