@@ -80,6 +80,7 @@ def generate(
     seed: int,
     hops: int = 5,
     distractors: bool = True,
+    one_form: bool = False,
     start: int = 0,
     exclude: AbstractSet[str] = frozenset(),
 ) -> list[Example]:
@@ -92,6 +93,8 @@ def generate(
       distractors: whether to say what leads nowhere: side parents, and the stray fact with its concept. Without them a
         written proof has one way to go at every step; with them its first step already takes all of it in the head,
         which small models trained from scratch do not learn soon.
+      one_form: whether every rule says ``Every X is``. A concept is then the same word wherever it stands; else it has
+        four, ``Xs`` and ``xs`` besides, which a model trained from scratch must first find out to be one.
       start: index of the first record.
       exclude: `content_hash` of questions not to emit.
 
@@ -100,7 +103,7 @@ def generate(
     """
     if isinstance(hops, bool) or not isinstance(hops, int) or hops < 1:
         raise CoconutError(f"hops = {hops!r}: must be a whole number of at least 1")
-    draw = functools.partial(_draw, hops=hops, distractors=distractors)
+    draw = functools.partial(_draw, hops=hops, distractors=distractors, one_form=one_form)
     return draw_unique(draw, count, stream=f"prontoqa/{hops}", seed=seed, start=start, exclude=exclude)
 
 
@@ -138,7 +141,7 @@ def _steps(chain: Sequence[str]) -> tuple[str, ...]:
     return tuple([" ".join(chain[index : index + 2]) for index in range(0, len(chain), 2)])
 
 
-def _draw(rng: random.Random, hops: int, distractors: bool) -> Example:
+def _draw(rng: random.Random, hops: int, distractors: bool, one_form: bool) -> Example:
     num_concepts, num_properties = 2 * hops + 4, 2 * hops + 1
     concepts = [concept for [concept] in rng.sample(_pool(tuple(zip(CONCEPTS)), num_concepts), num_concepts)]
     chain, sides = concepts[:hops], concepts[hops : 2 * hops]
@@ -154,7 +157,8 @@ def _draw(rng: random.Random, hops: int, distractors: bool) -> Example:
     ]
     asked = properties[hops - 1]
     rules += [*properties, dataclasses.replace(asked, subject=lonely, negated=not asked.negated)]
-    said = {rule: write_statement(rule, rng.choice(_FORM_SHARES)) for rule in rules}
+    forms = {rule: rng.choice(_FORM_SHARES) for rule in rules}
+    said = {rule: write_statement(rule, FORMS[1] if one_form else form) for rule, form in forms.items()}
 
     name = rng.choice(NAMES)
     facts = [Statement(subject=name, predicate=concept, is_rule=False, is_a=True) for concept in (chain[0], stray)]

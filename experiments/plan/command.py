@@ -4,6 +4,7 @@ import argparse
 import json
 from typing import Any
 
+import jax
 from rich.console import Console
 
 from coconut.sharding import MeshConfig
@@ -40,6 +41,8 @@ def plan_command(options: argparse.Namespace) -> str:
     """
     if options.search and options.mesh:
         raise CoconutError(f"--search tries all meshes: it takes no --mesh {options.mesh}")
+    if options.topology != HERE:
+        jax.config.update("jax_platforms", "cpu")  # Nothing runs here: no reason to look for an accelerator.
     config = resolve_run(options.gin_file, options.gin_binding)
     columns = Columns(total=options.columns, thoughts=options.thoughts, suffix=options.suffix)
     mesh = MeshConfig.parse(options.mesh)

@@ -208,6 +208,17 @@ def test_without_distractors_the_proof_and_its_answer_are_the_same(hops):
         assert len(names) == hops + 2, "the chain, the root and the concept of the opposite"
 
 
+def test_in_one_form_a_concept_is_one_word():
+    for plain, one in zip(
+        *(prontoqa.generate(20, seed=0, hops=3, one_form=one_form) for one_form in (False, True)), strict=True
+    ):
+        verify(one)
+        assert one.answer == plain.answer
+        rules = [sentence for sentence in re.findall(r"[^.]+\.", one.question) if "pus" in sentence.split(" is ")[0]]
+        assert all(re.match(r" ?Every \w+pus is ", rule) for rule in rules) and len(rules) == 15
+        assert "puses" not in " ".join([one.question, *one.steps])
+
+
 @pytest.mark.parametrize("hops", [0, -1, True])
 def test_impossible_hops_are_named(hops):
     with pytest.raises(CoconutError, match=f"hops = {hops}: must be a whole number of at least 1"):
