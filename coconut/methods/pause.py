@@ -2,6 +2,10 @@
 
 The filler is the latent marker's own learned embedding, between the same two markers as Coconut's thoughts: a pause run
 and a Coconut run differ by the feedback alone.
+
+There is no method for *multi-pass* pause, the control that reads as many pause tokens in passes of their own. Attention
+is causal and keys are kept, so it computes what one parallel pass computes, gradients included:
+tests/latent/test_rollout.py shows it. Its row of a table is that of `PAUSE_AS_THOUGHT`, or without a curriculum of `PAUSE`.
 """
 
 from coconut.curriculum import SequenceRule, plan_stage

@@ -1,6 +1,6 @@
 """What thoughts cost: a training step with K of them over a plain teacher-forced step on the same tokens.
 
-    python -m experiments.benchmarks.latent_step [--case a|b|c|all] [--against transformers]
+    python -m experiments.benchmarks.latent_step [--case a|b|c|all] [--against transformers] [--attention xla]
 
 A step is the project's own (`coconut.training.step.make_train_step`): loss, gradients, metrics, AdamW, the state
 donated. Both alternatives have ``prompt + K + answer`` columns, make logits at the labels alone, and no dropout; the
@@ -320,7 +320,7 @@ def transformers_steps(
 
 def describe(geometry: Geometry, trainer: Trainer, rounds: int) -> dict[str, Any]:
     """The sizes a case was run with."""
-    sizes = ("num_layers", "embed_dim", "num_heads", "vocab_size", "dtype")
+    sizes = ("num_layers", "embed_dim", "num_heads", "vocab_size", "dtype", "attention")
     return {
         **{field: getattr(geometry.decoder, field) for field in sizes},
         "parameters": trainer.parameters,
@@ -339,6 +339,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = timing.parser("Training step with thoughts over a plain step on the same tokens.")
     parser.add_argument("--case", choices=[*CASES, "all"], default="all")
     parser.add_argument("--against", choices=["transformers"], help="time Hugging Face's GPT-2 without thoughts")
+    parser.add_argument("--attention", choices=["dense", "xla"], default="dense", help="DecoderConfig.attention")
     options = parser.parse_args(arguments)
     measures = MEASURES
     if options.against:
@@ -355,6 +356,8 @@ def main(arguments: list[str] | None = None) -> None:
     cases = {}
     for name in measures if options.case == "all" else [options.case]:
         geometry = smoke(CASES[name]) if options.smoke else CASES[name]
+        decoder = dataclasses.replace(geometry.decoder, attention=options.attention)
+        geometry = dataclasses.replace(geometry, decoder=decoder)
         cases[name] = measures[name](name, geometry, options.repeats or geometry.rounds)
         sys.stdout.flush()
     if options.against:

@@ -29,7 +29,10 @@ LARGEST_SHARDS = 64
 def run_flags(
     model: str, topology: str, mesh: str, *, vocabulary: int, rows: int, columns: int, thoughts: int, answers: int = 0
 ) -> list[str]:
-    """Flags of `coconut plan` for a model in bfloat16 over float32 parameters, every layer recomputed."""
+    """Flags of `coconut plan` for a model in bfloat16 over float32 parameters, every layer recomputed.
+
+    Without a mesh all are tried.
+    """
     recipe = "gsm8k_llama-3.2-1b" if model != "gpt2" else "gsm8k_coconut"
     flags = ["--gin_file", f"gin_configs/runs/{recipe}.gin", "--gin_file", f"gin_configs/models/{model}.gin"]
     flags += ["--gin_file", "gin_configs/methods/coconut.gin"]
@@ -42,7 +45,8 @@ def run_flags(
         "RunConfig.microbatches": 1,
     }
     flags += [f"--gin.{name}={value}" for name, value in bindings.items()]
-    flags += ["--topology", topology, "--mesh", mesh, "--columns", str(columns), "--suffix", "128"]
+    flags += ["--topology", topology, "--columns", str(columns), "--suffix", "128"]
+    flags += ["--mesh", mesh] if mesh else ["--search"]
     return [*flags, "--thoughts", str(thoughts), "--answers", str(answers)]
 
 
@@ -61,6 +65,7 @@ PLANS: Mapping[str, Sequence[str]] = {
     "gpt2_v5e-2x2": run_flags(
         "gpt2", "v5e:2x2", "fsdp=4", vocabulary=50_260, rows=64, columns=512, thoughts=6, answers=64
     ),
+    "gpt2_v5e-2x2_search": run_flags("gpt2", "v5e:2x2", "", vocabulary=50_260, rows=64, columns=512, thoughts=6),
     "llama-3.2-1b_v5e-4x4": run_flags(
         "llama-3.2-1b", "v5e:4x4", "fsdp=16", vocabulary=128_256, rows=128, columns=512, thoughts=6, answers=64
     ),

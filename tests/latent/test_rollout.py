@@ -45,6 +45,17 @@ class ProjectionAndMix:
         return hidden @ self.projection + belief @ decoder.tokens.embedding[...]
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Marker:
+    """A feedback that feeds nothing back: every thought is the embedding of one token."""
+
+    token: int = dataclasses.field(metadata={"static": True})
+
+    def __call__(self, decoder: Decoder, hidden: Array) -> Array:
+        return jnp.broadcast_to(decoder.embed(jnp.asarray(self.token)), hidden.shape)
+
+
 # --- Rows and a loss that looks at everything -------------------------------------------------------------------
 
 
@@ -267,6 +278,30 @@ def test_equals_the_slow_loop_in_values_and_gradients(name: str) -> None:
         assert_close(own_loss, loss)
         assert_close(valid_parts(own_seen, rows, schedule), valid_parts(seen, rows, schedule))
         assert_close(own_gradients, gradients)
+
+
+def test_pause_tokens_in_passes_of_their_own_are_pause_tokens_in_one() -> None:
+    """Multi-pass pause, the control with as many sequential passes as Coconut, is the pause control to the last digit.
+
+    Attention is causal and keys are kept: when a marker is read changes nothing of what it sees.
+    """
+    decoder, _, rows = setup("gpt2-one_block")
+    schedule, token = ONE_BLOCK, 7
+    latent = columns_of(schedule, Latent)
+    paused = dataclasses.replace(rows, tokens=jnp.where(latent, token, rows.tokens))
+    one_pass: Schedule = (Language(5, 1), Language(3), Language(4, 3))
+
+    def loss(decoder: Decoder, feedback: Feedback, schedule: Schedule) -> tuple[Array, Array]:
+        seen = library(decoder, feedback, paused, schedule)
+        return jnp.sum(seen.hidden * rows.hidden) + jnp.sum(seen.logits * rows.logits[:, scored_of(schedule)]), (
+            seen.hidden * rows.valid[..., None]
+        )
+
+    results = [
+        quick_jit(jax.value_and_grad(lambda decoder, f=f, s=s: loss(decoder, f, s), has_aux=True))(decoder)
+        for f, s in ((Marker(token), schedule), (Identity(), one_pass))
+    ]
+    assert_close(*results)
 
 
 def test_what_columns_that_are_not_valid_hold_does_not_matter() -> None:
