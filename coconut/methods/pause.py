@@ -4,8 +4,8 @@ The filler is the latent marker's own learned embedding, between the same two ma
 and a Coconut run differ by the feedback alone.
 
 There is no method for *multi-pass* pause, the control that reads as many pause tokens in passes of their own. Attention
-is causal and keys are kept, so it computes what one parallel pass computes, gradients included:
-tests/latent/test_rollout.py shows it. Its row of a table is that of `PAUSE_AS_THOUGHT`, or without a curriculum of `PAUSE`.
+is causal and keys are kept, so it computes what one parallel pass computes, gradients included, as a test shows in
+tests/latent/test_rollout.py. Its row of a table is that of `PAUSE_AS_THOUGHT`, or of `PAUSE` without a curriculum.
 """
 
 from coconut.curriculum import SequenceRule, plan_stage
