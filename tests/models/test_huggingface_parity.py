@@ -13,7 +13,7 @@ import torch
 from coconut.latent.generate import SamplingConfig, decode, prefill
 from coconut.latent.rollout import rollout
 from coconut.models.decoder import Decoder
-from coconut.models.huggingface import load_pretrained
+from coconut.models.huggingface import load_pretrained, read_config
 from coconut.types import Language, Latent
 from tests.tiny_huggingface import CONFIGS, VOCABULARY, random_model, tensors_of_decoder
 from tests.tiny_models import quick_compilation, quick_jit
@@ -28,12 +28,20 @@ class Pair:
     ours: Decoder
 
 
-@pytest.fixture(scope="module", params=CONFIGS)
+# Every family, and every implementation of attention; heads of 16 are the narrowest that the GPU's kernels take.
+PAIRS = [
+    *((name, "dense") for name in CONFIGS),
+    *(("llama_wide_heads", attention) for attention in ("reference", "xla", "tpu_interpret", "gpu_interpret")),
+]
+
+
+@pytest.fixture(scope="module", params=PAIRS, ids=lambda pair: "-".join(pair))
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    model = random_model(request.param)
-    folder: Path = tmp_path_factory.mktemp(request.param)
+    name, attention = request.param
+    model = random_model(name)
+    folder: Path = tmp_path_factory.mktemp(name)
     model.save_pretrained(folder)
-    return Pair(model, load_pretrained(folder))
+    return Pair(model, load_pretrained(folder, config=dataclasses.replace(read_config(folder), attention=attention)))
 
 
 def left_padded(lengths: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
