@@ -89,6 +89,9 @@ class RunConfig:
             reject("init_from", f"pretrained = {self.pretrained!r} gives the parameters already")
         if self.pretrained is not None and self.data.tokenizer not in ("gpt2", "huggingface"):
             reject("pretrained", f"its tokens are not those of DataConfig.tokenizer = {self.data.tokenizer!r}")
+        for field, source in (("marker_token", "pretrained"), ("init_checkpoint", "init_from")):
+            if getattr(self, field) != type(self).__dataclass_fields__[field].default and getattr(self, source) is None:
+                reject(field, f"means nothing without {source}")
         for field in ("microbatches", "evaluation_batch_size", "keep_latest", "log_every", "max_skipped_steps"):
             if getattr(self, field) < 1:
                 reject(field, "must be at least 1")

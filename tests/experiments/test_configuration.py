@@ -178,6 +178,8 @@ def test_later_files_and_bindings_win() -> None:
         ("RunConfig.method = 'cocnut'", "did you mean 'coconut'"),
         ("DataConfig.task = 'prosqaa'", "did you mean 'prosqa'"),
         ("RunConfig.data = 3", "RunConfig.data = 3: must be DataConfig"),
+        ("RunConfig.marker_token = '##'", "RunConfig.marker_token = '##': means nothing without pretrained"),
+        ("RunConfig.init_checkpoint = 'best'", "RunConfig.init_checkpoint = 'best': means nothing without init_from"),
         ("CurriculumConfig.uniform_prob = 1.5", "CurriculumConfig.uniform_prob = 1.5"),
         ("PipelineConfig.batch_size = 0", "PipelineConfig.batch_size = 0"),
     ],
