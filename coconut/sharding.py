@@ -22,6 +22,7 @@ from typing import Any, no_type_check
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
@@ -140,7 +141,9 @@ def make_mesh(config: MeshConfig = MeshConfig(), devices: Sequence[Any] | None =
     if math.prod(sizes) != len(devices):
         asked = ", ".join(f"{axis} = {size}" for axis, size in zip(MESH_AXES, sizes, strict=True))
         raise CoconutError(f"the mesh {asked} is one of {math.prod(sizes)} devices, there are {len(devices)}")
-    return jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * len(sizes), devices=devices)
+    # As `jax.make_mesh`, but an axis may also take a part of a torus's dimension: fsdp = 64 on 4 x 4 x 8 chips.
+    ordered = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    return Mesh(ordered, MESH_AXES, axis_types=(AxisType.Auto,) * len(sizes))
 
 
 def partition(axes: Sequence[str], mesh: Any) -> PartitionSpec:

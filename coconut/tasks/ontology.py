@@ -1,7 +1,8 @@
 """The sentences of ProntoQA's made-up ontologies, and what follows from them.
 
 A rule is ``Every X is a Y.``, ``Each X is a Y.`` or ``Xs are Ys.``, a fact ``Name is an X.``; in place of a concept
-either may give a property (``Every X is red.``), and any of them may say ``not``. Concepts end in ``pus``.
+either may give a property (``Every X is red.``), and any of them may say ``not``. Concepts end in ``pus``. In
+symbols all that is left of either is subject, perhaps ``not``, and predicate: ``X Y.``, ``Name not red.``
 """
 
 import dataclasses
@@ -16,9 +17,13 @@ QUERY = "True or false: "
 FORMS = ("Xs are", "Every X is", "Each X is")
 """The ways to word a rule."""
 
+SYMBOLS = "X"
+"""The form of rules and facts without words."""
+
 _RULE = re.compile(r"(?:Every|Each) (\S+) is (not )?(an? )?(\S+)\.")
 _PLURAL_RULE = re.compile(r"(\S+pus)es are (not )?(\S+)\.")
 _FACT = re.compile(r"(\S+) is (not )?(an? )?(\S+)\.")
+_SYMBOLS = re.compile(r"(\S+) (not )?(\S+)\.")
 _SENTENCE_END = re.compile(r"(?<=\.) ")
 
 
@@ -61,9 +66,11 @@ class Question:
 
 
 def write_statement(statement: Statement, form: str = FORMS[0]) -> str:
-    """The sentence that makes a statement; ``form`` is one of `FORMS`, and no matter for a fact."""
+    """The sentence that makes a statement; ``form`` is `SYMBOLS` or one of `FORMS`, which are no matter for a fact."""
     subject, predicate = statement.subject, statement.predicate
     negation = "not " if statement.negated else ""
+    if form == SYMBOLS:
+        return f"{subject} {negation}{predicate}."
     if statement.is_rule and form == "Xs are":
         return f"{subject.capitalize()}es are {negation}{predicate}{'es' * statement.is_a}."
     article = ("an " if predicate[0] in "aeiou" else "a ") if statement.is_a else ""
@@ -96,6 +103,10 @@ def read_statement(sentence: str) -> Statement:
         return Statement(
             subject=subject, predicate=predicate, negated=bool(negation), is_rule=False, is_a=bool(article)
         )
+    if match := _SYMBOLS.fullmatch(sentence):
+        subject, negation, predicate = match.groups()
+        is_rule, is_a = subject.endswith("pus"), predicate.endswith("pus")
+        return Statement(subject=subject, predicate=predicate, negated=bool(negation), is_rule=is_rule, is_a=is_a)
     raise CoconutError(f"not a sentence of ProntoQA: {sentence!r}")
 
 

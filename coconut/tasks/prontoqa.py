@@ -28,9 +28,9 @@ import random
 import re
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
-from typing import Any
+from typing import Any, Literal
 
-from coconut.tasks.ontology import FORMS, QUERY, Statement, write_statement
+from coconut.tasks.ontology import FORMS, QUERY, SYMBOLS, Statement, write_statement
 from coconut.tasks.records import (
     load_examples,
     parse_json,
@@ -80,7 +80,7 @@ def generate(
     seed: int,
     hops: int = 5,
     distractors: bool = True,
-    one_form: bool = False,
+    form: Literal["text", "symbols"] = "text",
     start: int = 0,
     exclude: AbstractSet[str] = frozenset(),
 ) -> list[Example]:
@@ -93,17 +93,20 @@ def generate(
       distractors: whether to say what leads nowhere: side parents, and the stray fact with its concept. Without them a
         written proof has one way to go at every step; with them its first step already takes all of it in the head,
         which small models trained from scratch do not learn soon.
-      one_form: whether every rule says ``Every X is``. A concept is then the same word wherever it stands; else it has
-        four, ``Xs`` and ``xs`` besides, which a model trained from scratch must first find out to be one.
+      form: ``text``, or ``symbols``: subject, perhaps ``not``, and predicate, as in ``grimpus not orange.`` A concept
+        is then the same word wherever it stands, and what it is comes right behind it. In text it has four words,
+        ``Xs`` and ``xs`` besides, which a model trained from scratch must first find out to be one.
       start: index of the first record.
       exclude: `content_hash` of questions not to emit.
 
     Raises:
-      CoconutError: for a negative count, or hops that are no number of at least 1.
+      CoconutError: for a negative count, hops that are no number of at least 1, or an unknown form.
     """
+    if form not in ("text", "symbols"):
+        raise CoconutError(f"form = {form!r}: must be text or symbols")
     if isinstance(hops, bool) or not isinstance(hops, int) or hops < 1:
         raise CoconutError(f"hops = {hops!r}: must be a whole number of at least 1")
-    draw = functools.partial(_draw, hops=hops, distractors=distractors, one_form=one_form)
+    draw = functools.partial(_draw, hops=hops, distractors=distractors, symbols=form == "symbols")
     return draw_unique(draw, count, stream=f"prontoqa/{hops}", seed=seed, start=start, exclude=exclude)
 
 
@@ -141,7 +144,7 @@ def _steps(chain: Sequence[str]) -> tuple[str, ...]:
     return tuple([" ".join(chain[index : index + 2]) for index in range(0, len(chain), 2)])
 
 
-def _draw(rng: random.Random, hops: int, distractors: bool, one_form: bool) -> Example:
+def _draw(rng: random.Random, hops: int, distractors: bool, symbols: bool) -> Example:
     num_concepts, num_properties = 2 * hops + 4, 2 * hops + 1
     concepts = [concept for [concept] in rng.sample(_pool(tuple(zip(CONCEPTS)), num_concepts), num_concepts)]
     chain, sides = concepts[:hops], concepts[hops : 2 * hops]
@@ -158,13 +161,14 @@ def _draw(rng: random.Random, hops: int, distractors: bool, one_form: bool) -> E
     asked = properties[hops - 1]
     rules += [*properties, dataclasses.replace(asked, subject=lonely, negated=not asked.negated)]
     forms = {rule: rng.choice(_FORM_SHARES) for rule in rules}
-    said = {rule: write_statement(rule, FORMS[1] if one_form else form) for rule, form in forms.items()}
+    said = {rule: write_statement(rule, SYMBOLS if symbols else form) for rule, form in forms.items()}
+    conclude = functools.partial(write_statement, form=SYMBOLS if symbols else FORMS[0])
 
     name = rng.choice(NAMES)
     facts = [Statement(subject=name, predicate=concept, is_rule=False, is_a=True) for concept in (chain[0], stray)]
-    proof = [write_statement(facts[0])]
+    proof = [conclude(facts[0])]
     for rule in (*rules[: hops - 1], asked):
-        proof += [said[rule], write_statement(rule.of(name))]
+        proof += [said[rule], conclude(rule.of(name))]
     if not distractors:
         aside = {*sides, stray, dead_end}
         rules = [rule for rule in rules if not aside & {rule.subject, rule.predicate}]
@@ -173,7 +177,7 @@ def _draw(rng: random.Random, hops: int, distractors: bool, one_form: bool) -> E
     query = dataclasses.replace(asked.of(name), negated=asked.negated == (answer == ANSWERS[0]))
     rng.shuffle(rules)
     rng.shuffle(facts)
-    sentences = [*(said[rule] for rule in rules), *map(write_statement, facts), QUERY + write_statement(query)]
+    sentences = [*(said[rule] for rule in rules), *map(conclude, facts), QUERY + conclude(query)]
     return Example(question=" ".join(sentences), steps=_steps(proof), answer=answer)
 
 

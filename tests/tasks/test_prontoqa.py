@@ -208,15 +208,17 @@ def test_without_distractors_the_proof_and_its_answer_are_the_same(hops):
         assert len(names) == hops + 2, "the chain, the root and the concept of the opposite"
 
 
-def test_in_one_form_a_concept_is_one_word():
-    for plain, one in zip(
-        *(prontoqa.generate(20, seed=0, hops=3, one_form=one_form) for one_form in (False, True)), strict=True
+def test_symbols_say_the_same_as_text():
+    for text, symbols in zip(
+        *(prontoqa.generate(20, seed=0, hops=3, form=form) for form in ("text", "symbols")), strict=True
     ):
-        verify(one)
-        assert one.answer == plain.answer
-        rules = [sentence for sentence in re.findall(r"[^.]+\.", one.question) if "pus" in sentence.split(" is ")[0]]
-        assert all(re.match(r" ?Every \w+pus is ", rule) for rule in rules) and len(rules) == 15
-        assert "puses" not in " ".join([one.question, *one.steps])
+        verify(symbols)
+        assert read_question(symbols.question) == read_question(text.question)
+        assert symbols.answer == text.answer
+        assert re.fullmatch(r"(\w+ (not )?\w+\. )+True or false: \w+ (not )?\w+\.", symbols.question)
+        assert all(re.fullmatch(r"\w+ (not )?\w+\.( \w+ (not )?\w+\.)?", step) for step in symbols.steps)
+    with pytest.raises(CoconutError, match="form = 'graph': must be text or symbols"):
+        TASK.generate(1, seed=0, form="graph")
 
 
 @pytest.mark.parametrize("hops", [0, -1, True])
