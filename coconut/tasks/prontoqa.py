@@ -28,7 +28,7 @@ import random
 import re
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
-from typing import Any, Literal
+from typing import Any
 
 from coconut.tasks.ontology import FORMS, QUERY, SYMBOLS, Statement, write_statement
 from coconut.tasks.records import (
@@ -80,7 +80,7 @@ def generate(
     seed: int,
     hops: int = 5,
     distractors: bool = True,
-    form: Literal["text", "symbols"] = "text",
+    form: str = "text",
     start: int = 0,
     exclude: AbstractSet[str] = frozenset(),
 ) -> list[Example]:
