@@ -105,17 +105,24 @@ class Program:
     def trips(self, loop: Instruction) -> int | None:
         """How often a loop runs; None where it does not say.
 
-        CPU and GPU programs say it. Those for TPU leave it to the condition, which for a scan compares a counter from 0
-        with a constant.
+        CPU and GPU programs say it. Those for TPU leave it to the condition, which compares a counter with a constant;
+        the body adds to it, 2 where the compiler has unrolled the loop.
         """
         if found := _TRIPS.search(loop.line):
             return int(found[1])
-        condition = re.search(r"condition=%?([\w.\-]+)", loop.line)
-        assert condition is not None, loop.line
-        instructions = self.computations[condition[1]].values()
-        limits = [re.search(r" constant\((\d+)\)", f" {i.line}") for i in instructions if i.opcode == "constant"]
-        below = any("direction=LT" in i.line for i in instructions)
-        return int(limits[0][1]) if below and len(limits) == 1 and limits[0] else None
+        condition, body = (
+            self.computations[match[1]]
+            for name in ("condition", "body")
+            if (match := re.search(rf"{name}=%?([\w.\-]+)", loop.line))
+        )
+        compared = [i for i in condition.values() if "direction=LT" in i.line]
+        limits = [value for i in condition.values() if (value := _constant(i)) is not None]
+        if len(compared) != 1 or len(limits) != 1:
+            return None
+        counter = condition[compared[0].operands[0]]
+        index = re.search(r"index=(\d+)", counter.line) if counter.opcode == "get-tuple-element" else None
+        step = _added(body, int(index[1])) if index else None
+        return -(-limits[0] // step) if step else None
 
     def called(self, instruction: Instruction) -> list[str]:
         """Names of the computations an instruction runs."""
@@ -269,6 +276,29 @@ def _closing(text: str) -> int:
 def _arrays(text: str) -> Iterator[Array]:
     for dtype, shape, layout in _ARRAY.findall(text):
         yield Array(dtype, tuple(map(int, filter(None, shape.split(",")))), "S(1)" in layout)
+
+
+def _constant(instruction: Instruction) -> int | None:
+    """The number a whole constant is."""
+    found = re.search(r" constant\((\d+)\)", f" {instruction.line}") if instruction.opcode == "constant" else None
+    return int(found[1]) if found else None
+
+
+def _added(body: Mapping[str, Instruction], index: int) -> int | None:
+    """What a loop's body adds to an element of its state, if that is a constant."""
+    root = next(i for i in body.values() if i.root)
+    if root.opcode != "tuple":
+        return None
+    value, total = body[root.operands[index]], 0
+    while value.opcode in ("add", "copy"):
+        operands = [body[name] for name in value.operands]
+        total += sum(constant for i in operands if (constant := _constant(i)) is not None)
+        variable = [i for i in operands if i.opcode != "constant"]
+        if len(variable) != 1:
+            return None
+        value = variable[0]
+    same = value.opcode == "get-tuple-element" and f"index={index}" in re.split(r"[,\s]+", value.line)
+    return total if same and total else None
 
 
 def _numbers(line: str, field: str) -> Sequence[int]:

@@ -82,7 +82,10 @@ TPU_TEXT = """
   %start = (bf16[8,16]{1,0}, bf16[8,64]{1,0}) fusion(%x), kind=kCustom, calls=%start_computation
   %done = bf16[8,64]{1,0:S(1)} fusion(%start), kind=kCustom, calls=%done_computation
   %permute = (bf16[8,16]{1,0}, bf16[8,16]{1,0}, u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-start(%x), channel_id=9
-  ROOT %t = (s32[]{:T(128)}, bf16[8,16]{1,0}) tuple(%x, %x)
+  %count = s32[]{:T(128)} get-tuple-element(%p), index=0
+  %step = s32[]{:T(128)} constant(1)
+  %next = s32[]{:T(128)} add(%count, %step)
+  ROOT %t = (s32[]{:T(128)}, bf16[8,16]{1,0}) tuple(%next, %x)
 }
 
 %start_computation (a: bf16[8,16]) -> bf16[8,64] {
@@ -122,6 +125,8 @@ def test_collectives_of_a_tpu_program() -> None:
     with pytest.raises(ValueError, match="does not say how often"):
         collectives(unknown)
     assert {found.times for found in collectives(unknown, turns=5)} == {5}
+    unrolled = TPU_TEXT.replace("%step = s32[]{:T(128)} constant(1)", "%step = s32[]{:T(128)} constant(2)")
+    assert {found.times for found in collectives(unrolled)} == {6}
     ring = TPU_TEXT.replace("{'a'}", '{\'a\'}, "debug":"\\nUniDirectionNDRingStrategy{colors:4 phases:2 cores:{4 4}}"')
     assert dataclasses.replace(gather, dimensions=2) in collectives(ring)
 
