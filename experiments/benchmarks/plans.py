@@ -65,7 +65,6 @@ PLANS: Mapping[str, Sequence[str]] = {
     "gpt2_v5e-2x2": run_flags(
         "gpt2", "v5e:2x2", "fsdp=4", vocabulary=50_260, rows=64, columns=512, thoughts=6, answers=64
     ),
-    "gpt2_v5e-2x2_search": run_flags("gpt2", "v5e:2x2", "", vocabulary=50_260, rows=64, columns=512, thoughts=6),
     "llama-3.2-1b_v5e-4x4": run_flags(
         "llama-3.2-1b", "v5e:4x4", "fsdp=16", vocabulary=128_256, rows=128, columns=512, thoughts=6, answers=64
     ),
@@ -75,6 +74,7 @@ PLANS: Mapping[str, Sequence[str]] = {
     "llama-3.1-8b_v5p-4x4x4_0_thoughts": llama_8b("4x4x4", thoughts=0),
     "llama-3.1-8b_v5p-4x4x4_32_thoughts": llama_8b("4x4x4", thoughts=32),
     **{f"llama-3.1-8b_v5p-{shape}": llama_8b(shape, answers=64 * (shape == "4x4x4")) for shape in SCALING},
+    "gpt2_v5e-2x2_search": run_flags("gpt2", "v5e:2x2", "", vocabulary=50_260, rows=64, columns=512, thoughts=6),
 }
 
 
