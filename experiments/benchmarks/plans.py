@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 from coconut.storage import write_atomically
 
-SCALING = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8")
+SCALING = ("2x2x1", "2x2x2", "2x4x4", "4x4x4", "4x4x8", "8x8x8")
 """Slices of v5p for the weak scaling: 4 to 512 chips."""
 LARGEST_SHARDS = 64
 """Chips that share one copy of the parameters; more hold several."""
@@ -29,10 +29,7 @@ LARGEST_SHARDS = 64
 def run_flags(
     model: str, topology: str, mesh: str, *, vocabulary: int, rows: int, columns: int, thoughts: int, answers: int = 0
 ) -> list[str]:
-    """Flags of `coconut plan` for a model in bfloat16 over float32 parameters, every layer recomputed.
-
-    Without a mesh all are tried.
-    """
+    """Flags of `coconut plan` for a model in bfloat16 over float32 parameters, every layer recomputed."""
     recipe = "gsm8k_llama-3.2-1b" if model != "gpt2" else "gsm8k_coconut"
     flags = ["--gin_file", f"gin_configs/runs/{recipe}.gin", "--gin_file", f"gin_configs/models/{model}.gin"]
     flags += ["--gin_file", "gin_configs/methods/coconut.gin"]
@@ -45,8 +42,7 @@ def run_flags(
         "RunConfig.microbatches": 1,
     }
     flags += [f"--gin.{name}={value}" for name, value in bindings.items()]
-    flags += ["--topology", topology, "--columns", str(columns), "--suffix", "128"]
-    flags += ["--mesh", mesh] if mesh else ["--search"]
+    flags += ["--topology", topology, "--mesh", mesh, "--columns", str(columns), "--suffix", "128"]
     return [*flags, "--thoughts", str(thoughts), "--answers", str(answers)]
 
 
@@ -74,7 +70,6 @@ PLANS: Mapping[str, Sequence[str]] = {
     "llama-3.1-8b_v5p-4x4x4_0_thoughts": llama_8b("4x4x4", thoughts=0),
     "llama-3.1-8b_v5p-4x4x4_32_thoughts": llama_8b("4x4x4", thoughts=32),
     **{f"llama-3.1-8b_v5p-{shape}": llama_8b(shape, answers=64 * (shape == "4x4x4")) for shape in SCALING},
-    "gpt2_v5e-2x2_search": run_flags("gpt2", "v5e:2x2", "", vocabulary=50_260, rows=64, columns=512, thoughts=6),
 }
 
 
