@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -300,9 +301,13 @@ def test_a_plan_for_this_machine_is_compared_with_a_step(tmp_path: Path, capsys:
     with quick_compilation():
         # Without thoughts, whose program takes long to compile.
         flags = [*FLAGS[:3], "gin_configs/methods/cot.gin", *TINY]
-        assert main(["plan", *flags, "--topology", "here", *columns]) == EXIT_DONE
+        assert main(["plan", *flags, "--topology", "here", "--search", "--answers", "0", *columns]) == EXIT_DONE
     content = json.loads(output.read_text())
     measured, plan = content["measured"], content["plans"][0]
     assert measured["expected"] == plan["cost"]["roofline"]["expected"] > 0
     assert measured["error"] == pytest.approx(measured["expected"] / measured["seconds"] - 1)
-    assert "measured here" in capsys.readouterr().out
+    assert "generation" not in content
+    printed = capsys.readouterr()
+    assert "measured here" in printed.out
+    assert re.search(r"\| mesh +\| fits.*\n.*\n\| data=1 +\| yes ", printed.out)
+    assert "data=1: fits" in printed.err
