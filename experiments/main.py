@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
       0 done; 2 bad input (one message on standard error); 3 training diverged (likewise); 130 interrupted, with a
       checkpoint to go on from. Any other failure is a Python traceback and 1.
     """
-    options = _parser().parse_args(_gin_flags(sys.argv[1:] if arguments is None else arguments))
+    options = parse_arguments(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     # Orbax and grain report every step of a save through absl.
     logging.getLogger("absl").setLevel(logging.ERROR)
@@ -41,9 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_DIVERGED if isinstance(error, DivergedError) else EXIT_BAD_INPUT
 
 
-def _gin_flags(arguments: Sequence[str]) -> list[str]:
-    """``--gin.NAME=VALUE`` (the t5x convention) is a binding."""
-    return [re.sub(r"^--gin\.([^=]+)=", r"--gin_binding=\1=", argument) for argument in arguments]
+def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options of a command line, in which ``--gin.NAME=VALUE`` (the t5x convention) is a binding."""
+    return _parser().parse_args([re.sub(r"^--gin\.([^=]+)=", r"--gin_binding=\1=", word) for word in arguments])
 
 
 def _parser() -> argparse.ArgumentParser:

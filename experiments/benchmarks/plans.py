@@ -110,7 +110,7 @@ def plot_weak_scaling(folder: Path) -> Figure:
         axes.set_xticks(chips, [str(count) for count in chips])
         axes.minorticks_off()
         axes.grid(alpha=0.3)
-    left.legend(fontsize=8)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8)
     figure.suptitle("Llama 3.1 8B on v5p, 6 thoughts, 8 rows of 1,024 columns a chip (rooflines, not measured)")
     return figure
 

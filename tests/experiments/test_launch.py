@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 import yaml
 
-from experiments.main import EXIT_BAD_INPUT, EXIT_DIVERGED, EXIT_INTERRUPTED, _parser
+from experiments.main import EXIT_BAD_INPUT, EXIT_DIVERGED, EXIT_INTERRUPTED, parse_arguments
 
 ROOT = Path(__file__).parents[2]
 LAUNCH = ROOT / "experiments" / "launch"
 
 
 def parses(arguments: Sequence[str]) -> Any:
-    options = _parser().parse_args(arguments)
+    options = parse_arguments(arguments)
     for file in getattr(options, "gin_file", []):
         assert (ROOT / file).exists()
     return options

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from coconut.models.huggingface import read_config
-from experiments.main import EXIT_BAD_INPUT, EXIT_DIVERGED, EXIT_DONE, _gin_flags, _parser, main
+from experiments.main import EXIT_BAD_INPUT, EXIT_DIVERGED, EXIT_DONE, main, parse_arguments
 from tests.tiny_huggingface import write_model
 
 REPOSITORY = Path(__file__).parents[2]
@@ -139,7 +139,7 @@ def test_the_readme_names_commands_that_exist() -> None:
     commands = [command.split("coconut ", 1)[1] for command in lines if re.search(r"(^|&& )coconut ", command)]
     assert len(commands) >= 10
     for command in commands:
-        _parser().parse_args(_gin_flags(shlex.split(command)))  # exits where it does not
+        parse_arguments(shlex.split(command))  # exits where it does not
 
 
 def test_the_quickstart_runs_in_small(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
