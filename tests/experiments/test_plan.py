@@ -13,7 +13,7 @@ import pytest
 
 from coconut.curriculum import CurriculumConfig
 from coconut.methods import get_method
-from coconut.sharding import MeshConfig
+from coconut.sharding import MeshConfig, make_mesh
 from coconut.training.config import RunConfig
 from coconut.types import CoconutError
 from experiments.main import EXIT_BAD_INPUT, EXIT_DONE, main
@@ -240,6 +240,13 @@ def test_plans_for_a_slice_that_is_not_there() -> None:
     assert plan.cost is not None and plan.cost.open_loops == 0
     # A quarter of the matrices on each chip, and norms.
     assert plan.memory["parameters"] < 4 * plan.parameters / 3
+
+
+def test_an_axis_may_take_a_part_of_a_torus_dimension() -> None:
+    pytest.importorskip("libtpu")
+    mesh = make_mesh(MeshConfig(data=2, fsdp=64), make_slice("v5p:4x4x8").devices)
+    assert (mesh.shape["data"], mesh.shape["fsdp"]) == (2, 64)
+    assert len(set(mesh.devices.flat)) == 128
 
 
 def test_meshes_of_a_slice() -> None:
