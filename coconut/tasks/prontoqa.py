@@ -91,8 +91,7 @@ def generate(
       seed: any integer; record ``i`` depends on the seed, the hops and ``i`` only (see `draw_unique`).
       hops: rules to apply, the last of which gives the property; a question has ``hops + 1`` steps.
       distractors: whether to say what leads nowhere: side parents, and the stray fact with its concept. Without them a
-        written proof has one way to go at every step; with them its first step already takes all of it in the head,
-        which small models trained from scratch do not learn soon.
+        written proof has one way to go at every step; with them its first step already takes all of it in the head.
       form: ``text``, or ``symbols``: subject, perhaps ``not``, and predicate, as in ``grimpus not orange.`` A concept
         is then the same word wherever it stands, and what it is comes right behind it. In text it has four words,
         ``Xs`` and ``xs`` besides, which a model trained from scratch must first find out to be one.

@@ -8,6 +8,7 @@ already are not made again. With all of them, `weak_scaling.png` shows Llama 3.1
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -48,9 +49,7 @@ def run_flags(
 
 def llama_8b(shape: str, *, thoughts: int = 6, answers: int = 0) -> list[str]:
     """Llama 3.1 8B on a slice of v5p: 8 rows of 1,024 columns a chip."""
-    chips = 1
-    for size in shape.split("x"):
-        chips *= int(size)
+    chips = math.prod(map(int, shape.split("x")))
     shards = min(chips, LARGEST_SHARDS)
     mesh = f"fsdp={shards}" + (f",data={chips // shards}" if chips > shards else "")
     sizes = {"vocabulary": 128_256, "rows": 8 * chips, "columns": 1_024}

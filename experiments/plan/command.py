@@ -41,6 +41,8 @@ def plan_command(options: argparse.Namespace) -> str:
     """
     if options.search and options.mesh:
         raise CoconutError(f"--search tries all meshes: it takes no --mesh {options.mesh}")
+    if options.answers < 0:
+        raise CoconutError(f"--answers {options.answers}: must be at least 0")
     if options.topology != HERE:
         jax.config.update("jax_platforms", "cpu")  # Nothing runs here: no reason to look for an accelerator.
     config = resolve_run(options.gin_file, options.gin_binding)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import re
 import time
 from collections.abc import Mapping
@@ -254,8 +255,4 @@ def refused_memory(error: Exception) -> dict[str, int]:
 
 
 def _bytes(leaf: Any) -> int:
-    shape = leaf.sharding.shard_shape(leaf.shape)
-    count = 1
-    for size in shape:
-        count *= size
-    return count * leaf.dtype.itemsize
+    return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize

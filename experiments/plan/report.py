@@ -1,5 +1,6 @@
 """A plan as text."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 from experiments.evaluate import markdown_table
@@ -9,9 +10,7 @@ from experiments.plan.planning import Plan
 
 def describe(plan: Plan) -> str:
     """One plan, in a few lines and tables."""
-    chips = 1
-    for size in plan.mesh.values():
-        chips *= size
+    chips = math.prod(plan.mesh.values())
     lines = [
         f"{plan.topology}, mesh {describe_mesh(plan.mesh)}: {plan.parameters:,} parameters, {plan.batch_size:,} rows "
         f"of {plan.columns:,} columns in {plan.microbatches} microbatches, {plan.thoughts} thoughts",

@@ -300,6 +300,8 @@ def test_the_command_says_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> N
     assert "v5p:4x4x4" in capsys.readouterr().err
     assert main(["plan", *FLAGS, "--topology", "here", "--mesh", "fsdp=1", "--search"]) == EXIT_BAD_INPUT
     assert "--mesh fsdp=1" in capsys.readouterr().err
+    assert main(["plan", *FLAGS, "--topology", "here", "--answers", "-1"]) == EXIT_BAD_INPUT
+    assert "--answers -1: must be at least 0" in capsys.readouterr().err
 
 
 def test_a_plan_for_this_machine_is_compared_with_a_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
