@@ -27,6 +27,7 @@ from coconut.training.state import Template, make_model, make_state, parameters_
 from coconut.training.step import make_train_step
 from coconut.types import Batch
 from experiments.plan.collectives import collectives
+from pallas_kernels.flash_attention import xla
 from tests.tiny_models import LLAMA_STYLE, process_environment, quick_compilation
 
 METHOD = METHODS["coconut"]
@@ -123,6 +124,7 @@ def check_kernels() -> None:
     )
     blocked = dataclasses.replace(dense, attention="xla", cross_entropy="xla")
     batches = [make_batch(Shape(6, 2, 6), np.random.default_rng(seed)) for seed in range(3)]
+    xla.BLOCK = 2  # Several blocks, so that their loops run on every device, too.
     with quick_compilation():
         expected, _ = train_steps(dense, batches, make_mesh(devices=jax.devices()[:1]))
         assert expected[-1] != expected[0]
