@@ -43,6 +43,7 @@ class Chip:
 # directions over all its links: 400 GB/s over 4 (v5e), 1,200 over 6 (v5p, tpu7x), 800 over 4 (v6e); v4's 50 GB/s a link
 # are those of Jouppi et al. 2023 (TPU v4, table 4). There, too: slices of whole cubes of 4 x 4 x 4 are tori,
 # smaller ones meshes. On v5e and v6e a dimension closes with the 16 chips of a whole pod.
+# Written down without those pages at hand: check a figure before you rest a decision on it.
 CHIPS: Mapping[str, Chip] = MappingProxyType(
     {
         chip.name: chip
