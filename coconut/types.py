@@ -187,7 +187,7 @@ class ModelOutput:
     """What a rollout leaves; jit drops what nobody uses.
 
     Attributes:
-      hidden: hidden states after the final norm, of every column.
+      hidden: hidden states after the final norm of every column, where they were asked for.
       predictors: hidden states that predict the scored columns of the schedule, in order: for each the state of the
         valid column before it. ``S`` counts the scored columns of all spans.
       thoughts: one array for each latent span, the inputs its columns received; zero in columns a row does not use.
@@ -195,7 +195,7 @@ class ModelOutput:
       last: hidden state of each row's last valid column; what a following thought is made of, or the next token.
     """
 
-    hidden: Float[Array, "B T D"]
+    hidden: Float[Array, "B T D"] | None
     predictors: Float[Array, "B S D"]
     thoughts: tuple[Float[Array, "B K D"], ...]
     past: tuple[Any, ...]

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from coconut.latent.feedback import Feedback, prepare
-from coconut.latent.rollout import last_valid
+from coconut.latent.rollout import last_valid, last_valid_column
 from coconut.latent.thoughts import Past, Place, think_sequentially, trunk
 from coconut.models.cache import Segment, empty_segment, write
 from coconut.models.decoder import Decoder
@@ -95,10 +95,10 @@ def prefill(
         nothing = jnp.zeros((batch, decoder.config.embed_dim), decoder.config.compute_dtype)
         prefix = Prefix((), nothing, jnp.zeros(batch, jnp.int32))
     place = _place(prefix, valid)
-    hidden, layers = trunk(decoder, decoder.embed(tokens), place, prefix.past)
+    hidden, layers = trunk(decoder, decoder.embed(tokens), place, prefix.past, last_valid_column(valid)[:, None])
     return Prefix(
         (*prefix.past, Segment(layers, valid, place.columns)),
-        last_valid(hidden, valid, prefix.last),
+        jnp.where(valid.any(1)[:, None], hidden[:, 0], prefix.last),
         prefix.length + valid.sum(1, dtype=jnp.int32),
     )
 

@@ -65,9 +65,17 @@ class LatentSpan(NamedTuple):
     layers: Any
 
 
-def trunk(decoder: Decoder, inputs: Float[Array, "B T D"], place: Place, past: Past) -> tuple[Array, Any]:
+def trunk(
+    decoder: Decoder,
+    inputs: Float[Array, "B T D"],
+    place: Place,
+    past: Past,
+    read: Int[Array, "B W"] | None = None,
+) -> tuple[Array, Any]:
     """`Decoder.trunk` at a place."""
-    return decoder.trunk(inputs, positions=place.positions, valid=place.valid, past=past, dropout=place.dropout)
+    return decoder.trunk(
+        inputs, positions=place.positions, valid=place.valid, past=past, dropout=place.dropout, read=read
+    )
 
 
 def think_sequentially(

@@ -10,9 +10,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from coconut.models.cache import KeyValue, Segment
 from coconut.models.config import DecoderConfig
-from coconut.models.layers import Dropout, Layer, make_linear, make_norm, residual
+from coconut.models.layers import Dropout, Layer, make_linear, make_norm, residual, take_columns
 from coconut.models.lending import lend
-from coconut.models.segment_attention import choose_attention, valid_range
+from coconut.models.segment_attention import Range, choose_attention, valid_range
 from coconut.sharding import constrain
 
 
@@ -75,19 +75,42 @@ class Decoder(nnx.Module):
         logits = constrain(logits, *("rows", "columns")[: logits.ndim - 1], "vocabulary")
         return logits * self.config.logit_scale if self.config.logit_scale != 1.0 else logits
 
-    def lend(self, batch: int, columns: Sequence[int]) -> list["Decoder"]:
+    def lend(self, batch: int, columns: Sequence[int], read: Sequence[int] | None = None) -> list["Decoder"]:
         """This decoder, once for each of several passes that share their weight gradients (`coconut.models.lending`).
 
         Args:
           batch: ``B``.
           columns: ``T`` of each pass; its `trunk` must be called exactly once.
+          read: columns each pass reads (`trunk`); None for all.
         """
-        borrowers = []
-        for layers in lend(self.layers, batch, columns, self.config.compute_dtype):
-            borrower = jax.tree.map(lambda x: x, self)  # a new module around the same arrays
-            borrower.layers = layers
-            borrowers.append(borrower)
+        borrowers = [jax.tree.map(lambda x: x, self) for _ in columns]  # new modules around the same arrays
+        dtype = self.config.compute_dtype
+        if self.config.scan_layers:
+            for borrower, layers in zip(borrowers, lend(self.layers, batch, columns, dtype), strict=True):
+                borrower.layers = layers
+            return borrowers
+        # The matrices of the last layer but for those of keys and values see the columns read alone.
+        applied = [W if self.skips(T, W) else T for T, W in zip(columns, read or columns, strict=True)]
+        *earlier, last = self.layers
+        on_all = [*earlier, last.attention.key, last.attention.value]
+        on_read = [last.attention.query, last.attention.output, last.mlp]
+        loans = zip(lend(on_all, batch, columns, dtype), lend(on_read, batch, applied, dtype), strict=True)
+        for borrower, ((*layers, key, value), (query, output, mlp)) in zip(borrowers, loans, strict=True):
+            attention = borrower.layers[-1].attention
+            attention.query, attention.key, attention.value, attention.output = query, key, value, output
+            borrower.layers[-1].mlp = mlp
+            borrower.layers = nnx.List([*layers, borrower.layers[-1]])
         return borrowers
+
+    def skips(self, columns: int, read: int) -> bool:
+        """Whether the last layer leaves out the columns that are not read, of so many.
+
+        Not as one of a stack that is scanned; not with dropout, whose masks belong to columns; and the kernels see
+        columns in order, or a single one.
+        """
+        config = self.config
+        alike = config.scan_layers or config.dropout > 0
+        return read < columns and not alike and (read == 1 or choose_attention(config) == "dense")
 
     def trunk(
         self,
@@ -97,8 +120,12 @@ class Decoder(nnx.Module):
         valid: Bool[Array, "B T"],
         past: Sequence[Segment] = (),
         dropout: Dropout | None = None,
-    ) -> tuple[Float[Array, "B T D"], Any]:
+        read: Int[Array, "B W"] | None = None,
+    ) -> tuple[Float[Array, "B _ D"], Any]:
         """All layers and the final norm over ``T`` columns.
+
+        A column whose hidden state nobody reads is in the last layer only to be looked back on: it needs a key and a
+        value there, and neither query nor MLP, which in a decoder of two layers is nearly half of the work.
 
         Args:
           inputs: token embeddings or thoughts.
@@ -107,9 +134,11 @@ class Decoder(nnx.Module):
             valid columns of its own pass.
           past: segments earlier passes left; all their columns come before this pass's.
           dropout: masks to draw; None applies no dropout.
+          read: the columns of each row whose hidden states are returned; None for all.
 
         Returns:
-          Hidden states after the final norm, and this pass's keys and values in the layout of `Segment.layers`.
+          Hidden states after the final norm of the columns read, and keys and values of all columns in the layout of
+          `Segment.layers`.
         """
         T = inputs.shape[1]
         x = inputs.astype(self.config.compute_dtype)
@@ -118,25 +147,36 @@ class Decoder(nnx.Module):
         if dropout is not None:
             x = dropout.at(0).units(x)
         x = residual(x)
-        causal = jnp.tril(jnp.ones((T, T), bool)) & valid[:, None, :]
         implementation = choose_attention(self.config)
-        if implementation == "dense":
-            visible: list[Any] = [segment.valid[:, None, :] for segment in past] + [causal]
-        else:
-            visible = [valid_range(columns) for columns in (*(segment.valid for segment in past), valid)]
         columns = [] if dropout is None else [segment.columns for segment in past] + [dropout.columns]
 
-        def apply(layer: Layer, x: Array, index: int | Array, layer_past: list[KeyValue]) -> tuple[Array, KeyValue]:
+        def visible_to(read: Array | None) -> list[Any]:
+            if implementation == "dense":
+                queries = jnp.arange(T)[None] if read is None else read
+                causal = (jnp.arange(T) <= queries[..., None]) & valid[:, None, :]
+                return [segment.valid[:, None, :] for segment in past] + [causal]
+            own = valid_range(valid)
+            if read is not None:
+                own = Range(own.start, jnp.minimum(own.end, read[:, 0] + 1))
+            return [*(valid_range(segment.valid) for segment in past), own]
+
+        visible_to_all = visible_to(None)
+
+        def apply(
+            layer: Layer, x: Array, index: int | Array, layer_past: list[KeyValue], read: Array | None = None
+        ) -> tuple[Array, KeyValue]:
             return layer(
                 x,
                 positions=positions,
                 past=layer_past,
-                visible=visible,
+                visible=visible_to_all if read is None else visible_to(read),
                 implementation=implementation,
                 dropout=None if dropout is None else dropout.at(index + 1),
                 columns=columns,
+                read=read,
             )
 
+        skips = read is not None and self.skips(T, read.shape[1])
         if self.config.remat != "none":
             policy = jax.checkpoint_policies.checkpoint_dots if self.config.remat == "dots" else None
             apply = jax.checkpoint(apply, policy=policy, static_argnums=() if self.config.scan_layers else (2,))
@@ -150,7 +190,11 @@ class Decoder(nnx.Module):
         else:
             own = []
             for index, layer in enumerate(self.layers):
-                x, layer_own = apply(layer, x, index, [segment.layers[index] for segment in past])
+                is_last = index == self.config.num_layers - 1
+                layer_past = [segment.layers[index] for segment in past]
+                x, layer_own = apply(layer, x, index, layer_past, read if is_last and skips else None)
                 own.append(layer_own)
             own = tuple(own)
+        if read is not None and not skips:
+            x = take_columns(x, read)
         return self.norm(x), own

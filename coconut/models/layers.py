@@ -6,7 +6,7 @@ from typing import Any, no_type_check
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 from coconut.models.attention import attend, offset_query_bias, rotate
 from coconut.models.cache import KeyValue
@@ -132,7 +132,8 @@ class Attention(nnx.Module):
         implementation: str,
         dropout: Dropout | None,
         columns: list[Int[Array, " _"]],
-    ) -> tuple[Float[Array, "B T D"], KeyValue]:
+        read: Int[Array, "B W"] | None = None,
+    ) -> tuple[Float[Array, "B _ D"], KeyValue]:
         """Attends to ``past`` and to the columns of ``x``.
 
         Args:
@@ -143,19 +144,26 @@ class Attention(nnx.Module):
           implementation: ``dense`` for `attend`, else one of `attend_by_kernels`.
           dropout: of the attention weights, or None.
           columns: index of each column of ``past`` and ``x`` in the whole sequence, where there is dropout.
+          read: the columns of ``x`` that attend, which ``visible`` is about; None for all.
 
         Returns:
-          The attention's output, and this pass's keys and values.
+          The attention's output at the columns read, and keys and values of all.
         """
-        B, T, _ = x.shape
+        reading = x if read is None else take_columns(x, read)
+        B, T, _ = reading.shape
         query, key, value = (
-            constrain(layer(x).reshape(B, T, -1, self.config.width_of_head), "rows", "columns", heads, "head")
-            for layer, heads in ((self.query, "heads"), (self.key, "kv_heads"), (self.value, "kv_heads"))
+            constrain(layer(x).reshape(*x.shape[:2], -1, self.config.width_of_head), "rows", "columns", heads, "head")
+            for layer, x, heads in (
+                (self.query, reading, "heads"),
+                (self.key, x, "kv_heads"),
+                (self.value, x, "kv_heads"),
+            )
         )
         if self.config.query_key_norm:
             query, key = self.query_norm(query), self.key_norm(key)
         if self.config.position_embedding == "rotary":
-            query = rotate(query, positions, self.config.rotary_base, self.config.rotary_scaling)
+            of_queries = positions if read is None else take_columns(positions, read)
+            query = rotate(query, of_queries, self.config.rotary_base, self.config.rotary_scaling)
             key = rotate(key, positions, self.config.rotary_base, self.config.rotary_scaling)
         # Whole along the columns: every query looks back on all of them.
         own = KeyValue(*[constrain(x.swapaxes(1, 2), "rows", "kv_heads", "past", "head") for x in (key, value)])
@@ -165,7 +173,7 @@ class Attention(nnx.Module):
             out = attend(query, sources, visible, kept=kept, dropout=self.config.dropout)
         else:
             out = attend_by_kernels(query, sources, visible, implementation)
-        out = constrain(out.swapaxes(1, 2).reshape(B, T, -1), rows_of(x), "columns", "heads")
+        out = constrain(out.swapaxes(1, 2).reshape(B, T, -1), rows_of(reading), "columns", "heads")
         return self.output(out), own
 
 
@@ -198,6 +206,11 @@ def residual(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
     return constrain(x, rows_of(x), "columns", "split_features" if x.shape[1] == 1 else "features")
 
 
+def take_columns(x: Shaped[Array, "B T *D"], read: Int[Array, "B W"]) -> Shaped[Array, "B W *D"]:
+    """The columns of each row that ``read`` names."""
+    return jnp.take_along_axis(x, read.reshape(*read.shape, *[1] * (x.ndim - 2)), axis=1)
+
+
 class Layer(nnx.Module):
     """Pre-norm attention and MLP, each added to the residual stream."""
 
@@ -217,8 +230,9 @@ class Layer(nnx.Module):
         implementation: str,
         dropout: Dropout | None,
         columns: list[Int[Array, " _"]],
-    ) -> tuple[Float[Array, "B T D"], KeyValue]:
-        """One layer; see `Attention` for the arguments."""
+        read: Int[Array, "B W"] | None = None,
+    ) -> tuple[Float[Array, "B _ D"], KeyValue]:
+        """One layer, whose output has the columns read alone; see `Attention` for the arguments."""
         drop = (lambda y, site: y) if dropout is None else (lambda y, site: dropout.at(site).units(y))
         branch, own = self.attention(
             self.attention_norm(x),
@@ -228,6 +242,7 @@ class Layer(nnx.Module):
             implementation=implementation,
             dropout=None if dropout is None else dropout.at(0),
             columns=columns,
+            read=read,
         )
-        x = residual(x + drop(branch, 1))
+        x = residual((x if read is None else take_columns(x, read)) + drop(branch, 1))
         return residual(x + drop(self.mlp(self.mlp_norm(x)), 2)), own

@@ -36,6 +36,7 @@ def test_agrees_with_the_official_implementation(shared_data: Path, name: str, d
                 positions=batch.positions,
                 valid=batch.valid,
                 gradient=gradient,
+                every_hidden=True,
             )
             loss, _ = language_loss(decoder, batch, output)
             return loss.mean(), (output, decoder.unembed(output.hidden))

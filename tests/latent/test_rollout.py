@@ -76,7 +76,10 @@ class Rows:
 
 @dataclasses.dataclass(frozen=True)
 class Seen:
-    """What both ways of rolling out return: hidden states, log-probabilities of scored columns, thoughts, last."""
+    """What both ways of rolling out return: hidden states, log-probabilities of scored columns, thoughts, last.
+
+    Hidden states are zeros where they were not asked for.
+    """
 
     hidden: Array
     logits: Array
@@ -144,6 +147,7 @@ def library(
     schedule: Schedule,
     gradient: Gradient = "implicit",
     dropout_key: Array | None = None,
+    every_hidden: bool = True,
 ) -> Seen:
     """What `rollout` returns."""
     output = rollout(
@@ -155,9 +159,12 @@ def library(
         feedback=feedback,
         gradient=gradient,
         dropout_key=dropout_key,
+        every_hidden=every_hidden,
     )
-    thoughts = jnp.concatenate([output.hidden[:, :0], *output.thoughts], 1)
-    return Seen(output.hidden, jax.nn.log_softmax(decoder.unembed(output.predictors)), thoughts, output.last)
+    assert (output.hidden is not None) == every_hidden
+    hidden = jnp.zeros(rows.hidden.shape) if output.hidden is None else output.hidden
+    thoughts = jnp.concatenate([hidden[:, :0], *output.thoughts], 1)
+    return Seen(hidden, jax.nn.log_softmax(decoder.unembed(output.predictors)), thoughts, output.last)
 
 
 def slow_loop(decoder: Decoder, feedback: Feedback, rows: Rows, schedule: Schedule) -> Seen:
@@ -231,7 +238,8 @@ def program(name: str, way: str) -> Callable[..., Any]:
         if way == "slow":
             seen = slow_loop(decoder, feedback, rows, schedule)
         else:
-            seen = library(decoder, feedback, rows, schedule, "autodiff" if way == "autodiff" else "implicit")
+            gradient = "autodiff" if "autodiff" in way else "implicit"
+            seen = library(decoder, feedback, rows, schedule, gradient, every_hidden="read" not in way)
         return weighed(seen, rows, schedule), vars(seen)
 
     return quick_jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
@@ -275,6 +283,21 @@ def test_equals_the_slow_loop_in_values_and_gradients(name: str) -> None:
     for way in WAYS[name]:
         (own_loss, own_seen), own_gradients = program(name, way)(decoder, feedback, rows)
         assert own_loss.dtype == jnp.float64
+        assert_close(own_loss, loss)
+        assert_close(valid_parts(own_seen, rows, schedule), valid_parts(seen, rows, schedule))
+        assert_close(own_gradients, gradients)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_leaving_out_what_nobody_reads_changes_no_value_and_no_gradient(name: str) -> None:
+    """The last layer's work for prompt columns; they are there in every schedule of `CASES`."""
+    decoder, feedback, rows = setup(name)
+    schedule = CASES[name][1]
+    unread = dataclasses.replace(rows, hidden=jnp.zeros_like(rows.hidden))
+    (loss, seen), gradients = program(name, "slow")(decoder, feedback, unread)
+    seen["hidden"] = jnp.zeros_like(seen["hidden"])
+    for way in WAYS[name]:
+        (own_loss, own_seen), own_gradients = program(name, f"{way}, read")(decoder, feedback, unread)
         assert_close(own_loss, loss)
         assert_close(valid_parts(own_seen, rows, schedule), valid_parts(seen, rows, schedule))
         assert_close(own_gradients, gradients)

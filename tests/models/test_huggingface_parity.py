@@ -154,7 +154,9 @@ def test_latent_forward_and_gradients(pair: Pair) -> None:
             tokens=jnp.asarray(tokens),
             positions=jnp.asarray(positions),
             valid=jnp.asarray(valid),
+            every_hidden=True,
         )
+        assert output.hidden is not None
         (thoughts,), logits = output.thoughts, decoder.unembed(output.hidden[:, P + K :])
         return jnp.sum(thoughts * of_thoughts) + jnp.sum(logits * of_logits), (thoughts, logits)
 

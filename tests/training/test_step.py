@@ -111,7 +111,7 @@ def poisoned_loss(where: str) -> Loss:
         if where == "loss":
             extra = jnp.where(poisoned, jnp.inf, 0.0)
         else:  # The root of zero: its value is 0, its derivative is not finite.
-            root = jnp.sqrt(jnp.where(poisoned, 0 * output.hidden.sum(), 1.0))
+            root = jnp.sqrt(jnp.where(poisoned, 0 * output.predictors.sum(), 1.0))
             extra = root - jax.lax.stop_gradient(root)
         return Ratio(own.total + extra, own.weight), metrics
 
