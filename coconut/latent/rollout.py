@@ -1,20 +1,23 @@
 """The latent rollout: one walk over a schedule of language and latent spans.
 
 A language span is one parallel pass over its tokens. A latent span makes thoughts one after the other
-(`coconut.latent.thoughts`). Both attend to the segments left so far, and leave a segment of their own.
+(`coconut.latent.thoughts`), the last of which is run with the language that follows. All passes attend to the segments
+left so far, and leave a segment of their own.
 """
 
-from typing import Literal
+import dataclasses
+from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from coconut.latent.feedback import Feedback, Identity, prepare
-from coconut.latent.thoughts import Past, Place, think, think_sequentially, trunk
+from coconut.latent.thoughts import Past, Place, think, think_sequentially, trunk, unless_unused
 from coconut.models.cache import Segment
 from coconut.models.decoder import Decoder
 from coconut.models.layers import Dropout, take_columns
-from coconut.types import Batch, CoconutError, Language, Latent, ModelOutput, Schedule, Span
+from coconut.types import Batch, CoconutError, Language, Latent, ModelOutput, Schedule
 
 Gradient = Literal["implicit", "autodiff"]
 
@@ -61,44 +64,49 @@ def rollout(
     # One look-up for all spans: each one of its own would add a gradient of the whole table's size.
     embedded = decoder.embed(tokens)
     feedback = prepare(feedback, decoder)
-    lengths = [span.length for span in schedule]
-    read = lengths if every_hidden else [_number_read(span) for span in schedule]
-    decoders = [decoder] * len(schedule)
-    if gradient == "implicit" and len(schedule) > 1:
+    passes = _passes(schedule)
+    lengths = [step.end - step.start for step in passes]
+    read = lengths if every_hidden else [_number_read(step) for step in passes]
+    decoders = [decoder] * len(passes)
+    if gradient == "implicit" and len(passes) > 1:
         decoders = decoder.lend(tokens.shape[0], lengths, read)
     past: Past = ()
     last = jnp.zeros_like(embedded[:, 0])
     hiddens, predictors, thoughts = [], [], []
-    start = 0
-    for span, number_read, borrower in zip(schedule, read, decoders, strict=True):
-        end = start + span.length
-        place = Place(positions[:, start:end], valid[:, start:end], jnp.arange(start, end))
+    for step, length, number_read, borrower in zip(passes, lengths, read, decoders, strict=True):
+        columns = slice(step.start, step.end)
+        place = Place(positions[:, columns], valid[:, columns], jnp.arange(step.start, step.end))
         if dropout is not None:
-            place = Place(
-                place.positions, place.valid, place.columns, Dropout(dropout.key, place.columns, T, dropout.rate)
-            )
-        if isinstance(span, Latent):
+            place = dataclasses.replace(place, dropout=dataclasses.replace(dropout, columns=place.columns))
+        if step.scored is None:
             make = think if gradient == "implicit" else think_sequentially
             made, hidden, layers = make(borrower, feedback, past, last, place)
             thoughts.append(made)
             last = last_valid(hidden, place.valid, last)
-        elif number_read < span.length:
-            hidden, layers = trunk(borrower, embedded[:, start:end], place, past, _columns_read(span, place.valid))
-            predictors.append(hidden[:, :-1])
-            last = jnp.where(place.valid.any(1)[:, None], hidden[:, -1], last)
         else:
-            hidden, layers = trunk(borrower, embedded[:, start:end], place, past)
-            # What predicts the first column of a span stands before the span.
-            before = jnp.concatenate([last[:, None], hidden[:, :-1]], 1)
-            predictors.append(before[:, span.length - span.scored :])
-            last = last_valid(hidden, place.valid, last)
+            inputs = embedded[:, columns]
+            if step.starts_with_thought:
+                thoughts.append(unless_unused(feedback(decoder, last), place.valid[:, 0])[:, None])
+                inputs = jnp.concatenate([thoughts[-1], inputs[:, 1:]], 1)
+            if number_read < length:
+                hidden, layers = trunk(borrower, inputs, place, past, _columns_read(step, place.valid))
+                predictors.append(hidden[:, :-1])
+                last = jnp.where(place.valid.any(1)[:, None], hidden[:, -1], last)
+            else:
+                hidden, layers = trunk(borrower, inputs, place, past)
+                if step.starts_with_thought:  # A row that has not this thought goes on from what came before.
+                    hidden = hidden.at[:, 0].set(jnp.where(place.valid[:, :1], hidden[:, 0], last))
+                # What predicts the first column of a span stands before the span.
+                before = jnp.concatenate([last[:, None], hidden[:, :-1]], 1)
+                predictors.append(before[:, length - step.scored :])
+                last = last_valid(hidden, place.valid, last)
         past = (*past, Segment(layers, place.valid, place.columns))
         hiddens.append(hidden)
-        start = end
+    ends = np.cumsum([span.length for span in schedule if isinstance(span, Latent)])
     return ModelOutput(
         hidden=jnp.concatenate(hiddens, 1) if every_hidden else None,
         predictors=jnp.concatenate(predictors, 1),
-        thoughts=tuple(thoughts),
+        thoughts=tuple(jnp.split(jnp.concatenate(thoughts, 1), ends[:-1], axis=1)) if thoughts else (),
         past=past,
         last=last,
     )
@@ -132,13 +140,51 @@ def last_valid_column(valid: Bool[Array, "B T"]) -> Int[Array, " B"]:
     return jnp.max(jnp.where(valid, jnp.arange(valid.shape[1]), 0), axis=1)
 
 
-def _number_read(span: Span) -> int:
-    """Columns of a span whose hidden states somebody reads: of language those that predict, and the last valid one."""
-    return min(span.length, span.scored + 1) if isinstance(span, Language) else span.length
+class _Pass(NamedTuple):
+    """Columns that the decoder runs over together, or thoughts that it makes one after the other.
+
+    Attributes:
+      start: the first column.
+      end: the column behind the last one.
+      scored: of a language span, how many of the last columns may carry a label; None for thoughts.
+      starts_with_thought: whether the first column is the last thought of the span before.
+    """
+
+    start: int
+    end: int
+    scored: int | None
+    starts_with_thought: bool
 
 
-def _columns_read(span: Language, valid: Bool[Array, "B T"]) -> Int[Array, "B W"]:
+def _passes(schedule: Schedule) -> list[_Pass]:
+    """What a schedule is run in.
+
+    Nothing is made of the last thought of a span but language: it runs in parallel with the language that follows, so
+    that ``K`` thoughts take ``K - 1`` passes one after the other.
+    """
+    passes, start, joined = [], 0, 0
+    for span, following in zip(schedule, (*schedule[1:], None), strict=True):
+        end = start + span.length
+        if isinstance(span, Language):
+            passes.append(_Pass(start - joined, end, span.scored, bool(joined)))
+            joined = 0
+        else:
+            joined = int(isinstance(following, Language))
+            if span.length > joined:
+                passes.append(_Pass(start, end - joined, None, False))
+        start = end
+    return passes
+
+
+def _number_read(step: _Pass) -> int:
+    """Columns of a pass whose hidden states somebody reads: of language those that predict, and the last valid one."""
+    length = step.end - step.start
+    return length if step.scored is None else min(length, step.scored + 1)
+
+
+def _columns_read(step: _Pass, valid: Bool[Array, "B T"]) -> Int[Array, "B W"]:
     """The columns that predict the scored ones, in order, and each row's last valid one."""
-    predicting = jnp.arange(span.length - 1 - span.scored, span.length - 1)
-    predicting = jnp.broadcast_to(predicting, (valid.shape[0], span.scored))
+    assert step.scored is not None
+    batch, length = valid.shape
+    predicting = jnp.broadcast_to(jnp.arange(length - 1 - step.scored, length - 1), (batch, step.scored))
     return jnp.concatenate([predicting, last_valid_column(valid)[:, None]], 1)

@@ -107,7 +107,7 @@ def think_sequentially(
         hidden, own = carry
         index, disturbed = scanned
         here = place.column(index)
-        thought = _unless_unused(feedback(decoder, hidden) + disturbed, here.valid[:, 0])
+        thought = unless_unused(feedback(decoder, hidden) + disturbed, here.valid[:, 0])
         out, layers = trunk(decoder, thought[:, None], here, (*past, own))
         hidden = jnp.where(here.valid, out[:, 0], hidden)
         return (hidden, write(own, layers, here.valid, index)), (thought, out[:, 0])
@@ -131,7 +131,7 @@ def think_in_parallel(
     """
     hidden, layers = trunk(decoder, thoughts, place, past)
     before = jnp.concatenate([last[:, None], hidden[:, :-1]], 1)
-    following = _unless_unused(feedback(decoder, before), place.valid)
+    following = unless_unused(feedback(decoder, before), place.valid)
     return LatentSpan(following, hidden, layers)
 
 
@@ -177,7 +177,7 @@ def _think_backward(residuals: Any, cotangent: LatentSpan) -> tuple[Any, ...]:
 think.defvjp(_think_forward, _think_backward)
 
 
-def _unless_unused(thought: Float[Array, "*B D"], valid: Bool[Array, "*B"]) -> Float[Array, "*B D"]:
+def unless_unused(thought: Float[Array, "*B D"], valid: Bool[Array, "*B"]) -> Float[Array, "*B D"]:
     """Zeroes the thoughts of columns a row does not use, whatever they would have been fed."""
     return jnp.where(valid[..., None], thought, 0.0)
 
