@@ -11,9 +11,15 @@ import jax
 
 PACKAGES = ("coconut-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "libtpu")
 
+# Variables by which a user changes the numbers or the speed of a run.
+ENVIRONMENT = (
+    *("GLIBC_TUNABLES", "JAX_DEFAULT_MATMUL_PRECISION", "JAX_ENABLE_X64", "JAX_THREEFRY_PARTITIONABLE"),
+    *("LIBTPU_INIT_ARGS", "OMP_NUM_THREADS", "XLA_FLAGS"),
+)
+
 
 def provenance() -> dict[str, Any]:
-    """Commit, hardware and versions, to stand beside every reported number."""
+    """Commit, hardware, versions and what the environment sets, to stand beside every reported number."""
     device = jax.devices()[0]
     return {
         "commit": commit(),
@@ -25,6 +31,7 @@ def provenance() -> dict[str, Any]:
             "devices": jax.device_count(),
         },
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "environment": {name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
     }
 
 
