@@ -16,7 +16,7 @@ The mesh is that of `jax.set_mesh`; without one nothing is constrained.
 import dataclasses
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, no_type_check
 
@@ -171,13 +171,16 @@ def fitting_partition(axes: Sequence[str], shape: Sequence[int]) -> PartitionSpe
     return PartitionSpec(*[over if n % size == 0 else None for over, n, size in zip(spec, shape, sizes, strict=True)])
 
 
-def parameter_sharding(name: str, shape: tuple[int, ...], mesh: Any) -> NamedSharding:
+def parameter_sharding(
+    name: str, shape: tuple[int, ...], mesh: Any, *, may_stay_whole: Collection[str] = ()
+) -> NamedSharding:
     """Where a parameter lies.
 
     Args:
       name: its dotted path, such as ``layers.0.attention.query.kernel``.
       shape: its shape; one axis more than in `PARAMETER_AXES` is that of stacked layers.
       mesh: a mesh, or an abstract one, of any of `MESH_AXES`; an axis it lacks counts as one of size 1.
+      may_stay_whole: logical axes that are not split where the mesh does not divide them.
 
     Raises:
       CoconutError: no axes are known for the name, the mesh has an axis of another name, or a size is not a multiple
@@ -193,7 +196,9 @@ def parameter_sharding(name: str, shape: tuple[int, ...], mesh: Any) -> NamedSha
     spec = partition(axes, mesh)
     for dimension, (axis, over) in enumerate(zip(axes, spec, strict=True)):
         shards = math.prod(mesh.shape[part] for part in _names(over))
-        if shape[dimension] % shards:
+        if shape[dimension] % shards and axis in may_stay_whole:
+            spec = PartitionSpec(*[None if i == dimension else names for i, names in enumerate(spec)])
+        elif shape[dimension] % shards:
             sizes = " x ".join(f"{part} = {mesh.shape[part]}" for part in _names(over))
             raise CoconutError(
                 f"parameter {name} of shape {shape}: dimension {dimension} ({axis}) is {shape[dimension]}, which is no "

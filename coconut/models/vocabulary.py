@@ -10,10 +10,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 from jaxtyping import Array
 
 from coconut.models.decoder import Decoder
 from coconut.models.parameters import decoder_of, decoder_parameters
+from coconut.sharding import parameter_sharding
 from coconut.types import CoconutError
 
 # Parameter -> which of its axes counts tokens.
@@ -72,9 +74,10 @@ def _with_tokens(decoder: Decoder, vocab_size: int, change: Callable[[Array, int
 
 
 def _placed_like(new: Array, old: Array, name: str, vocab_size: int) -> Array:
-    if len(old.sharding.device_set) == 1:
+    if not isinstance(old.sharding, NamedSharding) or old.sharding.mesh.size == 1:
         return new
     try:
-        return jax.device_put(new, old.sharding)
-    except ValueError as error:
-        raise CoconutError(f"vocab_size = {vocab_size}: {name} cannot be split as it was: {error}") from error
+        same = new.shape == old.shape
+        return jax.device_put(new, old.sharding if same else parameter_sharding(name, new.shape, old.sharding.mesh))
+    except CoconutError as error:
+        raise CoconutError(f"vocab_size = {vocab_size}: {error}") from error

@@ -229,17 +229,18 @@ def train(
 def interruption() -> Iterator[Callable[[int], bool]]:
     """Whether to stop behind a step, given its number.
 
-    Alone, a process stops after its first SIGINT or SIGTERM; the second one acts as usual. Several processes agree on
-    the step to stop behind after a SIGTERM to any of them, which is how a preemption is announced.
+    A process stops after its first SIGINT or SIGTERM; the second one acts as usual. Several processes agree on the step
+    to stop behind after a signal to any of them: JAX tells the others of a SIGTERM, which is how a preemption is
+    announced, and a SIGINT is passed on as one.
     """
-    if jax.process_count() > 1:
-        yield multihost_utils.reached_preemption_sync_point
-        return
     event = threading.Event()
+    several = jax.process_count() > 1
+    stop = multihost_utils.reached_preemption_sync_point if several else lambda step: event.is_set()
     if threading.current_thread() is not threading.main_thread():
-        yield lambda step: event.is_set()
+        yield stop
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signals = (signal.SIGINT,) if several else (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in signals}
 
     def restore() -> None:
         for number, handler in before.items():
@@ -247,13 +248,15 @@ def interruption() -> Iterator[Callable[[int], bool]]:
 
     def handle(number: int, frame: object) -> None:
         del number, frame
-        event.set()
         restore()
+        event.set()
+        if several:
+            signal.raise_signal(signal.SIGTERM)
 
     for number in before:
         signal.signal(number, handle)
     try:
-        yield lambda step: event.is_set()
+        yield stop
     finally:
         restore()
 

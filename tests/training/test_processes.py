@@ -4,7 +4,7 @@ Each process is ``python -m tests.training.test_processes``; both share one work
 """
 
 import json
-import os
+import signal
 import socket
 import subprocess
 import sys
@@ -88,8 +88,11 @@ def test_two_processes_are_one_run(tmp_path: Path, alone: tuple[Path, dict]) -> 
     assert_same_run(tmp_path, results, alone)
 
 
-def test_a_preemption_of_one_stops_both_and_the_run_goes_on(tmp_path: Path, alone: tuple[Path, dict]) -> None:
-    stopped = finish(start(tmp_path, 2, "preempt"))
+@pytest.mark.parametrize("signal_name", ["SIGTERM", "SIGINT"])
+def test_a_signal_to_one_stops_both_and_the_run_goes_on(
+    signal_name: str, tmp_path: Path, alone: tuple[Path, dict]
+) -> None:
+    stopped = finish(start(tmp_path, 2, signal_name))
     assert [result["finished"] for result in stopped] == [False, False]
     assert stopped[0]["step"] == stopped[1]["step"] < 14
     assert_same_run(tmp_path, finish(start(tmp_path, 2)), alone)
@@ -109,7 +112,7 @@ def main(workdir: str, address: str, processes: str, process: str, *others: str)
     def preempted(model, run, dataset, stage):
         # Between the two stages, of the second process alone.
         if others and process == "1":
-            os.kill(os.getpid(), 15)
+            signal.raise_signal(getattr(signal, others[0]))
         return validate(model, run, dataset, stage)
 
     mesh = make_mesh(MeshConfig(fsdp=2))

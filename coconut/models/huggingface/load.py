@@ -58,7 +58,8 @@ def load_pretrained(
       config: a decoder of this architecture, such as a preset, for choices that config.json does not make: dtypes,
         ``scan_layers``, ``remat``, dropout, fewer positions (with rotary ones). None for layers one by one in the
         dtype of the files.
-      mesh: devices to put the parameters on (`coconut.sharding`); None for the default device.
+      mesh: devices to put the parameters on (`coconut.sharding`); None for the default device. A vocabulary that it
+        does not divide is not split: training wants it resized (`coconut.models.vocabulary`).
       dtype: dtype of parameters and activations, whatever ``config`` or the files say.
       revision: branch, tag or commit of a repository.
 
@@ -214,7 +215,10 @@ def _place(matched: Sequence[tuple[Tensor, Stored]], shapes: Mapping[str, Any], 
 
 def _sharding(name: str, shape: tuple[int, ...], mesh: Mesh | None) -> NamedSharding | None:
     # Without a mesh arrays lie as JAX's own functions place them: on the default device, and free to move.
-    return None if mesh is None else parameter_sharding(name, shape, mesh)
+    if mesh is None:
+        return None
+    # Published vocabularies are often odd, until `coconut.models.vocabulary` adds the markers.
+    return parameter_sharding(name, shape, mesh, may_stay_whole=("vocabulary",))
 
 
 def _put(value: np.ndarray, sharding: NamedSharding | None, transposed: bool) -> Array:
