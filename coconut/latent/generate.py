@@ -2,7 +2,8 @@
 
 Three compiled programs serve every batch of one shape: a parallel pass over the prompts, a scan over thoughts whose
 number is data (each row may have its own), and a loop over new tokens, behind the end marker and whatever else is
-forced, that ends when every row has.
+forced, that ends when every row has. They return what they add to a prefix: keys and values that pass through a program
+are copied by it.
 """
 
 import dataclasses
@@ -64,6 +65,24 @@ class Prefix(NamedTuple):
     length: Int[Array, " B"]
 
 
+class Continuation(NamedTuple):
+    """What a program adds to a prefix.
+
+    Attributes:
+      segment: keys and values of its columns.
+      last: hidden state of each row's last column.
+      length: columns each row has used.
+    """
+
+    segment: Segment
+    last: Float[Array, "B D"]
+    length: Int[Array, " B"]
+
+    def behind(self, past: Past) -> Prefix:
+        """What decoding goes on from."""
+        return Prefix((*past, self.segment), self.last, self.length)
+
+
 class Generated(NamedTuple):
     """Decoded rows.
 
@@ -78,7 +97,6 @@ class Generated(NamedTuple):
     ended: Bool[Array, " B"]
 
 
-@jax.jit
 def prefill(
     decoder: Decoder, tokens: Int[Array, "B P"], valid: Bool[Array, "B P"], prefix: Prefix | None = None
 ) -> Prefix:
@@ -90,20 +108,27 @@ def prefill(
       valid: columns that belong to the row; a row may have none of them, and is then left as it was.
       prefix: what the tokens follow.
     """
+    return prefill_program(decoder, tokens, valid, prefix).behind(() if prefix is None else prefix.past)
+
+
+@jax.jit
+def prefill_program(
+    decoder: Decoder, tokens: Int[Array, "B P"], valid: Bool[Array, "B P"], prefix: Prefix | None
+) -> Continuation:
+    """The compiled part of `prefill`."""
     if prefix is None:
         batch = tokens.shape[0]
         nothing = jnp.zeros((batch, decoder.config.embed_dim), decoder.config.compute_dtype)
         prefix = Prefix((), nothing, jnp.zeros(batch, jnp.int32))
     place = _place(prefix, valid)
     hidden, layers = trunk(decoder, decoder.embed(tokens), place, prefix.past, last_valid_column(valid)[:, None])
-    return Prefix(
-        (*prefix.past, Segment(layers, valid, place.columns)),
+    return Continuation(
+        Segment(layers, valid, place.columns),
         jnp.where(valid.any(1)[:, None], hidden[:, 0], prefix.last),
         prefix.length + valid.sum(1, dtype=jnp.int32),
     )
 
 
-@functools.partial(jax.jit, static_argnames="room")
 def think_on(
     decoder: Decoder, feedback: Feedback, prefix: Prefix, counts: Int[Array, " B"], *, room: int
 ) -> tuple[Prefix, Float[Array, "B K D"]]:
@@ -111,10 +136,19 @@ def think_on(
 
     The counts are data: another number of thoughts needs no other program.
     """
+    following, thoughts = think_program(decoder, feedback, prefix, counts, room=room)
+    return following.behind(prefix.past), thoughts
+
+
+@functools.partial(jax.jit, static_argnames="room")
+def think_program(
+    decoder: Decoder, feedback: Feedback, prefix: Prefix, counts: Int[Array, " B"], *, room: int
+) -> tuple[Continuation, Float[Array, "B K D"]]:
+    """The compiled part of `think_on`."""
     place = _place(prefix, jnp.arange(room) < counts[:, None])
     span = think_sequentially(decoder, prepare(feedback, decoder), prefix.past, prefix.last, place)
-    following = Prefix(
-        (*prefix.past, Segment(span.layers, place.valid, place.columns)),
+    following = Continuation(
+        Segment(span.layers, place.valid, place.columns),
         last_valid(span.hidden, place.valid, prefix.last),
         prefix.length + jnp.minimum(counts, room),
     )

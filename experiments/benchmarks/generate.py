@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from coconut.latent.feedback import Identity
-from coconut.latent.generate import SamplingConfig, decode, prefill, think_on
+from coconut.latent.generate import SamplingConfig, decode, prefill, prefill_program, think_on, think_program
 from coconut.models.config import DecoderConfig
 from coconut.training.state import Model, make_model
 from experiments.benchmarks import timing
@@ -54,6 +54,8 @@ SMOKE = Workload(
     rounds=2,
 )
 
+PROGRAMS: dict[str, Any] = {"prefill": prefill_program, "think_on": think_program, "decode": decode}
+
 
 class Generator:
     """Answers batches, and counts the programs compiled for them.
@@ -68,36 +70,26 @@ class Generator:
 
     def answer(self, prompts: np.ndarray) -> np.ndarray:
         """The tokens written behind ``prompts`` of shape ``[B, P]``."""
-        model, workload = self.model, self.workload
-        rows = len(prompts)
-        every_row = np.ones((rows, 1), bool)
-        prefix = self._counted("prefill", prefill, model.decoder, jnp.asarray(prompts), jnp.ones(prompts.shape, bool))
+        model, workload, rows = self.model, self.workload, len(prompts)
+        before = {name: program._cache_size() for name, program in PROGRAMS.items()}
+        prefix = prefill(model.decoder, jnp.asarray(prompts), jnp.ones(prompts.shape, bool))
         counts = jnp.full(rows, workload.thoughts, jnp.int32)
-        prefix, thoughts = self._counted(
-            "think_on", think_on, model.decoder, model.feedback, prefix, counts, room=workload.thoughts
-        )
+        prefix, thoughts = think_on(model.decoder, model.feedback, prefix, counts, room=workload.thoughts)
         np.asarray(thoughts)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(rows))
-        generated = self._counted(
-            "decode",
-            decode,
+        generated = decode(
             model.decoder,
             prefix,
-            jnp.asarray(every_row[:, 0]),
-            keys,
+            jnp.ones(rows, bool),
+            jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(rows)),
             forced=jnp.zeros((rows, 1), jnp.int32),  # where the end marker stands
             sampling=SamplingConfig(max_new_tokens=workload.new_tokens),
             eos_id=workload.decoder.vocabulary,
         )
         if not (np.asarray(generated.lengths) == workload.new_tokens).all():
             raise AssertionError("a row ended early")
+        for name, program in PROGRAMS.items():
+            self.compilations[name] += program._cache_size() - before[name]
         return np.asarray(generated.tokens)
-
-    def _counted(self, name: str, program: Any, *arguments: Any, **options: Any) -> Any:
-        before = program._cache_size()
-        result = program(*arguments, **options)
-        self.compilations[name] += program._cache_size() - before
-        return result
 
 
 def measure(workload: Workload, rounds: int) -> dict[str, Any]:

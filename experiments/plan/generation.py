@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from coconut.latent.generate import Prefix, decode, prefill, think_on
+from coconut.latent.generate import Continuation, Prefix, decode, prefill_program, think_program
 from coconut.sharding import MeshConfig, make_mesh, replicated
 from coconut.training.config import RunConfig
 from coconut.training.optimizer import make_optimizer
@@ -91,12 +91,12 @@ def make_generation_plan(
 
     with jax.set_mesh(mesh):
         tokens, valid = array(jnp.int32, batch_size, prompt), array(jnp.bool_, batch_size, prompt)
-        lowered = prefill.lower(model.decoder, tokens, valid)
-        prefix = _prefix(compiled("prefill", lowered), lowered)
+        lowered = prefill_program.lower(model.decoder, tokens, valid, None)
+        prefix = _behind(None, compiled("prefill", lowered), lowered)
         if thoughts and prefix is not None:
             counts = array(jnp.int32, batch_size)
-            lowered = think_on.lower(model.decoder, model.feedback, prefix, counts, room=thoughts)
-            prefix = _prefix(compiled("thoughts", lowered), lowered)
+            lowered = think_program.lower(model.decoder, model.feedback, prefix, counts, room=thoughts)
+            prefix = _behind(prefix, compiled("thoughts", lowered), lowered)
         if prefix is not None:
             key = jax.eval_shape(lambda: jax.random.key(0)).dtype
             forced = array(jnp.int32, batch_size, 1) if thoughts else None
@@ -123,7 +123,7 @@ def make_generation_plan(
     )
 
 
-def _prefix(program: jax.stages.Compiled | None, lowered: jax.stages.Lowered) -> Prefix | None:
+def _behind(before: Prefix | None, program: jax.stages.Compiled | None, lowered: jax.stages.Lowered) -> Prefix | None:
     """What a phase hands on, in the places the compiler chose."""
     if program is None:
         return None
@@ -132,4 +132,5 @@ def _prefix(program: jax.stages.Compiled | None, lowered: jax.stages.Lowered) ->
         lowered.out_info,
         program.output_shardings,
     )
-    return outputs if isinstance(outputs, Prefix) else outputs[0]
+    following = outputs if isinstance(outputs, Continuation) else outputs[0]
+    return following.behind(() if before is None else before.past)

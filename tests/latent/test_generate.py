@@ -15,7 +15,16 @@ from coconut.curriculum import CurriculumConfig
 from coconut.evaluation.answers import AnswerConfig, answer_questions
 from coconut.latent import generate
 from coconut.latent.feedback import Identity
-from coconut.latent.generate import Generated, Prefix, SamplingConfig, decode, prefill, think_on
+from coconut.latent.generate import (
+    Generated,
+    Prefix,
+    SamplingConfig,
+    decode,
+    prefill,
+    prefill_program,
+    think_on,
+    think_program,
+)
 from coconut.latent.rollout import rollout
 from coconut.methods import METHODS
 from coconut.models.decoder import Decoder
@@ -298,7 +307,7 @@ def answers(decoder: Decoder, stage: int = 3, method: str = "coconut", **setting
 
 
 def test_each_program_compiles_once_over_batches_stages_and_counts(decoder: Decoder) -> None:
-    programs = {"prefill": prefill, "think_on": think_on, "decode": decode}
+    programs = {"prefill": prefill_program, "think_on": think_program, "decode": decode}
     before = {name: program._cache_size() for name, program in programs.items()}  # pyright: ignore
     by_stage = [answers(decoder, stage) for stage in range(4)]
     by_count = [answers(decoder, thoughts=count) for count in range(3)]
