@@ -12,12 +12,13 @@ from typing import NamedTuple, no_type_check
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from coconut.latent.feedback import Feedback, prepare
 from coconut.latent.rollout import last_valid, last_valid_column
-from coconut.latent.thoughts import Past, Place, think_sequentially, trunk
-from coconut.models.cache import Segment, empty_segment, write
+from coconut.latent.thoughts import Past, Place, room_behind, run_one_column, think_sequentially, trunk
+from coconut.models.cache import Segment
 from coconut.models.decoder import Decoder
 from coconut.sharding import replicate
 from coconut.types import CoconutError, check_fields
@@ -98,7 +99,10 @@ class Generated(NamedTuple):
 
 
 def prefill(
-    decoder: Decoder, tokens: Int[Array, "B P"], valid: Bool[Array, "B P"], prefix: Prefix | None = None
+    decoder: Decoder,
+    tokens: Int[Array | np.ndarray, "B P"],
+    valid: Bool[Array | np.ndarray, "B P"],
+    prefix: Prefix | None = None,
 ) -> Prefix:
     """Reads tokens in one parallel pass, from the start or behind ``prefix``.
 
@@ -130,7 +134,7 @@ def prefill_program(
 
 
 def think_on(
-    decoder: Decoder, feedback: Feedback, prefix: Prefix, counts: Int[Array, " B"], *, room: int
+    decoder: Decoder, feedback: Feedback, prefix: Prefix, counts: Int[Array | np.ndarray, " B"], *, room: int
 ) -> tuple[Prefix, Float[Array, "B K D"]]:
     """Thinks ``counts`` thoughts, at most ``room``, and returns them beside what decoding goes on from.
 
@@ -183,9 +187,7 @@ def decode(
     batch, room = active.shape[0], sampling.max_new_tokens
     if forced is not None and forced.shape[1]:
         prefix = prefill(decoder, forced, jnp.ones(forced.shape, bool), prefix)
-    layout = jax.eval_shape(lambda: _one_column(decoder, prefix, jnp.zeros(batch, jnp.int32), prefix.length, ())[1])
-    own = empty_segment(layout, batch, jnp.arange(room))
-    every_row = jnp.ones((batch, 1), bool)
+    place = _place(prefix, jnp.ones((batch, room), bool))
 
     def unfinished(carry: tuple) -> Array:
         index, *_, done = carry
@@ -195,11 +197,11 @@ def decode(
         index, last, own, tokens, done = carry
         token = jnp.where(done, eos_id, _choose(decoder.unembed(last)[:, :vocab_size], keys, index, sampling))
         tokens = jax.lax.dynamic_update_slice_in_dim(tokens, token[:, None], index, axis=1)
-        hidden, layers = _one_column(decoder, prefix, token, prefix.length + index, (own,))
-        return index + 1, hidden, write(own, layers, every_row, index), tokens, done | (token == eos_id)
+        hidden, own = run_one_column(decoder, decoder.embed(token), place.column(index), prefix.past, own, index)
+        return index + 1, hidden, own, tokens, done | (token == eos_id)
 
     tokens = jnp.full((batch, room), eos_id, jnp.int32)
-    start = (jnp.zeros((), jnp.int32), prefix.last, own, tokens, ~active)
+    start = (jnp.zeros((), jnp.int32), prefix.last, room_behind(decoder, place, prefix.past), tokens, ~active)
     *_, tokens, _ = jax.lax.while_loop(unfinished, step, start)
     ends = tokens == eos_id
     ended = ends.any(1)
@@ -211,16 +213,6 @@ def _place(prefix: Prefix, valid: Bool[Array, "B T"]) -> Place:
     positions = prefix.length[:, None] + jnp.cumsum(valid, 1, dtype=jnp.int32) - 1
     before = sum(segment.valid.shape[1] for segment in prefix.past)
     return Place(jnp.where(valid, positions, 0), valid, before + jnp.arange(valid.shape[1]))
-
-
-def _one_column(
-    decoder: Decoder, prefix: Prefix, token: Int[Array, " B"], position: Int[Array, " B"], own: Past
-) -> tuple[Float[Array, "B D"], object]:
-    """Runs one token of every row."""
-    valid = jnp.ones((token.shape[0], 1), bool)
-    place = Place(position[:, None], valid, jnp.zeros(1, jnp.int32))
-    hidden, layers = trunk(decoder, decoder.embed(token)[:, None], place, (*prefix.past, *own))
-    return hidden[:, 0], layers
 
 
 def _choose(

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from coconut.latent.feedback import Feedback
-from coconut.models.cache import Segment, empty_segment, write
+from coconut.models.cache import Segment, empty_segment
 from coconut.models.decoder import Decoder
 from coconut.models.layers import Dropout
 from coconut.models.lending import take_back
@@ -78,6 +78,31 @@ def trunk(
     )
 
 
+def room_behind(decoder: Decoder, place: Place, past: Past) -> Segment:
+    """A segment with room for the columns of a place, to be filled by `run_one_column`."""
+    batch = place.valid.shape[0]
+    inputs = jnp.zeros((batch, 1, decoder.config.embed_dim), decoder.config.compute_dtype)
+    layout = jax.eval_shape(lambda: trunk(decoder, inputs, place.column(jnp.asarray(0)), past)[1])
+    return empty_segment(layout, batch, place.columns)
+
+
+def run_one_column(
+    decoder: Decoder, inputs: Float[Array, "B D"], here: Place, past: Past, own: Segment, index: Int[Array, ""]
+) -> tuple[Float[Array, "B D"], Segment]:
+    """Hidden states of one column of every row, and the segment ``own`` with that column written at ``index``."""
+    valid = jax.lax.dynamic_update_slice_in_dim(own.valid, here.valid, index, axis=1)
+    own = dataclasses.replace(own, valid=valid)
+    hidden, layers = decoder.trunk(
+        inputs[:, None],
+        positions=here.positions,
+        valid=here.valid,
+        past=(*past, own),
+        dropout=here.dropout,
+        write_at=index,
+    )
+    return hidden[:, 0], dataclasses.replace(own, layers=layers)
+
+
 def think_sequentially(
     decoder: Decoder,
     feedback: Feedback,
@@ -99,18 +124,15 @@ def think_sequentially(
     batch, length = place.valid.shape
     if disturbance is None:
         disturbance = jnp.zeros((batch, length, last.shape[-1]), last.dtype)
-    one_column = place.column(jnp.asarray(0))
-    layout = jax.eval_shape(lambda x: trunk(decoder, x[:, None], one_column, past)[1], last)
-    room = empty_segment(layout, batch, place.columns)
+    room = room_behind(decoder, place, past)
 
     def step(carry: tuple[Array, Segment], scanned: tuple[Array, Array]) -> tuple[tuple[Array, Segment], Any]:
         hidden, own = carry
         index, disturbed = scanned
         here = place.column(index)
         thought = unless_unused(feedback(decoder, hidden) + disturbed, here.valid[:, 0])
-        out, layers = trunk(decoder, thought[:, None], here, (*past, own))
-        hidden = jnp.where(here.valid, out[:, 0], hidden)
-        return (hidden, write(own, layers, here.valid, index)), (thought, out[:, 0])
+        out, own = run_one_column(decoder, thought, here, past, own, index)
+        return (jnp.where(here.valid, out, hidden), own), (thought, out)
 
     (_, own), (thoughts, hidden) = jax.lax.scan(step, (last, room), (jnp.arange(length), disturbance.swapaxes(0, 1)))
     return LatentSpan(thoughts.swapaxes(0, 1), hidden.swapaxes(0, 1), own.layers)

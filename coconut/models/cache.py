@@ -43,22 +43,20 @@ class Segment:
     columns: Int[Array, " C"]
 
 
-def write(segment: Segment, new: Any, valid: Bool[Array, "B T"], start: Int[Array, ""] | int) -> Segment:
-    """Puts ``T`` new columns into a segment that was made large enough for them.
+def write(room: KeyValue, new: KeyValue, start: Int[Array, ""] | int) -> KeyValue:
+    """Puts the columns of ``new`` into those of one layer that were made for them.
 
     Args:
-      segment: the segment to write into.
-      new: keys and values in the same layout as ``segment.layers``, ``T`` columns each.
-      valid: validity of the new columns.
-      start: first column to write, counted in the segment. Data, not a recompile.
+      room: keys and values of one layer.
+      new: those of the new columns.
+      start: first column to write, counted in ``room``. Data, not a recompile.
     """
 
     def put(old: Array, update: Array) -> Array:
-        written = jax.lax.dynamic_update_slice_in_dim(old, update.astype(old.dtype), start, axis=old.ndim - 2)
-        return constrain(written, *["layers"] * (old.ndim - 4), "rows", "kv_heads", "past", "head")
+        written = jax.lax.dynamic_update_slice_in_dim(old, update.astype(old.dtype), start, axis=2)
+        return constrain(written, "rows", "kv_heads", "past", "head")
 
-    layers = jax.tree.map(put, segment.layers, new)
-    return Segment(layers, jax.lax.dynamic_update_slice_in_dim(segment.valid, valid, start, axis=1), segment.columns)
+    return jax.tree.map(put, room, new)
 
 
 def empty_segment(layers: Any, batch: int, columns: Int[Array, " C"]) -> Segment:

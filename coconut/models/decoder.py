@@ -121,6 +121,7 @@ class Decoder(nnx.Module):
         past: Sequence[Segment] = (),
         dropout: Dropout | None = None,
         read: Int[Array, "B W"] | None = None,
+        write_at: Int[Array, ""] | None = None,
     ) -> tuple[Float[Array, "B _ D"], Any]:
         """All layers and the final norm over ``T`` columns.
 
@@ -135,10 +136,12 @@ class Decoder(nnx.Module):
           past: segments earlier passes left; all their columns come before this pass's.
           dropout: masks to draw; None applies no dropout.
           read: the columns of each row whose hidden states are returned; None for all.
+          write_at: for a pass of one column: where in the last segment of ``past`` its keys and values are written, to
+            be attended to there. That segment's ``valid`` includes this column already.
 
         Returns:
-          Hidden states after the final norm of the columns read, and keys and values of all columns in the layout of
-          `Segment.layers`.
+          Hidden states after the final norm of the columns read, and keys and values in the layout of `Segment.layers`:
+          of all columns of this pass, or of the segment it wrote into.
         """
         T = inputs.shape[1]
         x = inputs.astype(self.config.compute_dtype)
@@ -148,17 +151,20 @@ class Decoder(nnx.Module):
             x = dropout.at(0).units(x)
         x = residual(x)
         implementation = choose_attention(self.config)
-        columns = [] if dropout is None else [segment.columns for segment in past] + [dropout.columns]
+        columns = []
+        if dropout is not None:
+            columns = [*(segment.columns for segment in past), *([dropout.columns] if write_at is None else [])]
 
         def visible_to(read: Array | None) -> list[Any]:
-            if implementation == "dense":
+            dense = implementation == "dense"
+            before = [segment.valid[:, None, :] if dense else valid_range(segment.valid) for segment in past]
+            if write_at is not None:
+                return before
+            if dense:
                 queries = jnp.arange(T)[None] if read is None else read
-                causal = (jnp.arange(T) <= queries[..., None]) & valid[:, None, :]
-                return [segment.valid[:, None, :] for segment in past] + [causal]
-            own = valid_range(valid)
-            if read is not None:
-                own = Range(own.start, jnp.minimum(own.end, read[:, 0] + 1))
-            return [*(valid_range(segment.valid) for segment in past), own]
+                return [*before, (jnp.arange(T) <= queries[..., None]) & valid[:, None, :]]
+            start, end = valid_range(valid)
+            return [*before, Range(start, end if read is None else jnp.minimum(end, read[:, 0] + 1))]
 
         visible_to_all = visible_to(None)
 
@@ -174,6 +180,7 @@ class Decoder(nnx.Module):
                 dropout=None if dropout is None else dropout.at(index + 1),
                 columns=columns,
                 read=read,
+                write_at=write_at,
             )
 
         skips = read is not None and self.skips(T, read.shape[1])

@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 from coconut.models.attention import attend, offset_query_bias, rotate
-from coconut.models.cache import KeyValue
+from coconut.models.cache import KeyValue, write
 from coconut.models.config import DecoderConfig
 from coconut.models.lending import Lent, apply_matrix
 from coconut.models.segment_attention import attend_by_kernels
@@ -133,6 +133,7 @@ class Attention(nnx.Module):
         dropout: Dropout | None,
         columns: list[Int[Array, " _"]],
         read: Int[Array, "B W"] | None = None,
+        write_at: Int[Array, ""] | None = None,
     ) -> tuple[Float[Array, "B _ D"], KeyValue]:
         """Attends to ``past`` and to the columns of ``x``.
 
@@ -145,9 +146,11 @@ class Attention(nnx.Module):
           dropout: of the attention weights, or None.
           columns: index of each column of ``past`` and ``x`` in the whole sequence, where there is dropout.
           read: the columns of ``x`` that attend, which ``visible`` is about; None for all.
+          write_at: where in the last of ``past`` the keys and values of ``x`` are written, to be attended to there.
 
         Returns:
-          The attention's output at the columns read, and keys and values of all.
+          The attention's output at the columns read, and keys and values of all columns of ``x``, or of what they were
+          written into.
         """
         reading = x if read is None else take_columns(x, read)
         B, T, _ = reading.shape
@@ -167,6 +170,9 @@ class Attention(nnx.Module):
             key = rotate(key, positions, self.config.rotary_base, self.config.rotary_scaling)
         # Whole along the columns: every query looks back on all of them.
         own = KeyValue(*[constrain(x.swapaxes(1, 2), "rows", "kv_heads", "past", "head") for x in (key, value)])
+        if write_at is not None:
+            *past, room = past
+            own = write(room, own, write_at)
         query, sources = query.swapaxes(1, 2), [*past, own]
         if implementation == "dense":
             kept = None if dropout is None else dropout.weights(B, self.config.num_heads, columns)
@@ -231,6 +237,7 @@ class Layer(nnx.Module):
         dropout: Dropout | None,
         columns: list[Int[Array, " _"]],
         read: Int[Array, "B W"] | None = None,
+        write_at: Int[Array, ""] | None = None,
     ) -> tuple[Float[Array, "B _ D"], KeyValue]:
         """One layer, whose output has the columns read alone; see `Attention` for the arguments."""
         drop = (lambda y, site: y) if dropout is None else (lambda y, site: dropout.at(site).units(y))
@@ -243,6 +250,7 @@ class Layer(nnx.Module):
             dropout=None if dropout is None else dropout.at(0),
             columns=columns,
             read=read,
+            write_at=write_at,
         )
         x = residual((x if read is None else take_columns(x, read)) + drop(branch, 1))
         return residual(x + drop(self.mlp(self.mlp_norm(x)), 2)), own
