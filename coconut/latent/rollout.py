@@ -17,6 +17,7 @@ from coconut.latent.thoughts import Past, Place, think, think_sequentially, trun
 from coconut.models.cache import Segment
 from coconut.models.decoder import Decoder
 from coconut.models.layers import Dropout, take_columns
+from coconut.sharding import constrain
 from coconut.types import Batch, CoconutError, Language, Latent, ModelOutput, Schedule
 
 Gradient = Literal["implicit", "autodiff"]
@@ -86,7 +87,9 @@ def rollout(
         else:
             inputs = embedded[:, columns]
             if step.starts_with_thought:
-                thoughts.append(unless_unused(feedback(decoder, last), place.valid[:, 0])[:, None])
+                thought = unless_unused(feedback(decoder, last), place.valid[:, 0])[:, None]
+                # It comes from a pass of one column, and joins one whose columns a mesh may split.
+                thoughts.append(constrain(thought, "rows", "columns", "features"))
                 inputs = jnp.concatenate([thoughts[-1], inputs[:, 1:]], 1)
             if number_read < length:
                 hidden, layers = trunk(borrower, inputs, place, past, _columns_read(step, place.valid))
@@ -95,7 +98,8 @@ def rollout(
             else:
                 hidden, layers = trunk(borrower, inputs, place, past)
                 if step.starts_with_thought:  # A row that has not this thought goes on from what came before.
-                    hidden = hidden.at[:, 0].set(jnp.where(place.valid[:, :1], hidden[:, 0], last))
+                    unused = (jnp.arange(length) == 0) & ~place.valid[:, :1]
+                    hidden = jnp.where(unused[..., None], last[:, None], hidden)
                 # What predicts the first column of a span stands before the span.
                 before = jnp.concatenate([last[:, None], hidden[:, :-1]], 1)
                 predictors.append(before[:, length - step.scored :])
