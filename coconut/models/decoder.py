@@ -142,8 +142,13 @@ class Decoder(nnx.Module):
         Returns:
           Hidden states after the final norm of the columns read, and keys and values in the layout of `Segment.layers`:
           of all columns of this pass, or of the segment it wrote into.
+
+        Raises:
+          ValueError: ``write_at`` for a pass of several columns.
         """
         T = inputs.shape[1]
+        if write_at is not None and T != 1:
+            raise ValueError(f"write_at is for a pass of one column, this one has {T}")
         x = inputs.astype(self.config.compute_dtype)
         if self.config.position_embedding == "learned":
             x = x + self.positions(positions)
