@@ -204,10 +204,14 @@ ONE_BLOCK_LENGTHS = [[5, 3, 4], [3, 1, 2], [2, 0, 1]]
 # Thoughts, then language that is forced upon the model and may be missing, then thoughts again.
 TWO_BLOCKS: Schedule = (Language(4), Latent(2), Language(2, 1), Latent(2), Language(3, 2))
 TWO_BLOCKS_LENGTHS = [[4, 2, 2, 2, 3], [2, 0, 1, 1, 2], [3, 1, 0, 2, 1], [1, 2, 2, 0, 3]]
+# What stands directly behind thoughts, of which a row may lack the last one or all, is scored, too.
+ALL_SCORED: Schedule = (Language(3), Latent(2), Language(2, 2))
+ALL_SCORED_LENGTHS = [[3, 2, 2], [2, 1, 2], [3, 0, 1]]
 
 CASES: dict[str, tuple[DecoderConfig, Schedule, list[list[int]], bool]] = {
     "gpt2-one_block": (GPT2_STYLE, ONE_BLOCK, ONE_BLOCK_LENGTHS, False),
     "llama-one_block": (LLAMA_STYLE, ONE_BLOCK, ONE_BLOCK_LENGTHS, False),
+    "gpt2-all_scored": (GPT2_STYLE, ALL_SCORED, ALL_SCORED_LENGTHS, False),
     "gpt2-two_blocks": (GPT2_STYLE, TWO_BLOCKS, TWO_BLOCKS_LENGTHS, False),
     "llama-two_blocks-own_parameters": (LLAMA_STYLE, TWO_BLOCKS, TWO_BLOCKS_LENGTHS, True),
 }
