@@ -10,6 +10,8 @@ map once, which forms every weight gradient once instead of once a thought.
 """
 
 import dataclasses
+import operator
+from collections.abc import Callable
 from typing import Any, NamedTuple, no_type_check
 
 import jax
@@ -17,7 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from coconut.latent.feedback import Feedback
-from coconut.models.cache import Segment, empty_segment
+from coconut.models.cache import READ, Filling, KeyValue, Segment, empty_segment
 from coconut.models.decoder import Decoder
 from coconut.models.layers import Dropout
 from coconut.models.lending import take_back
@@ -104,12 +106,7 @@ def run_one_column(
 
 
 def think_sequentially(
-    decoder: Decoder,
-    feedback: Feedback,
-    past: Past,
-    last: Float[Array, "B D"],
-    place: Place,
-    disturbance: Float[Array, "B K D"] | None = None,
+    decoder: Decoder, feedback: Feedback, past: Past, last: Float[Array, "B D"], place: Place
 ) -> LatentSpan:
     """Makes ``K`` thoughts by a scan of one-column passes.
 
@@ -119,12 +116,21 @@ def think_sequentially(
       past: segments before the span.
       last: hidden state of the column before the span.
       place: the span's columns; a row uses them from the left.
-      disturbance: added to the thoughts, so that its cotangent is the thoughts' own.
     """
-    batch, length = place.valid.shape
-    if disturbance is None:
-        disturbance = jnp.zeros((batch, length, last.shape[-1]), last.dtype)
-    room = room_behind(decoder, place, past)
+    undisturbed = jnp.zeros((*place.valid.shape, last.shape[-1]), last.dtype)
+    return _think_into(room_behind(decoder, place, past), decoder, feedback, past, last, place, undisturbed)
+
+
+def _think_into(
+    room: Segment,
+    decoder: Decoder,
+    feedback: Feedback,
+    past: Past,
+    last: Float[Array, "B D"],
+    place: Place,
+    disturbance: Float[Array, "B K D"],
+) -> LatentSpan:
+    """`think_sequentially` with what is added to the thoughts, so that its cotangent is the thoughts' own."""
 
     def step(carry: tuple[Array, Segment], scanned: tuple[Array, Array]) -> tuple[tuple[Array, Segment], Any]:
         hidden, own = carry
@@ -134,7 +140,10 @@ def think_sequentially(
         out, own = run_one_column(decoder, thought, here, past, own, index)
         return (jnp.where(here.valid, out, hidden), own), (thought, out)
 
-    (_, own), (thoughts, hidden) = jax.lax.scan(step, (last, room), (jnp.arange(length), disturbance.swapaxes(0, 1)))
+    # For the reverse scan the results of products are kept: stacking all the rest takes longer than making it again.
+    step = jax.checkpoint(step, policy=_PRODUCTS, prevent_cse=False)
+    scanned = (jnp.arange(place.valid.shape[1]), disturbance.swapaxes(0, 1))
+    (_, own), (thoughts, hidden) = jax.lax.scan(step, (last, room), scanned)
     return LatentSpan(thoughts.swapaxes(0, 1), hidden.swapaxes(0, 1), own.layers)
 
 
@@ -169,19 +178,27 @@ def think(decoder: Decoder, feedback: Feedback, past: Past, last: Float[Array, "
 
 def _think_forward(decoder: Decoder, feedback: Feedback, past: Past, last: Array, place: Place) -> tuple[Any, Any]:
     # The parameters and the past are constants here: the reverse scan computes cotangents of activations alone.
-    span, pull_back = jax.vjp(
-        lambda disturbance: think_sequentially(take_back(decoder), feedback, past, last, place, disturbance),
-        jnp.zeros((*place.valid.shape, last.shape[-1]), last.dtype),
-    )
-    return span, (decoder, feedback, past, last, place, span.thoughts, pull_back)
+    own = take_back(decoder)
+    room = room_behind(own, place, past)
+
+    def disturbed(disturbance: Array, completed: Any) -> tuple[LatentSpan, Any]:
+        filling = dataclasses.replace(room, layers=_layerwise(Filling, room.layers, completed))
+        span = _think_into(filling, own, feedback, past, last, place, disturbance)
+        written, completed = (_layerwise(operator.attrgetter(part), span.layers) for part in ("written", "completed"))
+        return span._replace(layers=written), completed
+
+    undisturbed = jnp.zeros((*place.valid.shape, last.shape[-1]), last.dtype)
+    (span, _), pull_back = jax.vjp(disturbed, undisturbed, room.layers)
+    return span, (decoder, feedback, past, last, place, span, pull_back)
 
 
 def _think_backward(residuals: Any, cotangent: LatentSpan) -> tuple[Any, ...]:
-    decoder, feedback, past, last, place, thoughts, pull_back = residuals
-    (reaching,) = pull_back(cotangent)
+    decoder, feedback, past, last, place, span, pull_back = residuals
+    # The second is what `Filling` asks for; what it has as a cotangent of its own is nobody's.
+    reaching, _ = pull_back((cotangent, span.layers))
     _, pull_back_parallel = jax.vjp(
         lambda decoder, feedback, past_layers, last: think_in_parallel(
-            decoder, feedback, _with_layers(past, past_layers), last, place, thoughts
+            decoder, feedback, _with_layers(past, past_layers), last, place, span.thoughts
         ),
         decoder,
         feedback,
@@ -206,6 +223,20 @@ def unless_unused(thought: Float[Array, "*B D"], valid: Bool[Array, "*B"]) -> Fl
 
 def _with_layers(past: Past, layers: list[Any]) -> Past:
     return tuple(dataclasses.replace(segment, layers=new) for segment, new in zip(past, layers, strict=True))
+
+
+def _is_product(primitive: Any, *_: Any, **parameters: Any) -> bool:
+    return primitive.name in ("dot_general", "pallas_call")
+
+
+_PRODUCTS = jax.checkpoint_policies.save_from_both_policies(
+    _is_product, jax.checkpoint_policies.save_only_these_names(READ)
+)
+
+
+def _layerwise(function: Callable[..., Any], *layers: Any) -> Any:
+    """``function`` of each layer's keys and values, in the layout of `Segment.layers`."""
+    return jax.tree.map(function, *layers, is_leaf=lambda x: isinstance(x, KeyValue | Filling))
 
 
 def _no_cotangent(tree: Any) -> Any:

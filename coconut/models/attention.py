@@ -9,18 +9,18 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from coconut.models.cache import KeyValue
+from coconut.models.cache import Filling, KeyValue, read
 from coconut.models.config import RotaryScaling
 
 
 def attend(
     query: Float[Array, "B N T H"],
-    sources: Sequence[KeyValue],
+    sources: Sequence[KeyValue | Filling],
     masks: Sequence[Bool[Array, "B _ _"]],
     *,
     kept: Sequence[Bool[Array, "B N T _"]] | None = None,
     dropout: float = 0.0,
-) -> Float[Array, "B N T H"]:
+) -> tuple[Float[Array, "B N T H"], KeyValue | Filling]:
     """Softmax attention of each query over the columns of all sources together.
 
     The maximum and the sum of the softmax run over the sources, which are never concatenated.
@@ -34,10 +34,10 @@ def attend(
       dropout: rate at which ``kept`` was drawn.
 
     Returns:
-      Weighted values, in the dtype of ``query``.
+      Weighted values, in the dtype of ``query``, and the last source, from there on (`read`).
     """
     B, N, T, H = query.shape
-    M = sources[0].keys.shape[1]
+    M = jax.tree.leaves(sources)[0].shape[1]
     wide = jnp.promote_types(query.dtype, jnp.float32)
     grouped = (query * jnp.asarray(H**-0.5, query.dtype)).reshape(B, M, (N // M) * T, H)
 
@@ -45,9 +45,15 @@ def attend(
         """[B, T, C] -> [B, 1, 1, T, C], to meet scores of shape [B, M, N / M, T, C]."""
         return mask[:, None, None]
 
-    scores = []
-    for source, mask in zip(sources, masks, strict=True):
-        score = jnp.einsum("bmqh,bmch->bmqc", grouped, source.keys, preferred_element_type=wide)
+    def score_keys(queries: Array, source: KeyValue) -> Array:
+        return jnp.einsum("bmqh,bmch->bmqc", queries, source.keys, preferred_element_type=wide)
+
+    def weigh_values(weights: Array, source: KeyValue) -> Array:
+        return jnp.einsum("bmqc,bmch->bmqh", weights, source.values, preferred_element_type=wide)
+
+    sources, scores, parts = list(sources), [], []
+    for index, mask in enumerate(masks):
+        score, sources[index] = read(score_keys, grouped, sources[index])
         score = score.reshape(B, M, N // M, T, -1)
         scores.append(jnp.where(per_group(mask), score, jnp.finfo(wide).min))
     peak = jax.lax.stop_gradient(jnp.stack([score.max(-1) for score in scores]).max(0))
@@ -58,17 +64,12 @@ def attend(
             jnp.where(keep.reshape(weight.shape), weight / (1.0 - dropout), 0.0)
             for weight, keep in zip(weights, kept, strict=True)
         ]
-    parts = [
-        jnp.einsum(
-            "bmqc,bmch->bmqh",
-            weight.reshape(B, M, (N // M) * T, -1).astype(query.dtype),
-            source.values,
-            preferred_element_type=wide,
-        )
-        for weight, source in zip(weights, sources, strict=True)
-    ]
+    for index, weight in enumerate(weights):
+        weight = weight.reshape(B, M, (N // M) * T, -1).astype(query.dtype)
+        part, sources[index] = read(weigh_values, weight, sources[index])
+        parts.append(part)
     out = functools.reduce(jnp.add, parts) / total.reshape(B, M, (N // M) * T, 1)
-    return out.reshape(B, N, T, H).astype(query.dtype)
+    return out.reshape(B, N, T, H).astype(query.dtype), sources[-1]
 
 
 def offset_query_bias(

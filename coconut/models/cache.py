@@ -6,13 +6,18 @@ prompt's keys and values, and a gradient to the prompt is formed once.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, no_type_check
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from coconut.sharding import constrain
+
+READ = "read"
+"""The `jax.checkpoint` name of what was read of a `Filling`."""
 
 
 @jax.tree_util.register_dataclass
@@ -28,12 +33,32 @@ class KeyValue:
 @jax.tree_util.register_dataclass
 @no_type_check  # JAX also builds them of abstract values, cotangents and shardings
 @dataclasses.dataclass(frozen=True)
+class Filling:
+    """Columns written one pass at a time, in a computation that is differentiated.
+
+    To differentiate what a pass read, autodiff would keep the columns as they were then: a copy of all of them for each
+    column. But a pass does not see what later ones write, so the columns as they are in the end serve as well. They
+    come from the other side: as the cotangent of ``completed``, which whoever differentiates sets
+    (`coconut.latent.thoughts`) and every pass hands on.
+
+    Attributes:
+      written: the columns, as far as they are written.
+      completed: zeros of the same shapes.
+    """
+
+    written: KeyValue
+    completed: KeyValue
+
+
+@jax.tree_util.register_dataclass
+@no_type_check  # JAX also builds them of abstract values, cotangents and shardings
+@dataclasses.dataclass(frozen=True)
 class Segment:
     """The columns one pass left behind.
 
     Attributes:
       layers: a `KeyValue` with a leading layer axis where the decoder scans its layers, else a tuple of one
-        `KeyValue` a layer.
+        `KeyValue` a layer; or a `Filling` in the place of each.
       valid: which columns may be attended to.
       columns: index of each column in the whole sequence (dropout draws its masks by column).
     """
@@ -43,7 +68,7 @@ class Segment:
     columns: Int[Array, " C"]
 
 
-def write(room: KeyValue, new: KeyValue, start: Int[Array, ""] | int) -> KeyValue:
+def write(room: KeyValue | Filling, new: KeyValue, start: Int[Array, ""] | int) -> KeyValue | Filling:
     """Puts the columns of ``new`` into those of one layer that were made for them.
 
     Args:
@@ -56,7 +81,53 @@ def write(room: KeyValue, new: KeyValue, start: Int[Array, ""] | int) -> KeyValu
         written = jax.lax.dynamic_update_slice_in_dim(old, update.astype(old.dtype), start, axis=2)
         return constrain(written, "rows", "kv_heads", "past", "head")
 
+    if isinstance(room, Filling):
+        return dataclasses.replace(room, written=jax.tree.map(put, room.written, new))
     return jax.tree.map(put, room, new)
+
+
+def read(
+    function: Callable[[Any, KeyValue], Any], x: Any, columns: KeyValue | Filling
+) -> tuple[Any, KeyValue | Filling]:
+    """``function(x, columns)``, and the columns from there on: what is read of a `Filling`, is read by this.
+
+    Args:
+      function: what is read. Columns that are not written yet must have no part in its derivatives.
+      x: its other arguments.
+      columns: keys and values of one layer.
+    """
+    if not isinstance(columns, Filling):
+        return function(x, columns), columns
+    y, completed = _read(function, x, columns.written, columns.completed)
+    # Not to be made again by `jax.checkpoint`, which would keep what is written so far for it.
+    return checkpoint_name(y, READ), dataclasses.replace(columns, completed=completed)
+
+
+def _read_written(
+    function: Callable[[Any, KeyValue], Any], x: Any, written: KeyValue, completed: KeyValue
+) -> tuple[Any, KeyValue]:
+    return function(x, written), completed
+
+
+_read = jax.custom_vjp(_read_written, nondiff_argnums=(0,))
+
+
+def _read_forward(
+    function: Callable[[Any, KeyValue], Any], x: Any, written: KeyValue, completed: KeyValue
+) -> tuple[tuple[Any, KeyValue], Any]:
+    return (function(x, written), completed), x
+
+
+def _read_backward(
+    function: Callable[[Any, KeyValue], Any], x: Any, cotangents: tuple[Any, KeyValue]
+) -> tuple[Any, KeyValue, KeyValue]:
+    of_result, completed = cotangents
+    _, pull_back = jax.vjp(function, x, completed)
+    to_x, to_written = pull_back(of_result)
+    return to_x, to_written, completed
+
+
+_read.defvjp(_read_forward, _read_backward)
 
 
 def empty_segment(layers: Any, batch: int, columns: Int[Array, " C"]) -> Segment:

@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 from coconut.models.attention import attend, offset_query_bias, rotate
-from coconut.models.cache import KeyValue, write
+from coconut.models.cache import Filling, KeyValue, write
 from coconut.models.config import DecoderConfig
 from coconut.models.lending import Lent, apply_matrix
 from coconut.models.segment_attention import attend_by_kernels
@@ -127,14 +127,14 @@ class Attention(nnx.Module):
         x: Float[Array, "B T D"],
         *,
         positions: Int[Array, "B T"],
-        past: list[KeyValue],
+        past: list[KeyValue | Filling],
         visible: list[Any],
         implementation: str,
         dropout: Dropout | None,
         columns: list[Int[Array, " _"]],
         read: Int[Array, "B W"] | None = None,
         write_at: Int[Array, ""] | None = None,
-    ) -> tuple[Float[Array, "B _ D"], KeyValue]:
+    ) -> tuple[Float[Array, "B _ D"], KeyValue | Filling]:
         """Attends to ``past`` and to the columns of ``x``.
 
         Args:
@@ -176,9 +176,9 @@ class Attention(nnx.Module):
         query, sources = query.swapaxes(1, 2), [*past, own]
         if implementation == "dense":
             kept = None if dropout is None else dropout.weights(B, self.config.num_heads, columns)
-            out = attend(query, sources, visible, kept=kept, dropout=self.config.dropout)
+            out, own = attend(query, sources, visible, kept=kept, dropout=self.config.dropout)
         else:
-            out = attend_by_kernels(query, sources, visible, implementation)
+            out, own = attend_by_kernels(query, sources, visible, implementation)
         out = constrain(out.swapaxes(1, 2).reshape(B, T, -1), rows_of(reading), "columns", "heads")
         return self.output(out), own
 
@@ -231,14 +231,14 @@ class Layer(nnx.Module):
         x: Float[Array, "B T D"],
         *,
         positions: Int[Array, "B T"],
-        past: list[KeyValue],
+        past: list[KeyValue | Filling],
         visible: list[Any],
         implementation: str,
         dropout: Dropout | None,
         columns: list[Int[Array, " _"]],
         read: Int[Array, "B W"] | None = None,
         write_at: Int[Array, ""] | None = None,
-    ) -> tuple[Float[Array, "B _ D"], KeyValue]:
+    ) -> tuple[Float[Array, "B _ D"], KeyValue | Filling]:
         """One layer, whose output has the columns read alone; see `Attention` for the arguments."""
         drop = (lambda y, site: y) if dropout is None else (lambda y, site: dropout.at(site).units(y))
         branch, own = self.attention(

@@ -4,6 +4,7 @@ The kernels know of each row which columns it may see as one range. So the valid
 other in every row, as they do in what `coconut.batching` and `coconut.latent` write.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from coconut.models.cache import KeyValue
+from coconut.models.cache import Filling, KeyValue, read
 from coconut.models.config import KERNEL_DTYPES, DecoderConfig, split_implementation
 from coconut.sharding import fitting_partition
 from pallas_kernels.decode_attention import decode_attention, merge_segments
@@ -52,8 +53,8 @@ def valid_range(valid: Bool[Array, "B C"]) -> Range:
 
 
 def attend_by_kernels(
-    query: Float[Array, "B N T H"], sources: Sequence[KeyValue], ranges: Sequence[Range], implementation: str
-) -> Float[Array, "B N T H"]:
+    query: Float[Array, "B N T H"], sources: Sequence[KeyValue | Filling], ranges: Sequence[Range], implementation: str
+) -> tuple[Float[Array, "B N T H"], KeyValue | Filling]:
     """Softmax attention over all sources together, the last of which is this pass's own and is seen causally.
 
     Args:
@@ -64,29 +65,32 @@ def attend_by_kernels(
         `split_implementation`.
 
     Returns:
-      Weighted values, in the dtype of ``query``; 0 where a query may see nothing.
+      Weighted values, in the dtype of ``query``, 0 where a query may see nothing; and the last source, from there on
+      (`read`).
 
     Raises:
       ValueError: the implementation does not apply here.
     """
-    outputs, normalizers = [], []
+    outputs, normalizers, source = [], [], sources[-1]
     for index, (source, visible) in enumerate(zip(sources, ranges, strict=True)):
         causal = index == len(sources) - 1
-        out, normalizer = _attend_to(query, source, visible, causal=causal, implementation=implementation)
+        attend = functools.partial(_attend_to, causal=causal, implementation=implementation)
+        (out, normalizer), source = read(attend, (query, visible), source)
         outputs.append(out)
         normalizers.append(normalizer)
-    return merge_segments(outputs, normalizers)[0] if len(outputs) > 1 else outputs[0]
+    return merge_segments(outputs, normalizers)[0] if len(outputs) > 1 else outputs[0], source
 
 
 def _attend_to(
-    query: Float[Array, "B N T H"], source: KeyValue, visible: Range, *, causal: bool, implementation: str
+    queries: tuple[Float[Array, "B N T H"], Range], source: KeyValue, *, causal: bool, implementation: str
 ) -> tuple[Float[Array, "B N T H"], Float[Array, "B N T"]]:
     """One segment. On a mesh each device attends with its own rows, heads and columns, and nothing is exchanged."""
+    query, visible = queries
     name, interpret = split_implementation(implementation)
-    queries = fitting_partition(("rows", "heads", "columns", "head"), query.shape)
+    of_queries = fitting_partition(("rows", "heads", "columns", "head"), query.shape)
     keys = fitting_partition(("rows", "kv_heads", "past", "head"), source.keys.shape)
-    rows = PartitionSpec(queries[0])
-    split_columns = queries[2] if len(queries) > 2 else None
+    rows = PartitionSpec(of_queries[0])
+    split_columns = of_queries[2] if len(of_queries) > 2 else None
 
     def local(query: Array, keys: Array, values: Array, start: Array, end: Array) -> tuple[Array, Array]:
         columns = query.shape[2]
@@ -117,8 +121,8 @@ def _attend_to(
     if not (mesh.empty or mesh.size == 1):
         local = jax.shard_map(
             local,
-            in_specs=(queries, keys, keys, rows, rows),
-            out_specs=(queries, PartitionSpec(*queries[:3])),
+            in_specs=(of_queries, keys, keys, rows, rows),
+            out_specs=(of_queries, PartitionSpec(*of_queries[:3])),
             # Interpreted kernels cannot say over which axes they differ.
             check_vma=not interpret,
         )

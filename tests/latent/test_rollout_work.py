@@ -1,5 +1,6 @@
 """What a rollout does not do: columns that nobody reads, and a pass for the last thought."""
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,9 +10,18 @@ import jax.numpy as jnp
 import pytest
 
 from coconut.latent.rollout import rollout
+from coconut.models.config import DecoderConfig
 from coconut.models.decoder import Decoder
 from coconut.types import Language, Latent, Schedule
-from tests.tiny_models import GPT2_STYLE, random_decoder
+from tests.tiny_models import GPT2_STYLE, quick_jit, random_decoder
+
+# One head: what attention weighs is a square anyway, but not as wide as what it reads.
+WIDE = dataclasses.replace(GPT2_STYLE, embed_dim=64, num_heads=1)
+IMPLEMENTATIONS = {
+    "dense": WIDE,
+    "scanned and made again": dataclasses.replace(WIDE, scan_layers=True, remat="full"),
+    "in blocks": dataclasses.replace(WIDE, attention="xla"),
+}
 
 
 def columns_alone(decoder: Decoder, schedule: Schedule, *, every_hidden: bool) -> Any:
@@ -46,6 +56,24 @@ def test_the_last_thought_is_no_pass_of_its_own(thoughts: int) -> None:
     traced = columns_alone(random_decoder(GPT2_STYLE), schedule, every_hidden=False)
     lengths = [found.params["length"] for found in equations(traced.jaxpr.jaxpr) if found.primitive.name == "scan"]
     assert lengths == ([thoughts - 1] if thoughts > 1 else [])
+
+
+@pytest.mark.parametrize("config", IMPLEMENTATIONS.values(), ids=IMPLEMENTATIONS)
+def test_memory_of_a_gradient_grows_with_the_thoughts_and_not_with_their_square(config: DecoderConfig) -> None:
+    """The keys and values of a span are as long as the span: to keep what each thought saw of them is its square."""
+    decoder, used = random_decoder(config), []
+    for thoughts in (32, 64, 128):
+        schedule = (Language(3), Latent(thoughts), Language(2, 1))
+        T = sum(span.length for span in schedule)
+        zeros = jax.ShapeDtypeStruct((2, T), jnp.int32)
+        valid = jax.ShapeDtypeStruct((2, T), bool)
+        loss = lambda decoder, tokens, positions, valid, schedule=schedule: rollout(
+            decoder, schedule, tokens=tokens, positions=positions, valid=valid
+        ).predictors.sum()
+        compiled = quick_jit(jax.grad(loss)).lower(decoder, zeros, zeros, valid).compile()
+        used.append(compiled.memory_analysis().temp_size_in_bytes)
+    # 2 where the growth is linear, 4 where it is quadratic.
+    assert used[2] - used[1] < 2.5 * (used[1] - used[0])
 
 
 def equations(jaxpr: Any) -> Iterator[Any]:
