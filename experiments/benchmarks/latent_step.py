@@ -4,7 +4,10 @@
 
 A step is the project's own (`coconut.training.step.make_train_step`): loss, gradients, metrics, AdamW, the state
 donated. Both alternatives have ``prompt + K + answer`` columns, make logits at the labels alone, and no dropout; the
-plain one reads all columns in one parallel pass, where the other makes its K in the middle one after the other.
+plain one reads all columns in one parallel pass, where the other makes its K in the middle one after the other. It is
+timed in two forms: ``ratio`` is over this project's own, which like the step with thoughts leaves out the columns of
+the last layer that nobody reads (`Decoder.trunk`); ``ratio_to_every_column`` is over the usual one, with all columns in
+all layers.
 
 Case (a) is a small decoder, (b) GPT-2 small, (c) is (a) with 0 to 32 thoughts. ``--against transformers`` times Hugging
 Face's GPT-2 (PyTorch, CPU) without thoughts against this project's with thoughts, on (a) and (b).
@@ -15,7 +18,9 @@ import importlib.metadata
 import os
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +29,7 @@ import numpy as np
 from coconut.latent.feedback import Identity
 from coconut.methods.coconut import COCONUT
 from coconut.models.config import DecoderConfig
+from coconut.models.decoder import Decoder
 from coconut.training.optimizer import OptimizerConfig, make_optimizer
 from coconut.training.state import Template, TrainState, make_model, make_state, parameters_of
 from coconut.training.step import make_train_step
@@ -115,33 +121,43 @@ class Trainer:
 
     def __init__(self, geometry: Geometry) -> None:
         self.geometry = geometry
-        optimizer = make_optimizer(OPTIMIZER)
+        self.optimizer = make_optimizer(OPTIMIZER)
         make = lambda key: make_model(geometry.decoder, Identity(), key)
         key = jax.random.key(0)
-        template = Template.of(jax.eval_shape(make, key))
-        self.state: TrainState = jax.jit(lambda key: make_state(parameters_of(make(key)), optimizer))(key)
-        self._train_step: Any = make_train_step(template, COCONUT, optimizer)
-        self._compiled: dict[Schedule, tuple[Callable[[], None], int | None]] = {}
+        self.template = Template.of(jax.eval_shape(make, key))
+        self.state: TrainState = jax.jit(lambda key: make_state(parameters_of(make(key)), self.optimizer))(key)
+        self._compiled: dict[tuple[Schedule, bool], tuple[Callable[[], None], int | None]] = {}
 
     @property
     def parameters(self) -> int:
         """Number of parameters."""
         return sum(x.size for x in jax.tree.leaves(self.state.parameters))
 
-    def step(self, thoughts: int, schedule: Schedule) -> tuple[Callable[[], None], int | None]:
-        """A function that takes one step, and the temporary memory of its program in bytes, where XLA tells."""
-        if schedule not in self._compiled:
+    def step(
+        self, thoughts: int, schedule: Schedule, *, every_column: bool = False
+    ) -> tuple[Callable[[], None], int | None]:
+        """A function that takes one step, and the temporary memory of its program in bytes, where XLA tells.
+
+        Args:
+          thoughts: columns between prompt and answer.
+          schedule: their spans.
+          every_column: run the columns that nobody reads through the last layer, too.
+        """
+        if (schedule, every_column) not in self._compiled:
             batch = jax.device_put(random_batch(self.geometry, thoughts, schedule))
             rate, key = jnp.asarray(OPTIMIZER.learning_rate), jax.random.key(1)
-            compiled = self._train_step.lower(self.state, batch, rate, key).compile()
+            train_step: Any = make_train_step(self.template, COCONUT, self.optimizer)
+            skips = mock.patch.object(Decoder, "skips", return_value=False) if every_column else nullcontext()
+            with skips:
+                compiled = train_step.lower(self.state, batch, rate, key).compile()
             memory = compiled.memory_analysis()
 
             def take() -> None:
                 self.state, metrics = compiled(self.state, batch, rate, key)
                 jax.block_until_ready((self.state, metrics))
 
-            self._compiled[schedule] = take, None if memory is None else int(memory.temp_size_in_bytes)
-        return self._compiled[schedule]
+            self._compiled[schedule, every_column] = take, None if memory is None else int(memory.temp_size_in_bytes)
+        return self._compiled[schedule, every_column]
 
 
 def measure_ratio(name: str, geometry: Geometry, rounds: int) -> dict[str, Any]:
@@ -149,16 +165,27 @@ def measure_ratio(name: str, geometry: Geometry, rounds: int) -> dict[str, Any]:
     trainer, [thoughts] = Trainer(geometry), geometry.thoughts
     latent, latent_memory = trainer.step(thoughts, latent_schedule(geometry, thoughts))
     plain, plain_memory = trainer.step(thoughts, plain_schedule(geometry, thoughts))
-    seconds = timing.interleave({"latent": latent, "plain": plain}, rounds, title=f"({name})")
+    whole, whole_memory = trainer.step(thoughts, plain_schedule(geometry, thoughts), every_column=True)
+    variants = {"latent": latent, "plain": plain, "plain, every column": whole}
+    seconds = timing.interleave(variants, rounds, title=f"({name})")
+    to_whole = seconds["latent"] / seconds["plain, every column"]
     result = {
         **describe(geometry, trainer, rounds),
         "thoughts": thoughts,
         **timing.ratio(seconds["latent"], seconds["plain"]),
+        **timing.quartiles("ratio_to_every_column", to_whole),
         "latent": {**timing.summary(seconds["latent"]), "temporary_bytes": latent_memory},
         "plain": {**timing.summary(seconds["plain"]), "temporary_bytes": plain_memory},
+        "plain, every column": {
+            **timing.summary(seconds["plain, every column"]),
+            "temporary_bytes": whole_memory,
+        },
         "memory_ratio": latent_memory / plain_memory if latent_memory and plain_memory else None,
     }
-    print(f"({name}) {thoughts} thoughts over plain, time: {result['ratio']:.3f}")
+    print(
+        f"({name}) {thoughts} thoughts over plain, time: {result['ratio']:.3f}; "
+        f"over plain with every column in every layer: {result['ratio_to_every_column']:.3f}"
+    )
     if result["memory_ratio"] is not None:
         print(f"({name}) {thoughts} thoughts over plain, temporary memory: {result['memory_ratio']:.3f}")
     return result
@@ -168,15 +195,17 @@ def measure_slope(name: str, geometry: Geometry, rounds: int) -> dict[str, Any]:
     """Case (c): how the cost grows with the number of thoughts.
 
     ``slope`` is that of the step with thoughts, in plain steps without thoughts per thought; ``plain_slope`` is that of
-    the plain step by the same columns, and contained in it. Without thoughts both are one program, timed twice: how far
+    the plain step by the same columns, and contained in it; ``slope_to_every_column`` is ``slope`` in plain steps with
+    all columns in all layers. Without thoughts both are one program, timed twice: how far
     the first ratio is from 1 tells how well ratios were measured.
     """
     trainer, variants = Trainer(geometry), {}
     for thoughts in geometry.thoughts:
         variants[f"latent {thoughts}"], _ = trainer.step(thoughts, latent_schedule(geometry, thoughts))
         variants[f"plain {thoughts}"], _ = trainer.step(thoughts, plain_schedule(geometry, thoughts))
+    variants["every column"], _ = trainer.step(0, plain_schedule(geometry, 0), every_column=True)
     seconds = timing.interleave(variants, rounds, title=f"({name})")
-    unit = seconds["plain 0"]
+    unit, whole = seconds["plain 0"], seconds["every column"]
     rows = []
     for thoughts in geometry.thoughts:
         latent, plain = seconds[f"latent {thoughts}"], seconds[f"plain {thoughts}"]
@@ -186,6 +215,7 @@ def measure_slope(name: str, geometry: Geometry, rounds: int) -> dict[str, Any]:
                 **timing.ratio(latent, plain),
                 "latent_plain_steps": float(np.median(latent / unit)),
                 "plain_plain_steps": float(np.median(plain / unit)),
+                "latent_whole_steps": float(np.median(latent / whole)),
                 "latent": timing.summary(latent),
                 "plain": timing.summary(plain),
             }
@@ -196,14 +226,17 @@ def measure_slope(name: str, geometry: Geometry, rounds: int) -> dict[str, Any]:
         )
     latent_fit = fit_line(geometry.thoughts, [row["latent_plain_steps"] for row in rows])
     plain_fit = fit_line(geometry.thoughts, [row["plain_plain_steps"] for row in rows])
+    whole_fit = fit_line(geometry.thoughts, [row["latent_whole_steps"] for row in rows])
     print(
         f"({name}) plain steps per thought: {latent_fit['slope']:.4f} (plain columns: {plain_fit['slope']:.4f}), "
-        f"residual {latent_fit['residual']:.4f}"
+        f"residual {latent_fit['residual']:.4f}; plain steps with every column: {whole_fit['slope']:.4f}"
     )
     return {
         **describe(geometry, trainer, rounds),
         **latent_fit,
         **{f"plain_{key}": value for key, value in plain_fit.items()},
+        "slope_to_every_column": whole_fit["slope"],
+        "every column": timing.summary(whole),
         "rows": rows,
     }
 

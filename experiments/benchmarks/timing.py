@@ -25,7 +25,9 @@ Seconds = dict[str, np.ndarray]
 def interleave(variants: Mapping[str, Callable[[], object]], rounds: int, *, title: str = "") -> Seconds:
     """Times every variant once a round, after one round that is not counted.
 
-    Every second round runs backwards, so that no variant always follows the same other one.
+    A variant is called twice in a row, and the second call is timed: outside of benchmarks a step follows its like, and
+    does not find the memory and the caches that something else has left. Every second round runs backwards, so that no
+    variant always follows the same other one.
 
     Args:
       variants: what to time; a call returns when its work is done.
@@ -39,6 +41,7 @@ def interleave(variants: Mapping[str, Callable[[], object]], rounds: int, *, tit
     try:
         for index in range(rounds + 1):
             for name in reversed(names) if index % 2 else names:
+                variants[name]()
                 start = time.perf_counter()
                 variants[name]()
                 seconds[name].append(time.perf_counter() - start)
