@@ -7,12 +7,17 @@ an object appears as a whole or not at all, it cannot be appended to, and there 
 import contextlib
 import importlib.util
 import io
+import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import jax
+import numpy as np
 from etils import epath
+from filelock import FileLock, Timeout
+from jax.experimental import multihost_utils
 
 from coconut.types import CoconutError
 
@@ -20,6 +25,10 @@ StoragePath = Path | epath.Path
 """A `pathlib.Path` on a disk, an `etils.epath.Path` in an object store; `parse_path` makes either."""
 
 SCHEME = "gs://"
+LOCK = ".lock"
+"""The file of a workdir that the process which trains in it has locked."""
+
+LOG = logging.getLogger(__name__)
 
 
 def parse_path(text: str) -> StoragePath:
@@ -90,6 +99,40 @@ def write_atomically(path: StoragePath, text: str) -> None:
             temporary = path.with_name(f".{path.name}.{os.getpid()}")
             temporary.write_bytes(content)
             temporary.replace(path)
+
+
+@contextlib.contextmanager
+def hold(folder: StoragePath) -> Iterator[None]:
+    """Keeps a folder to this run: a second one would write its checkpoints and metrics among those of the first.
+
+    The system lets go of it when the process ends, however it ends. Of several processes of one run the first holds it.
+    An object store, and a disk without locks, cannot be held.
+
+    Raises:
+      CoconutError: another process holds it.
+    """
+    with contextlib.ExitStack() as holding:
+        first = jax.process_index() == 0
+        held = is_remote(folder) or not first or _lock(folder, holding)
+        if jax.process_count() > 1:
+            # All of them stop, instead of waiting for the first.
+            held = bool(multihost_utils.broadcast_one_to_all(np.asarray(held)))
+        if not held:
+            raise CoconutError(f"{folder}: another process trains in this workdir; stop it, or take another workdir")
+        yield
+
+
+def _lock(folder: StoragePath, holding: contextlib.ExitStack) -> bool:
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        return False
+    except (NotImplementedError, OSError) as error:
+        LOG.warning("%s cannot be locked (%s): nothing keeps a second process out of it", folder, error)
+    else:
+        holding.callback(lock.release)
+    return True
 
 
 class LineLog:

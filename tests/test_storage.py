@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from coconut import storage
-from coconut.storage import LineLog, exists, is_remote, make_folder, parse_path, read_text, write_atomically
+from coconut.storage import LineLog, exists, hold, is_remote, make_folder, parse_path, read_text, write_atomically
 from coconut.types import CoconutError
 from experiments.main import EXIT_BAD_INPUT, main
 
@@ -54,6 +54,41 @@ def test_files_on_a_disk(tmp_path: Path) -> None:
         read_text(folder / "y.json")
     with pytest.raises(CoconutError, match=r"c/x.json: No such file"):
         write_atomically(folder / "c" / "x.json", "")
+
+
+HOLDING = """
+import sys, time
+from pathlib import Path
+from coconut.storage import hold
+with hold(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_folder_is_held_by_one_process_until_it_ends_however_it_ends(tmp_path: Path) -> None:
+    other = subprocess.Popen([sys.executable, "-c", HOLDING, tmp_path], stdout=subprocess.PIPE, text=True)
+    assert other.stdout is not None
+    assert other.stdout.readline() == "held\n"
+    with pytest.raises(CoconutError, match=f"{tmp_path}: another process trains in this workdir"), hold(tmp_path):
+        raise AssertionError("held by two")
+    other.kill()
+    other.wait()
+    with pytest.raises(ZeroDivisionError), hold(tmp_path):
+        raise ZeroDivisionError
+    with hold(tmp_path):
+        pass
+
+
+def test_a_disk_without_locks_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(self: object, *, blocking: bool) -> None:
+        raise NotImplementedError("no flock here")
+
+    monkeypatch.setattr(storage.FileLock, "acquire", refuse)
+    with hold(tmp_path):
+        assert f"{tmp_path} cannot be locked (no flock here)" in caplog.text
 
 
 def test_a_log_on_a_disk_is_there_at_once(tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ from coconut.datasets import Dataset
 from coconut.methods import get_method
 from coconut.pipeline import BatchSource, make_iterator
 from coconut.sharding import make_mesh, own_rows, put_rows, replicated
-from coconut.storage import StoragePath, make_folder
+from coconut.storage import StoragePath, hold, make_folder
+from coconut.tokenizers import TokenizedExample
 from coconut.training.checkpoint import Checkpoints, Progress, Run
 from coconut.training.config import RunConfig
 from coconut.training.metrics import Meter, MetricsLog, SkippedSteps, progress_bar
@@ -80,16 +81,36 @@ def train(
       console: where the progress bar goes; standard error if None.
 
     Raises:
-      CoconutError: bad input (before any long work starts), a workdir that holds another run, a checkpoint that cannot
-        be saved.
+      CoconutError: bad input (before any long work starts), a workdir that holds another run or that another process
+        trains in, a checkpoint that cannot be saved.
       DivergedError: ``config.max_skipped_steps`` steps in a row were skipped.
     """
     run, dataset, examples = prepare(config, dataset, workdir)
-    config, curriculum, method = run.config, run.config.curriculum, get_method(config.method)
-    run.check(workdir)
     make_folder(workdir)
+    with hold(workdir):
+        run.check(workdir)
+        return _train(
+            *(run, dataset, examples, workdir),
+            mesh=make_mesh() if mesh is None else mesh,
+            validate=validate,
+            tensorboard=tensorboard,
+            console=console,
+        )
 
-    mesh = make_mesh() if mesh is None else mesh
+
+def _train(
+    run: Run,
+    dataset: Dataset,
+    examples: list[TokenizedExample],
+    workdir: StoragePath,
+    *,
+    mesh: Mesh,
+    validate: Validate,
+    tensorboard: bool,
+    console: Console | None,
+) -> TrainResult:
+    """`train`, once the input is known to be good and the workdir to be this run's."""
+    config, curriculum, method = run.config, run.config.curriculum, get_method(run.config.method)
     rows = own_rows(mesh, config.pipeline.batch_size, config.microbatches)
     optimizer = make_optimizer(config.optimizer)
     template, expected = abstract_state(config, optimizer, mesh)

@@ -24,6 +24,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from rich.console import Console
 
 from coconut.methods import METHODS
+from coconut.storage import LOCK, hold
 from coconut.training import loop
 from coconut.training.checkpoint import Checkpoints, Progress, load_model
 from coconut.training.config import RunConfig, to_json
@@ -320,6 +321,12 @@ def test_a_workdir_that_holds_another_run_is_left_alone(uninterrupted: tuple[Pat
     assert "data_fingerprint" in message
     assert "config.decoder" not in message
     assert {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()} == before
+
+
+def test_two_processes_do_not_train_in_one_workdir(tmp_path: Path) -> None:
+    with hold(tmp_path), pytest.raises(CoconutError, match="another process trains in this workdir"):
+        trained(tiny_run(), tmp_path)
+    assert [path.name for path in tmp_path.iterdir() if path.name != LOCK] == []
 
 
 # --- What is kept -------------------------------------------------------------------------------------------------
