@@ -7,6 +7,9 @@ thoughts solves ``G = g + J^T G``, with ``g`` what arrives from outside the span
 that of the *parallel* map at cotangent ``G``. And ``(I - J)^-1`` is what the sequential scan makes of a disturbance of
 its inputs. So the backward pass runs the scan in reverse for activations alone, which gives ``G``, then the parallel
 map once, which forms every weight gradient once instead of once a thought.
+
+Memory grows with ``K``: the reverse scan keeps the products of each column, and reads the keys and values of the span
+as they are in the end, instead of as each thought found them (`coconut.models.cache.Filling`).
 """
 
 import dataclasses
