@@ -8,8 +8,9 @@ that of the *parallel* map at cotangent ``G``. And ``(I - J)^-1`` is what the se
 its inputs. So the backward pass runs the scan in reverse for activations alone, which gives ``G``, then the parallel
 map once, which forms every weight gradient once instead of once a thought.
 
-Memory grows with ``K``: the reverse scan keeps the products of each column, and reads the keys and values of the span
-as they are in the end, instead of as each thought found them (`coconut.models.cache.Filling`).
+Memory grows with ``K``: the reverse scan keeps of each column its products, or what ``DecoderConfig.remat`` says, and
+reads the keys and values of the span as they are in the end, instead of as each thought found them
+(`coconut.models.cache.Filling`).
 """
 
 import dataclasses
@@ -143,8 +144,9 @@ def _think_into(
         out, own = run_one_column(decoder, thought, here, past, own, index)
         return (jnp.where(here.valid, out, hidden), own), (thought, out)
 
-    # For the reverse scan the results of products are kept: stacking all the rest takes longer than making it again.
-    step = jax.checkpoint(step, policy=_PRODUCTS, prevent_cse=False)
+    if decoder.config.remat == "none":
+        # The results of products are kept: stacking all the rest takes longer than making it again.
+        step = jax.checkpoint(step, policy=_PRODUCTS, prevent_cse=False)
     scanned = (jnp.arange(place.valid.shape[1]), disturbance.swapaxes(0, 1))
     (_, own), (thoughts, hidden) = jax.lax.scan(step, (last, room), scanned)
     return LatentSpan(thoughts.swapaxes(0, 1), hidden.swapaxes(0, 1), own.layers)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from coconut.models.cache import Segment
+from coconut.models.cache import READ, Segment
 from coconut.models.config import DecoderConfig
 from coconut.models.layers import Dropout, Layer, make_linear, make_norm, residual, take_columns
 from coconut.models.lending import lend
@@ -190,7 +190,10 @@ class Decoder(nnx.Module):
 
         skips = read is not None and self.skips(T, read.shape[1])
         if self.config.remat != "none":
-            policy = jax.checkpoint_policies.checkpoint_dots if self.config.remat == "dots" else None
+            keep = jax.checkpoint_policies
+            policy = keep.save_only_these_names(READ)
+            if self.config.remat == "dots":
+                policy = keep.save_from_both_policies(keep.checkpoint_dots, policy)
             apply = jax.checkpoint(apply, policy=policy, static_argnums=() if self.config.scan_layers else (2,))
 
         if self.config.scan_layers:
