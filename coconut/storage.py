@@ -5,6 +5,7 @@ an object appears as a whole or not at all, it cannot be appended to, and there 
 """
 
 import contextlib
+import errno
 import importlib.util
 import io
 import logging
@@ -106,33 +107,39 @@ def hold(folder: StoragePath) -> Iterator[None]:
     """Keeps a folder to this run: a second one would write its checkpoints and metrics among those of the first.
 
     The system lets go of it when the process ends, however it ends. Of several processes of one run the first holds it.
-    An object store, and a disk without locks, cannot be held.
+    An object store has no locks, and is not held. Some disks of clusters have none either: that is a warning, since one
+    must be able to train there.
 
     Raises:
-      CoconutError: another process holds it.
+      CoconutError: another process holds it, or its file `LOCK` cannot be written.
     """
     with contextlib.ExitStack() as holding:
-        first = jax.process_index() == 0
-        held = is_remote(folder) or not first or _lock(folder, holding)
+        held_here = jax.process_index() == 0 and not is_remote(folder)
+        refusal = _lock(Path(folder), holding) if held_here else None
+        refused = refusal is not None
         if jax.process_count() > 1:
             # All of them stop, instead of waiting for the first.
-            held = bool(multihost_utils.broadcast_one_to_all(np.asarray(held)))
-        if not held:
-            raise CoconutError(f"{folder}: another process trains in this workdir; stop it, or take another workdir")
+            refused = bool(multihost_utils.broadcast_one_to_all(np.asarray(refused)))
+        if refused:
+            raise CoconutError(refusal or f"{folder}: the first process could not take this workdir")
         yield
 
 
-def _lock(folder: StoragePath, holding: contextlib.ExitStack) -> bool:
-    lock = FileLock(folder / LOCK)
+def _lock(folder: Path, holding: contextlib.ExitStack) -> str | None:
+    """Locks the folder for as long as ``holding``; why not, where it cannot."""
+    # Not the library's stand-in where there are no locks, a file that a killed process would leave behind.
+    lock = FileLock(folder / LOCK, fallback_to_soft=False)
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        return False
-    except (NotImplementedError, OSError) as error:
-        LOG.warning("%s cannot be locked (%s): nothing keeps a second process out of it", folder, error)
+        return f"{folder}: another process trains in this workdir; stop it, or take another workdir"
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.ENOTSUP):
+            return f"{folder / LOCK}: {error.strerror or error}"
+        LOG.warning("%s is on a disk without locks: nothing keeps a second process out of it", folder)
     else:
         holding.callback(lock.release)
-    return True
+    return None
 
 
 class LineLog:

@@ -4,11 +4,14 @@ The store is `gcp-storage-emulator`, a server on this machine that Orbax, tensor
 stands for Google Cloud Storage as far as its interface goes: not for its permissions, its limits and its delays.
 """
 
+import errno
+import fcntl
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -80,15 +83,19 @@ def test_a_folder_is_held_by_one_process_until_it_ends_however_it_ends(tmp_path:
         pass
 
 
-def test_a_disk_without_locks_is_a_warning(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("number", "refusal"), [(errno.ENOSYS, None), (errno.ENOTSUP, None), (errno.EIO, r"\.lock: Input/output error")]
+)
+def test_a_disk_without_locks_is_a_warning_and_one_that_fails_an_error(
+    number: int, refusal: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def refuse(self: object, *, blocking: bool) -> None:
-        raise NotImplementedError("no flock here")
+    def refuse(*arguments: object) -> None:
+        raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(storage.FileLock, "acquire", refuse)
-    with hold(tmp_path):
-        assert f"{tmp_path} cannot be locked (no flock here)" in caplog.text
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    expected = nullcontext() if refusal is None else pytest.raises(CoconutError, match=refusal)
+    with expected, hold(tmp_path):
+        assert f"{tmp_path} is on a disk without locks" in caplog.text
 
 
 def test_a_log_on_a_disk_is_there_at_once(tmp_path: Path) -> None:
