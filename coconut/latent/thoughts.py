@@ -8,7 +8,7 @@ that of the *parallel* map at cotangent ``G``. And ``(I - J)^-1`` is what the se
 its inputs. So the backward pass runs the scan in reverse for activations alone, which gives ``G``, then the parallel
 map once, which forms every weight gradient once instead of once a thought.
 
-Memory grows with ``K``: the reverse scan keeps of each column its products, or what ``DecoderConfig.remat`` says, and
+Memory grows with ``K``: the reverse scan keeps of each column what it needs, or what ``DecoderConfig.remat`` says, and
 reads the keys and values of the span as they are in the end, instead of as each thought found them
 (`coconut.models.cache.Filling`).
 """
@@ -27,6 +27,7 @@ from coconut.models.cache import READ, Filling, KeyValue, Segment, empty_segment
 from coconut.models.decoder import Decoder
 from coconut.models.layers import Dropout
 from coconut.models.lending import take_back
+from coconut.models.segment_attention import choose_attention
 
 Past = tuple[Segment, ...]
 
@@ -144,8 +145,9 @@ def _think_into(
         out, own = run_one_column(decoder, thought, here, past, own, index)
         return (jnp.where(here.valid, out, hidden), own), (thought, out)
 
-    if decoder.config.remat == "none":
-        # The results of products are kept: stacking all the rest takes longer than making it again.
+    if decoder.config.remat == "none" and choose_attention(decoder.config) == "dense":
+        # The results of products are kept: stacking all the rest takes longer than making it again. Not with kernels:
+        # the policy does not see into them, and the prompt would be attended to once more.
         step = jax.checkpoint(step, policy=_PRODUCTS, prevent_cse=False)
     scanned = (jnp.arange(place.valid.shape[1]), disturbance.swapaxes(0, 1))
     (_, own), (thoughts, hidden) = jax.lax.scan(step, (last, room), scanned)
@@ -230,12 +232,8 @@ def _with_layers(past: Past, layers: list[Any]) -> Past:
     return tuple(dataclasses.replace(segment, layers=new) for segment, new in zip(past, layers, strict=True))
 
 
-def _is_product(primitive: Any, *_: Any, **parameters: Any) -> bool:
-    return primitive.name in ("dot_general", "pallas_call")
-
-
 _PRODUCTS = jax.checkpoint_policies.save_from_both_policies(
-    _is_product, jax.checkpoint_policies.save_only_these_names(READ)
+    jax.checkpoint_policies.checkpoint_dots, jax.checkpoint_policies.save_only_these_names(READ)
 )
 
 

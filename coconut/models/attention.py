@@ -37,7 +37,7 @@ def attend(
       Weighted values, in the dtype of ``query``, and the last source, from there on (`read`).
     """
     B, N, T, H = query.shape
-    M = jax.tree.leaves(sources)[0].shape[1]
+    M = jax.tree.leaves(sources)[0].shape[1]  # of the keys of the first source, whichever kind it is
     wide = jnp.promote_types(query.dtype, jnp.float32)
     grouped = (query * jnp.asarray(H**-0.5, query.dtype)).reshape(B, M, (N // M) * T, H)
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from coconut.models.cache import READ, Segment
+from coconut.models.cache import READ, Filling, KeyValue, Segment
 from coconut.models.config import DecoderConfig
 from coconut.models.layers import Dropout, Layer, make_linear, make_norm, residual, take_columns
 from coconut.models.lending import lend
@@ -174,8 +174,12 @@ class Decoder(nnx.Module):
         visible_to_all = visible_to(None)
 
         def apply(
-            layer: Layer, x: Array, index: int | Array, layer_past: list[Any], read: Array | None = None
-        ) -> tuple[Array, Any]:
+            layer: Layer,
+            x: Array,
+            index: int | Array,
+            layer_past: list[KeyValue | Filling],
+            read: Array | None = None,
+        ) -> tuple[Array, KeyValue | Filling]:
             return layer(
                 x,
                 positions=positions,

@@ -196,8 +196,8 @@ def measure_slope(name: str, geometry: Geometry, rounds: int) -> dict[str, Any]:
 
     ``slope`` is that of the step with thoughts, in plain steps without thoughts per thought; ``plain_slope`` is that of
     the plain step by the same columns, and contained in it; ``slope_to_every_column`` is ``slope`` in plain steps with
-    all columns in all layers. Without thoughts both are one program, timed twice: how far
-    the first ratio is from 1 tells how well ratios were measured.
+    all columns in all layers. Without thoughts both are one program, timed twice: how far the first ratio is from 1
+    tells how well ratios were measured.
     """
     trainer, variants = Trainer(geometry), {}
     for thoughts in geometry.thoughts:

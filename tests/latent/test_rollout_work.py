@@ -1,4 +1,4 @@
-"""What a rollout does not do: columns that nobody reads, and a pass for the last thought."""
+"""What a rollout does not do: columns that nobody reads, a pass for the last thought, and keeping a span K times."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -20,6 +20,7 @@ WIDE = dataclasses.replace(GPT2_STYLE, embed_dim=64, num_heads=1)
 IMPLEMENTATIONS = {
     "dense": WIDE,
     "scanned and made again": dataclasses.replace(WIDE, scan_layers=True, remat="full"),
+    "scanned, products kept": dataclasses.replace(WIDE, scan_layers=True, remat="dots"),
     "in blocks": dataclasses.replace(WIDE, attention="xla"),
 }
 
@@ -74,6 +75,30 @@ def test_memory_of_a_gradient_grows_with_the_thoughts_and_not_with_their_square(
         used.append(compiled.memory_analysis().temp_size_in_bytes)
     # 2 where the growth is linear, 4 where it is quadratic.
     assert used[2] - used[1] < 2.5 * (used[1] - used[0])
+
+
+def test_the_gradient_of_a_thought_does_not_attend_to_the_prompt_again() -> None:
+    decoder = random_decoder(dataclasses.replace(GPT2_STYLE, attention="tpu_interpret"))
+    row = jnp.zeros((1, 11), jnp.int32)
+    loss = lambda decoder: rollout(
+        decoder, (Language(3), Latent(6), Language(2, 1)), tokens=row, positions=row, valid=row == 0
+    ).predictors.sum()
+    loops = [found for found in equations(jax.make_jaxpr(jax.grad(loss))(decoder).jaxpr) if is_loop(found, length=5)]
+    kernels = [
+        found for loop in loops for found in equations(loop.params["jaxpr"].jaxpr) if is_kernel(found, columns=3)
+    ]
+    assert len(loops) == 2 and len(kernels) == 2 * decoder.config.num_layers
+
+
+def is_loop(equation: Any, *, length: int) -> bool:
+    """Whether it is a scan of so many turns."""
+    return equation.primitive.name == "scan" and equation.params["length"] == length
+
+
+def is_kernel(equation: Any, *, columns: int) -> bool:
+    """Whether it is a kernel that reads keys of so many columns."""
+    shapes = [getattr(operand.aval, "shape", ()) for operand in equation.invars]
+    return equation.primitive.name == "pallas_call" and any(len(s) == 4 and s[2] == columns for s in shapes)
 
 
 def equations(jaxpr: Any) -> Iterator[Any]:
