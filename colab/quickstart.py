@@ -47,7 +47,7 @@ from pathlib import Path
 from IPython.display import Image, Markdown, display
 from rich.console import Console
 
-from experiments.quickstart import QuickstartConfig, quickstart, table
+from coconut.commands.quickstart import QuickstartConfig, quickstart, table
 
 outdir = Path("coconut-quickstart")
 config = QuickstartConfig.smoke() if os.environ.get("COCONUT_NOTEBOOK_SIZE") == "smoke" else QuickstartConfig()
@@ -71,8 +71,8 @@ for name in ("learning_curves", "beliefs", "accuracy_by_thoughts"):
 # the symbols it is nearest to, although none was ever written.
 
 # %%
+from coconut.commands.generate import answer_question, describe, load
 from coconut.datasets import load_split, text_format_of
-from experiments.generate import answer_question, describe, load
 
 run, model, progress = load(outdir)
 example = load_split(run.config.data, "test")[1]

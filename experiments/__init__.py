@@ -1,1 +1,1 @@
-"""Entry points: plain functions, each also a subcommand of ``coconut``."""
+"""What uses the library without being part of it: benchmarks, templates for launching, results."""

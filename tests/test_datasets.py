@@ -2,12 +2,12 @@
 
 import pytest
 
+from coconut.commands.configuration import resolve_run
 from coconut.datasets import DataConfig, make_tokenizer
 from coconut.tokenizers import MARKERS, TEXT, gpt2_tokenizer, load_tokenizer
 from coconut.training.checkpoint import Run
 from coconut.training.setup import prepare
 from coconut.types import CoconutError
-from experiments.configuration import resolve_run
 from tests.tokenizers import published
 
 

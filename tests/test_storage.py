@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 
 from coconut import storage
+from coconut.commands.main import EXIT_BAD_INPUT, main
 from coconut.storage import LineLog, exists, hold, is_remote, make_folder, parse_path, read_text, write_atomically
 from coconut.types import CoconutError
-from experiments.main import EXIT_BAD_INPUT, main
 
 
 @pytest.mark.parametrize("text", ["s3://bucket/run", "gs://", "gs:///", "https://storage.googleapis.com/bucket/run"])

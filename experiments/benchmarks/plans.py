@@ -81,7 +81,7 @@ def make(name: str, folder: Path) -> None:
     command = ["plan", *PLANS[name], "--output", str(folder / f"{name}.json")]
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     found = subprocess.run(
-        [sys.executable, "-m", "experiments.main", *command], env=environment, capture_output=True, text=True
+        [sys.executable, "-m", "coconut.commands.main", *command], env=environment, capture_output=True, text=True
     )
     if found.returncode:
         raise SystemExit(f"{name}: exit code {found.returncode}\n{found.stderr}")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from experiments.main import EXIT_BAD_INPUT, EXIT_DIVERGED, EXIT_INTERRUPTED, parse_arguments
+from coconut.commands.main import EXIT_BAD_INPUT, EXIT_DIVERGED, EXIT_INTERRUPTED, parse_arguments
 
 ROOT = Path(__file__).parents[2]
 LAUNCH = ROOT / "experiments" / "launch"
@@ -102,7 +102,7 @@ def test_the_image_copies_what_exists() -> None:
     lines = [line.split() for line in (LAUNCH / "Dockerfile").read_text().splitlines() if line.startswith("COPY")]
     sources = [source for line in lines for source in line[1:-1]]
     assert all((ROOT / source).exists() for source in sources)
-    assert {"coconut", "pallas_kernels", "experiments", "gin_configs", "pyproject.toml"} <= set(sources)
+    assert {"coconut", "pallas_kernels", "gin_configs", "pyproject.toml"} <= set(sources)
 
 
 def test_the_readme_gives_commands_that_parse() -> None:

@@ -16,6 +16,7 @@ import pytest
 from jax.sharding import Mesh
 
 from coconut.batching import Shape, align, write_row
+from coconut.commands.plan.collectives import collectives
 from coconut.curriculum import StagePlan
 from coconut.latent.feedback import Identity
 from coconut.methods import METHODS
@@ -26,7 +27,6 @@ from coconut.training.optimizer import OptimizerConfig, make_optimizer
 from coconut.training.state import Template, make_model, make_state, parameters_of
 from coconut.training.step import make_train_step
 from coconut.types import Batch
-from experiments.plan.collectives import collectives
 from pallas_kernels.flash_attention import xla
 from tests.tiny_models import LLAMA_STYLE, process_environment, quick_compilation
 

@@ -105,9 +105,9 @@ def main(workdir: str, address: str, processes: str, process: str, *others: str)
     if processes != "1":
         jax.distributed.initialize(address, int(processes), int(process), initialization_timeout=300)
     assert jax.device_count() == 4
+    from coconut.commands.evaluate import EvaluateConfig, evaluate_workdir
+    from coconut.commands.train import validate
     from coconut.training.loop import train
-    from experiments.evaluate import EvaluateConfig, evaluate_workdir
-    from experiments.train import validate
 
     def preempted(model, run, dataset, stage):
         # Between the two stages, of the second process alone.

@@ -9,6 +9,7 @@ import jax
 from jax.sharding import Mesh
 from rich.console import Console
 
+from coconut.commands.provenance import provenance
 from coconut.datasets import load_split, text_format_of
 from coconut.evaluation.answers import Answer, AnswerConfig
 from coconut.evaluation.choices import choose
@@ -24,7 +25,6 @@ from coconut.training.config import to_json
 from coconut.training.metrics import progress_bar
 from coconut.training.state import Model
 from coconut.types import CoconutError, Example
-from experiments.provenance import provenance
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

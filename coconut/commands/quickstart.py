@@ -17,6 +17,10 @@ from rich.console import Console
 
 from coconut.analysis.plots import plot_accuracy_by_thoughts, plot_belief, plot_learning_curves
 from coconut.analysis.probes import belief_over_nodes
+from coconut.commands.configuration import resolve_run
+from coconut.commands.evaluate import EvaluateConfig, evaluate_workdir, markdown_table
+from coconut.commands.provenance import provenance
+from coconut.commands.train import run_training
 from coconut.datasets import Dataset, load_dataset, text_format_of
 from coconut.methods import get_method
 from coconut.storage import write_atomically
@@ -26,10 +30,6 @@ from coconut.training.checkpoint import load_model
 from coconut.training.config import RunConfig, to_json
 from coconut.training.loop import TrainResult
 from coconut.types import CoconutError
-from experiments.configuration import resolve_run
-from experiments.evaluate import EvaluateConfig, evaluate_workdir, markdown_table
-from experiments.provenance import provenance
-from experiments.train import run_training
 
 FROM_SCRATCH = "coconut_without_curriculum"
 METHODS = ("coconut", "cot", "no_cot", "pause", FROM_SCRATCH)

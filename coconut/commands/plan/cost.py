@@ -7,10 +7,10 @@ from typing import Any
 
 import jax
 
-from experiments.plan.collectives import collectives
-from experiments.plan.hardware import Slice
-from experiments.plan.program import flops, memory_traffic, open_loops, parse
-from experiments.plan.roofline import Roofline, roofline
+from coconut.commands.plan.collectives import collectives
+from coconut.commands.plan.hardware import Slice
+from coconut.commands.plan.program import flops, memory_traffic, open_loops, parse
+from coconut.commands.plan.roofline import Roofline, roofline
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

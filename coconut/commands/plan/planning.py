@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from coconut.batching import Shape, schedule_of
+from coconut.commands.plan.cost import Cost, cost_of, memory_of
+from coconut.commands.plan.hardware import Slice
 from coconut.methods import get_method
 from coconut.models.config import DecoderConfig
 from coconut.sharding import MeshConfig, check_rows, make_mesh, replicated, row_sharding
@@ -22,8 +24,6 @@ from coconut.training.setup import abstract_state
 from coconut.training.state import TrainState
 from coconut.training.step import make_train_step
 from coconut.types import Batch, CoconutError, Latent, Schedule
-from experiments.plan.cost import Cost, cost_of, memory_of
-from experiments.plan.hardware import Slice
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

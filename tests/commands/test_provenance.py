@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from experiments.provenance import provenance
+from coconut.commands.provenance import provenance
 
 
 def test_what_a_user_sets_is_named_and_what_names_a_machine_is_not(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,8 +6,10 @@ Only this module knows gin. It makes the config dataclasses configurable under t
 
 import dataclasses
 import difflib
+import os
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import gin
@@ -37,12 +39,32 @@ _configurables: dict[str, Any] = {
     config.__name__: gin.external_configurable(config, module="coconut") for config in CONFIGS
 }
 
+SHIPPED = "gin_configs"
+"""The folder of the gin files that come with the package: within it in a wheel, beside it in a checkout."""
+
+PACKAGE = Path(__file__).parents[1]
+SHIPPED_IN = PACKAGE if (PACKAGE / SHIPPED).is_dir() else PACKAGE.parent
+
+
+def _is_shipped(path: str) -> bool:
+    return path.startswith(f"{SHIPPED}/") and (SHIPPED_IN / path).is_file()
+
+
+def _open_shipped(path: str) -> Any:
+    return (SHIPPED_IN / path).open(encoding="utf-8")
+
+
+# What gin is asked for, also by an include, is a file of that path, or else ours. Gin alone would look for a package of
+# that name next, and so import what it finds in a folder of the user's.
+gin.config._FILE_READERS[:] = [(open, os.path.isfile), (_open_shipped, _is_shipped)]
+
 
 def resolve_run(gin_files: Sequence[str], bindings: Sequence[str] = ()) -> RunConfig:
     """The run that gin files and bindings describe; later files and bindings win.
 
     Args:
-      gin_files: paths from the working directory; ``gin_configs/...`` is found wherever this package is installed.
+      gin_files: paths from the working directory. A ``gin_configs/...`` that does not exist there is one of those that
+        come with the package.
       bindings: such as ``OptimizerConfig.learning_rate=1e-3``.
 
     Raises:

@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from coconut.commands.plan.planning import Columns, Plan, Step
 from coconut.sharding import put_rows, replicated
 from coconut.training.config import RunConfig
 from coconut.training.optimizer import make_optimizer
 from coconut.training.setup import fresh_model
 from coconut.training.state import make_state, parameters_of
 from coconut.types import IGNORED_LABEL, Batch
-from experiments.plan.planning import Columns, Plan, Step
 
 
 def measure(config: RunConfig, step: Step, columns: Columns, plan: Plan, steps: int = 3) -> Mapping[str, float]:

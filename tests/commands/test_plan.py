@@ -11,19 +11,19 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from coconut.commands.main import EXIT_BAD_INPUT, EXIT_DONE, main
+from coconut.commands.plan.collectives import Collective, collectives
+from coconut.commands.plan.generation import make_generation_plan
+from coconut.commands.plan.hardware import CHIPS, Slice, make_slice
+from coconut.commands.plan.planning import Columns, make_plan, make_step, model_flops, read_plan
+from coconut.commands.plan.program import flops, memory_traffic, open_loops, parse
+from coconut.commands.plan.roofline import collective_seconds, links, roofline
+from coconut.commands.plan.search import meshes
 from coconut.curriculum import CurriculumConfig
 from coconut.methods import get_method
 from coconut.sharding import MeshConfig, make_mesh
 from coconut.training.config import RunConfig
 from coconut.types import CoconutError
-from experiments.main import EXIT_BAD_INPUT, EXIT_DONE, main
-from experiments.plan.collectives import Collective, collectives
-from experiments.plan.generation import make_generation_plan
-from experiments.plan.hardware import CHIPS, Slice, make_slice
-from experiments.plan.planning import Columns, make_plan, make_step, model_flops, read_plan
-from experiments.plan.program import flops, memory_traffic, open_loops, parse
-from experiments.plan.roofline import collective_seconds, links, roofline
-from experiments.plan.search import meshes
 from tests.tiny_models import quick_compilation
 from tests.tiny_runs import tiny_run
 
@@ -278,7 +278,7 @@ def test_an_unknown_topology_lists_those_known(topology: str) -> None:
 
 def test_without_the_compiler_it_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "libtpu", None)
-    monkeypatch.setattr("experiments.plan.hardware.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("coconut.commands.plan.hardware.importlib.util.find_spec", lambda name: None)
     with pytest.raises(CoconutError, match=r"pip install coconut-jax\[tpu\]"):
         make_slice("v5e:2x2")
 

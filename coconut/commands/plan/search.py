@@ -3,11 +3,11 @@
 import itertools
 from collections.abc import Callable, Iterator
 
+from coconut.commands.plan.hardware import Slice
+from coconut.commands.plan.planning import Columns, Plan, make_plan
 from coconut.sharding import MeshConfig
 from coconut.training.config import RunConfig
 from coconut.types import CoconutError
-from experiments.plan.hardware import Slice
-from experiments.plan.planning import Columns, Plan, make_plan
 
 
 def search(

@@ -15,10 +15,10 @@ import jax
 from rich.console import Console
 from rich.markdown import Markdown
 
+from coconut.commands.distributed import add_flags, join
+from coconut.commands.plan.command import add_plan_flags, plan_command
 from coconut.storage import StoragePath, parse_path, write_atomically
 from coconut.types import CoconutError, DivergedError
-from experiments.distributed import add_flags, join
-from experiments.plan.command import add_plan_flags, plan_command
 
 EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_DIVERGED, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -137,7 +137,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _quickstart(options: argparse.Namespace, console: Console) -> int:
-    from experiments.quickstart import QuickstartConfig, quickstart, table
+    from coconut.commands.quickstart import QuickstartConfig, quickstart, table
 
     config = QuickstartConfig.smoke(options.seed) if options.smoke else QuickstartConfig(seed=options.seed)
     results = quickstart(options.outdir, config=config, console=Console(stderr=True))
@@ -148,8 +148,8 @@ def _quickstart(options: argparse.Namespace, console: Console) -> int:
 
 
 def _data(options: argparse.Namespace, console: Console) -> int:
+    from coconut.commands.data import generate_file, prepare, prepare_report, show, statistics_report
     from coconut.datasets import DataConfig
-    from experiments.data import generate_file, prepare, prepare_report, show, statistics_report
 
     if options.action == "generate":
         values = dict(_named_value(text) for text in options.option)
@@ -175,9 +175,9 @@ def _data(options: argparse.Namespace, console: Console) -> int:
 
 
 def _train(options: argparse.Namespace, console: Console) -> int:
+    from coconut.commands.configuration import resolve_run
+    from coconut.commands.train import dry_run, print_dry_run, run_training
     from coconut.sharding import MeshConfig, make_mesh
-    from experiments.configuration import resolve_run
-    from experiments.train import dry_run, print_dry_run, run_training
 
     bindings = [*options.gin_binding, *(["DataConfig.drop_too_long = True"] if options.drop_too_long else [])]
     config, mesh_config = resolve_run(options.gin_file, bindings), MeshConfig.parse(options.mesh)
@@ -204,8 +204,8 @@ def _plan(options: argparse.Namespace, console: Console) -> int:
 
 
 def _evaluate(options: argparse.Namespace, console: Console) -> int:
+    from coconut.commands.evaluate import EvaluateConfig, describe, evaluate_workdir
     from coconut.sharding import MeshConfig, make_mesh
-    from experiments.evaluate import EvaluateConfig, describe, evaluate_workdir
 
     config = EvaluateConfig(
         split=options.split,
@@ -228,7 +228,7 @@ def _evaluate(options: argparse.Namespace, console: Console) -> int:
 
 
 def _export(options: argparse.Namespace, console: Console) -> int:
-    from experiments.export import export
+    from coconut.commands.export import export
 
     export(options.workdir, options.output, options.which)
     console.print(f"wrote {options.output}", highlight=False)
@@ -236,8 +236,8 @@ def _export(options: argparse.Namespace, console: Console) -> int:
 
 
 def _generate(options: argparse.Namespace, console: Console) -> int:
+    from coconut.commands.generate import answer_question, describe, load
     from coconut.latent.generate import SamplingConfig
-    from experiments.generate import answer_question, describe, load
 
     run, model, progress = load(options.workdir, options.which)
     sampling = SamplingConfig(max_new_tokens=run.config.sampling.max_new_tokens, temperature=options.temperature)

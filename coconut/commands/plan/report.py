@@ -3,9 +3,9 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from experiments.evaluate import markdown_table
-from experiments.plan.generation import GenerationPlan
-from experiments.plan.planning import Plan
+from coconut.commands.evaluate import markdown_table
+from coconut.commands.plan.generation import GenerationPlan
+from coconut.commands.plan.planning import Plan
 
 
 def describe(plan: Plan) -> str:

@@ -9,6 +9,8 @@ from typing import Any
 import jax
 import pytest
 
+from coconut.commands.configuration import resolve_run
+from coconut.commands.evaluate import questions_of
 from coconut.curriculum import stage_steps
 from coconut.datasets import DataConfig, load_dataset
 from coconut.latent.feedback import Identity
@@ -21,8 +23,6 @@ from coconut.training.checkpoint import Run
 from coconut.training.config import RunConfig, differences, from_json, to_json
 from coconut.training.state import make_model
 from coconut.types import CoconutError
-from experiments.configuration import resolve_run
-from experiments.evaluate import questions_of
 from tests.tiny_runs import tiny_run
 
 CONFIGS = Path(__file__).parents[2] / "gin_configs"

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import re
 
-from experiments.plan.program import Instruction, parse
+from coconut.commands.plan.program import Instruction, parse
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 

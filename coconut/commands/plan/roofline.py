@@ -3,8 +3,8 @@
 import dataclasses
 from collections.abc import Sequence
 
-from experiments.plan.collectives import Collective
-from experiments.plan.hardware import Slice
+from coconut.commands.plan.collectives import Collective
+from coconut.commands.plan.hardware import Slice
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

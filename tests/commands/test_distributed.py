@@ -7,8 +7,8 @@ import socket
 import jax
 import pytest
 
+from coconut.commands.distributed import add_flags, join
 from coconut.types import CoconutError
-from experiments.distributed import add_flags, join
 
 
 def join_by(flags: str) -> None:

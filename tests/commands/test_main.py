@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from coconut.commands.main import EXIT_BAD_INPUT, EXIT_DIVERGED, EXIT_DONE, main, parse_arguments
 from coconut.models.huggingface import read_config
-from experiments.main import EXIT_BAD_INPUT, EXIT_DIVERGED, EXIT_DONE, main, parse_arguments
 from tests.tiny_huggingface import write_model
 
 REPOSITORY = Path(__file__).parents[2]

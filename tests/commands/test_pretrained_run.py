@@ -13,11 +13,11 @@ import torch
 from tokenizers import decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
+from coconut.commands.configuration import resolve_run
+from coconut.commands.main import EXIT_BAD_INPUT, EXIT_DONE, main
 from coconut.training.checkpoint import Run, load_model
 from coconut.training.setup import initial_model, prepare
 from coconut.types import CoconutError
-from experiments.configuration import resolve_run
-from experiments.main import EXIT_BAD_INPUT, EXIT_DONE, main
 from tests.tiny_models import quick_compilation
 
 ROWS = 56  # 40 to train on, 8 to validate with, 8 to test

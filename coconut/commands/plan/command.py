@@ -7,17 +7,17 @@ from typing import Any
 import jax
 from rich.console import Console
 
+from coconut.commands.configuration import resolve_run
+from coconut.commands.plan.comparison import measure
+from coconut.commands.plan.generation import make_generation_plan
+from coconut.commands.plan.hardware import HERE, make_slice
+from coconut.commands.plan.planning import Columns, Plan, make_step, read_plan
+from coconut.commands.plan.report import describe, describe_comparison, describe_generation, describe_mesh, ranking
+from coconut.commands.plan.search import search
+from coconut.commands.provenance import provenance
 from coconut.sharding import MeshConfig
 from coconut.storage import write_atomically
 from coconut.types import CoconutError
-from experiments.configuration import resolve_run
-from experiments.plan.comparison import measure
-from experiments.plan.generation import make_generation_plan
-from experiments.plan.hardware import HERE, make_slice
-from experiments.plan.planning import Columns, Plan, make_step, read_plan
-from experiments.plan.report import describe, describe_comparison, describe_generation, describe_mesh, ranking
-from experiments.plan.search import search
-from experiments.provenance import provenance
 
 
 def add_plan_flags(parser: argparse.ArgumentParser) -> None:

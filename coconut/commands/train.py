@@ -8,6 +8,7 @@ import jax
 from jax.sharding import Mesh
 from rich.console import Console
 
+from coconut.commands.configuration import operative_config
 from coconut.curriculum import stage_steps
 from coconut.datasets import Dataset
 from coconut.evaluation.answers import AnswerConfig
@@ -23,7 +24,6 @@ from coconut.training.optimizer import make_optimizer
 from coconut.training.setup import abstract_state, prepare
 from coconut.training.state import Model
 from coconut.training.step import make_train_step
-from experiments.configuration import operative_config
 
 
 def validate(model: Model, run: Run, dataset: Dataset, stage: int) -> Mapping[str, float]:

@@ -1,0 +1,1 @@
+"""Entry points: plain functions, each also a subcommand of ``coconut``."""

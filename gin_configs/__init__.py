@@ -1,1 +1,0 @@
-"""Gin files; a package so that gin finds them wherever this is installed."""
