@@ -1,16 +1,18 @@
 """Losses as (sum, weight) pairs, divided once: globally, over microbatches and hosts."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from coconut.models.config import KERNEL_DTYPES, DecoderConfig, split_implementation
 from coconut.models.decoder import Decoder
 from coconut.sharding import fitting_partition
-from coconut.types import IGNORED_LABEL, Batch, Language, ModelOutput, Schedule
+from coconut.types import IGNORED_LABEL, Batch, Language, Latent, ModelOutput, Schedule
 from pallas_kernels.linear_cross_entropy import linear_cross_entropy
 
 
@@ -22,7 +24,32 @@ class Ratio(NamedTuple):
 
     def mean(self) -> Float[Array, ""]:
         """``total / weight``, 0 where nothing was weighed."""
-        return self.total / jnp.maximum(self.weight, 1e-30)
+        return jnp.where(self.weight > 0, self.total / jnp.where(self.weight > 0, self.weight, 1.0), 0.0)
+
+
+class Term(NamedTuple):
+    """One term of an objective: ``factor`` times the mean that ``ratio`` stands for.
+
+    Attributes:
+      ratio: its ``weight`` must come from the batch alone, never from the model: then the terms of microbatches and
+        devices add up to those of the whole batch exactly, whatever each of them weighs.
+      factor: of this term in the objective.
+    """
+
+    ratio: Ratio
+    factor: float = 1.0
+
+
+class Loss(NamedTuple):
+    """What a method's loss returns.
+
+    Attributes:
+      terms: what is minimised, by name; their sum is the objective.
+      metrics: what is logged.
+    """
+
+    terms: Mapping[str, Term]
+    metrics: Mapping[str, Ratio]
 
 
 def ratio(values: Float[Array, "..."], weights: Float[Array, "..."] | Bool[Array, "..."]) -> Ratio:
@@ -125,3 +152,25 @@ def language_loss(decoder: Decoder, batch: Batch, output: ModelOutput) -> tuple[
         "answer_loss": ratio(losses, labelled & answers),
         "answer_accuracy": ratio(jnp.where(answers & labelled, right, 1.0).min(1), answered),
     }
+
+
+def norm_metrics(decoder: Decoder, batch: Batch, output: ModelOutput) -> dict[str, Ratio]:
+    """The mean norm of thoughts and that of token embeddings, over the valid columns of a batch.
+
+    They cost no pass: the rollout has made both already, and no gradient flows through them.
+
+    Returns:
+      ``thought_norm`` and ``token_norm``, in float32 at least; nothing where the schedule has no latent span.
+    """
+    if not output.thoughts:
+        return {}
+    latent = np.concatenate([np.full(span.length, isinstance(span, Latent)) for span in batch.schedule])
+    return {
+        "thought_norm": _mean_norm(jnp.concatenate(output.thoughts, 1), batch.valid[:, latent]),
+        "token_norm": _mean_norm(decoder.embed(batch.tokens), batch.valid & ~latent),
+    }
+
+
+def _mean_norm(x: Float[Array, "B T D"], valid: Bool[Array, "B T"]) -> Ratio:
+    x = jax.lax.stop_gradient(x)
+    return ratio(jnp.linalg.norm(x.astype(jnp.promote_types(x.dtype, jnp.float32)), axis=-1), valid)

@@ -1,5 +1,7 @@
 """Where arrays lie on a mesh of devices: one table from what an axis means to the mesh axes it is split over.
 
+The logical axes of a parameter stand beside it (`coconut.models.parameters.parameter_axes`).
+
 - ``data``: copies of the model, each with its own rows.
 - ``fsdp``: rows, too, and the parameters, their gradients and the optimizer's moments in shards. A matrix is gathered
   where a pass uses it and its gradient is scattered again (ZeRO, Rajbhandari et al. 2020, stage 3).
@@ -52,29 +54,8 @@ RULES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 """Logical axis -> the mesh axes it is split over, none for not split."""
 
-PARAMETER_AXES: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "tokens.embedding": ("vocabulary", "embed"),
-        "positions.embedding": ("positions", "embed"),
-        "head.kernel": ("embed", "vocabulary"),
-        **{f"{norm}.scale": ("embed",) for norm in ("norm", "attention_norm", "mlp_norm")},
-        **{f"{norm}.bias": ("embed",) for norm in ("norm", "attention_norm", "mlp_norm")},
-        **{f"{norm}.scale": ("head",) for norm in ("query_norm", "key_norm")},
-        **{f"{norm}.bias": ("head",) for norm in ("query_norm", "key_norm")},
-        "query.kernel": ("embed", "heads"),
-        "query.bias": ("heads",),
-        **{f"{part}.kernel": ("embed", "kv_heads") for part in ("key", "value")},
-        **{f"{part}.bias": ("kv_heads",) for part in ("key", "value")},
-        **{f"{part}.kernel": ("embed", "mlp") for part in ("up", "gate")},
-        **{f"{part}.bias": ("mlp",) for part in ("up", "gate")},
-        "output.kernel": ("heads", "embed"),
-        "output.bias": ("embed",),
-        "down.kernel": ("mlp", "embed"),
-        "down.bias": ("embed",),
-        "feedback.scale": ("embed",),
-    }
-)
-"""The last two parts of a parameter's name -> its logical axes, without that of stacked layers."""
+Axes = tuple[str, ...] | None
+"""Logical axes of a parameter; None for one that every device holds whole."""
 
 
 @no_type_check  # Its own checks name the field and the value
@@ -172,27 +153,29 @@ def fitting_partition(axes: Sequence[str], shape: Sequence[int]) -> PartitionSpe
 
 
 def parameter_sharding(
-    name: str, shape: tuple[int, ...], mesh: Any, *, may_stay_whole: Collection[str] = ()
+    name: str, shape: tuple[int, ...], axes: Axes, mesh: Any, *, may_stay_whole: Collection[str] = ()
 ) -> NamedSharding:
     """Where a parameter lies.
 
     Args:
-      name: its dotted path, such as ``layers.0.attention.query.kernel``.
-      shape: its shape; one axis more than in `PARAMETER_AXES` is that of stacked layers.
+      name: its dotted path, such as ``layers.0.attention.query.kernel``, for messages.
+      shape: its shape.
+      axes: its logical axes, one a dimension; None for a whole copy on every device.
       mesh: a mesh, or an abstract one, of any of `MESH_AXES`; an axis it lacks counts as one of size 1.
       may_stay_whole: logical axes that are not split where the mesh does not divide them.
 
     Raises:
-      CoconutError: no axes are known for the name, the mesh has an axis of another name, or a size is not a multiple
-        of the devices it is split over.
+      CoconutError: the axes are not one a dimension or not among `RULES`, the mesh has an axis of another name, or a
+        size is not a multiple of the devices it is split over.
     """
     if unknown := [axis for axis in mesh.axis_names if axis not in MESH_AXES]:
         raise CoconutError(f"the mesh has axes {unknown}: only {', '.join(MESH_AXES)} are known")
-    axes = () if not shape else PARAMETER_AXES.get(".".join(name.split(".")[-2:]))
-    if axes is not None and len(shape) == len(axes) + 1:
-        axes = ("layers", *axes)
-    if axes is None or len(axes) != len(shape):
-        raise CoconutError(f"parameter {name} of shape {shape}: coconut.sharding.PARAMETER_AXES knows no such axes")
+    if axes is None:
+        return replicated(mesh)
+    if unknown := [axis for axis in axes if axis not in RULES]:
+        raise CoconutError(f"parameter {name}: axis {unknown[0]!r} is none of {', '.join(RULES)}")
+    if len(axes) != len(shape):
+        raise CoconutError(f"parameter {name} of shape {shape}: its axes {axes} are not one a dimension")
     spec = partition(axes, mesh)
     for dimension, (axis, over) in enumerate(zip(axes, spec, strict=True)):
         shards = math.prod(mesh.shape[part] for part in _names(over))
@@ -207,7 +190,7 @@ def parameter_sharding(
     return NamedSharding(mesh, spec)
 
 
-def tree_sharding(tree: Any, mesh: Any) -> Any:
+def tree_sharding(tree: Any, axes: Mapping[str, Axes], mesh: Any) -> Any:
     """Where the arrays of a tree lie, which is keyed by parameters' names somewhere on the way to each of them.
 
     Parameters, their gradients and an optimizer's moments lie where `parameter_sharding` says; what belongs to no
@@ -215,28 +198,29 @@ def tree_sharding(tree: Any, mesh: Any) -> Any:
 
     Args:
       tree: arrays or their abstract values.
+      axes: those of each parameter by name.
       mesh: a mesh, or an abstract one.
     """
 
     def place(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
-        names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
-        return parameter_sharding(names[-1], leaf.shape, mesh) if names else replicated(mesh)
+        names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey) and key.key in axes]
+        return parameter_sharding(names[-1], leaf.shape, axes[names[-1]], mesh) if names else replicated(mesh)
 
     return jax.tree_util.tree_map_with_path(place, tree)
 
 
-def placed(tree: Any, mesh: Mesh) -> Any:
+def placed(tree: Any, axes: Mapping[str, Axes], mesh: Mesh) -> Any:
     """The abstract values of such a tree with their places on a mesh."""
     place = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-    return jax.tree.map(place, tree, tree_sharding(tree, mesh))
+    return jax.tree.map(place, tree, tree_sharding(tree, axes, mesh))
 
 
-def constrain_tree(tree: Any) -> Any:
+def constrain_tree(tree: Any, axes: Mapping[str, Axes]) -> Any:
     """Keeps the arrays of a tree where `tree_sharding` says on the current mesh; nothing where there is no mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return tree
-    return jax.tree.map(jax.lax.with_sharding_constraint, tree, tree_sharding(tree, mesh))
+    return jax.tree.map(jax.lax.with_sharding_constraint, tree, tree_sharding(tree, axes, mesh))
 
 
 def replicate(tree: Any) -> Any:

@@ -64,6 +64,8 @@ def check_fields(config: Any) -> None:
 
 def _fits(value: Any, hint: Any) -> bool:
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return True
     if origin is Literal:
         return value in parts
     if origin in (typing.Union, types.UnionType):

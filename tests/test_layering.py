@@ -24,6 +24,7 @@ LAYERS = (
     "coconut.sharding",
     "coconut.models",
     "coconut.latent",
+    "coconut.model",
     "coconut.losses",
     "coconut.methods",
     "coconut.training",

@@ -14,13 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
-from coconut.latent.feedback import Identity
+from coconut.model import Template, make_model, parameters_of
 from coconut.models.config import DecoderConfig
 from coconut.models.decoder import Decoder
 from coconut.models.huggingface import load_pretrained, save_pretrained
-from coconut.models.parameters import abstract_decoder, decoder_parameters
+from coconut.models.parameters import abstract_decoder, decoder_parameters, parameter_axes
 from coconut.models.presets import PRESETS
 from coconut.models.vocabulary import copy_token, resize_vocabulary
 from coconut.sharding import (
@@ -34,7 +35,7 @@ from coconut.sharding import (
     tree_sharding,
 )
 from coconut.training.optimizer import OptimizerConfig, make_optimizer
-from coconut.training.state import make_model, make_state, parameters_of
+from coconut.training.state import make_state
 from coconut.types import CoconutError
 from tests.tiny_models import GPT2_STYLE, LLAMA_STYLE, process_environment, quick_jit, random_decoder
 
@@ -49,8 +50,10 @@ def sharding_table() -> str:
         vocabulary = 4 * -(-preset.vocabulary // 4)  # what a run sets DecoderConfig.vocab_size to on such a mesh
         config = dataclasses.replace(preset, scan_layers=True, vocab_size=vocabulary)
         lines.append(name)
-        for parameter, leaf in decoder_parameters(abstract_decoder(config)).items():
-            spec = parameter_sharding(parameter, leaf.shape, EVERY_AXIS).spec
+        decoder = abstract_decoder(config)
+        axes = parameter_axes(decoder)
+        for parameter, leaf in decoder_parameters(decoder).items():
+            spec = parameter_sharding(parameter, leaf.shape, axes[parameter], EVERY_AXIS).spec
             lines.append(f"  {parameter} {'x'.join(map(str, leaf.shape))}: {' '.join(map(str, spec))}")
     lines.append("activations")
     for what, axes in {
@@ -75,10 +78,10 @@ def test_the_shardings_of_each_preset_are_those_pinned() -> None:
 def test_moments_lie_where_their_parameters_do() -> None:
     config = dataclasses.replace(LLAMA_STYLE, vocab_size=24)
     optimizer = make_optimizer(OptimizerConfig(clip_norm=1.0))
-    state = jax.eval_shape(
-        lambda: make_state(parameters_of(make_model(config, Identity(), jax.random.key(0))), optimizer)
-    )
-    places = tree_sharding(state, EVERY_AXIS)
+    model = jax.eval_shape(lambda: make_model(config, jax.random.key(0)))
+    template = Template.of(model)
+    state = jax.eval_shape(lambda: make_state(template, parameters_of(model), optimizer))
+    places = tree_sharding(state, template.axes, EVERY_AXIS)
     moments = [
         x for x in jax.tree.leaves(places.opt_state, is_leaf=lambda x: isinstance(x, dict)) if isinstance(x, dict)
     ]
@@ -89,14 +92,42 @@ def test_moments_lie_where_their_parameters_do() -> None:
     assert len(others) == 2, "the step and the optimizer's count"
 
 
-def test_what_the_table_does_not_know_is_named() -> None:
+def test_every_parameter_of_a_decoder_says_its_axes() -> None:
+    for config in (GPT2_STYLE, LLAMA_STYLE, dataclasses.replace(LLAMA_STYLE, query_key_norm=True, scan_layers=True)):
+        decoder = abstract_decoder(config)
+        axes = parameter_axes(decoder)
+        assert {name: leaf.ndim for name, leaf in decoder_parameters(decoder).items()} == {
+            name: len(own or ()) for name, own in axes.items()
+        }
+
+
+def test_a_part_that_says_nothing_lies_whole_on_every_device() -> None:
+    part = {"bare": jnp.ones(3), "split": nnx.Param(jnp.ones((4, 8)), axes=("embed", "mlp"))}
+    template = Template.of(make_model(GPT2_STYLE, jax.random.key(0), parts=lambda config, key: {"reader": part}))
+    assert template.axes["reader.bare"] is None
+    assert template.axes["reader.split"] == ("embed", "mlp")
+    assert parameter_sharding("reader.bare", (3,), None, EVERY_AXIS).spec == PartitionSpec()
+    assert parameter_sharding("reader.split", (4, 8), ("embed", "mlp"), EVERY_AXIS).spec == PartitionSpec(
+        "fsdp", "tensor"
+    )
+
+
+@pytest.mark.parametrize("name", ["decoder", "feedback", "a.b", ""])
+def test_a_part_needs_a_name_of_its_own(name: str) -> None:
+    with pytest.raises(CoconutError, match=re.escape(f"a method's part cannot be named {name!r}")):
+        make_model(GPT2_STYLE, jax.random.key(0), parts=lambda config, key: {name: jnp.ones(1)})
+
+
+def test_axes_that_do_not_fit_are_named() -> None:
     mesh = make_mesh()
-    with pytest.raises(CoconutError, match=r"parameter decoder\.layers\.0\.attention\.sink of shape \(4,\)"):
-        parameter_sharding("decoder.layers.0.attention.sink", (4,), mesh)
-    with pytest.raises(CoconutError, match=r"up\.kernel of shape \(4,\)"):
-        parameter_sharding("layers.0.mlp.up.kernel", (4,), mesh)
+    with pytest.raises(
+        CoconutError, match=r"parameter reader\.sink of shape \(4,\): its axes \('embed', 'mlp'\) are not"
+    ):
+        parameter_sharding("reader.sink", (4,), ("embed", "mlp"), mesh)
+    with pytest.raises(CoconutError, match=r"parameter reader\.sink: axis 'model' is none of layers, positions"):
+        parameter_sharding("reader.sink", (4,), ("model",), mesh)
     with pytest.raises(CoconutError, match=re.escape("the mesh has axes ['model']")):
-        parameter_sharding("norm.scale", (4,), jax.make_mesh((1,), ("model",)))
+        parameter_sharding("norm.scale", (4,), ("embed",), jax.make_mesh((1,), ("model",)))
     with pytest.raises(
         CoconutError, match="data = 4, fsdp = 4, sequence = 1, tensor = 4 is one of 64 devices, there are"
     ):
@@ -166,10 +197,10 @@ def check(config: DecoderConfig, folder: Path) -> None:
     save_pretrained(plain, folder)
     mesh = make_mesh(MeshConfig(fsdp=2, tensor=2))
     sharded = load_pretrained(folder, config=config, mesh=mesh)
-    expected = decoder_parameters(plain)
+    expected, axes = decoder_parameters(plain), parameter_axes(plain)
     for name, array in decoder_parameters(sharded).items():
         np.testing.assert_array_equal(array, expected[name], name)
-        assert array.sharding.is_equivalent_to(parameter_sharding(name, array.shape, mesh), array.ndim)
+        assert array.sharding.is_equivalent_to(parameter_sharding(name, array.shape, axes[name], mesh), array.ndim)
     table = sharded.tokens.embedding[...]
     assert table.sharding == NamedSharding(mesh, PartitionSpec("tensor", "fsdp"))
     assert {shard.data.shape for shard in table.addressable_shards} == {(12, 8)}

@@ -15,8 +15,8 @@ from jaxtyping import Array, Float
 
 from coconut.curriculum import SequenceRule
 from coconut.latent.generate import prefill, think_on
+from coconut.model import Model
 from coconut.tokenizers import TextFormat, TokenizedExample, Tokenizer, validate_ids
-from coconut.training.state import Model
 from coconut.types import CoconutError, Example, Graph
 
 Measure = Literal["inner_product", "cosine"]

@@ -16,6 +16,7 @@ from coconut.evaluation.choices import choose
 from coconut.evaluation.evaluate import Evaluation, evaluate, wilson_interval
 from coconut.latent.generate import SamplingConfig
 from coconut.methods import get_method
+from coconut.model import Model
 from coconut.sharding import make_mesh
 from coconut.storage import StoragePath, write_atomically
 from coconut.tasks import content_hash, get_task
@@ -23,7 +24,6 @@ from coconut.tokenizers import encode_example
 from coconut.training.checkpoint import Progress, Run, Which, load_model
 from coconut.training.config import to_json
 from coconut.training.metrics import progress_bar
-from coconut.training.state import Model
 from coconut.types import CoconutError, Example
 
 

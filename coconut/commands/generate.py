@@ -7,10 +7,10 @@ from coconut.datasets import text_format_of
 from coconut.evaluation.answers import Answer, AnswerConfig, answer_questions
 from coconut.latent.generate import SamplingConfig
 from coconut.methods import get_method
+from coconut.model import Model
 from coconut.storage import StoragePath, exists
 from coconut.tokenizers import encode_example
 from coconut.training.checkpoint import RUN_FILE, Progress, Run, Which, load_model
-from coconut.training.state import Model
 from coconut.types import Example
 
 

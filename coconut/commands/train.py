@@ -14,6 +14,7 @@ from coconut.datasets import Dataset
 from coconut.evaluation.answers import AnswerConfig
 from coconut.evaluation.evaluate import evaluate
 from coconut.methods import get_method
+from coconut.model import Model
 from coconut.pipeline import BatchSource
 from coconut.sharding import make_mesh, own_rows, put_rows, replicated
 from coconut.storage import StoragePath, write_atomically
@@ -22,7 +23,6 @@ from coconut.training.config import RunConfig, to_json
 from coconut.training.loop import TrainResult, train
 from coconut.training.optimizer import make_optimizer
 from coconut.training.setup import abstract_state, prepare
-from coconut.training.state import Model
 from coconut.training.step import make_train_step
 
 
@@ -120,7 +120,7 @@ def dry_run(config: RunConfig, mesh: Mesh | None = None) -> tuple[Run, DryRun]:
     rows = own_rows(mesh, config.pipeline.batch_size, config.microbatches)
     key = jax.jit(jax.random.key, out_shardings=replicated(mesh))(config.seed)
     template, state = abstract_state(config, optimizer, mesh)
-    train_step = make_train_step(template, method, optimizer, microbatches=config.microbatches)
+    train_step = make_train_step(template, method, optimizer, options=config.options, microbatches=config.microbatches)
     stages = []
     for stage in range(config.curriculum.first_stage, config.curriculum.final_stage + 1):
         source = BatchSource(
@@ -131,7 +131,7 @@ def dry_run(config: RunConfig, mesh: Mesh | None = None) -> tuple[Run, DryRun]:
         )
         batch = put_rows(source[0], mesh, config.pipeline.batch_size)
         with jax.set_mesh(mesh):
-            compiled = train_step.lower(state, batch, jax.ShapeDtypeStruct((), "float32"), key).compile()
+            compiled = train_step.lower(state, {"main": batch}, jax.ShapeDtypeStruct((), "float32"), key).compile()
         memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
         stages.append(
             StageSummary(

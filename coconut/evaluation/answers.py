@@ -13,8 +13,8 @@ from jaxtyping import Array, Int, Key
 
 from coconut.curriculum import CurriculumConfig, SequenceRule
 from coconut.latent.generate import SamplingConfig, decode, prefill, think_on
+from coconut.model import Model
 from coconut.tokenizers import TokenizedExample, Tokenizer
-from coconut.training.state import Model
 from coconut.types import CoconutError, check_fields
 
 

@@ -16,9 +16,9 @@ from coconut.batching import Row, Shape, align, write_row
 from coconut.curriculum import SequenceRule, StagePlan
 from coconut.latent.rollout import rollout_batch
 from coconut.losses import scored_columns, token_losses
+from coconut.model import Model
 from coconut.sharding import replicate
 from coconut.tokenizers import TextFormat, Tokenizer, encode_example
-from coconut.training.state import Model
 from coconut.types import Batch, CoconutError, Example
 
 

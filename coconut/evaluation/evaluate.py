@@ -7,9 +7,9 @@ from typing import Any
 
 from coconut.curriculum import CurriculumConfig, SequenceRule
 from coconut.evaluation.answers import Answer, AnswerConfig, answer_questions
+from coconut.model import Model
 from coconut.tasks import Task
 from coconut.tokenizers import TokenizedExample, Tokenizer
-from coconut.training.state import Model
 from coconut.types import CoconutError, Example
 
 

@@ -1,29 +1,43 @@
-"""How a hidden state becomes the next thought."""
+"""How a hidden state becomes the next thought. Feedbacks have a register: somebody's own is one more entry."""
 
 import dataclasses
+import difflib
 import math
-from typing import Any, Literal, Protocol, no_type_check, runtime_checkable
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, no_type_check, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from flax import nnx
+from jaxtyping import Array, Float, Key
 
 from coconut.models.config import DecoderConfig
 from coconut.models.decoder import Decoder
 from coconut.types import CoconutError, check_fields
-
-FeedbackKind = Literal["identity", "scale", "match_norm", "norm"]
 
 
 @runtime_checkable
 class Feedback(Protocol):
     """A map from a hidden state to the next input embedding.
 
-    A feedback is a JAX pytree; its leaves are parameters and receive gradients, as the decoder's do.
+    A feedback is a JAX pytree; its leaves are parameters and receive gradients, as the decoder's do. A leaf that is an
+    `nnx.Param` may say its logical axes (``nnx.Param(value, axes=("embed",))``, see `coconut.sharding.RULES`); others
+    lie whole on every device.
+
+    A feedback may be called twice for a thought, with the same arguments: in training once alone and once beside its
+    neighbours. It must treat every column alike, so that both give the same.
     """
 
-    def __call__(self, decoder: Decoder, hidden: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
-        """Makes the next input from the hidden state (after the final norm) of the column before it."""
+    def __call__(
+        self, decoder: Decoder, hidden: Float[Array, "*B D"], *, keys: Key[Array, "*B"] | None = None
+    ) -> Float[Array, "*B D"]:
+        """Makes the next input from the hidden state (after the final norm) of the column before it.
+
+        Args:
+          decoder: the decoder; what it would write next are the logits ``decoder.unembed(hidden)``.
+          hidden: the states.
+          keys: a key for each of them, which depends on its row and its column alone; None where nothing is drawn.
+        """
         ...
 
 
@@ -32,9 +46,11 @@ class Feedback(Protocol):
 class Identity:
     """The hidden state itself: Coconut (Hao et al. 2024, section 3)."""
 
-    def __call__(self, decoder: Decoder, hidden: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+    def __call__(
+        self, decoder: Decoder, hidden: Float[Array, "*B D"], *, keys: Key[Array, "*B"] | None = None
+    ) -> Float[Array, "*B D"]:
         """Returns ``hidden``."""
-        del decoder
+        del decoder, keys
         return hidden
 
 
@@ -49,9 +65,11 @@ class Scale:
 
     factor: float = dataclasses.field(metadata={"static": True})
 
-    def __call__(self, decoder: Decoder, hidden: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+    def __call__(
+        self, decoder: Decoder, hidden: Float[Array, "*B D"], *, keys: Key[Array, "*B"] | None = None
+    ) -> Float[Array, "*B D"]:
         """Returns ``factor * hidden``, in the dtype of ``hidden``."""
-        del decoder
+        del decoder, keys
         return hidden * self.factor
 
 
@@ -77,9 +95,11 @@ class MatchNorm:
         norm = self.factor * jnp.linalg.norm(table, axis=-1).mean()
         return Norm(scale=norm * table.shape[-1] ** -0.5)
 
-    def __call__(self, decoder: Decoder, hidden: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+    def __call__(
+        self, decoder: Decoder, hidden: Float[Array, "*B D"], *, keys: Key[Array, "*B"] | None = None
+    ) -> Float[Array, "*B D"]:
         """Returns ``hidden`` at its new norm, in its dtype, computed in at least float32; zero where it is zero."""
-        return self.prepared(decoder)(decoder, hidden)
+        return self.prepared(decoder)(decoder, hidden, keys=keys)
 
 
 @jax.tree_util.register_dataclass
@@ -89,18 +109,21 @@ class Norm:
     """RMSNorm (Zhang and Sennrich 2019) with a scale that is learnt.
 
     Attributes:
-      scale: factor on each component after its root mean square was made 1; one for all where it is a scalar.
+      scale: factor on each component after its root mean square was made 1, a parameter; or one for all, a scalar.
     """
 
-    scale: Float[Any, "*D"]
+    scale: Any
 
-    def __call__(self, decoder: Decoder, hidden: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+    def __call__(
+        self, decoder: Decoder, hidden: Float[Array, "*B D"], *, keys: Key[Array, "*B"] | None = None
+    ) -> Float[Array, "*B D"]:
         """Returns the normed ``hidden`` in its dtype, computed in at least float32; zero where it is zero."""
+        del keys
         dtype = decoder.config.accumulation_dtype
         x = hidden.astype(dtype)
         # The epsilon keeps gradients finite at zero, which is what rows that only fill a batch feed back.
         x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), -1, keepdims=True) + 1e-12)
-        return (x * self.scale.astype(dtype)).astype(hidden.dtype)
+        return (x * self.scale[...].astype(dtype)).astype(hidden.dtype)
 
 
 @no_type_check  # Its own checks name the field and the value
@@ -115,33 +138,85 @@ class FeedbackConfig:
     Attributes:
       kind: ``identity``; ``scale``, times ``factor``; ``match_norm``, each thought rescaled to ``factor`` times the
         mean norm of the token embeddings (`MatchNorm`); ``norm``, RMSNorm whose learnt scale starts at ``factor``
-        (`Norm`), so that thoughts start with the norm ``factor * D ** 0.5``.
+        (`Norm`), so that thoughts start with the norm ``factor * D ** 0.5``; or one of `register_feedback`.
       factor: see ``kind``; must be 1 for ``identity``.
+      options: what a feedback of your own is told besides, by name.
 
     Raises:
       CoconutError: a value out of range; the message names the field and the value.
     """
 
-    kind: FeedbackKind = "identity"
+    kind: str = "identity"
     factor: float = 1.0
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.kind not in FEEDBACKS:
+            nearest = difflib.get_close_matches(self.kind, FEEDBACKS, 1, 0.0)[0]
+            raise CoconutError(
+                f"FeedbackConfig.kind = {self.kind!r}: did you mean {nearest!r}? Known: {', '.join(FEEDBACKS)}"
+            )
         if not (math.isfinite(self.factor) and self.factor > 0):
             raise CoconutError(f"FeedbackConfig.factor = {self.factor!r}: must be positive")
         if self.kind == "identity" and self.factor != 1.0:
             raise CoconutError(
                 f"FeedbackConfig.factor = {self.factor!r}: kind = 'identity' has none (did you mean 'scale'?)"
             )
+        if self.options and FEEDBACKS[self.kind] in _OWN:
+            raise CoconutError(f"FeedbackConfig.options = {dict(self.options)!r}: kind = {self.kind!r} has none")
 
 
-def make_feedback(config: FeedbackConfig, decoder: DecoderConfig) -> Feedback:
+MakeFeedback = Callable[[FeedbackConfig, DecoderConfig, Key[Array, ""]], Feedback]
+"""(config, the decoder's config, key) -> a feedback with the parameters it starts from. Traceable by JAX."""
+
+
+def _identity(config: FeedbackConfig, decoder: DecoderConfig, key: Key[Array, ""]) -> Feedback:
+    del config, decoder, key
+    return Identity()
+
+
+def _scale(config: FeedbackConfig, decoder: DecoderConfig, key: Key[Array, ""]) -> Feedback:
+    del decoder, key
+    return Scale(factor=float(config.factor))
+
+
+def _match_norm(config: FeedbackConfig, decoder: DecoderConfig, key: Key[Array, ""]) -> Feedback:
+    del decoder, key
+    return MatchNorm(factor=float(config.factor))
+
+
+def _norm(config: FeedbackConfig, decoder: DecoderConfig, key: Key[Array, ""]) -> Feedback:
+    del key
+    scale = jnp.full(decoder.embed_dim, config.factor, jnp.dtype(decoder.param_dtype))
+    return Norm(scale=nnx.Param(scale, axes=("embed",)))
+
+
+_OWN = (_identity, _scale, _match_norm, _norm)
+
+FEEDBACKS: dict[str, MakeFeedback] = {
+    "identity": _identity,
+    "scale": _scale,
+    "match_norm": _match_norm,
+    "norm": _norm,
+}
+"""Feedbacks by the ``kind`` of their config."""
+
+
+def register_feedback(name: str, make: MakeFeedback) -> None:
+    """Adds a feedback: ``FeedbackConfig.kind = name`` chooses it.
+
+    Raises:
+      CoconutError: there is another one of that name.
+    """
+    if FEEDBACKS.get(name, make) is not make:
+        raise CoconutError(f"a feedback named {name!r} is registered already")
+    FEEDBACKS[name] = make
+
+
+def make_feedback(config: FeedbackConfig, decoder: DecoderConfig, key: Key[Array, ""]) -> Feedback:
     """The feedback of a config, with the parameters it starts from (in the decoder's ``param_dtype``). Traceable."""
-    if config.kind == "norm":
-        return Norm(scale=jnp.full(decoder.embed_dim, config.factor, jnp.dtype(decoder.param_dtype)))
-    if config.kind == "match_norm":
-        return MatchNorm(factor=float(config.factor))
-    return Scale(factor=float(config.factor)) if config.kind == "scale" else Identity()
+    return FEEDBACKS[config.kind](config, decoder, key)
 
 
 def prepare(feedback: Feedback, decoder: Decoder) -> Feedback:

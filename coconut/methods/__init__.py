@@ -1,4 +1,4 @@
-"""Methods by name; a new one is a file beside these and a line here."""
+"""Methods by name. A new one is a file beside these and a line here; one of your own calls `register_method`."""
 
 import difflib
 
@@ -21,6 +21,17 @@ METHODS: dict[str, Method] = {
         MARKED_COT,
     )
 }
+
+
+def register_method(method: Method) -> None:
+    """Adds a method: ``RunConfig.method = name`` chooses it.
+
+    Raises:
+      CoconutError: there is another one of that name.
+    """
+    if METHODS.get(method.name, method) is not method:
+        raise CoconutError(f"a method named {method.name!r} is registered already")
+    METHODS[method.name] = method
 
 
 def get_method(name: str) -> Method:

@@ -1,26 +1,87 @@
 """The contract of a method."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from jaxtyping import Array, Key
 
 from coconut.curriculum import SequenceRule
-from coconut.losses import Ratio, language_loss
-from coconut.models.decoder import Decoder
+from coconut.latent.rollout import rollout_batch
+from coconut.losses import Loss, Term, language_loss, norm_metrics
+from coconut.model import Model
+from coconut.models.config import DecoderConfig
 from coconut.types import Batch, ModelOutput
 
-Loss = Callable[[Decoder, Batch, ModelOutput], tuple[Ratio, dict[str, Ratio]]]
+Views = Mapping[str, Batch]
+"""The batches of one step: ``main`` and whatever other views of the same examples a method asks for."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NoOptions:
+    """The options of a method that has none."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LossContext:
+    """What a loss is told beside the model and its batches.
+
+    Attributes:
+      options: of the method.
+      key: of this step and microbatch, for dropout and for what a feedback draws; None for neither.
+    """
+
+    options: Any = NoOptions()
+    key: Key[Array, ""] | None = None
+
+    def rollout(self, model: Model, batch: Batch) -> ModelOutput:
+        """The rollout of a view, as the method thinks."""
+        return rollout_batch(model.decoder, model.feedback, batch, self.key)
+
+
+LossFunction = Callable[[Model, Views, LossContext], Loss]
+MakeParts = Callable[[Any, DecoderConfig, Key[Array, ""]], Mapping[str, Any]]
+
+
+def imitation_loss(model: Model, views: Views, context: LossContext) -> Loss:
+    """Cross-entropy of what is written, given the thoughts before it: Coconut's loss, and that of its controls."""
+    batch = views["main"]
+    output = context.rollout(model, batch)
+    loss, metrics = language_loss(model.decoder, batch, output)
+    return Loss({"language": Term(loss)}, metrics | norm_metrics(model.decoder, batch, output))
+
+
+def no_parts(options: Any, decoder: DecoderConfig, key: Key[Array, ""]) -> Mapping[str, Any]:
+    """What a method adds to the model: nothing."""
+    del options, decoder, key
+    return {}
+
+
+def train_everything(name: str) -> bool:
+    """Whether a parameter is trained: every one is."""
+    del name
+    return True
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Method:
-    """What differs between methods.
+    """What differs between methods. A method is one of these, in a file of its own (`coconut.methods.register_method`).
 
     Attributes:
       name: as in configs and tables.
       rule: how an example is written down at a stage.
-      loss: from the decoder, the batch and the rollout's output to the loss and the metrics.
+      options: the class of its own options: a frozen dataclass whose fields all have defaults.
+      parts: what it adds to the model, from its options, the decoder's config and a key; traceable by JAX. Each part is
+        a pytree, whose parameters are named ``PART.PATH``.
+      train_only: names of parts that checkpoints hold, and that are neither loaded for evaluation nor exported.
+      trains: whether a parameter is trained, given its name; the others are frozen, and have no moments.
+      loss: from the model, the views and the context to terms and metrics. It calls the rollout, once or more often.
     """
 
     name: str
     rule: SequenceRule
-    loss: Loss = language_loss
+    options: type = NoOptions
+    parts: MakeParts = no_parts
+    train_only: frozenset[str] = frozenset()
+    trains: Callable[[str], bool] = train_everything
+    loss: LossFunction = imitation_loss

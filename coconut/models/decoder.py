@@ -31,6 +31,7 @@ class Decoder(nnx.Module):
             dtype=config.compute_dtype,
             param_dtype=param_dtype,
             embedding_init=nnx.initializers.normal(config.embedding_stddev),
+            embedding_metadata={"axes": ("vocabulary", "embed")},
             rngs=rngs,
         )
         if config.position_embedding == "learned":
@@ -40,6 +41,7 @@ class Decoder(nnx.Module):
                 dtype=config.compute_dtype,
                 param_dtype=param_dtype,
                 embedding_init=nnx.initializers.normal(config.kernel_stddev),
+                embedding_metadata={"axes": ("positions", "embed")},
                 rngs=rngs,
             )
         # One key a layer in both layouts, so that they start from the same numbers.
@@ -47,11 +49,15 @@ class Decoder(nnx.Module):
         if config.scan_layers:
             indices = jnp.arange(config.num_layers)
             self.layers: Any = jax.vmap(lambda key, index: Layer(config, index, rngs=nnx.Rngs(key)))(keys, indices)
+            for parameter in jax.tree.leaves(self.layers, is_leaf=lambda x: isinstance(x, nnx.Param)):
+                parameter.set_metadata(axes=("layers", *parameter.get_metadata("axes")))
         else:
             self.layers = nnx.List([Layer(config, index, rngs=nnx.Rngs(key)) for index, key in enumerate(keys)])
         self.norm = make_norm(config, rngs)
         if not config.tied_head:
-            self.head = make_linear(config, config.embed_dim, config.vocabulary, bias=False, rngs=rngs)
+            self.head = make_linear(
+                config, config.embed_dim, config.vocabulary, ("embed", "vocabulary"), bias=False, rngs=rngs
+            )
 
     def embed(self, tokens: Int[Array, "*B"]) -> Float[Array, "*B D"]:
         """Token embeddings, without positions (these are added in `trunk`, to thoughts as to tokens)."""

@@ -56,17 +56,22 @@ class Dropout:
         return [kept[..., columns] for columns in sources]
 
 
-def make_norm(config: DecoderConfig, rngs: nnx.Rngs, width: int | None = None) -> nnx.LayerNorm | nnx.RMSNorm:
-    """The configured normalisation over ``D``, or over ``width``, with statistics in at least float32."""
-    kind = {"layernorm": nnx.LayerNorm, "rmsnorm": nnx.RMSNorm}[config.normalization]
+def make_norm(config: DecoderConfig, rngs: nnx.Rngs, *, heads: bool = False) -> nnx.LayerNorm | nnx.RMSNorm:
+    """The configured normalisation over ``D``, or over ``H`` for heads, with statistics in at least float32."""
+    axes = {"axes": ("head",) if heads else ("embed",)}
+    kind, metadata = {
+        "layernorm": (nnx.LayerNorm, {"scale_metadata": axes, "bias_metadata": axes}),
+        "rmsnorm": (nnx.RMSNorm, {"scale_metadata": axes}),
+    }[config.normalization]
     return kind(
-        config.embed_dim if width is None else width,
+        config.width_of_head if heads else config.embed_dim,
         epsilon=config.norm_epsilon,
         dtype=config.compute_dtype,
         param_dtype=jnp.dtype(config.param_dtype),
         # E[x^2] - E[x]^2 cancels where thoughts grow large.
         use_fast_variance=False,
         rngs=rngs,
+        **metadata,
     )
 
 
@@ -81,9 +86,16 @@ class Linear(nnx.Linear):
 
 
 def make_linear(
-    config: DecoderConfig, inputs: int, outputs: int, *, bias: bool, rngs: nnx.Rngs, scale: float = 1.0
+    config: DecoderConfig,
+    inputs: int,
+    outputs: int,
+    axes: tuple[str, str],
+    *,
+    bias: bool,
+    rngs: nnx.Rngs,
+    scale: float = 1.0,
 ) -> Linear:
-    """A dense layer initialised by ``config.kernel_stddev * scale``."""
+    """A dense layer initialised by ``config.kernel_stddev * scale``; ``axes`` are its logical axes (`RULES`)."""
     return Linear(
         inputs,
         outputs,
@@ -91,6 +103,8 @@ def make_linear(
         dtype=config.compute_dtype,
         param_dtype=jnp.dtype(config.param_dtype),
         kernel_init=nnx.initializers.normal(config.kernel_stddev * scale),
+        kernel_metadata={"axes": axes},
+        bias_metadata={"axes": axes[1:]},
         rngs=rngs,
     )
 
@@ -101,20 +115,21 @@ class Attention(nnx.Module):
     def __init__(self, config: DecoderConfig, index: Int[Array, ""] | int, *, rngs: nnx.Rngs):
         D, H = config.embed_dim, config.width_of_head
         self.config = config
-        self.query = make_linear(config, D, config.num_heads * H, bias=config.qkv_bias, rngs=rngs)
-        self.key = make_linear(config, D, config.kv_heads * H, bias=config.qkv_bias, rngs=rngs)
-        self.value = make_linear(config, D, config.kv_heads * H, bias=config.qkv_bias, rngs=rngs)
+        self.query = make_linear(config, D, config.num_heads * H, ("embed", "heads"), bias=config.qkv_bias, rngs=rngs)
+        self.key = make_linear(config, D, config.kv_heads * H, ("embed", "kv_heads"), bias=config.qkv_bias, rngs=rngs)
+        self.value = make_linear(config, D, config.kv_heads * H, ("embed", "kv_heads"), bias=config.qkv_bias, rngs=rngs)
         self.output = make_linear(
             config,
             config.num_heads * H,
             D,
+            ("heads", "embed"),
             bias=config.output_bias,
             rngs=rngs,
             scale=(2 * config.num_layers) ** -0.5,
         )
         if config.query_key_norm:
-            self.query_norm = make_norm(config, rngs, H)
-            self.key_norm = make_norm(config, rngs, H)
+            self.query_norm = make_norm(config, rngs, heads=True)
+            self.key_norm = make_norm(config, rngs, heads=True)
         if config.offset_bias:
             first = jnp.where(jnp.asarray(index) == 0, config.offset_bias, 0.0)
             key_bias = jnp.full((config.kv_heads, H), first, jnp.dtype(config.param_dtype))
@@ -189,10 +204,12 @@ class FeedForward(nnx.Module):
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
         D, F = config.embed_dim, config.width_of_mlp
         self.kind = config.mlp
-        self.up = make_linear(config, D, F, bias=config.mlp_bias, rngs=rngs)
+        self.up = make_linear(config, D, F, ("embed", "mlp"), bias=config.mlp_bias, rngs=rngs)
         if config.mlp == "swiglu":
-            self.gate = make_linear(config, D, F, bias=config.mlp_bias, rngs=rngs)
-        self.down = make_linear(config, F, D, bias=config.mlp_bias, rngs=rngs, scale=(2 * config.num_layers) ** -0.5)
+            self.gate = make_linear(config, D, F, ("embed", "mlp"), bias=config.mlp_bias, rngs=rngs)
+        self.down = make_linear(
+            config, F, D, ("mlp", "embed"), bias=config.mlp_bias, rngs=rngs, scale=(2 * config.num_layers) ** -0.5
+        )
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """Applies the MLP to each column."""

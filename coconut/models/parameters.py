@@ -1,4 +1,4 @@
-"""Parameters of a decoder by name, and decoders of parameters."""
+"""Parameters by name, the logical axes that stand beside them, and decoders of parameters."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,17 +8,29 @@ from flax import nnx
 
 from coconut.models.config import DecoderConfig
 from coconut.models.decoder import Decoder
+from coconut.sharding import Axes
 from coconut.types import CoconutError
 
 
 def parameter_names(tree: Any) -> list[str]:
     """Dotted paths of the arrays of a tree of modules, such as ``layers.0.attention.query.kernel``, in its order."""
-    names = []
-    for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        keys = [str(getattr(key, "name", getattr(key, "idx", None))) for key in path]
-        # The last key is flax's own, from a Param to its value.
-        names.append(".".join(keys[:-1] if keys[-1] == "value" else keys))
-    return names
+    return [_name(path) for path, _ in _parameters(tree)]
+
+
+def parameter_axes(tree: Any) -> dict[str, Axes]:
+    """The axes of each parameter by name: what its `nnx.Param` says under ``axes``, else None."""
+    return {
+        _name(path): leaf.get_metadata().get("axes") if isinstance(leaf, nnx.Variable) else None
+        for path, leaf in _parameters(tree)
+    }
+
+
+def _parameters(tree: Any) -> list[tuple[tuple[Any, ...], Any]]:
+    return jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: isinstance(x, nnx.Variable))[0]
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    return ".".join(str(getattr(key, "name", getattr(key, "key", getattr(key, "idx", None)))) for key in path)
 
 
 def abstract_decoder(config: DecoderConfig) -> Decoder:

@@ -14,12 +14,9 @@ from jax.sharding import NamedSharding
 from jaxtyping import Array
 
 from coconut.models.decoder import Decoder
-from coconut.models.parameters import decoder_of, decoder_parameters
-from coconut.sharding import parameter_sharding
+from coconut.models.parameters import decoder_of, decoder_parameters, parameter_axes
+from coconut.sharding import Axes, parameter_sharding
 from coconut.types import CoconutError
-
-# Parameter -> which of its axes counts tokens.
-_TOKEN_AXES = {"tokens.embedding": 0, "head.kernel": 1}
 
 
 def resize_vocabulary(decoder: Decoder, vocab_size: int, *, copy_from: int) -> Decoder:
@@ -67,17 +64,20 @@ def _check_token(argument: str, token: int, vocab_size: int) -> None:
 
 def _with_tokens(decoder: Decoder, vocab_size: int, change: Callable[[Array, int], Array]) -> Decoder:
     parameters: dict[str, Any] = decoder_parameters(decoder)
-    for name, axis in _TOKEN_AXES.items():
-        if name in parameters:
-            parameters[name] = _placed_like(change(parameters[name], axis), parameters[name], name, vocab_size)
+    for name, axes in parameter_axes(decoder).items():
+        if axes is not None and "vocabulary" in axes:
+            new = change(parameters[name], axes.index("vocabulary"))
+            parameters[name] = _placed_like(new, parameters[name], name, axes, vocab_size)
     return decoder_of(dataclasses.replace(decoder.config, vocab_size=vocab_size), parameters)
 
 
-def _placed_like(new: Array, old: Array, name: str, vocab_size: int) -> Array:
+def _placed_like(new: Array, old: Array, name: str, axes: Axes, vocab_size: int) -> Array:
     if not isinstance(old.sharding, NamedSharding) or old.sharding.mesh.size == 1:
         return new
     try:
         same = new.shape == old.shape
-        return jax.device_put(new, old.sharding if same else parameter_sharding(name, new.shape, old.sharding.mesh))
+        return jax.device_put(
+            new, old.sharding if same else parameter_sharding(name, new.shape, axes, old.sharding.mesh)
+        )
     except CoconutError as error:
         raise CoconutError(f"vocab_size = {vocab_size}: {error}") from error

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 import jax
@@ -12,7 +12,8 @@ import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from coconut.latent.feedback import make_feedback
+from coconut.methods import get_method
+from coconut.model import Model, Parameters, Template, parameters_of, part_of
 from coconut.sharding import placed
 from coconut.storage import (
     StoragePath,
@@ -24,7 +25,7 @@ from coconut.storage import (
 )
 from coconut.tokenizers import Tokenizer
 from coconut.training.config import RunConfig, differences, from_json, to_json
-from coconut.training.state import Model, Parameters, Template, TrainState, make_model
+from coconut.training.state import TrainState, fresh_model
 from coconut.types import CoconutError
 
 Which = Literal["best", "latest"]
@@ -221,17 +222,26 @@ class Checkpoints:
         items, progress = self._restore(step, _tree(abstract))
         return TrainState(**items), progress
 
-    def restore_parameters(self, step: int, abstract: Parameters) -> tuple[Parameters, Progress]:
+    def restore_parameters(
+        self, step: int, abstract: Parameters, left_out: Collection[str] = ()
+    ) -> tuple[Parameters, Progress]:
         """The parameters of one checkpoint without its optimizer, and the rest.
+
+        Args:
+          step: a step that was saved.
+          abstract: shapes and dtypes that are expected.
+          left_out: names of parts that the checkpoint may hold besides.
 
         Raises:
           CoconutError: the checkpoint holds other parameters; the message names the first.
         """
-        items, progress = self._restore(step, {"parameters": abstract})
+        items, progress = self._restore(step, {"parameters": abstract}, left_out)
         return items["parameters"], progress
 
-    def _restore(self, step: int, expected: dict[str, Any]) -> tuple[dict[str, Any], Progress]:
-        self._check(step, expected)
+    def _restore(
+        self, step: int, expected: dict[str, Any], left_out: Collection[str] = ()
+    ) -> tuple[dict[str, Any], Progress]:
+        self._check(step, expected, left_out)
         restored: Any = self._manager.restore(
             step,
             args=ocp.args.Composite(
@@ -250,9 +260,12 @@ class Checkpoints:
         """Waits for Orbax's threads."""
         self._manager.close()
 
-    def _check(self, step: int, expected: Any) -> None:
-        """Orbax would pad or cast what does not fit: compare first."""
+    def _check(self, step: int, expected: Any, left_out: Collection[str]) -> None:
+        """Orbax would pad or cast what does not fit, and leave out what nobody asked for: compare first."""
         metadata = self._manager.item_metadata(step)["state"]
+        for name in metadata.tree["parameters"].keys() - expected["parameters"].keys():
+            if part_of(name) not in left_out:
+                raise CoconutError(f"{self._folder / str(step)}: parameter {name!r} is none of this run's model")
         saved = {_path(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(metadata.tree)[0]}
         for path, leaf in jax.tree_util.tree_flatten_with_path(expected)[0]:
             name = _path(path)
@@ -263,13 +276,16 @@ class Checkpoints:
                 raise CoconutError(f"{self._folder / str(step)}: array {name!r} is {there} there, {here} here")
 
 
-def load_model(workdir: StoragePath, which: Which = "best", mesh: Mesh | None = None) -> tuple[Run, Model, Progress]:
+def load_model(
+    workdir: StoragePath, which: Which = "best", mesh: Mesh | None = None, *, train_only: bool = False
+) -> tuple[Run, Model, Progress]:
     """A trained model, with the run it comes from and the stage it has reached.
 
     Args:
       workdir: of the run.
       which: the best checkpoint by validation, or the latest.
       mesh: devices to put the parameters on, whatever mesh they were trained on; None for the default device.
+      train_only: load the parts that only training needs, too.
 
     Raises:
       CoconutError: the workdir holds no run, no checkpoint, or one that does not fit.
@@ -279,13 +295,13 @@ def load_model(workdir: StoragePath, which: Which = "best", mesh: Mesh | None = 
     step = checkpoints.step(which)
     if step is None:
         raise CoconutError(f"{workdir} holds no checkpoint")
-    decoder, feedback = run.config.decoder, run.config.feedback
-    abstract = jax.eval_shape(lambda key: make_model(decoder, make_feedback(feedback, decoder), key), jax.random.key(0))
-    template = Template.of(abstract)
-    names = dict(zip(template.names, jax.tree.leaves(abstract), strict=True))
+    left_out = frozenset() if train_only else get_method(run.config.method).train_only
+    abstract = jax.eval_shape(lambda: fresh_model(run.config))
+    abstract = abstract._replace(parts={name: part for name, part in abstract.parts.items() if name not in left_out})
+    template, expected = Template.of(abstract), parameters_of(abstract)
     if mesh is not None:
-        names = placed(names, mesh)
-    parameters, progress = checkpoints.restore_parameters(step, names)
+        expected = placed(expected, template.axes, mesh)
+    parameters, progress = checkpoints.restore_parameters(step, expected, left_out)
     checkpoints.close()
     # Orbax gives numpy's arrays where it was told no device.
     return run, template.model(jax.tree.map(jnp.asarray, parameters)), progress

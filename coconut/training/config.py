@@ -25,6 +25,8 @@ class RunConfig:
 
     Attributes:
       method: name of the method (`coconut.methods.METHODS`).
+      options: the method's own config (`coconut.methods.method.Method.options`); None for its defaults, plain values
+        for those of JSON.
       data: where questions come from.
       decoder: the decoder; its ``vocab_size`` of None is taken from the tokenizer.
       curriculum: stages and thoughts.
@@ -40,6 +42,8 @@ class RunConfig:
         tokenizers must be the same.
       init_checkpoint: which of its checkpoints.
       feedback: what is done to a hidden state before it is fed back.
+      freeze: patterns (``decoder.tokens.*``) of the names of parameters that are not trained, beside those that the
+        method freezes.
       sampling: how validation questions are answered.
       evaluation_batch_size: rows answered together.
       evaluate_every: optimizer steps between validations, beside those at the end of each stage, or ``epoch`` for one
@@ -62,6 +66,7 @@ class RunConfig:
     curriculum: CurriculumConfig
     optimizer: OptimizerConfig
     pipeline: PipelineConfig
+    options: Any = None
     microbatches: int = 1
     seed: int = 0
     pretrained: str | None = None
@@ -69,6 +74,7 @@ class RunConfig:
     init_from: str | None = None
     init_checkpoint: Literal["best", "latest"] = "latest"
     feedback: FeedbackConfig = dataclasses.field(default_factory=FeedbackConfig)
+    freeze: tuple[str, ...] = ()
     sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
     evaluation_batch_size: int = 64
     evaluate_every: int | Literal["epoch"] | None = None
@@ -84,7 +90,7 @@ class RunConfig:
         def reject(field: str, why: str) -> None:
             raise CoconutError(f"RunConfig.{field} = {getattr(self, field)!r}: {why}")
 
-        get_method(self.method)
+        object.__setattr__(self, "options", self._method_options())
         if self.pretrained is not None and self.init_from is not None:
             reject("init_from", f"pretrained = {self.pretrained!r} gives the parameters already")
         if self.pretrained is not None and self.data.tokenizer not in ("gpt2", "huggingface"):
@@ -103,6 +109,19 @@ class RunConfig:
             reject("norm_alert_factor", "must be None or above 1")
         if self.pipeline.batch_size % self.microbatches:
             reject("microbatches", f"must divide the batch size, {self.pipeline.batch_size}")
+
+    def _method_options(self) -> Any:
+        """The method's options: its defaults where there are none, a dataclass where there are plain values."""
+        kind = get_method(self.method).options
+        if self.options is None:
+            return kind()
+        if isinstance(self.options, Mapping):
+            return from_json(kind, self.options, "RunConfig.options")
+        if not isinstance(self.options, kind):
+            raise CoconutError(
+                f"RunConfig.options = {self.options!r}: method = {self.method!r} takes a {kind.__name__}"
+            )
+        return self.options
 
 
 def to_json(config: Any) -> Any:

@@ -17,6 +17,8 @@ from rich.console import Console
 from coconut.curriculum import has_learnt, may_advance, stage_steps
 from coconut.datasets import Dataset
 from coconut.methods import get_method
+from coconut.methods.method import Views
+from coconut.model import Model
 from coconut.pipeline import BatchSource, make_iterator
 from coconut.sharding import make_mesh, own_rows, put_rows, replicated
 from coconut.storage import StoragePath, hold, make_folder
@@ -27,9 +29,9 @@ from coconut.training.metrics import Meter, MetricsLog, SkippedSteps, progress_b
 from coconut.training.norms import NormAlert
 from coconut.training.optimizer import learning_rate_at, make_optimizer
 from coconut.training.setup import abstract_state, initial_state, prepare
-from coconut.training.state import Model, restart_optimizer
+from coconut.training.state import restart_optimizer
 from coconut.training.step import make_train_step
-from coconut.types import Batch, DivergedError, Schedule
+from coconut.types import DivergedError, Schedule
 
 LOG = logging.getLogger(__name__)
 
@@ -114,7 +116,7 @@ def _train(
     rows = own_rows(mesh, config.pipeline.batch_size, config.microbatches)
     optimizer = make_optimizer(config.optimizer)
     template, expected = abstract_state(config, optimizer, mesh)
-    train_step = make_train_step(template, method, optimizer, microbatches=config.microbatches)
+    train_step = make_train_step(template, method, optimizer, options=config.options, microbatches=config.microbatches)
     checkpoints = Checkpoints(workdir, keep_latest=config.keep_latest)
     if (latest := checkpoints.step("latest")) is None:
         state, progress = initial_state(run, optimizer, mesh), Progress(stage=curriculum.first_stage)
@@ -125,7 +127,7 @@ def _train(
     log_meter, window_meter = Meter(progress.log), Meter(progress.window)
     skips = SkippedSteps(total=progress.skipped, in_a_row=progress.skipped_in_a_row)
     norm_alert = NormAlert(config.norm_alert_factor)
-    programs: dict[Schedule, jax.stages.Compiled] = {}
+    programs: dict[tuple[Schedule, ...], jax.stages.Compiled] = {}
     key = jax.jit(jax.random.key, out_shardings=replicated(mesh))(config.seed)
 
     with jax.set_mesh(mesh), progress_bar(console) as bar, interruption() as interrupted, contextlib.closing(log):
@@ -154,7 +156,7 @@ def _train(
                 # --- One step. The device runs ahead of the host until something needs its numbers.
                 at_stage, at_epoch = progress.stage_step == 0, progress.step % source.batches_per_epoch == 0
                 if progress.step and {"never": False, "stage": at_stage, "epoch": at_epoch}[curriculum.reset_optimizer]:
-                    state = restart_optimizer(state, optimizer)
+                    state = restart_optimizer(template, state, optimizer)
                 learning_rate = learning_rate_at(
                     config.optimizer,
                     step=progress.step,
@@ -162,15 +164,16 @@ def _train(
                     stage_steps=length,
                     is_last_stage=is_last,
                 )
-                batch: Batch = put_rows(next(iterator), mesh, config.pipeline.batch_size)
-                arguments = (state, batch, np.float32(learning_rate), key)
-                if batch.schedule not in programs:
+                views: Views = {"main": put_rows(next(iterator), mesh, config.pipeline.batch_size)}
+                arguments = (state, views, np.float32(learning_rate), key)
+                schedules = tuple(view.schedule for view in views.values())
+                if schedules not in programs:
                     started = time.perf_counter()
-                    programs[batch.schedule] = train_step.lower(*arguments).compile()
+                    programs[schedules] = train_step.lower(*arguments).compile()
                     seconds = time.perf_counter() - started
                     log.write("compile", progress.step, {"stage": stage, "compile_seconds": seconds})
                     clock += seconds
-                state, metrics = programs[batch.schedule](*arguments)
+                state, metrics = programs[schedules](*arguments)
                 for meter in (log_meter, window_meter):
                     meter.add(metrics)
                 skips.add(metrics["skipped"])

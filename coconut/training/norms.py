@@ -3,33 +3,7 @@
 import logging
 from collections.abc import Mapping
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Bool, Float
-
-from coconut.losses import Ratio, ratio
-from coconut.models.decoder import Decoder
-from coconut.types import Batch, Latent, ModelOutput
-
 LOG = logging.getLogger(__name__)
-
-
-def norm_metrics(decoder: Decoder, batch: Batch, output: ModelOutput) -> dict[str, Ratio]:
-    """The mean norm of thoughts and that of token embeddings, over the valid columns of a batch.
-
-    They cost no pass: the rollout has made both already, and no gradient flows through them.
-
-    Returns:
-      ``thought_norm`` and ``token_norm``, in float32 at least; nothing where the schedule has no latent span.
-    """
-    if not output.thoughts:
-        return {}
-    latent = np.concatenate([np.full(span.length, isinstance(span, Latent)) for span in batch.schedule])
-    return {
-        "thought_norm": _mean_norm(jnp.concatenate(output.thoughts, 1), batch.valid[:, latent]),
-        "token_norm": _mean_norm(decoder.embed(batch.tokens), batch.valid & ~latent),
-    }
 
 
 class NormAlert:
@@ -61,8 +35,3 @@ class NormAlert:
             )
         self._outside = outside
         return {"norm_alert": outside}
-
-
-def _mean_norm(x: Float[Array, "B T D"], valid: Bool[Array, "B T"]) -> Ratio:
-    x = jax.lax.stop_gradient(x)
-    return ratio(jnp.linalg.norm(x.astype(jnp.promote_types(x.dtype, jnp.float32)), axis=-1), valid)

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,8 +12,8 @@ from jax.sharding import Mesh
 
 from coconut.batching import stage_shape
 from coconut.datasets import Dataset, load_dataset, make_tokenizer
-from coconut.latent.feedback import make_feedback
 from coconut.methods import get_method
+from coconut.model import Model, Parameters, Template, parameters_of
 from coconut.models.config import DecoderConfig
 from coconut.models.decoder import Decoder
 from coconut.models.huggingface import agreed_config, is_our_export, load_pretrained
@@ -24,7 +25,7 @@ from coconut.storage import StoragePath, exists, parse_path
 from coconut.tokenizers import TokenizedExample, Tokenizer, validate_ids
 from coconut.training.checkpoint import RUN_FILE, Run, load_model
 from coconut.training.config import RunConfig, differences, to_json
-from coconut.training.state import Model, Parameters, Template, TrainState, make_model, make_state, parameters_of
+from coconut.training.state import TrainState, fresh_model, fresh_parts, make_state, template_of
 from coconut.types import CoconutError
 
 # Fields of a decoder that may differ from those of the run it starts from: they do not change what its parameters mean.
@@ -152,8 +153,9 @@ def abstract_state(
     """
     check_heads(config.decoder.num_heads, config.decoder.kv_heads, mesh)
     model = jax.eval_shape(lambda: fresh_model(config))
-    state = jax.eval_shape(lambda model: make_state(parameters_of(model), optimizer), model)
-    return Template.of(model), placed(state, mesh)
+    template = template_of(config, model)
+    state = jax.eval_shape(lambda model: make_state(template, parameters_of(model), optimizer), model)
+    return template, placed(state, template.axes, mesh)
 
 
 def initial_state(run: Run, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
@@ -162,40 +164,45 @@ def initial_state(run: Run, optimizer: optax.GradientTransformation, mesh: Mesh)
     Raises:
       CoconutError: see `initial_model`.
     """
-    _, expected = abstract_state(run.config, optimizer, mesh)
+    template, expected = abstract_state(run.config, optimizer, mesh)
     places = jax.tree.map(lambda x: x.sharding, expected)
     if run.config.pretrained is None and run.config.init_from is None:
-        make = lambda: make_state(parameters_of(fresh_model(run.config)), optimizer)
+        make = lambda: make_state(template, parameters_of(fresh_model(run.config)), optimizer)
         return jax.jit(make, out_shardings=places)()
     parameters = jax.device_put(parameters_of(initial_model(run, mesh)), places.parameters)
-    return jax.jit(lambda parameters: make_state(parameters, optimizer), out_shardings=places)(parameters)
-
-
-def fresh_model(config: RunConfig) -> Model:
-    """A model with random parameters. Traceable, which gives its shapes alone."""
-    feedback = make_feedback(config.feedback, config.decoder)
-    return make_model(config.decoder, feedback, jax.random.key(config.seed))
+    return jax.jit(lambda parameters: make_state(template, parameters, optimizer), out_shardings=places)(parameters)
 
 
 def initial_model(run: Run, mesh: Mesh | None = None) -> Model:
     """The model a run starts from: fresh, of a pretrained checkpoint, or with the parameters of ``init_from``.
 
-    The feedback's own parameters are taken, too, where ``init_from`` has the same feedback; else they are fresh.
+    The decoder is taken. A part is taken, too, where the other run has it and it means the same: the feedback where
+    both runs configure it alike, another part where its parameters fit. Else it is fresh.
 
     Raises:
       CoconutError: ``init_from`` holds no checkpoint or one of another shape, or ``pretrained`` cannot be loaded.
     """
     config = run.config
     if config.pretrained is not None:
-        return Model(_pretrained_decoder(run, mesh), make_feedback(config.feedback, config.decoder))
+        return Model(_pretrained_decoder(run, mesh), fresh_parts(config))
     if config.init_from is None:
         return fresh_model(config)
-    other, loaded, _ = load_model(parse_path(config.init_from), config.init_checkpoint, mesh)
-    if other.config.feedback != config.feedback:
-        loaded = Model(loaded.decoder, make_feedback(config.feedback, config.decoder))
+    other, loaded, _ = load_model(parse_path(config.init_from), config.init_checkpoint, mesh, train_only=True)
+    parts = dict(fresh_parts(config))
+    for name in parts.keys() & loaded.parts.keys():
+        there = loaded.parts[name]
+        same = other.config.feedback == config.feedback if name == "feedback" else _alike(there, parts[name])
+        parts[name] = there if same else parts[name]
     expected = jax.eval_shape(lambda: fresh_model(config))
     where = f"RunConfig.init_from = {config.init_from!r}"
-    return Template.of(expected).model(matching(parameters_of(loaded), parameters_of(expected), where))
+    found = matching(parameters_of(Model(loaded.decoder, parts)), parameters_of(expected), where)
+    return Template.of(expected).model(found)
+
+
+def _alike(first: Any, second: Any) -> bool:
+    """Whether two parts have the same arrays in the same places."""
+    shapes = lambda tree: [x.shape for x in jax.tree.leaves(tree)]
+    return jax.tree.structure(first) == jax.tree.structure(second) and shapes(first) == shapes(second)
 
 
 def _pretrained_decoder(run: Run, mesh: Mesh | None) -> Decoder:

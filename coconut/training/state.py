@@ -1,55 +1,19 @@
 """What training changes, and how it starts."""
 
 import dataclasses
-from typing import Any, NamedTuple, no_type_check
+import fnmatch
+from collections.abc import Collection, Mapping
+from typing import Any, no_type_check
 
 import jax
 import jax.numpy as jnp
 import optax
-from flax import nnx
-from jaxtyping import Array, Int, Key
+from jaxtyping import Array, Int
 
-from coconut.latent.feedback import Feedback
-from coconut.models.config import DecoderConfig
-from coconut.models.decoder import Decoder
-from coconut.models.parameters import parameter_names
-
-
-class Model(NamedTuple):
-    """What is trained together."""
-
-    decoder: Decoder
-    feedback: Feedback
-
-
-Parameters = dict[str, Any]
-"""Arrays, or their abstract values, by dotted path, such as ``decoder.layers.0.attention.query.kernel``.
-
-Between steps a model is this plain dictionary: jit flattens it in C++, optax, orbax and a reader of a checkpoint need
-to know nothing of modules.
-"""
-
-
-@dataclasses.dataclass(frozen=True)
-class Template:
-    """How to make a `Model` of `Parameters`, under jit or outside."""
-
-    names: tuple[str, ...]
-    structure: Any
-
-    @classmethod
-    def of(cls, model: Model) -> "Template":
-        """The template of a model, which may be abstract."""
-        return cls(tuple(parameter_names(model)), jax.tree.structure(model))
-
-    def model(self, parameters: Parameters) -> Model:
-        """The model that holds ``parameters``."""
-        return jax.tree.unflatten(self.structure, [parameters[name] for name in self.names])
-
-
-def parameters_of(model: Model) -> Parameters:
-    """The parameters of a model by name."""
-    return dict(zip(parameter_names(model), jax.tree.leaves(model), strict=True))
+from coconut.methods import get_method
+from coconut.model import MakeParts, Model, Parameters, Template, make_model, make_parts, parameters_of
+from coconut.training.config import RunConfig
+from coconut.types import CoconutError
 
 
 @jax.tree_util.register_dataclass
@@ -59,8 +23,8 @@ class TrainState:
     """Everything a train step reads and writes.
 
     Attributes:
-      parameters: of the decoder and the feedback.
-      opt_state: the optimizer's moments.
+      parameters: of the decoder and of all parts.
+      opt_state: the optimizer's moments, of the parameters that are trained.
       step: optimizer steps taken.
     """
 
@@ -69,17 +33,51 @@ class TrainState:
     step: Int[Array, ""]
 
 
-def make_model(config: DecoderConfig, feedback: Feedback, key: Key[Array, ""]) -> Model:
-    """A model with fresh parameters, a function of ``key`` alone. Traceable: `jax.eval_shape` gives it abstractly."""
-    return Model(Decoder(config, rngs=nnx.Rngs(key)), feedback)
+def fresh_model(config: RunConfig) -> Model:
+    """The model of a run, with random parameters. Traceable, which gives its shapes alone."""
+    return make_model(config.decoder, jax.random.key(config.seed), feedback=config.feedback, parts=_parts_of(config))
 
 
-def make_state(parameters: Parameters, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state a run starts from. Traceable."""
-    return TrainState(parameters=parameters, opt_state=optimizer.init(parameters), step=jnp.zeros((), jnp.int32))
+def fresh_parts(config: RunConfig) -> Mapping[str, Any]:
+    """The parts of `fresh_model` without its decoder."""
+    return make_parts(config.decoder, jax.random.key(config.seed), feedback=config.feedback, parts=_parts_of(config))
 
 
-def restart_optimizer(state: TrainState, optimizer: optax.GradientTransformation) -> TrainState:
+def _parts_of(config: RunConfig) -> MakeParts:
+    return lambda decoder, key: get_method(config.method).parts(config.options, decoder, key)
+
+
+def template_of(config: RunConfig, model: Model) -> Template:
+    """How to make the run's model of its parameters, and which of these it trains.
+
+    Raises:
+      CoconutError: ``RunConfig.freeze`` holds a pattern that fits no parameter, or nothing is left to train.
+    """
+    names = parameters_of(model).keys()
+    for pattern in config.freeze:
+        if not fnmatch.filter(names, pattern):
+            raise CoconutError(f"RunConfig.freeze = {config.freeze!r}: the model has no parameter {pattern!r}")
+    trains = get_method(config.method).trains
+    frozen = lambda name: any(fnmatch.fnmatchcase(name, pattern) for pattern in config.freeze)
+    template = Template.of(model, lambda name: trains(name) and not frozen(name))
+    if not template.trained:
+        raise CoconutError(f"RunConfig.freeze = {config.freeze!r}: nothing is left to train")
+    return template
+
+
+def select(parameters: Parameters, names: Collection[str]) -> Parameters:
+    """The parameters of some names, in their own order."""
+    return {name: value for name, value in parameters.items() if name in names}
+
+
+def make_state(template: Template, parameters: Parameters, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state a run starts from, with moments for what is trained. Traceable."""
+    opt_state = optimizer.init(select(parameters, template.trained))
+    return TrainState(parameters=parameters, opt_state=opt_state, step=jnp.zeros((), jnp.int32))
+
+
+def restart_optimizer(template: Template, state: TrainState, optimizer: optax.GradientTransformation) -> TrainState:
     """The state with the optimizer's moments made anew, where they were."""
     places = jax.tree.map(lambda x: x.sharding, state.opt_state)
-    return dataclasses.replace(state, opt_state=jax.jit(optimizer.init, out_shardings=places)(state.parameters))
+    moving = select(state.parameters, template.trained)
+    return dataclasses.replace(state, opt_state=jax.jit(optimizer.init, out_shardings=places)(moving))

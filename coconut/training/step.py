@@ -5,57 +5,102 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.extend.core as jax_core
 import jax.numpy as jnp
 import optax
+from jax.interpreters import partial_eval
 from jaxtyping import Array, Float, Key
 
-from coconut.latent.rollout import rollout_batch
-from coconut.losses import Ratio, ratio
-from coconut.methods.method import Method
+from coconut.losses import Loss, Ratio, ratio
+from coconut.methods.method import LossContext, Method, Views
+from coconut.model import Parameters, Template
 from coconut.sharding import constrain_tree, replicate
-from coconut.training.norms import norm_metrics
-from coconut.training.state import Model, Parameters, Template, TrainState
-from coconut.types import Batch
+from coconut.training.state import TrainState, select
+from coconut.types import CoconutError
 
 Metrics = dict[str, Ratio]
-TrainStep = Callable[[TrainState, Batch, float, Key[Array, ""]], tuple[TrainState, Metrics]]
+TrainStep = Callable[[TrainState, Views, float, Key[Array, ""]], tuple[TrainState, Metrics]]
+Weights = dict[str, Array]
 
 
-def batch_loss(model: Model, method: Method, batch: Batch, dropout_key: Key[Array, ""] | None) -> tuple[Ratio, Metrics]:
-    """The loss of a model on a batch, not divided yet, and its metrics with those of `norm_metrics`."""
-    output = rollout_batch(model.decoder, model.feedback, batch, dropout_key)
-    loss, metrics = method.loss(model.decoder, batch, output)
-    return loss, metrics | norm_metrics(model.decoder, batch, output)
+def objective(loss: Loss, weights: Weights, unit: Array) -> Array:
+    """``unit`` times the sum of a loss's terms, each divided by its weight in the whole step and times its factor.
+
+    The loss may be that of some of the step's rows. A term that weighs nothing counts nothing.
+    """
+    share = lambda weight: jnp.where(weight > 0, unit / jnp.where(weight > 0, weight, 1.0), 0.0)
+    terms = [term.factor * term.ratio.total * share(weights[name]) for name, term in loss.terms.items()]
+    return functools.reduce(jnp.add, terms)
+
+
+def term_weights(loss_of: Callable[[Parameters, Views], Loss], parameters: Parameters, views: Views) -> Weights:
+    """The weight of each term over all rows, without running the model.
+
+    Raises:
+      CoconutError: a weight depends on the model, so that it is not known before it has run.
+    """
+    weights = lambda parameters, views: {
+        name: term.ratio.weight for name, term in loss_of(parameters, views).terms.items()
+    }
+    traced, shapes = jax.make_jaxpr(weights, return_shape=True)(parameters, views)
+    outputs, structure = jax.tree.flatten(shapes)
+    # What the weights need of the whole computation; the rest is never made.
+    needed, used = partial_eval.dce_jaxpr(traced.jaxpr, [True] * len(outputs))
+    if any(used[: len(jax.tree.leaves(parameters))]):
+        raise CoconutError(f"the weight of one of the terms {', '.join(shapes)} depends on the model's parameters")
+    arguments = [x for x, use in zip(jax.tree.leaves((parameters, views)), used, strict=True) if use]
+    return jax.tree.unflatten(structure, jax_core.jaxpr_as_fun(jax_core.ClosedJaxpr(needed, traced.consts))(*arguments))
 
 
 def _gradients(
-    parameters: Parameters, template: Template, method: Method, batch: Batch, key: Key[Array, ""], microbatches: int
+    parameters: Parameters,
+    template: Template,
+    method: Method,
+    options: Any,
+    views: Views,
+    key: Key[Array, ""],
+    microbatches: int,
 ) -> tuple[Array, Parameters, Metrics]:
-    """The loss over the whole batch, not divided, the gradients of its mean, and its metrics."""
+    """The objective of the whole step, its gradients, and the metrics.
 
-    def total(parameters: Parameters, batch: Batch, key: Key[Array, ""]) -> tuple[Array, tuple[Array, Metrics]]:
+    Sums are added up over rows and microbatches, and divided once, by the weight of the first term.
+    """
+    frozen = {name: value for name, value in parameters.items() if name not in template.trained}
+
+    def loss_of(trained: Parameters, views: Views, key: Key[Array, ""]) -> Loss:
         # The constraint's transpose keeps each gradient in its shards, those of every microbatch included.
-        parameters = constrain_tree(parameters)
-        loss, metrics = batch_loss(template.model(parameters), method, batch, key)
-        return loss.total, (loss.weight, metrics)
+        every = constrain_tree({**trained, **frozen}, template.axes)
+        return method.loss(template.model(every), views, LossContext(options=options, key=key))
 
-    derive = jax.value_and_grad(total, has_aux=True)
+    def part(trained: Parameters, views: Views, key: Key[Array, ""]) -> tuple[Array, Metrics]:
+        loss = loss_of(trained, views, key)
+        metrics = dict(loss.metrics)
+        if len(loss.terms) > 1:
+            metrics |= {name: term.ratio for name, term in loss.terms.items()}
+        return objective(loss, weights, unit), metrics
+
+    trained = select(parameters, template.trained)
+    weights = term_weights(lambda trained, views: loss_of(trained, views, key), trained, views)
+    unit = next(iter(weights.values()))
+    unit = jnp.where(unit > 0, unit, 1.0)
+    derive = jax.value_and_grad(part, has_aux=True)
     if microbatches == 1:
-        (loss, (weight, metrics)), gradients = derive(parameters, batch, key)
+        (total, metrics), gradients = derive(trained, views, key)
     else:
-        # Sums add up over microbatches and are divided once: the update is that of the whole batch.
         # Every so-manieth row, so that each device keeps the rows it has.
-        parts = jax.tree.map(lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), batch)
+        parts = jax.tree.map(lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), views)
         first = jax.tree.map(lambda x: x[0], parts)
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(derive, parameters, first, key))
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(derive, trained, first, key))
 
-        def accumulate(sums: Any, scanned: tuple[Batch, Array]) -> tuple[Any, None]:
-            part, index = scanned
-            return jax.tree.map(jnp.add, sums, derive(parameters, part, jax.random.fold_in(key, index))), None
+        def accumulate(sums: Any, scanned: tuple[Views, Array]) -> tuple[Any, None]:
+            rows, index = scanned
+            return jax.tree.map(jnp.add, sums, derive(trained, rows, jax.random.fold_in(key, index))), None
 
-        ((loss, (weight, metrics)), gradients), _ = jax.lax.scan(accumulate, zeros, (parts, jnp.arange(microbatches)))
-    gradients = jax.tree.map(lambda g: g / jnp.maximum(weight, 1.0).astype(g.dtype), gradients)
-    return loss, gradients, metrics
+        ((total, metrics), gradients), _ = jax.lax.scan(accumulate, zeros, (parts, jnp.arange(microbatches)))
+    value = total / unit
+    if len(weights) > 1:
+        metrics["objective"] = Ratio(value, jnp.ones_like(value))
+    return value, jax.tree.map(lambda g: g / unit.astype(g.dtype), gradients), metrics
 
 
 def _updated(
@@ -70,50 +115,66 @@ def _updated(
 
 
 def make_train_step(
-    template: Template, method: Method, optimizer: optax.GradientTransformation, *, microbatches: int = 1
+    template: Template,
+    method: Method,
+    optimizer: optax.GradientTransformation,
+    *,
+    options: Any = None,
+    microbatches: int = 1,
 ) -> TrainStep:
-    """Builds ``train_step(state, batch, learning_rate, key) -> (state, metrics)``.
+    """Builds ``train_step(state, views, learning_rate, key) -> (state, metrics)``.
 
-    Compiled once for each schedule and shape of ``batch``. The state given in is donated. ``key`` is the run's own,
-    the same at every step; the step number is folded in. On a mesh (`jax.set_mesh`) rows, parameters and optimizer
-    are split as `coconut.sharding` says.
+    Compiled once for each schedule and shape of the views. The state given in is donated. ``key`` is the run's own, the
+    same at every step; the step number is folded in. On a mesh (`jax.set_mesh`) rows, parameters and optimizer are
+    split as `coconut.sharding` says.
 
     A step whose loss or gradient is not finite is skipped: parameters and optimizer stay as they were, the step counts,
     and its metrics weigh nothing but for ``skipped``, the share of steps that were skipped, ``padding``, the share of
-    columns that are not valid, and ``tokens``, the number of those that are.
+    columns that are not valid, and ``tokens``, the number of those that are, both over all views.
+
+    Where a loss has several terms, the metrics hold each of them by its name, and their sum as ``objective``.
 
     Args:
-      template: how to make the model of the state's parameters.
+      template: how to make the model of the state's parameters, and which of them are trained.
       method: the method, for its loss.
       optimizer: from `coconut.training.optimizer.make_optimizer`; the learning rate is applied here.
+      options: of the method; None for its defaults.
       microbatches: parts the rows are split into, one after the other, to save memory.
+
+    Raises:
+      CoconutError: when it is traced: see `term_weights`.
     """
+    options = method.options() if options is None else options
 
     @functools.partial(jax.jit, donate_argnums=0)
     def train_step(
-        state: TrainState, batch: Batch, learning_rate: Float[Array, ""], key: Key[Array, ""]
+        state: TrainState, views: Views, learning_rate: Float[Array, ""], key: Key[Array, ""]
     ) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(key, state.step)
-        loss, gradients, metrics = _gradients(state.parameters, template, method, batch, key, microbatches)
+        value, gradients, metrics = _gradients(state.parameters, template, method, options, views, key, microbatches)
         norm = optax.tree.norm(gradients)
-        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        finite = jnp.isfinite(value) & jnp.isfinite(norm)
         # A branch: to choose element by element kept old and new state side by side, half as much memory again.
-        parameters, opt_state = jax.lax.cond(
+        trained, opt_state = jax.lax.cond(
             finite,
             lambda parameters, opt_state: _updated(optimizer, gradients, opt_state, parameters, learning_rate),
             lambda parameters, opt_state: (parameters, opt_state),
-            state.parameters,
+            select(state.parameters, template.trained),
             state.opt_state,
         )
-        metrics["gradient_norm"] = Ratio(norm, jnp.ones_like(norm))
-        metrics = jax.tree.map(lambda x: jnp.where(finite, x, 0.0), metrics)
         one = jnp.ones_like(norm)
+        metrics["gradient_norm"] = Ratio(norm, one)
+        metrics = jax.tree.map(lambda x: jnp.where(finite, x, 0.0), metrics)
+        valid = [view.valid for view in views.values()]
+        padding = [ratio(1.0 - columns, jnp.ones(columns.shape)) for columns in valid]
+        tokens = [jnp.sum(columns, dtype=jnp.float32) for columns in valid]
         metrics |= {
             "skipped": Ratio(1.0 - finite, one),
-            "padding": ratio(1.0 - batch.valid, jnp.ones(batch.valid.shape)),
-            "tokens": Ratio(jnp.sum(batch.valid, dtype=jnp.float32), one),
+            "padding": functools.reduce(lambda a, b: Ratio(a.total + b.total, a.weight + b.weight), padding),
+            "tokens": Ratio(functools.reduce(jnp.add, tokens), one),
         }
+        parameters = {**state.parameters, **trained}
         following = TrainState(parameters=parameters, opt_state=opt_state, step=state.step + 1)
-        return constrain_tree(following), replicate(metrics)
+        return constrain_tree(following, template.axes), replicate(metrics)
 
     return train_step

@@ -16,10 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from coconut.latent.feedback import Identity
 from coconut.latent.generate import SamplingConfig, decode, prefill, prefill_program, think_on, think_program
+from coconut.model import Model, make_model
 from coconut.models.config import DecoderConfig
-from coconut.training.state import Model, make_model
 from experiments.benchmarks import timing
 
 
@@ -96,7 +95,7 @@ def measure(workload: Workload, rounds: int) -> dict[str, Any]:
     """Examples per second by batch size. In every round each batch size answers the same examples."""
     examples = workload.batches[-1]
     prompts = np.random.default_rng(0).integers(0, workload.decoder.vocabulary, (examples, workload.prompt), np.int32)
-    model = jax.jit(lambda key: make_model(workload.decoder, Identity(), key))(jax.random.key(0))
+    model = jax.jit(lambda key: make_model(workload.decoder, key))(jax.random.key(0))
     generators = {batch: Generator(workload, model) for batch in workload.batches}
 
     def variant(batch: int) -> Callable[[], None]:

@@ -26,12 +26,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from coconut.latent.feedback import Identity
 from coconut.methods.coconut import COCONUT
+from coconut.model import Template, make_model, parameters_of
 from coconut.models.config import DecoderConfig
 from coconut.models.decoder import Decoder
 from coconut.training.optimizer import OptimizerConfig, make_optimizer
-from coconut.training.state import Template, TrainState, make_model, make_state, parameters_of
+from coconut.training.state import TrainState, make_state
 from coconut.training.step import make_train_step
 from coconut.types import IGNORED_LABEL, Batch, Language, Latent, Schedule
 from experiments.benchmarks import timing
@@ -122,10 +122,11 @@ class Trainer:
     def __init__(self, geometry: Geometry) -> None:
         self.geometry = geometry
         self.optimizer = make_optimizer(OPTIMIZER)
-        make = lambda key: make_model(geometry.decoder, Identity(), key)
+        make = lambda key: make_model(geometry.decoder, key)
         key = jax.random.key(0)
         self.template = Template.of(jax.eval_shape(make, key))
-        self.state: TrainState = jax.jit(lambda key: make_state(parameters_of(make(key)), self.optimizer))(key)
+        start = lambda key: make_state(self.template, parameters_of(make(key)), self.optimizer)
+        self.state: TrainState = jax.jit(start)(key)
         self._compiled: dict[tuple[Schedule, bool], tuple[Callable[[], None], int | None]] = {}
 
     @property
@@ -144,16 +145,16 @@ class Trainer:
           every_column: run the columns that nobody reads through the last layer, too.
         """
         if (schedule, every_column) not in self._compiled:
-            batch = jax.device_put(random_batch(self.geometry, thoughts, schedule))
+            views = {"main": jax.device_put(random_batch(self.geometry, thoughts, schedule))}
             rate, key = jnp.asarray(OPTIMIZER.learning_rate), jax.random.key(1)
             train_step: Any = make_train_step(self.template, COCONUT, self.optimizer)
             skips = mock.patch.object(Decoder, "skips", return_value=False) if every_column else nullcontext()
             with skips:
-                compiled = train_step.lower(self.state, batch, rate, key).compile()
+                compiled = train_step.lower(self.state, views, rate, key).compile()
             memory = compiled.memory_analysis()
 
             def take() -> None:
-                self.state, metrics = compiled(self.state, batch, rate, key)
+                self.state, metrics = compiled(self.state, views, rate, key)
                 jax.block_until_ready((self.state, metrics))
 
             self._compiled[schedule, every_column] = take, None if memory is None else int(memory.temp_size_in_bytes)

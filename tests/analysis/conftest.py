@@ -5,11 +5,10 @@ from typing import NamedTuple
 import jax
 import pytest
 
-from coconut.latent.feedback import Identity
+from coconut.model import Model, make_model
 from coconut.models.config import DecoderConfig
 from coconut.tasks import small_graphs
 from coconut.tokenizers import SYMBOLS, TokenizedExample, Tokenizer, encode_example, symbol_tokenizer
-from coconut.training.state import Model, make_model
 from coconut.types import Example, Graph
 
 
@@ -36,5 +35,5 @@ def subject() -> Subject:
         embedding_stddev=0.5,
         kernel_stddev=0.5,
     )
-    model = make_model(config, Identity(), jax.random.key(0))
+    model = make_model(config, jax.random.key(0))
     return Subject(model, tokenizer, example, encode_example(tokenizer, example, SYMBOLS), example.graph)

@@ -13,15 +13,14 @@ from coconut.commands.configuration import resolve_run
 from coconut.commands.evaluate import questions_of
 from coconut.curriculum import stage_steps
 from coconut.datasets import DataConfig, load_dataset
-from coconut.latent.feedback import Identity
 from coconut.methods import METHODS
+from coconut.model import make_model
 from coconut.models.parameters import abstract_decoder
 from coconut.models.presets import PRESETS
 from coconut.tasks import TASKS
 from coconut.tokenizers import symbol_tokenizer
 from coconut.training.checkpoint import Run
 from coconut.training.config import RunConfig, differences, from_json, to_json
-from coconut.training.state import make_model
 from coconut.types import CoconutError
 from tests.tiny_runs import tiny_run
 
@@ -41,7 +40,7 @@ def test_every_run_resolves_and_builds_its_abstract_model(run: str) -> None:
         assert word in text.split("include")[0], f"the header of {run} does not say {word!r}"
     config = resolve(run)
     decoder = dataclasses.replace(config.decoder, vocab_size=config.decoder.vocab_size or 100)
-    model = jax.eval_shape(lambda key: make_model(decoder, Identity(), key), jax.random.key(0))
+    model = jax.eval_shape(lambda key: make_model(decoder, key), jax.random.key(0))
     assert sum(leaf.size for leaf in jax.tree.leaves(model)) > 1000
     assert from_json(RunConfig, to_json(config), run) == config
 
@@ -108,7 +107,7 @@ def test_recipes_build_the_published_decoder(run: str) -> None:
     assert config.decoder == dataclasses.replace(preset, vocab_size=None, **free)
     # Layers are traced once where they are stacked. Its parameters and the markers' rows, whatever the dtypes.
     decoder = dataclasses.replace(config.decoder, vocab_size=preset.vocabulary + 3, scan_layers=True)
-    model = jax.eval_shape(lambda key: make_model(decoder, Identity(), key), jax.random.key(0))
+    model = jax.eval_shape(lambda key: make_model(decoder, key), jax.random.key(0))
     published = abstract_decoder(dataclasses.replace(preset, scan_layers=True))
     parameters, expected = (sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (model, published))
     assert parameters == expected + 3 * preset.embed_dim

@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 
 from coconut.evaluation.choices import choose, with_other_option
-from coconut.latent.feedback import Identity
 from coconut.latent.rollout import rollout
 from coconut.methods import get_method
+from coconut.model import make_model
 from coconut.models.config import DecoderConfig
 from coconut.tasks import get_task
 from coconut.tokenizers import SYMBOLS, encode_example, symbol_tokenizer
-from coconut.training.state import make_model
 from coconut.types import CoconutError, Example, Language, Latent
 
 
@@ -32,7 +31,7 @@ def test_choices_are_those_of_one_option_at_a_time() -> None:
     symbols = sorted({symbol for example in examples for symbol in f"{example.question} [A]".split()})
     tokenizer = symbol_tokenizer(symbols)
     config = DecoderConfig(vocab_size=tokenizer.vocab_size, num_layers=1, embed_dim=16, num_heads=2, max_positions=64)
-    model = make_model(config, Identity(), jax.random.key(3))
+    model = make_model(config, jax.random.key(3))
     schedule = (Language(31), Latent(2), Language(4, 3))
 
     @jax.jit

@@ -16,11 +16,11 @@ from coconut.evaluation.evaluate import Evaluation, evaluate, wilson_interval
 from coconut.latent.feedback import Identity
 from coconut.latent.generate import SamplingConfig
 from coconut.methods import METHODS
+from coconut.model import Model
 from coconut.models.config import DecoderConfig
 from coconut.models.decoder import Decoder
 from coconut.tasks import Task
 from coconut.tokenizers import TEXT, encode_example, word_tokenizer
-from coconut.training.state import Model
 from coconut.types import CoconutError, Example
 from tests.tiny_models import quick_compilation
 
@@ -73,7 +73,7 @@ def model_that_writes(tokens: list[int], *, first: int) -> Model:
         )
 
     abstract = jax.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0)))
-    return Model(jax.tree_util.tree_map_with_path(value, abstract), Identity())
+    return Model(jax.tree_util.tree_map_with_path(value, abstract), {"feedback": Identity()})
 
 
 def evaluated(model: Model, method: str, **settings: Any) -> tuple[Evaluation, list[tuple[int, str, bool]], list[int]]:

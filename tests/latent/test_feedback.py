@@ -1,14 +1,14 @@
 """What is fed back: values against numpy, gradients against autodiff and the obvious loop, the same when generating."""
 
 import dataclasses
-from typing import Any, get_args
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from coconut.latent.feedback import Feedback, FeedbackConfig, FeedbackKind, Norm, make_feedback
+from coconut.latent.feedback import Feedback, FeedbackConfig, Norm, make_feedback
 from coconut.latent.generate import prefill, think_on
 from coconut.models.decoder import Decoder
 from coconut.types import CoconutError, Language, Latent
@@ -25,18 +25,19 @@ from tests.latent.test_rollout import (
 from tests.tiny_models import GPT2_STYLE, quick_compilation, quick_jit, random_decoder
 
 CONFIG = dataclasses.replace(GPT2_STYLE, num_layers=1, **IN_FLOAT64)
-OTHERS = [kind for kind in get_args(FeedbackKind) if kind != "identity"]
+KEY = jax.random.key(0)
+OTHERS = ["scale", "match_norm", "norm"]
 
 
-def setup(kind: FeedbackKind) -> tuple[Decoder, Feedback]:
+def setup(kind: str) -> tuple[Decoder, Feedback]:
     """A decoder, and a feedback no parameter of which is at a special value."""
-    feedback = make_feedback(FeedbackConfig(kind=kind, factor=0.7), CONFIG)
+    feedback = make_feedback(FeedbackConfig(kind=kind, factor=0.7), CONFIG, KEY)
     rng = np.random.default_rng(1)
     return random_decoder(CONFIG), jax.tree.map(lambda x: x + jnp.asarray(0.2 * rng.normal(size=x.shape)), feedback)
 
 
 @pytest.mark.parametrize("kind", OTHERS)
-def test_gradients_are_those_of_the_slow_loop_and_of_autodiff(kind: FeedbackKind) -> None:
+def test_gradients_are_those_of_the_slow_loop_and_of_autodiff(kind: str) -> None:
     """With a row that thinks nothing, and one that only fills the batch, whose hidden states are zero."""
     with jax.enable_x64(True):
         decoder, feedback = setup(kind)
@@ -69,10 +70,10 @@ def test_what_each_kind_makes_of_a_hidden_state() -> None:
         hidden = (
             np.random.default_rng(2).normal(size=(3, 2, CONFIG.embed_dim)) * np.array([0.1, 1.0, 50.0])[:, None, None]
         )
-        identity = make_feedback(FeedbackConfig(), CONFIG)
+        identity = make_feedback(FeedbackConfig(), CONFIG, KEY)
         norms = np.linalg.norm(hidden, axis=-1, keepdims=True)
         token_norm = np.linalg.norm(np.asarray(decoder.tokens.embedding[...]), axis=-1).mean()
-        expected: dict[FeedbackKind, np.ndarray] = {
+        expected: dict[str, np.ndarray] = {
             "scale": 0.5 * hidden,
             "match_norm": 0.5 * token_norm * hidden / norms,
             "norm": 0.5 * CONFIG.embed_dim**0.5 * hidden / norms,
@@ -81,7 +82,7 @@ def test_what_each_kind_makes_of_a_hidden_state() -> None:
         assert (identity(decoder, jnp.asarray(hidden)) == hidden).all()
         for kind, thought in expected.items():
             np.testing.assert_allclose(
-                make_feedback(FeedbackConfig(kind=kind, factor=0.5), CONFIG)(decoder, jnp.asarray(hidden)),
+                make_feedback(FeedbackConfig(kind=kind, factor=0.5), CONFIG, KEY)(decoder, jnp.asarray(hidden)),
                 thought,
                 rtol=1e-9,
             )
@@ -96,7 +97,7 @@ def test_the_matched_norm_follows_the_table_and_sends_it_no_gradient() -> None:
     """Tokens that the data never hold would drift: Adam makes steps of any gradient."""
     with jax.enable_x64(True):
         decoder = random_decoder(CONFIG)
-        feedback = make_feedback(FeedbackConfig(kind="match_norm"), CONFIG)
+        feedback = make_feedback(FeedbackConfig(kind="match_norm"), CONFIG, KEY)
         hidden = jnp.asarray(np.random.default_rng(2).normal(size=(2, CONFIG.embed_dim)))
         gradient = jax.grad(lambda decoder: feedback(decoder, hidden).sum())(decoder)
         assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient))
@@ -104,10 +105,10 @@ def test_the_matched_norm_follows_the_table_and_sends_it_no_gradient() -> None:
         np.testing.assert_allclose(feedback(larger, hidden), 3 * feedback(decoder, hidden), rtol=1e-12)
 
 
-@pytest.mark.parametrize("kind", get_args(FeedbackKind))
-def test_thoughts_keep_the_dtype_of_hidden_states(kind: FeedbackKind) -> None:
+@pytest.mark.parametrize("kind", ["identity", *OTHERS])
+def test_thoughts_keep_the_dtype_of_hidden_states(kind: str) -> None:
     config = dataclasses.replace(GPT2_STYLE, dtype="bfloat16")
-    decoder, feedback = random_decoder(config), make_feedback(FeedbackConfig(kind=kind), config)
+    decoder, feedback = random_decoder(config), make_feedback(FeedbackConfig(kind=kind), config, KEY)
     hidden = jnp.asarray(100 * np.random.default_rng(2).normal(size=(2, config.embed_dim)), jnp.bfloat16)
     thought = feedback(decoder, hidden)
     assert thought.dtype == jnp.bfloat16
@@ -118,7 +119,7 @@ def test_thoughts_keep_the_dtype_of_hidden_states(kind: FeedbackKind) -> None:
 
 
 @pytest.mark.parametrize("kind", OTHERS)
-def test_generation_thinks_what_training_thinks(kind: FeedbackKind) -> None:
+def test_generation_thinks_what_training_thinks(kind: str) -> None:
     with jax.enable_x64(True), quick_compilation():
         decoder, feedback = setup(kind)
         schedule = (Language(3), Latent(2), Language(1, 1))

@@ -27,10 +27,10 @@ from coconut.latent.generate import (
 )
 from coconut.latent.rollout import rollout
 from coconut.methods import METHODS
+from coconut.model import Model
 from coconut.models.decoder import Decoder
 from coconut.models.parameters import decoder_of, decoder_parameters
 from coconut.tokenizers import TokenizedExample, symbol_tokenizer
-from coconut.training.state import Model
 from coconut.types import CoconutError, Language, Latent
 from tests.official_cases import CASES, load_case
 from tests.tiny_models import LLAMA_STYLE, quick_compilation, quick_jit, random_decoder
@@ -302,7 +302,7 @@ CURRICULUM = CurriculumConfig(max_latent_stage=2, pad_latent_to_max=False)
 def answers(decoder: Decoder, stage: int = 3, method: str = "coconut", **settings):
     assert TOKENIZER.vocab_size == CONFIG.vocab_size
     config = AnswerConfig(**{"batch_size": 3, "sampling": GREEDY, **settings})
-    model = Model(decoder, Identity())
+    model = Model(decoder, {"feedback": Identity()})
     return list(answer_questions(model, TOKENIZER, METHODS[method].rule, CURRICULUM, stage, EXAMPLES, config))
 
 

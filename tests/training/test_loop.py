@@ -23,6 +23,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from rich.console import Console
 
+from coconut.losses import Term
 from coconut.methods import METHODS
 from coconut.storage import LOCK, hold
 from coconut.training import loop
@@ -437,9 +438,11 @@ def test_a_run_goes_on_past_steps_that_are_not_finite(tmp_path: Path, monkeypatc
     """One example spoils the batch that holds it, in each epoch of six batches."""
     method = METHODS["no_cot"]
 
-    def spoiled(decoder: Any, batch: Any, output: Any) -> Any:
-        loss, metrics = method.loss(decoder, batch, output)
-        return loss._replace(total=jnp.where((batch.examples == 5).any(), jnp.nan, loss.total)), metrics
+    def spoiled(model: Any, views: Any, context: Any) -> Any:
+        loss = method.loss(model, views, context)
+        own = loss.terms["language"].ratio
+        total = jnp.where((views["main"].examples == 5).any(), jnp.nan, own.total)
+        return loss._replace(terms={"language": Term(own._replace(total=total))})
 
     monkeypatch.setitem(METHODS, "no_cot", dataclasses.replace(method, loss=spoiled))
     # A window of one step has nothing to judge by where that step was skipped.

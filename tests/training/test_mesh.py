@@ -18,13 +18,13 @@ from jax.sharding import Mesh
 from coconut.batching import Shape, align, write_row
 from coconut.commands.plan.collectives import collectives
 from coconut.curriculum import StagePlan
-from coconut.latent.feedback import Identity
 from coconut.methods import METHODS
+from coconut.model import Template, make_model, parameters_of
 from coconut.models.config import DecoderConfig
 from coconut.sharding import MeshConfig, make_mesh, placed, put_rows, replicated, tree_sharding
 from coconut.tokenizers import TokenizedExample, symbol_tokenizer
 from coconut.training.optimizer import OptimizerConfig, make_optimizer
-from coconut.training.state import Template, make_model, make_state, parameters_of
+from coconut.training.state import make_state
 from coconut.training.step import make_train_step
 from coconut.types import Batch
 from pallas_kernels.flash_attention import xla
@@ -71,22 +71,23 @@ def make_batch(shape: Shape, rng: np.random.Generator, ragged: bool = True) -> B
 
 
 def fresh_state(config: DecoderConfig) -> Any:
-    return make_state(parameters_of(make_model(config, Identity(), jax.random.key(0))), OPTIMIZER)
+    model = make_model(config, jax.random.key(0))
+    return make_state(Template.of(model), parameters_of(model), OPTIMIZER)
 
 
 def template_of(config: DecoderConfig) -> Template:
-    return Template.of(jax.eval_shape(lambda: make_model(config, Identity(), jax.random.key(0))))
+    return Template.of(jax.eval_shape(lambda: make_model(config, jax.random.key(0))))
 
 
 def train_steps(config: DecoderConfig, batches: list[Batch], mesh: Mesh) -> tuple[list[float], Any]:
     """The loss of each step, and the state after them."""
-    places = tree_sharding(jax.eval_shape(lambda: fresh_state(config)), mesh)
+    places = tree_sharding(jax.eval_shape(lambda: fresh_state(config)), template_of(config).axes, mesh)
     state = jax.jit(lambda: fresh_state(config), out_shardings=places)()
     step, losses = make_train_step(template_of(config), METHOD, OPTIMIZER, microbatches=2), []
     with jax.set_mesh(mesh):
         key = jax.jit(jax.random.key, out_shardings=replicated(mesh))(0)
         for batch in batches:
-            state, metrics = step(state, put_rows(batch, mesh, BATCH_SIZE), 1e-3, key)
+            state, metrics = step(state, {"main": put_rows(batch, mesh, BATCH_SIZE)}, 1e-3, key)
             losses.append(float(metrics["loss"].mean()))
     jax.tree.map(lambda x, place: x.sharding.is_equivalent_to(place, x.ndim) or pytest.fail(str(place)), state, places)
     return losses, state
@@ -136,11 +137,11 @@ def check_kernels() -> None:
 def parameter_collectives(config: DecoderConfig, thoughts: int, mesh: Mesh) -> dict[str, int]:
     """How often a step gathers or reduces something as large as a matrix, a loop's body counted as often as it runs."""
     batch = make_batch(Shape(4, thoughts, 4), np.random.default_rng(0), ragged=False)
-    state = placed(jax.eval_shape(lambda: fresh_state(config)), mesh)
+    state = placed(jax.eval_shape(lambda: fresh_state(config)), template_of(config).axes, mesh)
     with jax.set_mesh(mesh):
         key = jax.jit(jax.random.key, out_shardings=replicated(mesh))(0)
         lowered = make_train_step(template_of(config), METHOD, OPTIMIZER).lower(
-            state, put_rows(batch, mesh, BATCH_SIZE), np.float32(1e-3), key
+            state, {"main": put_rows(batch, mesh, BATCH_SIZE)}, np.float32(1e-3), key
         )
         text = lowered.compile(compiler_options={"xla_backend_optimization_level": 0}).as_text()
     smallest = config.embed_dim * config.num_heads * config.width_of_head

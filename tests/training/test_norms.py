@@ -9,8 +9,9 @@ import pytest
 
 from coconut.latent.feedback import Identity
 from coconut.latent.rollout import rollout_batch
+from coconut.losses import norm_metrics
 from coconut.training.config import RunConfig
-from coconut.training.norms import NormAlert, norm_metrics
+from coconut.training.norms import NormAlert
 from coconut.types import CoconutError, Language
 from tests.tiny_models import quick_compilation, random_decoder
 from tests.tiny_runs import tiny_run

@@ -11,10 +11,10 @@ import pytest
 from rich.console import Console
 
 from coconut.latent.feedback import FeedbackConfig, Norm
+from coconut.model import parameters_of
 from coconut.training.checkpoint import load_model
 from coconut.training.loop import TrainResult, train
 from coconut.training.setup import initial_model, prepare
-from coconut.training.state import parameters_of
 from coconut.types import CoconutError
 from tests.tiny_models import quick_compilation
 from tests.tiny_runs import tiny_run
@@ -51,11 +51,14 @@ def test_the_feedback_travels_with_the_checkpoint(tmp_path: Path, earlier: tuple
     assert run.config.feedback == FeedbackConfig(kind="norm", factor=0.5)
     assert isinstance(model.feedback, Norm)
     # It was trained: at stage 1 a gradient reaches it.
-    assert np.abs(np.asarray(model.feedback.scale) - 0.5).min() > 1e-4
+    assert np.abs(np.asarray(model.feedback.scale[...]) - 0.5).min() > 1e-4
     given = parameters_of(result.model)
     assert all((np.asarray(value) == given[name]).all() for name, value in parameters_of(model).items())
     # The same feedback is taken over with the rest; for another one the decoder alone is.
-    for feedback, scale in (({"kind": "norm", "factor": 0.5}, model.feedback.scale), ({"kind": "norm"}, jnp.ones(16))):
+    for feedback, scale in (
+        ({"kind": "norm", "factor": 0.5}, model.feedback.scale[...]),
+        ({"kind": "norm"}, jnp.ones(16)),
+    ):
         run, _, _ = prepare(tiny_run(init_from=str(tmp_path), feedback=feedback))
         taken = parameters_of(initial_model(run))
         assert (taken.pop("feedback.scale") == scale).all()

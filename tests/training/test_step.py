@@ -13,15 +13,15 @@ import pytest
 from coconut.batching import Shape, align, write_row
 from coconut.curriculum import StagePlan
 from coconut.latent.feedback import Identity
-from coconut.losses import Ratio
+from coconut.losses import Loss, Ratio, Term
 from coconut.methods import METHODS
-from coconut.methods.method import Loss
-from coconut.models.decoder import Decoder
+from coconut.methods.method import LossContext, LossFunction, Views
+from coconut.model import Model, Template, parameters_of
 from coconut.tokenizers import TokenizedExample, symbol_tokenizer
 from coconut.training.optimizer import OptimizerConfig, learning_rate_at, make_optimizer
-from coconut.training.state import Model, Template, TrainState, make_state, parameters_of, restart_optimizer
-from coconut.training.step import batch_loss, make_train_step
-from coconut.types import Batch, CoconutError, ModelOutput
+from coconut.training.state import TrainState, make_state, restart_optimizer
+from coconut.training.step import make_train_step
+from coconut.types import Batch, CoconutError
 from tests.tiny_models import GPT2_STYLE, quick_compilation, quick_jit, random_decoder
 
 METHOD = METHODS["coconut"]
@@ -56,12 +56,14 @@ def make_batch() -> Batch:
 
 
 BATCH = make_batch()
+VIEWS = {"main": BATCH}
 
 
 def fresh(config=CONFIG, optimizer: OptimizerConfig = OPTIMIZER) -> tuple[Template, TrainState]:
     """A template, and a state of its own: a step eats the state it is given."""
-    model = Model(random_decoder(config, seed=2), Identity())
-    return Template.of(model), make_state(parameters_of(model), make_optimizer(optimizer))
+    model = Model(random_decoder(config, seed=2), {"feedback": Identity()})
+    template = Template.of(model)
+    return template, make_state(template, parameters_of(model), make_optimizer(optimizer))
 
 
 def assert_close(ours: Any, theirs: Any, tolerance: float) -> None:
@@ -75,9 +77,10 @@ def test_microbatches_change_nothing_and_the_update_is_optax_adamws():
     expected = jax.tree.map(np.asarray, state.parameters)
     adamw = optax.adamw(OPTIMIZER.learning_rate, eps=OPTIMIZER.epsilon, weight_decay=OPTIMIZER.weight_decay)
     adamw_state = adamw.init(expected)
-    derive = quick_jit(
-        jax.grad(lambda parameters: batch_loss(template.model(parameters), METHOD, BATCH, None)[0].mean())
+    mean = lambda parameters: (
+        METHOD.loss(template.model(parameters), VIEWS, LossContext()).terms["language"].ratio.mean()
     )
+    derive = quick_jit(jax.grad(mean))
     whole = make_train_step(template, METHOD, make_optimizer(OPTIMIZER))
     in_parts = make_train_step(template, METHOD, make_optimizer(OPTIMIZER), microbatches=4)
     _, other = fresh()
@@ -87,8 +90,8 @@ def test_microbatches_change_nothing_and_the_update_is_optax_adamws():
         updates, adamw_state = adamw.update(gradients, adamw_state, expected)
         expected = optax.apply_updates(expected, updates)
         given = state
-        state, metrics = whole(state, BATCH, rate, KEY)  # pyright: ignore[reportArgumentType]
-        other, other_metrics = in_parts(other, BATCH, rate, KEY)  # pyright: ignore[reportArgumentType]
+        state, metrics = whole(state, VIEWS, rate, KEY)  # pyright: ignore[reportArgumentType]
+        other, other_metrics = in_parts(other, VIEWS, rate, KEY)  # pyright: ignore[reportArgumentType]
         assert_close(state.parameters, expected, 2e-6)
         assert_close(other.parameters, expected, 2e-6)
         assert_close(other_metrics, metrics, 2e-5)
@@ -102,18 +105,19 @@ def test_microbatches_change_nothing_and_the_update_is_optax_adamws():
 POISONED = 1000
 
 
-def poisoned_loss(where: str) -> Loss:
+def poisoned_loss(where: str) -> LossFunction:
     """The method's loss, but for batches that hold example `POISONED`: there the loss or its gradient is not finite."""
 
-    def loss(decoder: Decoder, batch: Batch, output: ModelOutput) -> tuple[Ratio, dict[str, Ratio]]:
-        own, metrics = METHOD.loss(decoder, batch, output)
-        poisoned = (batch.examples == POISONED).any()
+    def loss(model: Model, views: Views, context: LossContext) -> Loss:
+        terms, metrics = METHOD.loss(model, views, context)
+        own = terms["language"].ratio
+        poisoned = (views["main"].examples == POISONED).any()
         if where == "loss":
             extra = jnp.where(poisoned, jnp.inf, 0.0)
         else:  # The root of zero: its value is 0, its derivative is not finite.
-            root = jnp.sqrt(jnp.where(poisoned, 0 * output.predictors.sum(), 1.0))
+            root = jnp.sqrt(jnp.where(poisoned, 0 * model.decoder.tokens.embedding[...].sum(), 1.0))
             extra = root - jax.lax.stop_gradient(root)
-        return Ratio(own.total + extra, own.weight), metrics
+        return Loss({"language": Term(Ratio(own.total + extra, own.weight))}, metrics)
 
     return loss
 
@@ -128,10 +132,10 @@ def test_a_step_that_is_not_finite_is_skipped_to_the_bit(where: str, microbatche
     rate = np.float32(OPTIMIZER.learning_rate)
     seen = []
     for batch in (BATCH, bad, bad, BATCH):
-        state, metrics = step(state, batch, rate, KEY)  # pyright: ignore[reportArgumentType]
+        state, metrics = step(state, {"main": batch}, rate, KEY)  # pyright: ignore[reportArgumentType]
         seen.append(metrics)
     for _ in range(2):
-        other, expected = step(other, BATCH, rate, KEY)  # pyright: ignore[reportArgumentType]
+        other, expected = step(other, VIEWS, rate, KEY)  # pyright: ignore[reportArgumentType]
     assert (int(state.step), int(other.step)) == (4, 2)
     for ours, theirs in zip(
         *map(jax.tree.leaves, ((state.parameters, state.opt_state), (other.parameters, other.opt_state))), strict=True
@@ -151,7 +155,7 @@ def test_every_step_drops_other_units():
 
     def loss(number: int, key: jax.Array) -> float:
         given = jax.tree.map(jnp.copy, dataclasses.replace(state, step=jnp.asarray(number, jnp.int32)))
-        _, metrics = step(given, BATCH, np.float32(0.0), key)  # pyright: ignore[reportArgumentType]
+        _, metrics = step(given, VIEWS, np.float32(0.0), key)  # pyright: ignore[reportArgumentType]
         return float(metrics["loss"].mean())
 
     losses = [loss(0, KEY), loss(1, KEY), loss(0, jax.random.key(1))]
@@ -197,7 +201,7 @@ def test_the_optimizers_state_can_be_made_anew():
     parameters = {"w": jnp.ones((2, 2))}
     _, moments = optimizer.update({"w": jnp.ones((2, 2))}, optimizer.init(parameters), parameters)
     state = TrainState(parameters=parameters, opt_state=moments, step=jnp.asarray(5))
-    again = restart_optimizer(state, optimizer)
+    again = restart_optimizer(Template({"w": None}, frozenset({"w"}), None), state, optimizer)
     assert_close(again.opt_state, optimizer.init(parameters), 0.0)
     assert int(again.step) == 5
     assert any(np.any(a != b) for a, b in zip(jax.tree.leaves(moments), jax.tree.leaves(again.opt_state), strict=True))

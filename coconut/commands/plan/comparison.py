@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from coconut.commands.plan.planning import Columns, Plan, Step
+from coconut.model import parameters_of
 from coconut.sharding import put_rows, replicated
 from coconut.training.config import RunConfig
 from coconut.training.optimizer import make_optimizer
 from coconut.training.setup import fresh_model
-from coconut.training.state import make_state, parameters_of
+from coconut.training.state import make_state
 from coconut.types import IGNORED_LABEL, Batch
 
 
@@ -33,7 +34,8 @@ def measure(config: RunConfig, step: Step, columns: Columns, plan: Plan, steps: 
     assert plan.cost is not None
     optimizer = make_optimizer(config.optimizer)
     places = jax.tree.map(lambda leaf: leaf.sharding, step.state)
-    state = jax.jit(lambda: make_state(parameters_of(fresh_model(config)), optimizer), out_shardings=places)()
+    make = lambda: make_state(step.template, parameters_of(fresh_model(config)), optimizer)
+    state = jax.jit(make, out_shardings=places)()
     rows, total = config.pipeline.batch_size, columns.total
     tokens = np.random.default_rng(0).integers(0, config.decoder.vocabulary, (rows, total), np.int32)
     scored = np.arange(total) >= total - columns.suffix + 1
@@ -54,7 +56,7 @@ def measure(config: RunConfig, step: Step, columns: Columns, plan: Plan, steps: 
         times = []
         for _ in range(steps + 1):
             started = time.perf_counter()
-            state, metrics = step.compiled(state, batch, rate, key)
+            state, metrics = step.compiled(state, {"main": batch}, rate, key)
             jax.block_until_ready((state, metrics))
             times.append(time.perf_counter() - started)
     seconds = min(times[1:])  # The first one may load what the others find.

@@ -16,6 +16,7 @@ from coconut.batching import Shape, schedule_of
 from coconut.commands.plan.cost import Cost, cost_of, memory_of
 from coconut.commands.plan.hardware import Slice
 from coconut.methods import get_method
+from coconut.model import Template
 from coconut.models.config import DecoderConfig
 from coconut.sharding import MeshConfig, check_rows, make_mesh, replicated, row_sharding
 from coconut.training.config import RunConfig
@@ -111,6 +112,7 @@ class Step:
     """A train step that is not compiled yet, and what it would be given."""
 
     function: Any
+    template: Template
     state: TrainState
     batch: Batch
     mesh: Mesh
@@ -123,7 +125,7 @@ class Step:
         key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=place)
         with jax.set_mesh(self.mesh):
             rate = jax.ShapeDtypeStruct((), jnp.float32, sharding=place)
-            return self.function.lower(self.state, self.batch, rate, key).compile()
+            return self.function.lower(self.state, {"main": self.batch}, rate, key).compile()
 
 
 def make_step(config: RunConfig, where: Slice, mesh_config: MeshConfig, columns: Columns) -> Step:
@@ -139,7 +141,9 @@ def make_step(config: RunConfig, where: Slice, mesh_config: MeshConfig, columns:
     check_rows(mesh, config.pipeline.batch_size, config.microbatches)
     optimizer = make_optimizer(config.optimizer)
     template, state = abstract_state(config, optimizer, mesh)
-    function = make_train_step(template, get_method(config.method), optimizer, microbatches=config.microbatches)
+    function = make_train_step(
+        template, get_method(config.method), optimizer, options=config.options, microbatches=config.microbatches
+    )
     rows = config.pipeline.batch_size
 
     def array(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
@@ -151,7 +155,7 @@ def make_step(config: RunConfig, where: Slice, mesh_config: MeshConfig, columns:
         **{name: array(jnp.bool_, rows, columns.total) for name in ("valid", "answers")},
         examples=array(jnp.int32, rows),
     )
-    return Step(function, state, batch, mesh)
+    return Step(function, template, state, batch, mesh)
 
 
 def make_plan(config: RunConfig, where: Slice, mesh_config: MeshConfig, columns: Columns) -> Plan:

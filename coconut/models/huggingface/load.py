@@ -19,8 +19,8 @@ from coconut.models.decoder import Decoder
 from coconut.models.huggingface.configuration import CONFIG_FILE, decoder_config, family_of, read_config, read_json
 from coconut.models.huggingface.files import DTYPES, Stored, equal, stored_tensors, widest_dtype
 from coconut.models.huggingface.names import EMBEDDING, HEAD, Tensor, canonical_name, tensors_of
-from coconut.models.parameters import abstract_decoder, decoder_of, decoder_parameters
-from coconut.sharding import parameter_sharding
+from coconut.models.parameters import abstract_decoder, decoder_of, decoder_parameters, parameter_axes
+from coconut.sharding import Axes, parameter_sharding
 from coconut.types import CoconutError
 
 # What a caller may choose; in everything else a config must say what config.json says.
@@ -119,16 +119,17 @@ def _load(
     if config is not None:
         if jnp.dtype(config.param_dtype) != jax.dtypes.canonicalize_dtype(config.param_dtype):
             raise CoconutError(f"DecoderConfig.param_dtype = {config.param_dtype!r}: JAX needs jax_enable_x64 for it")
-        shapes = decoder_parameters(abstract_decoder(config))
+        abstract = abstract_decoder(config)
+        shapes, axes = decoder_parameters(abstract), parameter_axes(abstract)
         tensors = tensors_of(config, shapes)
-        for name, abstract in shapes.items():
+        for name, expected in shapes.items():
             try:
-                _sharding(name, abstract.shape, mesh)
+                _sharding(name, expected.shape, axes[name], mesh)
             except CoconutError as error:
                 problems.append(str(error))
         matched = _match(stored, config, tensors, problems)
         if not problems:
-            return decoder_of(config, _place(matched, shapes, mesh))
+            return decoder_of(config, _place(matched, shapes, axes, mesh))
     raise CoconutError(f"{folder} cannot be loaded:\n  " + "\n  ".join(problems))
 
 
@@ -191,7 +192,9 @@ def _match(
     return [(tensors[name], one) for name, one in found.items()]
 
 
-def _place(matched: Sequence[tuple[Tensor, Stored]], shapes: Mapping[str, Any], mesh: Mesh | None) -> dict[str, Array]:
+def _place(
+    matched: Sequence[tuple[Tensor, Stored]], shapes: Mapping[str, Any], axes: Mapping[str, Axes], mesh: Mesh | None
+) -> dict[str, Array]:
     """Reads tensor after tensor, and puts each where it belongs."""
     parameters: dict[str, Array] = {}
     for tensor, stored in matched:
@@ -200,9 +203,12 @@ def _place(matched: Sequence[tuple[Tensor, Stored]], shapes: Mapping[str, Any], 
             # Our matrices are the other way around than torch's: XLA turns them, in a fifth of the time numpy takes.
             value: Any = stored.read(part.columns).astype(abstract.dtype, copy=False)
             shape = value.shape[::-1] if tensor.transposed else value.shape
-            value = _put(value, _sharding(name, shape, mesh), tensor.transposed)
+            own_axes = axes[name]
+            if own_axes is not None and part.layer is not None:
+                own_axes = own_axes[1:]
+            value = _put(value, _sharding(name, shape, own_axes, mesh), tensor.transposed)
             if part.layer is not None:
-                whole = _sharding(name, abstract.shape, mesh)
+                whole = _sharding(name, abstract.shape, axes[name], mesh)
                 if name not in parameters:
                     parameters[name] = jax.jit(jnp.zeros, static_argnums=(0, 1), out_shardings=whole)(
                         abstract.shape, abstract.dtype
@@ -213,12 +219,12 @@ def _place(matched: Sequence[tuple[Tensor, Stored]], shapes: Mapping[str, Any], 
     return parameters
 
 
-def _sharding(name: str, shape: tuple[int, ...], mesh: Mesh | None) -> NamedSharding | None:
+def _sharding(name: str, shape: tuple[int, ...], axes: Axes, mesh: Mesh | None) -> NamedSharding | None:
     # Without a mesh arrays lie as JAX's own functions place them: on the default device, and free to move.
     if mesh is None:
         return None
     # Published vocabularies are often odd, until `coconut.models.vocabulary` adds the markers.
-    return parameter_sharding(name, shape, mesh, may_stay_whole=("vocabulary",))
+    return parameter_sharding(name, shape, axes, mesh, may_stay_whole=("vocabulary",))
 
 
 def _put(value: np.ndarray, sharding: NamedSharding | None, transposed: bool) -> Array:
