@@ -263,9 +263,6 @@ class Checkpoints:
     def _check(self, step: int, expected: Any, left_out: Collection[str]) -> None:
         """Orbax would pad or cast what does not fit, and leave out what nobody asked for: compare first."""
         metadata = self._manager.item_metadata(step)["state"]
-        for name in metadata.tree["parameters"].keys() - expected["parameters"].keys():
-            if part_of(name) not in left_out:
-                raise CoconutError(f"{self._folder / str(step)}: parameter {name!r} is none of this run's model")
         saved = {_path(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(metadata.tree)[0]}
         for path, leaf in jax.tree_util.tree_flatten_with_path(expected)[0]:
             name = _path(path)
@@ -274,6 +271,9 @@ class Checkpoints:
             there, here = (tuple(saved[name].shape), str(saved[name].dtype)), (tuple(leaf.shape), str(leaf.dtype))
             if there != here:
                 raise CoconutError(f"{self._folder / str(step)}: array {name!r} is {there} there, {here} here")
+        for name in metadata.tree["parameters"].keys() - expected["parameters"].keys():
+            if part_of(name) not in left_out:
+                raise CoconutError(f"{self._folder / str(step)}: parameter {name!r} is none of this run's model")
 
 
 def load_model(

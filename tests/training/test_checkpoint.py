@@ -57,3 +57,15 @@ def test_a_checkpoint_of_other_arrays_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(CoconutError, match="'parameters/v' is missing"):
         checkpoints.restore(1, dataclasses.replace(small_state(0), parameters={"v": jnp.zeros(3)}))
     checkpoints.close()
+
+
+def test_a_part_that_the_model_has_not_is_an_error_but_where_it_is_for_training_alone(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    state = small_state(1)
+    with_reader = dataclasses.replace(state, parameters={**state.parameters, "reader.scale": jnp.ones(2)})
+    checkpoints.save(with_reader, Progress(step=1), {})
+    with pytest.raises(CoconutError, match="parameter 'reader.scale' is none of this run's model"):
+        checkpoints.restore_parameters(1, state.parameters)
+    parameters, _ = checkpoints.restore_parameters(1, state.parameters, left_out={"reader"})
+    assert parameters.keys() == {"w"}
+    checkpoints.close()
