@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
+from coconut.errors import CoconutError
 from coconut.latent.feedback import Identity
 from coconut.models.config import DecoderConfig
 from coconut.models.decoder import Decoder
@@ -35,7 +36,6 @@ from coconut.sharding import (
 )
 from coconut.training.optimizer import OptimizerConfig, make_optimizer
 from coconut.training.state import make_model, make_state, parameters_of
-from coconut.types import CoconutError
 from tests.tiny_models import GPT2_STYLE, LLAMA_STYLE, process_environment, quick_jit, random_decoder
 
 EVERY_AXIS = AbstractMesh((2, 2, 2, 2), MESH_AXES)

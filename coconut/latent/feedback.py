@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from coconut.errors import CoconutError, check_fields
 from coconut.models.config import DecoderConfig
 from coconut.models.decoder import Decoder
-from coconut.types import CoconutError, check_fields
 
 FeedbackKind = Literal["identity", "scale", "match_norm", "norm"]
 

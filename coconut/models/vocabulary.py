@@ -13,10 +13,10 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from jaxtyping import Array
 
+from coconut.errors import CoconutError
 from coconut.models.decoder import Decoder
 from coconut.models.parameters import decoder_of, decoder_parameters
 from coconut.sharding import parameter_sharding
-from coconut.types import CoconutError
 
 # Parameter -> which of its axes counts tokens.
 _TOKEN_AXES = {"tokens.embedding": 0, "head.kernel": 1}

@@ -12,6 +12,7 @@ import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+from coconut.errors import CoconutError
 from coconut.latent.feedback import make_feedback
 from coconut.sharding import placed
 from coconut.storage import (
@@ -25,7 +26,6 @@ from coconut.storage import (
 from coconut.tokenizers import Tokenizer
 from coconut.training.config import RunConfig, differences, from_json, to_json
 from coconut.training.state import Model, Parameters, Template, TrainState, make_model
-from coconut.types import CoconutError
 
 Which = Literal["best", "latest"]
 RUN_FILE = "run.json"

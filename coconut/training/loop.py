@@ -16,6 +16,7 @@ from rich.console import Console
 
 from coconut.curriculum import has_learnt, may_advance, stage_steps
 from coconut.datasets import Dataset
+from coconut.errors import DivergedError
 from coconut.methods import get_method
 from coconut.pipeline import BatchSource, make_iterator
 from coconut.sharding import make_mesh, own_rows, put_rows, replicated
@@ -29,7 +30,7 @@ from coconut.training.optimizer import learning_rate_at, make_optimizer
 from coconut.training.setup import abstract_state, initial_state, prepare
 from coconut.training.state import Model, restart_optimizer
 from coconut.training.step import make_train_step
-from coconut.types import Batch, DivergedError, Schedule
+from coconut.types import Batch, Schedule
 
 LOG = logging.getLogger(__name__)
 

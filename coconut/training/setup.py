@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from coconut.batching import stage_shape
 from coconut.datasets import Dataset, load_dataset, make_tokenizer
+from coconut.errors import CoconutError
 from coconut.latent.feedback import make_feedback
 from coconut.methods import get_method
 from coconut.models.config import DecoderConfig
@@ -25,7 +26,6 @@ from coconut.tokenizers import TokenizedExample, Tokenizer, validate_ids
 from coconut.training.checkpoint import RUN_FILE, Run, load_model
 from coconut.training.config import RunConfig, differences, to_json
 from coconut.training.state import Model, Parameters, Template, TrainState, make_model, make_state, parameters_of
-from coconut.types import CoconutError
 
 # Fields of a decoder that may differ from those of the run it starts from: they do not change what its parameters mean.
 NOT_THE_MODEL = (

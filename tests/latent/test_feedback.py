@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from coconut.errors import CoconutError
 from coconut.latent.feedback import Feedback, FeedbackConfig, FeedbackKind, Norm, make_feedback
 from coconut.latent.generate import prefill, think_on
 from coconut.models.decoder import Decoder
-from coconut.types import CoconutError, Language, Latent
+from coconut.types import Language, Latent
 from tests.latent.test_rollout import (
     IN_FLOAT64,
     ONE_BLOCK,

@@ -6,9 +6,9 @@ from pathlib import Path
 import jax.numpy as jnp
 import pytest
 
+from coconut.errors import CoconutError
 from coconut.training.checkpoint import Checkpoints, Progress
 from coconut.training.state import TrainState
-from coconut.types import CoconutError
 
 
 @pytest.mark.parametrize(

@@ -23,13 +23,13 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from rich.console import Console
 
+from coconut.errors import CoconutError, DivergedError
 from coconut.methods import METHODS
 from coconut.storage import LOCK, hold
 from coconut.training import loop
 from coconut.training.checkpoint import Checkpoints, Progress, load_model
 from coconut.training.config import RunConfig, to_json
 from coconut.training.loop import TrainResult, train
-from coconut.types import CoconutError, DivergedError
 from tests.tiny_runs import tiny_run
 
 QUIET = Console(file=io.StringIO())
