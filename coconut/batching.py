@@ -6,8 +6,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from coconut.curriculum import CurriculumConfig, SequenceRule, StagePlan, drawable_stages
+from coconut.errors import CoconutError
 from coconut.tokenizers import TokenizedExample, Tokenizer
-from coconut.types import IGNORED_LABEL, Batch, CoconutError, Language, Latent, Schedule
+from coconut.types import IGNORED_LABEL, Batch, Language, Latent, Schedule
 
 
 @dataclasses.dataclass(frozen=True)

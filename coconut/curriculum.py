@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Literal, no_type_check
 
-from coconut.types import CoconutError, check_fields
+from coconut.errors import CoconutError, check_fields
 
 ResetOptimizer = Literal["never", "stage", "epoch"]
 UniformStages = Literal["all", "reached"]

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, no_type_check
 
+from coconut.errors import CoconutError, check_fields
 from coconut.hub import local_folder
 from coconut.tasks import Task, assert_disjoint, content_hash, get_task
 from coconut.tokenizers import (
@@ -23,7 +24,7 @@ from coconut.tokenizers import (
     symbol_tokenizer,
     word_tokenizer,
 )
-from coconut.types import CoconutError, Example, check_fields
+from coconut.types import Example
 
 TokenizerKind = Literal["symbols", "words", "byte_pair", "gpt2", "huggingface"]
 SPLITS = ("train", "validation", "test")

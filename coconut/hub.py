@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from coconut.types import CoconutError
+from coconut.errors import CoconutError
 
 # Only data: configuration, what tokenizers are made of, and weights as safetensors. Never pickles or code.
 DESCRIPTION = (

@@ -13,12 +13,12 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Key
 
+from coconut.errors import CoconutError
 from coconut.latent.feedback import Feedback, FeedbackConfig, make_feedback
 from coconut.models.config import DecoderConfig
 from coconut.models.decoder import Decoder
 from coconut.models.parameters import parameter_axes, parameter_names
 from coconut.sharding import Axes
-from coconut.types import CoconutError
 
 
 class Model(NamedTuple):

@@ -18,9 +18,10 @@ import numpy as np
 
 from coconut.batching import Shape, align, stage_shape, write_row
 from coconut.curriculum import CurriculumConfig, SequenceRule, draw_stage
+from coconut.errors import CoconutError, check_fields
 from coconut.tasks.graph_form import EDGE_END, has_graph_form, reorder_graph
 from coconut.tokenizers import TokenizedExample, Tokenizer
-from coconut.types import Batch, CoconutError, check_fields
+from coconut.types import Batch
 
 
 @no_type_check  # Its own checks name the field and the value

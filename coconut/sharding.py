@@ -28,7 +28,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-from coconut.types import CoconutError, check_fields
+from coconut.errors import CoconutError, check_fields
 
 MESH_AXES = ("data", "fsdp", "sequence", "tensor")
 

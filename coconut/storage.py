@@ -20,7 +20,7 @@ from etils import epath
 from filelock import FileLock, Timeout
 from jax.experimental import multihost_utils
 
-from coconut.types import CoconutError
+from coconut.errors import CoconutError
 
 StoragePath = Path | epath.Path
 """A `pathlib.Path` on a disk, an `etils.epath.Path` in an object store; `parse_path` makes either."""

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from coconut.batching import Row, Shape, align, schedule_of, stage_shape, write_row
 from coconut.curriculum import CurriculumConfig, StagePlan, drawable_stages
+from coconut.errors import CoconutError
 from coconut.methods import METHODS
 from coconut.tokenizers import TokenizedExample, symbol_tokenizer
-from coconut.types import IGNORED_LABEL, Batch, CoconutError, Language, Latent
+from coconut.types import IGNORED_LABEL, Batch, Language, Latent
 
 SYMBOLS = tuple("abcdefgh")
 TOKENIZER = symbol_tokenizer(SYMBOLS)

@@ -18,8 +18,8 @@ from coconut.curriculum import (
     plan_stage,
     stage_steps,
 )
+from coconut.errors import CoconutError
 from coconut.methods import METHODS, get_method
-from coconut.types import CoconutError
 
 
 @pytest.fixture

@@ -4,10 +4,10 @@ import pytest
 
 from coconut.commands.configuration import resolve_run
 from coconut.datasets import DataConfig, make_tokenizer
+from coconut.errors import CoconutError
 from coconut.tokenizers import MARKERS, TEXT, gpt2_tokenizer, load_tokenizer
 from coconut.training.checkpoint import Run
 from coconut.training.setup import prepare
-from coconut.types import CoconutError
 from tests.tokenizers import published
 
 

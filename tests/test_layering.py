@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[1]
 # From the lowest to the highest. A module imports from its own layer and from lower ones only; a new top-level module
 # of `coconut` gets its place here. `coconut` itself stands for coconut/__init__.py, which may gather the public names.
 LAYERS = (
+    "coconut.errors",
     "coconut.types",
     "coconut.storage",
     "coconut.hub",

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from coconut.curriculum import CurriculumConfig
+from coconut.errors import CoconutError
 from coconut.methods import METHODS
 from coconut.pipeline import BatchSource, PipelineConfig, make_iterator, pipeline_fingerprint
 from coconut.tasks import get_task
 from coconut.tasks.graph_form import graph_symbols
 from coconut.tokenizers import SYMBOLS, TokenizedExample, encode_example, symbol_tokenizer, word_tokenizer
-from coconut.types import Batch, CoconutError
+from coconut.types import Batch
 
 TOKENIZER = symbol_tokenizer(tuple("abcdefgh"))
 CURRICULUM = CurriculumConfig(max_latent_stage=2, uniform_prob=0.4)

@@ -17,6 +17,7 @@ import pytest
 from flax import nnx
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
+from coconut.errors import CoconutError
 from coconut.model import Template, make_model, parameters_of
 from coconut.models.config import DecoderConfig
 from coconut.models.decoder import Decoder
@@ -36,7 +37,6 @@ from coconut.sharding import (
 )
 from coconut.training.optimizer import OptimizerConfig, make_optimizer
 from coconut.training.state import make_state
-from coconut.types import CoconutError
 from tests.tiny_models import GPT2_STYLE, LLAMA_STYLE, process_environment, quick_jit, random_decoder
 
 EVERY_AXIS = AbstractMesh((2, 2, 2, 2), MESH_AXES)

@@ -18,8 +18,8 @@ import pytest
 
 from coconut import storage
 from coconut.commands.main import EXIT_BAD_INPUT, main
+from coconut.errors import CoconutError
 from coconut.storage import LineLog, exists, hold, is_remote, make_folder, parse_path, read_text, write_atomically
-from coconut.types import CoconutError
 
 
 @pytest.mark.parametrize("text", ["s3://bucket/run", "gs://", "gs:///", "https://storage.googleapis.com/bucket/run"])
@@ -147,7 +147,7 @@ import json, sys
 from pathlib import Path
 
 from coconut.storage import LineLog, exists, parse_path, read_text, write_atomically
-from coconut.types import CoconutError
+from coconut.errors import CoconutError
 from tests.tiny_runs import tiny_run
 
 said = {}

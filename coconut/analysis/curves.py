@@ -6,8 +6,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from coconut.errors import CoconutError
 from coconut.storage import StoragePath, read_text
-from coconut.types import CoconutError
 
 Axis = Literal["steps", "seconds"]
 Records = Sequence[Mapping[str, Any]]

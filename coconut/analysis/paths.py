@@ -5,8 +5,9 @@ from typing import Literal, get_args
 import numpy as np
 from jaxtyping import Float
 
+from coconut.errors import CoconutError
 from coconut.tasks.graphs import distances, neighbor_k
-from coconut.types import CoconutError, Graph
+from coconut.types import Graph
 
 NodeGroup = Literal["unreachable", "reachable", "frontier", "optimal"]
 NODE_GROUPS: tuple[NodeGroup, ...] = get_args(NodeGroup)

@@ -21,9 +21,10 @@ from matplotlib.lines import Line2D
 from coconut.analysis.curves import Axis, Records, curve, read_metrics, stage_spans
 from coconut.analysis.drawing import BELIEF, COLUMN, INK, LAYER, belief_legend, draw_belief
 from coconut.analysis.layout import layered_positions
+from coconut.errors import CoconutError
 from coconut.evaluation.evaluate import Evaluation
 from coconut.storage import StoragePath
-from coconut.types import CoconutError, Graph
+from coconut.types import Graph
 
 _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5c5c5c")
 """Okabe and Ito's palette, told apart by colour-blind readers; repeated with other dashes after the seventh."""

@@ -14,10 +14,11 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from coconut.curriculum import SequenceRule
+from coconut.errors import CoconutError
 from coconut.latent.generate import prefill, think_on
 from coconut.model import Model
 from coconut.tokenizers import TextFormat, TokenizedExample, Tokenizer, validate_ids
-from coconut.types import CoconutError, Example, Graph
+from coconut.types import Example, Graph
 
 Measure = Literal["inner_product", "cosine"]
 

@@ -16,13 +16,13 @@ import gin
 
 from coconut.curriculum import CurriculumConfig
 from coconut.datasets import DataConfig
+from coconut.errors import CoconutError
 from coconut.latent.feedback import FeedbackConfig
 from coconut.latent.generate import SamplingConfig
 from coconut.models.config import DecoderConfig, RotaryScaling
 from coconut.pipeline import PipelineConfig
 from coconut.training.config import RunConfig
 from coconut.training.optimizer import OptimizerConfig
-from coconut.types import CoconutError
 
 CONFIGS = (
     CurriculumConfig,

@@ -7,10 +7,11 @@ from typing import Any
 
 from coconut.commands.evaluate import markdown_table
 from coconut.datasets import SPLITS, DataConfig, load_split
+from coconut.errors import CoconutError
 from coconut.tasks import TASKS, Task, content_hash, get_task, save_examples, without_overlap
 from coconut.tasks.gsm8k import is_number
 from coconut.tasks.statistics import Marginal, answer_shares, text_statistics
-from coconut.types import CoconutError, Example
+from coconut.types import Example
 
 
 def generate_file(path: Path, task: str, count: int, seed: int, options: Mapping[str, Any]) -> list[Example]:

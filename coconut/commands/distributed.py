@@ -7,7 +7,7 @@ import time
 
 import jax
 
-from coconut.types import CoconutError
+from coconut.errors import CoconutError
 
 TIMEOUT = 300
 

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from coconut.commands.provenance import provenance
 from coconut.datasets import load_split, text_format_of
+from coconut.errors import CoconutError
 from coconut.evaluation.answers import Answer, AnswerConfig
 from coconut.evaluation.choices import choose
 from coconut.evaluation.evaluate import Evaluation, evaluate, wilson_interval
@@ -24,7 +25,7 @@ from coconut.tokenizers import encode_example
 from coconut.training.checkpoint import Progress, Run, Which, load_model
 from coconut.training.config import to_json
 from coconut.training.metrics import progress_bar
-from coconut.types import CoconutError, Example
+from coconut.types import Example
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
+from coconut.errors import CoconutError
 from coconut.latent.feedback import Identity
 from coconut.models.huggingface import EXPORT_FIELD, save_pretrained
 from coconut.storage import StoragePath
 from coconut.tokenizers import huggingface_files
 from coconut.training.checkpoint import Which, load_model
-from coconut.types import CoconutError
 
 
 def export(workdir: StoragePath, folder: Path, which: Which = "best") -> None:

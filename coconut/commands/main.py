@@ -17,8 +17,8 @@ from rich.markdown import Markdown
 
 from coconut.commands.distributed import add_flags, join
 from coconut.commands.plan.command import add_plan_flags, plan_command
+from coconut.errors import CoconutError, DivergedError
 from coconut.storage import StoragePath, parse_path, write_atomically
-from coconut.types import CoconutError, DivergedError
 
 EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_DIVERGED, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
 

@@ -22,6 +22,7 @@ from coconut.commands.evaluate import EvaluateConfig, evaluate_workdir, markdown
 from coconut.commands.provenance import provenance
 from coconut.commands.train import run_training
 from coconut.datasets import Dataset, load_dataset, text_format_of
+from coconut.errors import CoconutError
 from coconut.methods import get_method
 from coconut.storage import write_atomically
 from coconut.tasks.shortcuts import shortcut_accuracies
@@ -29,7 +30,6 @@ from coconut.tokenizers import encode_example
 from coconut.training.checkpoint import load_model
 from coconut.training.config import RunConfig, to_json
 from coconut.training.loop import TrainResult
-from coconut.types import CoconutError
 
 FROM_SCRATCH = "coconut_without_curriculum"
 METHODS = ("coconut", "cot", "no_cot", "pause", FROM_SCRATCH)

@@ -12,10 +12,10 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Int, Key
 
 from coconut.curriculum import CurriculumConfig, SequenceRule
+from coconut.errors import CoconutError, check_fields
 from coconut.latent.generate import SamplingConfig, decode, prefill, think_on
 from coconut.model import Model
 from coconut.tokenizers import TokenizedExample, Tokenizer
-from coconut.types import CoconutError, check_fields
 
 
 @no_type_check  # Its own checks name the field and the value

@@ -14,12 +14,13 @@ from jaxtyping import Array, Float
 
 from coconut.batching import Row, Shape, align, write_row
 from coconut.curriculum import SequenceRule, StagePlan
+from coconut.errors import CoconutError
 from coconut.latent.rollout import rollout_batch
 from coconut.losses import scored_columns, token_losses
 from coconut.model import Model
 from coconut.sharding import replicate
 from coconut.tokenizers import TextFormat, Tokenizer, encode_example
-from coconut.types import Batch, CoconutError, Example
+from coconut.types import Batch, Example
 
 
 def with_other_option(example: Example) -> Example:

@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from coconut.curriculum import CurriculumConfig, SequenceRule
+from coconut.errors import CoconutError
 from coconut.evaluation.answers import Answer, AnswerConfig, answer_questions
 from coconut.model import Model
 from coconut.tasks import Task
 from coconut.tokenizers import TokenizedExample, Tokenizer
-from coconut.types import CoconutError, Example
+from coconut.types import Example
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
+from coconut.errors import CoconutError, check_fields
 from coconut.models.config import DecoderConfig
 from coconut.models.decoder import Decoder
-from coconut.types import CoconutError, check_fields
 
 
 @runtime_checkable

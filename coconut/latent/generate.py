@@ -15,13 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from coconut.errors import CoconutError, check_fields
 from coconut.latent.feedback import Feedback, prepare
 from coconut.latent.rollout import last_valid, last_valid_column
 from coconut.latent.thoughts import Past, Place, room_behind, run_one_column, think_sequentially, trunk
 from coconut.models.cache import Segment
 from coconut.models.decoder import Decoder
 from coconut.sharding import replicate
-from coconut.types import CoconutError, check_fields
 
 
 @no_type_check  # Its own checks name the field and the value

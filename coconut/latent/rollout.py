@@ -12,13 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from coconut.errors import CoconutError
 from coconut.latent.feedback import Feedback, Identity, prepare
 from coconut.latent.thoughts import Past, Place, think, think_sequentially, trunk, unless_unused
 from coconut.models.cache import Segment
 from coconut.models.decoder import Decoder
 from coconut.models.layers import Dropout, take_columns
 from coconut.sharding import constrain
-from coconut.types import Batch, CoconutError, Language, Latent, ModelOutput, Schedule
+from coconut.types import Batch, Language, Latent, ModelOutput, Schedule
 
 Gradient = Literal["implicit", "autodiff"]
 

@@ -2,11 +2,11 @@
 
 import difflib
 
+from coconut.errors import CoconutError
 from coconut.methods.coconut import COCONUT, COCONUT_WITHOUT_CURRICULUM
 from coconut.methods.language import COCONUT_WITHOUT_THOUGHT, COT, MARKED_COT, NO_COT
 from coconut.methods.method import Method
 from coconut.methods.pause import PAUSE, PAUSE_AS_THOUGHT
-from coconut.types import CoconutError
 
 METHODS: dict[str, Method] = {
     method.name: method

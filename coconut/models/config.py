@@ -5,7 +5,7 @@ from typing import Literal, no_type_check
 
 import jax.numpy as jnp
 
-from coconut.types import CoconutError, check_fields
+from coconut.errors import CoconutError, check_fields
 
 PositionEmbedding = Literal["learned", "rotary"]
 Normalization = Literal["layernorm", "rmsnorm"]

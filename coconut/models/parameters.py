@@ -6,10 +6,10 @@ from typing import Any
 import jax
 from flax import nnx
 
+from coconut.errors import CoconutError
 from coconut.models.config import DecoderConfig
 from coconut.models.decoder import Decoder
 from coconut.sharding import Axes
-from coconut.types import CoconutError
 
 
 def parameter_names(tree: Any) -> list[str]:

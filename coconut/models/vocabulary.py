@@ -13,10 +13,10 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from jaxtyping import Array
 
+from coconut.errors import CoconutError
 from coconut.models.decoder import Decoder
 from coconut.models.parameters import decoder_of, decoder_parameters, parameter_axes
 from coconut.sharding import Axes, parameter_sharding
-from coconut.types import CoconutError
 
 
 def resize_vocabulary(decoder: Decoder, vocab_size: int, *, copy_from: int) -> Decoder:

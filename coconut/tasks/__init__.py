@@ -9,11 +9,11 @@ True
 
 from collections.abc import Mapping
 
+from coconut.errors import CoconutError
 from coconut.tasks import gsm8k, multiplication, prontoqa, prontoqa_shortcuts, prosqa, shortcuts, small_graphs
 from coconut.tasks.hashing import assert_disjoint, content_hash, without_overlap
 from coconut.tasks.records import load_examples, save_examples
 from coconut.tasks.task import Task, extract_answer, unknown
-from coconut.types import CoconutError
 
 TASKS: Mapping[str, Task] = {
     task.name: task

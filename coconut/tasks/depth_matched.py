@@ -22,9 +22,9 @@ roots instead of 1.3, and the negative is as deep as the target (3.8 hops below 
 import random
 from collections.abc import Sequence
 
+from coconut.errors import CoconutError
 from coconut.tasks.graphs import adjacency, hops_from
 from coconut.tasks.recipe import MAX_NODES, Choice, Draft, Recipe
-from coconut.types import CoconutError
 
 HALF_RECIPE = Recipe(nodes=13, mean_parents=1.8, first_share=0.1, second_share=0.1, depth_weight=3.0)
 """The half graph whose double is about as large as a released graph."""

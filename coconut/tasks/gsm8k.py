@@ -17,6 +17,7 @@ import os
 import re
 from typing import Any
 
+from coconut.errors import CoconutError
 from coconut.tasks.icot import Line, read_lines
 from coconut.tasks.records import (
     is_json,
@@ -29,7 +30,7 @@ from coconut.tasks.records import (
     require_text,
     show_value,
 )
-from coconut.types import CoconutError, Example
+from coconut.types import Example
 
 _STEP = re.compile(r"<<([^<>]*=[^<>]*)>>")
 _NUMBER = re.compile(r"-?(\d+\.?\d*|\.\d+)", re.ASCII)

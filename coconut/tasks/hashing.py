@@ -4,7 +4,8 @@ import hashlib
 import re
 from collections.abc import Iterable
 
-from coconut.types import CoconutError, Example
+from coconut.errors import CoconutError
+from coconut.types import Example
 
 _OPTIONS = re.compile(r"^(Is \S+ an? )(\S+)( or )(\S+)\?$")
 _SENTENCE_END = re.compile(r"(?<=[.?!])\s+")

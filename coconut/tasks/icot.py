@@ -7,8 +7,8 @@ import dataclasses
 import os
 from collections.abc import Iterable
 
+from coconut.errors import CoconutError
 from coconut.tasks.records import read_text, show_value
-from coconut.types import CoconutError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

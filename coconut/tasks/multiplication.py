@@ -20,11 +20,12 @@ from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
 
+from coconut.errors import CoconutError
 from coconut.tasks.hashing import content_hash
 from coconut.tasks.icot import read_lines
 from coconut.tasks.records import is_json, load_examples, show_value
 from coconut.tasks.sampling import draw_unique
-from coconut.types import CoconutError, Example
+from coconut.types import Example
 
 MAX_DIGITS = 100
 """Digits of a number: as many as any model will be asked to multiply, and a bound on what a typing error costs."""

@@ -9,7 +9,8 @@ import dataclasses
 import functools
 import re
 
-from coconut.types import CoconutError, Example
+from coconut.errors import CoconutError
+from coconut.types import Example
 
 QUERY = "True or false: "
 """What precedes the statement a question asks about."""

@@ -30,6 +30,7 @@ from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
 
+from coconut.errors import CoconutError
 from coconut.tasks.ontology import FORMS, QUERY, SYMBOLS, Statement, write_statement
 from coconut.tasks.records import (
     load_examples,
@@ -42,7 +43,7 @@ from coconut.tasks.records import (
     show_value,
 )
 from coconut.tasks.sampling import draw_unique
-from coconut.types import CoconutError, Example
+from coconut.types import Example
 
 ANSWERS = ("True", "False")
 # fmt: off

@@ -27,12 +27,13 @@ from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from typing import Any
 
+from coconut.errors import CoconutError
 from coconut.tasks import depth_matched
 from coconut.tasks.graph_form import draw_symbols, graph_symbols, symbol_example
 from coconut.tasks.graphs import shortest_paths
 from coconut.tasks.recipe import MAX_NODES, Choice, Recipe, choose_official, draw_draft
 from coconut.tasks.sampling import draw_unique
-from coconut.types import CoconutError, Example, Graph
+from coconut.types import Example, Graph
 
 # fmt: off
 PERSONS = (

@@ -5,7 +5,7 @@ import math
 import random
 from typing import NamedTuple
 
-from coconut.types import CoconutError
+from coconut.errors import CoconutError
 
 MAX_NODES = 35
 """Nodes a recipe may draw; with the five marks of the symbol form, Reasoning by Superposition's 40-entry vocabulary."""

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from coconut.types import CoconutError, Example, Graph
+from coconut.errors import CoconutError
+from coconut.types import Example, Graph
 
 GRAPH_FIELDS = ("idx_to_symbol", "edges", "root", "target", "neg_target")
 

@@ -4,8 +4,9 @@ import random
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 
+from coconut.errors import CoconutError
 from coconut.tasks.hashing import content_hash
-from coconut.types import CoconutError, Example
+from coconut.types import Example
 
 MAX_REPEATS = 1000
 """Draws in a row that may repeat known questions before we say that there are no new ones."""

@@ -8,10 +8,11 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 
+from coconut.errors import CoconutError
 from coconut.tasks.graphs import adjacency, ancestors, distances, hops_from, leaves, persons, reachable, shortest_paths
 from coconut.tasks.prosqa import parse_graph
 from coconut.tasks.statistics import Accuracy, Marginal, accuracies, marginals
-from coconut.types import CoconutError, Example, Graph
+from coconut.types import Example, Graph
 
 Score = tuple[int | float, int | float]
 """What a rule says of (target, negative)."""

@@ -16,9 +16,10 @@ from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from typing import Any
 
+from coconut.errors import CoconutError
 from coconut.tasks.graph_form import draw_symbols, graph_symbols, symbol_example
 from coconut.tasks.sampling import draw_unique
-from coconut.types import CoconutError, Example, Graph
+from coconut.types import Example, Graph
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

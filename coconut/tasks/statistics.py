@@ -5,7 +5,8 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from coconut.types import CoconutError, Example
+from coconut.errors import CoconutError
+from coconut.types import Example
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -8,10 +8,11 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from coconut.errors import CoconutError
 from coconut.tasks.graph_form import ANSWER
 from coconut.tasks.records import load_examples
 from coconut.tasks.statistics import Accuracy, Marginal
-from coconut.types import CoconutError, Example
+from coconut.types import Example
 
 _PART = re.compile(r"(.+)\[(\d{0,18}):(\d{0,18})\]", re.ASCII)
 

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 from jaxtyping import Int32
 
+from coconut.errors import CoconutError
 from coconut.tokenizers.tokenizer import Tokenizer
-from coconut.types import CoconutError, Example
+from coconut.types import Example
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

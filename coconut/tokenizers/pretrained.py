@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import tiktoken
 
+from coconut.errors import CoconutError
 from coconut.tokenizers.tokenizer import MARKERS, Tokenizer
 from coconut.tokenizers.tokenizer_json import (
     GPT2_PATTERN,
@@ -27,7 +28,6 @@ from coconut.tokenizers.tokenizer_json import (
     read_tokenizer_json,
     vocabulary_ids,
 )
-from coconut.types import CoconutError
 
 MarkerPlace = Literal["appended", "reserved"]
 """Where the latent markers get their ids: behind the last one, or on a model's reserved special tokens."""

@@ -16,7 +16,7 @@ from typing import Any, SupportsIndex
 
 import tiktoken
 
-from coconut.types import CoconutError
+from coconut.errors import CoconutError
 
 START_LATENT = "<|start-latent|>"
 LATENT = "<|latent|>"

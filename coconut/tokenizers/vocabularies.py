@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
+from coconut.errors import CoconutError
 from coconut.tokenizers.byte_level import BYTE_OF, to_bytes
 from coconut.tokenizers.tokenizer import (
     MARKERS,
@@ -12,7 +13,6 @@ from coconut.tokenizers.tokenizer import (
     utf8,
     without_surrogates,
 )
-from coconut.types import CoconutError
 
 SYMBOL_EOS = "<eos>"
 TEXT_EOS = "<|endoftext|>"

@@ -12,6 +12,7 @@ import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+from coconut.errors import CoconutError
 from coconut.methods import get_method
 from coconut.model import Model, Parameters, Template, parameters_of, part_of
 from coconut.sharding import placed
@@ -26,7 +27,6 @@ from coconut.storage import (
 from coconut.tokenizers import Tokenizer
 from coconut.training.config import RunConfig, differences, from_json, to_json
 from coconut.training.state import TrainState, fresh_model
-from coconut.types import CoconutError
 
 Which = Literal["best", "latest"]
 RUN_FILE = "run.json"

@@ -9,13 +9,13 @@ from typing import Any, Literal, no_type_check
 
 from coconut.curriculum import CurriculumConfig
 from coconut.datasets import DataConfig
+from coconut.errors import CoconutError, check_fields
 from coconut.latent.feedback import FeedbackConfig
 from coconut.latent.generate import SamplingConfig
 from coconut.methods import get_method
 from coconut.models.config import DecoderConfig
 from coconut.pipeline import PipelineConfig
 from coconut.training.optimizer import OptimizerConfig
-from coconut.types import CoconutError, check_fields
 
 
 @no_type_check  # Its own checks name the field and the value

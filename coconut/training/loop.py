@@ -16,6 +16,7 @@ from rich.console import Console
 
 from coconut.curriculum import has_learnt, may_advance, stage_steps
 from coconut.datasets import Dataset
+from coconut.errors import DivergedError
 from coconut.methods import get_method
 from coconut.methods.method import Views
 from coconut.model import Model
@@ -31,7 +32,7 @@ from coconut.training.optimizer import learning_rate_at, make_optimizer
 from coconut.training.setup import abstract_state, initial_state, prepare
 from coconut.training.state import restart_optimizer
 from coconut.training.step import make_train_step
-from coconut.types import DivergedError, Schedule
+from coconut.types import Schedule
 
 LOG = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from coconut.errors import CoconutError
 from coconut.storage import LineLog, StoragePath, exists, read_text
-from coconut.types import CoconutError
 
 
 class Meter:

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import optax
 
-from coconut.types import CoconutError, check_fields
+from coconut.errors import CoconutError, check_fields
 
 Decay = Literal["constant", "linear", "cosine"]
 

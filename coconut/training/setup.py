@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from coconut.batching import stage_shape
 from coconut.datasets import Dataset, load_dataset, make_tokenizer
+from coconut.errors import CoconutError
 from coconut.methods import get_method
 from coconut.model import Model, Parameters, Template, parameters_of
 from coconut.models.config import DecoderConfig
@@ -26,7 +27,6 @@ from coconut.tokenizers import TokenizedExample, Tokenizer, validate_ids
 from coconut.training.checkpoint import RUN_FILE, Run, load_model
 from coconut.training.config import RunConfig, differences, to_json
 from coconut.training.state import TrainState, fresh_model, fresh_parts, make_state, template_of
-from coconut.types import CoconutError
 
 # Fields of a decoder that may differ from those of the run it starts from: they do not change what its parameters mean.
 NOT_THE_MODEL = (

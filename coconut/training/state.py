@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
+from coconut.errors import CoconutError
 from coconut.methods import get_method
 from coconut.model import MakeParts, Model, Parameters, Template, make_model, make_parts, parameters_of
 from coconut.training.config import RunConfig
-from coconut.types import CoconutError
 
 
 @jax.tree_util.register_dataclass

@@ -11,12 +11,12 @@ import optax
 from jax.interpreters import partial_eval
 from jaxtyping import Array, Float, Key
 
+from coconut.errors import CoconutError
 from coconut.losses import Loss, Ratio, ratio
 from coconut.methods.method import LossContext, Method, Views
 from coconut.model import Parameters, Template
 from coconut.sharding import constrain_tree, replicate
 from coconut.training.state import TrainState, select
-from coconut.types import CoconutError
 
 Metrics = dict[str, Ratio]
 TrainStep = Callable[[TrainState, Views, float, Key[Array, ""]], tuple[TrainState, Metrics]]

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from coconut.analysis.paths import NODE_GROUPS, group_means, group_nodes
-from coconut.types import CoconutError, Graph
+from coconut.errors import CoconutError
+from coconut.types import Graph
 
 #      0           7
 #    / | \         |

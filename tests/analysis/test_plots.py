@@ -9,9 +9,9 @@ from matplotlib.container import ErrorbarContainer
 
 from coconut.analysis.curves import curve, read_metrics, stage_spans
 from coconut.analysis.plots import plot_accuracy_by_thoughts, plot_belief, plot_learning_curves
+from coconut.errors import CoconutError
 from coconut.evaluation.evaluate import Evaluation
 from coconut.tasks import small_graphs
-from coconut.types import CoconutError
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from coconut.analysis.probes import belief_over_nodes, decode_thoughts, node_token_ids, thought_neighbors
+from coconut.errors import CoconutError
 from coconut.latent.rollout import rollout
 from coconut.methods import get_method
 from coconut.tokenizers import SYMBOLS, TEXT, word_tokenizer
-from coconut.types import CoconutError, Graph, Language, Latent
+from coconut.types import Graph, Language, Latent
 
 MAX_THOUGHTS = 2
 

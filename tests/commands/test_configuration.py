@@ -13,6 +13,7 @@ from coconut.commands.configuration import resolve_run
 from coconut.commands.evaluate import questions_of
 from coconut.curriculum import stage_steps
 from coconut.datasets import DataConfig, load_dataset
+from coconut.errors import CoconutError
 from coconut.methods import METHODS
 from coconut.model import make_model
 from coconut.models.parameters import abstract_decoder
@@ -21,7 +22,6 @@ from coconut.tasks import TASKS
 from coconut.tokenizers import symbol_tokenizer
 from coconut.training.checkpoint import Run
 from coconut.training.config import RunConfig, differences, from_json, to_json
-from coconut.types import CoconutError
 from tests.tiny_runs import tiny_run
 
 CONFIGS = Path(__file__).parents[2] / "gin_configs"

@@ -10,8 +10,9 @@ import pytest
 from coconut.commands.data import prepare, prepare_report, show, statistics_report
 from coconut.commands.main import EXIT_BAD_INPUT, EXIT_DONE, main
 from coconut.datasets import DataConfig, load_dataset
+from coconut.errors import CoconutError
 from coconut.tasks import get_task, load_examples, save_examples
-from coconut.types import CoconutError, Example
+from coconut.types import Example
 
 
 def problem(number: int, steps: int = 1) -> Example:

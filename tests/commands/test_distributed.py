@@ -8,7 +8,7 @@ import jax
 import pytest
 
 from coconut.commands.distributed import add_flags, join
-from coconut.types import CoconutError
+from coconut.errors import CoconutError
 
 
 def join_by(flags: str) -> None:

@@ -20,10 +20,10 @@ from coconut.commands.plan.program import flops, memory_traffic, open_loops, par
 from coconut.commands.plan.roofline import collective_seconds, links, roofline
 from coconut.commands.plan.search import meshes
 from coconut.curriculum import CurriculumConfig
+from coconut.errors import CoconutError
 from coconut.methods import get_method
 from coconut.sharding import MeshConfig, make_mesh
 from coconut.training.config import RunConfig
-from coconut.types import CoconutError
 from tests.tiny_models import quick_compilation
 from tests.tiny_runs import tiny_run
 

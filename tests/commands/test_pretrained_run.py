@@ -15,9 +15,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 
 from coconut.commands.configuration import resolve_run
 from coconut.commands.main import EXIT_BAD_INPUT, EXIT_DONE, main
+from coconut.errors import CoconutError
 from coconut.training.checkpoint import Run, load_model
 from coconut.training.setup import initial_model, prepare
-from coconut.types import CoconutError
 from tests.tiny_models import quick_compilation
 
 ROWS = 56  # 40 to train on, 8 to validate with, 8 to test

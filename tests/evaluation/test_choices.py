@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from coconut.errors import CoconutError
 from coconut.evaluation.choices import choose, with_other_option
 from coconut.latent.rollout import rollout
 from coconut.methods import get_method
@@ -12,7 +13,7 @@ from coconut.model import make_model
 from coconut.models.config import DecoderConfig
 from coconut.tasks import get_task
 from coconut.tokenizers import SYMBOLS, encode_example, symbol_tokenizer
-from coconut.types import CoconutError, Example, Language, Latent
+from coconut.types import Example, Language, Latent
 
 
 def test_the_other_option_replaces_the_target_alone() -> None:

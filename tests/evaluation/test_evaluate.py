@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 from coconut.curriculum import CurriculumConfig
+from coconut.errors import CoconutError
 from coconut.evaluation.answers import AnswerConfig
 from coconut.evaluation.evaluate import Evaluation, evaluate, wilson_interval
 from coconut.latent.feedback import Identity
@@ -21,7 +22,7 @@ from coconut.models.config import DecoderConfig
 from coconut.models.decoder import Decoder
 from coconut.tasks import Task
 from coconut.tokenizers import TEXT, encode_example, word_tokenizer
-from coconut.types import CoconutError, Example
+from coconut.types import Example
 from tests.tiny_models import quick_compilation
 
 EXAMPLES = [

@@ -11,7 +11,7 @@ import pytest
 from coconut.latent.feedback import Feedback, FeedbackConfig, Norm, make_feedback
 from coconut.latent.generate import prefill, think_on
 from coconut.models.decoder import Decoder
-from coconut.types import CoconutError, Language, Latent
+from coconut.types import Language, Latent
 from tests.latent.test_rollout import (
     IN_FLOAT64,
     ONE_BLOCK,

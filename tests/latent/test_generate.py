@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from coconut.curriculum import CurriculumConfig
+from coconut.errors import CoconutError
 from coconut.evaluation.answers import AnswerConfig, answer_questions
 from coconut.latent import generate
 from coconut.latent.feedback import Identity
@@ -31,7 +32,7 @@ from coconut.model import Model
 from coconut.models.decoder import Decoder
 from coconut.models.parameters import decoder_of, decoder_parameters
 from coconut.tokenizers import TokenizedExample, symbol_tokenizer
-from coconut.types import CoconutError, Language, Latent
+from coconut.types import Language, Latent
 from tests.official_cases import CASES, load_case
 from tests.tiny_models import LLAMA_STYLE, quick_compilation, quick_jit, random_decoder
 

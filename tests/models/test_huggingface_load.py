@@ -13,11 +13,11 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
+from coconut.errors import CoconutError
 from coconut.models.decoder import Decoder
 from coconut.models.huggingface import load_pretrained, load_weights, read_config
 from coconut.models.parameters import decoder_parameters
 from coconut.models.presets import PRESETS
-from coconut.types import CoconutError
 from tests.tiny_huggingface import ALL_CONFIGS, random_model, tensors_of_decoder, write_model
 
 WEIGHTS = "model.safetensors"

@@ -12,12 +12,12 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from coconut.errors import CoconutError
 from coconut.models.decoder import Decoder
 from coconut.models.huggingface import load_pretrained, read_config, save_pretrained
 from coconut.models.huggingface.configuration import config_json, decoder_config
 from coconut.models.parameters import decoder_parameters
 from coconut.models.presets import PRESETS
-from coconut.types import CoconutError
 from tests.tiny_huggingface import ALL_CONFIGS, write_model
 from tests.tiny_models import GPT2_STYLE, LLAMA_STYLE, quick_jit, random_decoder
 

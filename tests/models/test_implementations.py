@@ -12,6 +12,7 @@ import pytest
 
 from coconut.batching import Shape, align, write_row
 from coconut.curriculum import StagePlan
+from coconut.errors import CoconutError
 from coconut.latent.feedback import Identity
 from coconut.latent.generate import Generated, SamplingConfig, decode, prefill, think_on
 from coconut.latent.rollout import rollout_batch
@@ -22,7 +23,7 @@ from coconut.models.decoder import Decoder
 from coconut.models.segment_attention import choose_attention, valid_range
 from coconut.tokenizers import TokenizedExample, symbol_tokenizer
 from coconut.training.loop import train
-from coconut.types import Batch, CoconutError
+from coconut.types import Batch
 from tests.tiny_models import GPT2_STYLE, LLAMA_STYLE, quick_compilation, quick_jit, random_decoder
 from tests.tiny_runs import tiny_run
 

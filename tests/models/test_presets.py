@@ -11,10 +11,10 @@ import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen2Config, Qwen3Config
 
 from coconut.commands.configuration import resolve_run
+from coconut.errors import CoconutError
 from coconut.models.parameters import abstract_decoder
 from coconut.models.presets import PRESETS
 from coconut.training.config import RunConfig, from_json, to_json
-from coconut.types import CoconutError
 
 GIN_FILES = Path(__file__).parents[2] / "gin_configs" / "models"
 NOT_PUBLISHED = {"small_graphs_2l64", "small_4l128"}

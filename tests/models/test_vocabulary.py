@@ -10,11 +10,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from coconut.errors import CoconutError
 from coconut.models.decoder import Decoder
 from coconut.models.huggingface import load_pretrained, save_pretrained
 from coconut.models.parameters import decoder_parameters
 from coconut.models.vocabulary import copy_token, resize_vocabulary
-from coconut.types import CoconutError
 from tests.tiny_huggingface import CONFIGS, VOCABULARY, random_model
 from tests.tiny_models import GPT2_STYLE, quick_jit, random_decoder
 

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from coconut.errors import CoconutError
 from coconut.tasks import content_hash, get_task, load_examples, save_examples, without_overlap
 from coconut.tasks.gsm8k import is_number, load
 from coconut.tasks.icot import write_line
-from coconut.types import CoconutError, Example
+from coconut.types import Example
 
 TASK = get_task("gsm8k")
 RECORD = {

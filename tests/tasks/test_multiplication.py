@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from coconut.datasets import DataConfig, load_dataset, make_tokenizer
+from coconut.errors import CoconutError
 from coconut.tasks import content_hash, get_task, multiplication
 from coconut.tasks.icot import write_line
 from coconut.tasks.multiplication import load, read_digits, write_digits, write_example
-from coconut.types import CoconutError, Example
+from coconut.types import Example
 
 TASK = get_task("multiplication")
 

@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from coconut.errors import CoconutError
 from coconut.tasks import content_hash, get_task, prontoqa
 from coconut.tasks.ontology import FORMS, Statement, deduce, read_question, read_statement, verify, write_statement
 from coconut.tasks.prontoqa import CONCEPTS, NAMES, PROPERTY_FAMILIES, load
-from coconut.types import CoconutError, Example
+from coconut.types import Example
 
 COUNT = 4000
 TASK = get_task("prontoqa")

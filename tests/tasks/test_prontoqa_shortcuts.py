@@ -2,10 +2,11 @@
 
 import pytest
 
+from coconut.errors import CoconutError
 from coconut.tasks import prontoqa
 from coconut.tasks.ontology import read_question
 from coconut.tasks.prontoqa_shortcuts import RULES, shortcut_accuracies, statistics
-from coconut.types import CoconutError, Example
+from coconut.types import Example
 
 
 def question(context: str, query: str) -> str:

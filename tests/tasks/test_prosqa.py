@@ -8,13 +8,14 @@ import re
 import pytest
 from scipy import stats
 
+from coconut.errors import CoconutError
 from coconut.tasks import content_hash, prosqa
 from coconut.tasks.graph_form import graph_symbols
 from coconut.tasks.graphs import adjacency, distances, leaves, persons, reachable
 from coconut.tasks.recipe import Recipe
 from coconut.tasks.records import load_examples
 from coconut.tasks.shortcuts import RULES, Marginal, shortcut_accuracies, statistics
-from coconut.types import CoconutError, Example, Graph
+from coconut.types import Example, Graph
 
 MATCHED_COUNT = 1200
 

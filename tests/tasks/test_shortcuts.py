@@ -4,9 +4,10 @@ import dataclasses
 
 import pytest
 
+from coconut.errors import CoconutError
 from coconut.tasks.records import load_examples
 from coconut.tasks.shortcuts import RULES, other_root, shortcut_accuracies, statistics
-from coconut.types import CoconutError, Example, Graph
+from coconut.types import Example, Graph
 
 # 0 -> 2 -> 3 -> 4 (target)    1 -> 5 (negative)    6 -> 5    2 -> 7 <- 5
 GRAPH = Graph(

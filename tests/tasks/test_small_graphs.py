@@ -6,11 +6,11 @@ import re
 
 import pytest
 
+from coconut.errors import CoconutError
 from coconut.tasks import content_hash, small_graphs
 from coconut.tasks.graphs import ancestors, distances, leaves, persons, reachable
 from coconut.tasks.shortcuts import RULES, shortcut_accuracies
 from coconut.tasks.small_graphs import E8, E12, E12_MATCHED, SmallGraphConfig
-from coconut.types import CoconutError
 
 COUNT = 600
 CONFIGS = {

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from coconut.errors import CoconutError
 from coconut.tasks import TASKS, Task, assert_disjoint, content_hash, extract_answer, get_task, prosqa
-from coconut.types import CoconutError, Example
+from coconut.types import Example
 
 
 def test_unknown_names_suggest_the_nearest():

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from coconut.errors import CoconutError
 from coconut.tasks import TASKS, get_task, load_examples, save_examples
-from coconut.types import CoconutError, Example, Graph
+from coconut.types import Example, Graph
 
 GOOD = {"question": "Is Tom a lempus or impus?", "steps": ["Tom is a lempus."], "answer": "Tom is a lempus."}
 WITH_GRAPH = {

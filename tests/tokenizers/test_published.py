@@ -10,8 +10,9 @@ import tiktoken
 import tiktoken.load
 
 from coconut import tokenizers
+from coconut.errors import CoconutError
 from coconut.tokenizers import TEXT, Tokenizer, gpt2_tokenizer, load_tokenizer
-from coconut.types import CoconutError, Example
+from coconut.types import Example
 from tests.tokenizers import published
 
 FAMILIES = pytest.mark.parametrize("family", published.FAMILIES)

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
+from coconut.errors import CoconutError
 from coconut.tokenizers import load_tokenizer
 from coconut.tokenizers.byte_level import BYTE_OF, merges_of, to_bytes, to_characters
-from coconut.types import CoconutError
 from tests.tokenizers import published
 
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coconut import tokenizers
+from coconut.errors import CoconutError
 from coconut.tokenizers import SYMBOLS, TEXT, Tokenizer
-from coconut.types import CoconutError, Example
+from coconut.types import Example
 
 SYMBOL_NAMES = ("<eos>", "|", "[Q]", "[R]", "[A]", *(str(number) for number in range(28)))
 CORPUS = (

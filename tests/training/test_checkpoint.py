@@ -6,9 +6,9 @@ from pathlib import Path
 import jax.numpy as jnp
 import pytest
 
+from coconut.errors import CoconutError
 from coconut.training.checkpoint import Checkpoints, Progress
 from coconut.training.state import TrainState
-from coconut.types import CoconutError
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_a_part_that_the_model_has_not_is_an_error_but_where_it_is_for_training_
     state = small_state(1)
     with_reader = dataclasses.replace(state, parameters={**state.parameters, "reader.scale": jnp.ones(2)})
     checkpoints.save(with_reader, Progress(step=1), {})
-    with pytest.raises(CoconutError, match="parameter 'reader.scale' is none of this run's model"):
+    with pytest.raises(CoconutError, match=r"parameter 'reader\.scale' is none of this run's model"):
         checkpoints.restore_parameters(1, state.parameters)
     parameters, _ = checkpoints.restore_parameters(1, state.parameters, left_out={"reader"})
     assert parameters.keys() == {"w"}

@@ -30,7 +30,6 @@ from coconut.training import loop
 from coconut.training.checkpoint import Checkpoints, Progress, load_model
 from coconut.training.config import RunConfig, to_json
 from coconut.training.loop import TrainResult, train
-from coconut.types import CoconutError, DivergedError
 from tests.tiny_runs import tiny_run
 
 QUIET = Console(file=io.StringIO())

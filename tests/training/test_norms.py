@@ -7,12 +7,13 @@ import jax
 import numpy as np
 import pytest
 
+from coconut.errors import CoconutError
 from coconut.latent.feedback import Identity
 from coconut.latent.rollout import rollout_batch
 from coconut.losses import norm_metrics
 from coconut.training.config import RunConfig
 from coconut.training.norms import NormAlert
-from coconut.types import CoconutError, Language
+from coconut.types import Language
 from tests.tiny_models import quick_compilation, random_decoder
 from tests.tiny_runs import tiny_run
 from tests.training.test_step import BATCH, CONFIG

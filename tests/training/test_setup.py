@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from coconut.errors import CoconutError
 from coconut.latent.feedback import FeedbackConfig, Norm
 from coconut.model import parameters_of
 from coconut.training.checkpoint import load_model
 from coconut.training.loop import TrainResult, train
 from coconut.training.setup import initial_model, prepare
-from coconut.types import CoconutError
 from tests.tiny_models import quick_compilation
 from tests.tiny_runs import tiny_run
 

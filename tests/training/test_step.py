@@ -12,6 +12,7 @@ import pytest
 
 from coconut.batching import Shape, align, write_row
 from coconut.curriculum import StagePlan
+from coconut.errors import CoconutError
 from coconut.latent.feedback import Identity
 from coconut.losses import Loss, Ratio, Term
 from coconut.methods import METHODS
@@ -21,7 +22,7 @@ from coconut.tokenizers import TokenizedExample, symbol_tokenizer
 from coconut.training.optimizer import OptimizerConfig, learning_rate_at, make_optimizer
 from coconut.training.state import TrainState, make_state, restart_optimizer
 from coconut.training.step import make_train_step
-from coconut.types import Batch, CoconutError
+from coconut.types import Batch
 from tests.tiny_models import GPT2_STYLE, quick_compilation, quick_jit, random_decoder
 
 METHOD = METHODS["coconut"]

@@ -11,13 +11,14 @@ import optax
 import pytest
 from flax import nnx
 
+from coconut.errors import CoconutError
 from coconut.losses import Loss, Ratio, Term, language_loss, ratio
 from coconut.methods.method import LossContext, Method, Views
 from coconut.model import Model, Template, make_model, parameters_of
 from coconut.training.optimizer import make_optimizer
 from coconut.training.state import make_state
 from coconut.training.step import make_train_step
-from coconut.types import IGNORED_LABEL, CoconutError
+from coconut.types import IGNORED_LABEL
 from tests.tiny_models import quick_compilation, quick_jit
 from tests.training.test_step import BATCH, CONFIG, KEY, METHOD, OPTIMIZER, assert_close
 

@@ -15,9 +15,9 @@ from coconut.commands.plan.planning import Columns, Plan, make_step, read_plan
 from coconut.commands.plan.report import describe, describe_comparison, describe_generation, describe_mesh, ranking
 from coconut.commands.plan.search import search
 from coconut.commands.provenance import provenance
+from coconut.errors import CoconutError
 from coconut.sharding import MeshConfig
 from coconut.storage import write_atomically
-from coconut.types import CoconutError
 
 
 def add_plan_flags(parser: argparse.ArgumentParser) -> None:

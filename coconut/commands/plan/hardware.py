@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from coconut.types import CoconutError
+from coconut.errors import CoconutError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from coconut.batching import Shape, schedule_of
 from coconut.commands.plan.cost import Cost, cost_of, memory_of
 from coconut.commands.plan.hardware import Slice
+from coconut.errors import CoconutError
 from coconut.methods import get_method
 from coconut.model import Template
 from coconut.models.config import DecoderConfig
@@ -24,7 +25,7 @@ from coconut.training.optimizer import make_optimizer
 from coconut.training.setup import abstract_state
 from coconut.training.state import TrainState
 from coconut.training.step import make_train_step
-from coconut.types import Batch, CoconutError, Latent, Schedule
+from coconut.types import Batch, Latent, Schedule
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -12,9 +12,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
+from coconut.errors import CoconutError
 from coconut.hub import local_folder
 from coconut.models.config import DecoderConfig, Mlp, RotaryScaling
-from coconut.types import CoconutError
 
 CONFIG_FILE = "config.json"
 EXPORT_FIELD = "coconut"

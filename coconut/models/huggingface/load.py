@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
+from coconut.errors import CoconutError
 from coconut.hub import local_folder
 from coconut.models.config import DecoderConfig
 from coconut.models.decoder import Decoder
@@ -21,7 +22,6 @@ from coconut.models.huggingface.files import DTYPES, Stored, equal, stored_tenso
 from coconut.models.huggingface.names import EMBEDDING, HEAD, Tensor, canonical_name, tensors_of
 from coconut.models.parameters import abstract_decoder, decoder_of, decoder_parameters, parameter_axes
 from coconut.sharding import Axes, parameter_sharding
-from coconut.types import CoconutError
 
 # What a caller may choose; in everything else a config must say what config.json says.
 _CHOICES = (

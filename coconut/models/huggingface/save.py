@@ -12,12 +12,12 @@ import numpy as np
 from jaxtyping import Array
 from safetensors.numpy import save_file
 
+from coconut.errors import CoconutError
 from coconut.models.decoder import Decoder
 from coconut.models.huggingface.configuration import CONFIG_FILE, config_json
 from coconut.models.huggingface.files import INDEX, WEIGHTS
 from coconut.models.huggingface.names import Tensor, tensors_of
 from coconut.models.parameters import decoder_parameters
-from coconut.types import CoconutError
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
