@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 # of `coconut` gets its place here. `coconut` itself stands for coconut/__init__.py, which may gather the public names.
 LAYERS = (
     "coconut.errors",
+    "coconut.extensions",
     "coconut.types",
     "coconut.storage",
     "coconut.hub",

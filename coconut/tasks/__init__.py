@@ -7,15 +7,13 @@
 True
 """
 
-from collections.abc import Mapping
-
 from coconut.errors import CoconutError
 from coconut.tasks import gsm8k, multiplication, prontoqa, prontoqa_shortcuts, prosqa, shortcuts, small_graphs
 from coconut.tasks.hashing import assert_disjoint, content_hash, without_overlap
 from coconut.tasks.records import load_examples, save_examples
 from coconut.tasks.task import Task, extract_answer, unknown
 
-TASKS: Mapping[str, Task] = {
+TASKS: dict[str, Task] = {
     task.name: task
     for task in (
         Task(
@@ -44,6 +42,17 @@ TASKS: Mapping[str, Task] = {
 """Every task, by name."""
 
 
+def register_task(task: Task) -> None:
+    """Adds a task: ``DataConfig.task = name`` chooses it.
+
+    Raises:
+      CoconutError: there is another one of that name.
+    """
+    if TASKS.get(task.name, task) is not task:
+        raise CoconutError(f"a task named {task.name!r} is registered already")
+    TASKS[task.name] = task
+
+
 def get_task(name: str) -> Task:
     """Finds a task.
 
@@ -63,6 +72,7 @@ __all__ = [
     "extract_answer",
     "get_task",
     "load_examples",
+    "register_task",
     "save_examples",
     "without_overlap",
 ]

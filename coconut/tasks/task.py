@@ -29,11 +29,14 @@ def extract_answer(text: str) -> str:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Task:
-    """One task.
+    """One task. One of your own is one of these, given to `coconut.tasks.register_task`.
 
     Attributes:
       name: what a config or a command calls it.
-      generator: ``(count, *, seed, **options) -> list[Example]``; ``None`` for a task that is only read from files.
+      generator: ``(count, *, seed, exclude=frozenset(), **options) -> list[Example]``: exactly ``count`` questions, a
+        function of its arguments alone, so that every process and every resumed run draws the same. ``exclude`` holds
+        the `coconut.tasks.content_hash` of questions that must not be drawn: those of other splits. The options are
+        ``DataConfig.options``, of types that JSON has. ``None`` for a task that is only read from files.
       loader: reads a file in the task's own format; the default is the field's JSON.
       extract_answer: finds the answer in a generated text, without end-of-sequence mark.
       statistics: the distribution of every property by which two files of the task can be compared; ``None`` for a

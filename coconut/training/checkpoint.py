@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from coconut.errors import CoconutError
+from coconut.extensions import imported_extensions, require_extensions
 from coconut.methods import get_method
 from coconut.model import Model, Parameters, Template, parameters_of, part_of
 from coconut.sharding import placed
@@ -108,7 +109,8 @@ class Run:
         """Writes ``run.json``, where there is none; of several processes the first one does."""
         path = workdir / RUN_FILE
         if jax.process_index() == 0 and not exists(path):
-            content = {**_identity(self), "tokenizer": self.tokenizer.to_json()}
+            imports = list(imported_extensions())
+            content = {**_identity(self), "imports": imports, "tokenizer": self.tokenizer.to_json()}
             write_atomically(path, json.dumps(content, indent=1))
 
     @classmethod
@@ -116,7 +118,8 @@ class Run:
         """Reads ``run.json``.
 
         Raises:
-          CoconutError: there is none, it is malformed, or its tokenizer is not the one it was written with.
+          CoconutError: there is none, it is malformed, its tokenizer is not the one it was written with, or it needs a
+            module that was not imported (`coconut.extensions`).
         """
         path = workdir / RUN_FILE
         if not exists(path):
@@ -125,6 +128,10 @@ class Run:
         for key in ("config", "tokenizer", "tokenizer_fingerprint", "data_fingerprint"):
             if key not in content:
                 raise CoconutError(f"{path}: {key!r} is missing")
+        imports = content.get("imports", [])
+        if not (isinstance(imports, list) and all(isinstance(name, str) for name in imports)):
+            raise CoconutError(f"{path}: imports = {imports!r}: must be a list of names of modules")
+        require_extensions(imports, str(path))
         tokenizer = Tokenizer.from_json(content["tokenizer"], f"{path}: tokenizer")
         if tokenizer.fingerprint != content["tokenizer_fingerprint"]:
             raise CoconutError(
