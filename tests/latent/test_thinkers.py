@@ -12,6 +12,7 @@ import pytest
 from jaxtyping import Array, Float, Key
 
 from coconut.latent.feedback import Feedback, Identity
+from coconut.latent.generate import prefill, think_on
 from coconut.latent.rollout import rollout
 from coconut.latent.thinkers import OneByOne, Sweeps, Thinker
 from coconut.models.decoder import Decoder
@@ -296,6 +297,38 @@ def test_noise_of_a_row_knows_neither_its_neighbours_nor_its_padding(decoder: De
     by_itself = roll_out(decoder, Noisy(), alone, row, OneByOne(), keys[1:])
     assert_close(by_itself["last"][0], in_batch["last"][1])
     assert_close(by_itself["thoughts"][0], in_batch["thoughts"][1, :2])
+
+
+# --- Blocks that a prefix holds -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("think", [OneByOne(), Sweeps(count=0), Sweeps(count=2)])
+def test_given_blocks_are_thought_as_in_the_rollout(decoder: Decoder, think: Thinker) -> None:
+    """Any number of them, with text between, in rows that lack some; also where the feedback draws."""
+    rows, keys = rows_of(BLOCKS, LENGTHS), jax.random.split(jax.random.key(5), len(LENGTHS))
+    expected = roll_out(decoder, Noisy(), BLOCKS, rows, think, keys)
+    prefix, thoughts, start = None, [], 0
+    for index, span in enumerate(BLOCKS):
+        columns = slice(start, start + span.length)
+        if isinstance(span, Language):
+            prefix = prefill(decoder, rows.tokens[:, columns], rows.valid[:, columns], prefix)
+        else:
+            assert prefix is not None
+            counts = np.asarray([row[index] for row in LENGTHS], np.int32)
+            options = {"room": span.length, "think": think, "latent_id": MARKER, "keys": keys}
+            prefix, made = think_on(decoder, Noisy(), prefix, counts, **options)
+            thoughts.append(made)
+        start += span.length
+    assert prefix is not None
+    assert_close(jnp.concatenate(thoughts, 1), expected["thoughts"])
+    assert_close(prefix.last, expected["last"])
+    assert prefix.length.tolist() == [sum(row) for row in LENGTHS]
+
+
+def test_sweeps_without_the_marker_they_start_from_are_an_error(decoder: Decoder) -> None:
+    prefix = prefill(decoder, np.zeros((1, 1), np.int32), np.ones((1, 1), bool))
+    with pytest.raises(CoconutError, match=r"Sweeps\(count=2\): a block starts from the latent marker"):
+        think_on(decoder, Identity(), prefix, np.ones(1, np.int32), room=1, think=Sweeps(count=2))
 
 
 # --- Gaps in a row ------------------------------------------------------------------------------------------------
