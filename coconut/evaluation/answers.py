@@ -143,7 +143,7 @@ def answer_questions(
             eos_id=tokenizer.eos_id,
             vocab_size=tokenizer.vocab_size,
         )
-        new, lengths, ended = (np.asarray(x) for x in generated)
+        new, lengths, ended = (np.asarray(x) for x in generated[:3])
         forced_ids = forced[rule.markers :].tolist()
         for index in range(len(rows)):
             count = int(counts[start + index])

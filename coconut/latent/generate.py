@@ -4,6 +4,9 @@ Three compiled programs serve every batch of one shape: a parallel pass over the
 number is data (each row may have its own), and a loop over new tokens, behind the end marker and whatever else is
 forced, that ends when every row has. They return what they add to a prefix: keys and values that pass through a program
 are copied by it.
+
+A prefix may hold any number of blocks of a known number of thoughts. In the loop a row may open further ones, where it
+is told how (`coconut.latent.halting`): each turn, each row reads, thinks, writes, or is done.
 """
 
 import dataclasses
@@ -17,11 +20,14 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from coconut.errors import CoconutError, check_fields
 from coconut.latent.feedback import Feedback, prepare
-from coconut.latent.rollout import last_valid, last_valid_column
-from coconut.latent.thoughts import Past, Place, room_behind, run_one_column, think_sequentially, trunk
+from coconut.latent.halting import Blocks, Thinking
+from coconut.latent.rollout import last_valid, last_valid_column, walk
+from coconut.latent.thinkers import OneByOne, Thinker
+from coconut.latent.thoughts import Past, Place, feed_back, room_behind, run_one_column, think_sequentially, trunk
 from coconut.models.cache import Segment
 from coconut.models.decoder import Decoder
 from coconut.sharding import replicate
+from coconut.types import Latent
 
 
 @no_type_check  # Its own checks name the field and the value
@@ -30,7 +36,7 @@ class SamplingConfig:
     """How the next token is chosen.
 
     Attributes:
-      max_new_tokens: tokens after which a row ends at the latest, EOS included.
+      max_new_tokens: tokens after which a row ends at the latest, EOS included. Thoughts are not counted.
       temperature: 0 takes the most likely token; else logits are divided by it and a token is drawn.
       top_k: draw among the most likely so many; None for all.
 
@@ -88,14 +94,16 @@ class Generated(NamedTuple):
     """Decoded rows.
 
     Attributes:
-      tokens: new token ids; EOS after a row's end.
-      lengths: new tokens of each row before its EOS, or before the limit.
-      ended: whether the row ended by itself.
+      tokens: new token ids, the latent marker's where a row thought; EOS after a row's end.
+      lengths: columns of each row before its EOS, or before the limit: new tokens and thoughts.
+      ended: whether the row ended by itself, by EOS.
+      blocks: what the rows thought and where; None where they could not.
     """
 
     tokens: Int[Array, "B S"]
     lengths: Int[Array, " B"]
     ended: Bool[Array, " B"]
+    blocks: Blocks | None = None
 
 
 def prefill(
@@ -134,29 +142,73 @@ def prefill_program(
 
 
 def think_on(
-    decoder: Decoder, feedback: Feedback, prefix: Prefix, counts: Int[Array | np.ndarray, " B"], *, room: int
+    decoder: Decoder,
+    feedback: Feedback,
+    prefix: Prefix,
+    counts: Int[Array | np.ndarray, " B"],
+    *,
+    room: int,
+    think: Thinker = OneByOne(),  # noqa: B008 - immutable
+    latent_id: int | None = None,
+    keys: Key[Array, " B"] | None = None,
 ) -> tuple[Prefix, Float[Array, "B K D"]]:
     """Thinks ``counts`` thoughts, at most ``room``, and returns them beside what decoding goes on from.
 
     The counts are data: another number of thoughts needs no other program.
+
+    Args:
+      decoder: the decoder.
+      feedback: how a hidden state becomes the next thought.
+      prefix: what the thoughts follow.
+      counts: thoughts of each row.
+      room: columns of the block.
+      think: how thoughts are made.
+      latent_id: id of the latent marker, which `Sweeps` start from.
+      keys: a key for each row, for feedbacks that draw.
+
+    Raises:
+      CoconutError: sweeps without the marker's id.
     """
-    following, thoughts = think_program(decoder, feedback, prefix, counts, room=room)
+    following, thoughts = think_program(
+        decoder, feedback, prefix, counts, room=room, think=think, latent_id=latent_id, keys=keys
+    )
     return following.behind(prefix.past), thoughts
 
 
-@functools.partial(jax.jit, static_argnames="room")
+@functools.partial(jax.jit, static_argnames=("room", "think", "latent_id"))
 def think_program(
-    decoder: Decoder, feedback: Feedback, prefix: Prefix, counts: Int[Array, " B"], *, room: int
+    decoder: Decoder,
+    feedback: Feedback,
+    prefix: Prefix,
+    counts: Int[Array, " B"],
+    *,
+    room: int,
+    think: Thinker = OneByOne(),  # noqa: B008 - immutable
+    latent_id: int | None = None,
+    keys: Key[Array, " B"] | None = None,
 ) -> tuple[Continuation, Float[Array, "B K D"]]:
     """The compiled part of `think_on`."""
-    place = _place(prefix, jnp.arange(room) < counts[:, None])
-    span = think_sequentially(decoder, prepare(feedback, decoder), prefix.past, prefix.last, place)
-    following = Continuation(
-        Segment(span.layers, place.valid, place.columns),
-        last_valid(span.hidden, place.valid, prefix.last),
-        prefix.length + jnp.minimum(counts, room),
-    )
-    return following, replicate(span.thoughts)
+    place = _place(prefix, jnp.arange(room) < counts[:, None], keys)
+    feedback = prepare(feedback, decoder)
+    if isinstance(think, OneByOne):
+        span = think_sequentially(decoder, feedback, prefix.past, prefix.last, place)
+        thoughts, segment = span.thoughts, Segment(span.layers, place.valid, place.columns)
+        last = last_valid(span.hidden, place.valid, prefix.last)
+    else:
+        if latent_id is None:
+            raise CoconutError(f"{think}: a block starts from the latent marker, whose id is missing")
+        output = walk(
+            decoder,
+            feedback,
+            (Latent(room),),
+            embedded=decoder.embed(jnp.full(place.valid.shape, latent_id)),
+            place=place,
+            past=prefix.past,
+            last=prefix.last,
+            think=think,
+        )
+        thoughts, segment, last = output.thoughts[0], output.past[-1], output.last
+    return Continuation(segment, last, prefix.length + jnp.minimum(counts, room)), replicate(thoughts)
 
 
 @functools.partial(jax.jit, static_argnames=("sampling", "eos_id", "vocab_size"))
@@ -167,6 +219,7 @@ def decode(
     keys: Key[Array, " B"],
     *,
     forced: Int[Array, "B F"] | None = None,
+    thinking: Thinking | None = None,
     sampling: SamplingConfig,
     eos_id: int,
     vocab_size: int | None = None,
@@ -179,40 +232,72 @@ def decode(
       active: rows to decode; the others (which only fill the batch) are not waited for.
       keys: a key for each row, so that a row's draws do not depend on its neighbours; not used at temperature 0.
       forced: tokens read first, in one parallel pass: the end marker, an answer's prefix.
+      thinking: how rows think that write the start marker; None where that is a token like others.
       sampling: how tokens are chosen.
       eos_id: id that ends a row.
       vocab_size: ids that may be chosen, from 0; None for every row of the embedding. Published embeddings often have
         rows that are no token.
+
+    Raises:
+      CoconutError: parts of ``thinking`` that do not fit each other (`Thinking.check`).
     """
     batch, room = active.shape[0], sampling.max_new_tokens
     if forced is not None and forced.shape[1]:
         prefix = prefill(decoder, forced, jnp.ones(forced.shape, bool), prefix)
-    place = _place(prefix, jnp.ones((batch, room), bool))
+    blocks, row_keys, feedback = None, None, None
+    if thinking is not None:
+        thinking.check()
+        room, row_keys, feedback = room + thinking.config.room, thinking.keys, prepare(thinking.feedback, decoder)
+        blocks = thinking.begin(~active, room, decoder.config.embed_dim, prefix.last.dtype)
+    place = _place(prefix, jnp.ones((batch, room), bool), row_keys)
 
     def unfinished(carry: tuple) -> Array:
-        index, *_, done = carry
+        index, *_, done, _ = carry
         return (index < room) & ~done.all()
 
     def step(carry: tuple) -> tuple:
-        index, last, own, tokens, done = carry
-        token = jnp.where(done, eos_id, _choose(decoder.unembed(last)[:, :vocab_size], keys, index, sampling))
+        index, last, own, tokens, done, blocks = carry
+        here, logits = place.column(index), decoder.unembed(last)[:, :vocab_size]
+        token = jnp.where(done, eos_id, _choose(logits, keys, index, sampling))
+        if thinking is None:
+            done, inputs = done | (token == eos_id), decoder.embed(token)
+        else:
+            blocks, done, token, thinks = thinking.take_turn(
+                blocks,
+                done,
+                chosen=token,
+                over=thinking.stops(decoder, last, logits, eos_id),
+                index=index,
+                eos_id=eos_id,
+                limit=sampling.max_new_tokens,
+            )
+            thought = feed_back(feedback, decoder, last[:, None], here)
+            inputs = jnp.where(thinks[:, None], thought[:, 0], decoder.embed(token))
+            if blocks.inputs is not None:
+                thought = jnp.where(thinks[:, None, None], thought, 0.0)
+                blocks = blocks._replace(
+                    inputs=jax.lax.dynamic_update_slice_in_dim(blocks.inputs, thought, index, axis=1)
+                )
         tokens = jax.lax.dynamic_update_slice_in_dim(tokens, token[:, None], index, axis=1)
-        hidden, own = run_one_column(decoder, decoder.embed(token), place.column(index), prefix.past, own, index)
-        return index + 1, hidden, own, tokens, done | (token == eos_id)
+        hidden, own = run_one_column(decoder, inputs, here, prefix.past, own, index)
+        return index + 1, hidden, own, tokens, done, blocks
 
     tokens = jnp.full((batch, room), eos_id, jnp.int32)
-    start = (jnp.zeros((), jnp.int32), prefix.last, room_behind(decoder, place, prefix.past), tokens, ~active)
-    *_, tokens, _ = jax.lax.while_loop(unfinished, step, start)
+    start = (jnp.zeros((), jnp.int32), prefix.last, room_behind(decoder, place, prefix.past), tokens, ~active, blocks)
+    *_, tokens, _, blocks = jax.lax.while_loop(unfinished, step, start)
+    if blocks is not None:
+        lengths = blocks.written + blocks.thoughts - blocks.ended
+        return replicate(Generated(tokens, lengths, blocks.ended, blocks))
     ends = tokens == eos_id
     ended = ends.any(1)
     return replicate(Generated(tokens, jnp.where(ended, jnp.argmax(ends, 1), room).astype(jnp.int32), ended))
 
 
-def _place(prefix: Prefix, valid: Bool[Array, "B T"]) -> Place:
+def _place(prefix: Prefix, valid: Bool[Array, "B T"], keys: Key[Array, " B"] | None = None) -> Place:
     """The columns that follow a prefix."""
     positions = prefix.length[:, None] + jnp.cumsum(valid, 1, dtype=jnp.int32) - 1
     before = sum(segment.valid.shape[1] for segment in prefix.past)
-    return Place(jnp.where(valid, positions, 0), valid, before + jnp.arange(valid.shape[1]))
+    return Place(jnp.where(valid, positions, 0), valid, before + jnp.arange(valid.shape[1]), keys=keys)
 
 
 def _choose(

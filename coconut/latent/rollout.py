@@ -1,27 +1,27 @@
 """The latent rollout: one walk over a schedule of language and latent spans.
 
 A language span is one parallel pass over its tokens. A latent span makes thoughts one after the other
-(`coconut.latent.thoughts`), the last of which is run with the language that follows. All passes attend to the segments
-left so far, and leave a segment of their own.
+(`coconut.latent.thoughts`) or in sweeps over all of them (`coconut.latent.thinkers`); what makes them last runs with
+the language that follows. All passes attend to the segments left so far, and leave a segment of their own.
 """
 
-import dataclasses
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from coconut.errors import CoconutError
 from coconut.latent.feedback import Feedback, Identity, prepare
-from coconut.latent.thoughts import Past, Place, think, think_sequentially, trunk, unless_unused
+from coconut.latent.thinkers import OneByOne, Sweeps, Thinker
+from coconut.latent.thoughts import Past, Place, feed_back, think_implicitly, think_sequentially, trunk
 from coconut.models.cache import Segment
 from coconut.models.decoder import Decoder
 from coconut.models.layers import Dropout, take_columns
+from coconut.models.segment_attention import choose_attention
 from coconut.sharding import constrain
 from coconut.types import Batch, Language, Latent, ModelOutput, Schedule
-
-Gradient = Literal["implicit", "autodiff"]
 
 
 def rollout(
@@ -32,24 +32,25 @@ def rollout(
     positions: Int[Array, "B T"],
     valid: Bool[Array, "B T"],
     feedback: Feedback = Identity(),  # noqa: B008 - immutable
-    gradient: Gradient = "implicit",
+    think: Thinker = OneByOne(),  # noqa: B008 - immutable
+    keys: Key[Array, " B"] | None = None,
     dropout_key: Key[Array, ""] | None = None,
     every_hidden: bool = False,
 ) -> ModelOutput:
     """Walks ``schedule`` once.
 
-    Rows may use fewer columns than a span has: the others are masked by ``valid``, and the result of each row equals
-    that of the row alone, unpadded. In a latent span a row uses columns from the left.
+    Rows may use fewer columns than a span has, or none: the others are masked by ``valid``, and the result of each row
+    equals that of the row alone, unpadded. In a latent span a row uses columns from the left.
 
     Args:
       decoder: the decoder.
       schedule: spans whose lengths sum to ``T``. Static under jit.
-      tokens: token ids; those of latent columns are not read.
+      tokens: token ids. Those of latent columns are read by `Sweeps` alone, as what the columns hold at first.
       positions: position of each column in its row.
       valid: columns that belong to the row.
       feedback: how a hidden state becomes the next thought.
-      gradient: ``implicit`` (`coconut.latent.thoughts`) or ``autodiff``, JAX's own derivative of the scan. They are
-        equal up to rounding.
+      think: how the thoughts of a span are made. Static under jit.
+      keys: a key for each row, for feedbacks that draw (`feed_back`).
       dropout_key: key of the decoder's dropout; None applies none.
       every_hidden: return the hidden states of all columns, too. Without it the last layer leaves out what nobody
         reads (`Decoder.trunk`).
@@ -65,60 +66,27 @@ def rollout(
         dropout = Dropout(dropout_key, jnp.arange(T), T, decoder.config.dropout)
     # One look-up for all spans: each one of its own would add a gradient of the whole table's size.
     embedded = decoder.embed(tokens)
-    feedback = prepare(feedback, decoder)
-    passes = _passes(schedule)
-    lengths = [step.end - step.start for step in passes]
-    read = lengths if every_hidden else [_number_read(step) for step in passes]
-    decoders = [decoder] * len(passes)
-    if gradient == "implicit" and len(passes) > 1:
-        decoders = decoder.lend(tokens.shape[0], lengths, read)
-    past: Past = ()
-    last = jnp.zeros_like(embedded[:, 0])
-    hiddens, predictors, thoughts = [], [], []
-    for step, length, number_read, borrower in zip(passes, lengths, read, decoders, strict=True):
-        columns = slice(step.start, step.end)
-        place = Place(positions[:, columns], valid[:, columns], jnp.arange(step.start, step.end))
-        if dropout is not None:
-            place = dataclasses.replace(place, dropout=dataclasses.replace(dropout, columns=place.columns))
-        if step.scored is None:
-            make = think if gradient == "implicit" else think_sequentially
-            made, hidden, layers = make(borrower, feedback, past, last, place)
-            thoughts.append(made)
-            last = last_valid(hidden, place.valid, last)
-        else:
-            inputs = embedded[:, columns]
-            if step.starts_with_thought:
-                thought = unless_unused(feedback(decoder, last), place.valid[:, 0])[:, None]
-                # It comes from a pass of one column, and joins one whose columns a mesh may split.
-                thoughts.append(constrain(thought, "rows", "columns", "features"))
-                inputs = jnp.concatenate([thoughts[-1], inputs[:, 1:]], 1)
-            if number_read < length:
-                hidden, layers = trunk(borrower, inputs, place, past, _columns_read(step, place.valid))
-                predictors.append(hidden[:, :-1])
-                last = jnp.where(place.valid.any(1)[:, None], hidden[:, -1], last)
-            else:
-                hidden, layers = trunk(borrower, inputs, place, past)
-                if step.starts_with_thought:  # A row that has not this thought goes on from what came before.
-                    unused = (jnp.arange(length) == 0) & ~place.valid[:, :1]
-                    hidden = jnp.where(unused[..., None], last[:, None], hidden)
-                # What predicts the first column of a span stands before the span.
-                before = jnp.concatenate([last[:, None], hidden[:, :-1]], 1)
-                predictors.append(before[:, length - step.scored :])
-                last = last_valid(hidden, place.valid, last)
-        past = (*past, Segment(layers, place.valid, place.columns))
-        hiddens.append(hidden)
-    ends = np.cumsum([span.length for span in schedule if isinstance(span, Latent)])
-    return ModelOutput(
-        hidden=jnp.concatenate(hiddens, 1) if every_hidden else None,
-        predictors=jnp.concatenate(predictors, 1),
-        thoughts=tuple(jnp.split(jnp.concatenate(thoughts, 1), ends[:-1], axis=1)) if thoughts else (),
-        past=past,
-        last=last,
+    return walk(
+        decoder,
+        prepare(feedback, decoder),
+        schedule,
+        embedded=embedded,
+        place=Place(positions, valid, jnp.arange(T), dropout, keys),
+        past=(),
+        last=jnp.zeros_like(embedded[:, 0]),
+        think=think,
+        every_hidden=every_hidden,
     )
 
 
 def rollout_batch(
-    decoder: Decoder, feedback: Feedback, batch: Batch, dropout_key: Key[Array, ""] | None = None
+    decoder: Decoder,
+    feedback: Feedback,
+    batch: Batch,
+    dropout_key: Key[Array, ""] | None = None,
+    *,
+    think: Thinker = OneByOne(),  # noqa: B008 - immutable
+    keys: Key[Array, " B"] | None = None,
 ) -> ModelOutput:
     """`rollout` over the columns of a batch, by its own schedule."""
     return rollout(
@@ -128,7 +96,86 @@ def rollout_batch(
         positions=batch.positions,
         valid=batch.valid,
         feedback=feedback,
+        think=think,
+        keys=keys,
         dropout_key=dropout_key,
+    )
+
+
+def walk(
+    decoder: Decoder,
+    feedback: Feedback,
+    schedule: Schedule,
+    *,
+    embedded: Float[Array, "B T D"],
+    place: Place,
+    past: Past,
+    last: Float[Array, "B D"],
+    think: Thinker,
+    every_hidden: bool = False,
+) -> ModelOutput:
+    """`rollout` behind what came before.
+
+    Args:
+      decoder: the decoder.
+      feedback: how a hidden state becomes the next thought, prepared (`prepare`).
+      schedule: the spans.
+      embedded: token embeddings.
+      place: where the columns stand.
+      past: the segments before.
+      last: hidden state of each row's last column before.
+      think: how the thoughts of a span are made.
+      every_hidden: see `rollout`.
+    """
+    passes = _passes(schedule, think, join=choose_attention(decoder.config) == "dense")
+    lengths = [step.end - step.start for step in passes]
+    read = lengths if every_hidden else [step.number_read for step in passes]
+    decoders = [decoder] * len(passes)
+    if think != OneByOne(gradient="autodiff") and len(passes) > 1:
+        decoders = decoder.lend(len(last), lengths, read)
+    # States of the columns behind ``last``, of which the next pass makes further thoughts.
+    following = embedded[:, :0]
+    hiddens, predictors, thoughts = [], [], []
+    for step, length, number_read, borrower in zip(passes, lengths, read, decoders, strict=True):
+        here = place.part(step.start, step.end)
+        if step.one_by_one:
+            make = think_implicitly if think == OneByOne() else think_sequentially
+            made, hidden, layers = make(borrower, feedback, past, last, here)
+            last = last_valid(hidden, here.valid, last)
+        else:
+            inputs, latent = embedded[:, step.start : step.end], here.part(0, step.latent)
+            if think == Sweeps(count=0):
+                made = jnp.where(latent.valid[..., None], inputs[:, : step.latent], 0.0)
+            else:
+                before = jnp.concatenate([last[:, None], following], 1)[:, : step.latent]
+                # They come from a pass of one column, maybe, and join one whose columns a mesh may split.
+                made = constrain(feed_back(feedback, decoder, before, latent), "rows", "columns", "features")
+                inputs = jnp.concatenate([made, inputs[:, step.latent :]], 1)
+            predicting = _columns_before(here.valid[:, : step.kept], step.scored + 1)
+            columns, number = jnp.maximum(predicting, 0), step.scored + 1
+            if number_read < length:
+                behind = jnp.broadcast_to(jnp.arange(step.kept, length), (len(last), length - step.kept))
+                hidden, layers = trunk(borrower, inputs, here, past, jnp.concatenate([columns, behind], 1))
+                states, following = hidden[:, :number], hidden[:, number:]
+            else:
+                hidden, layers = trunk(borrower, inputs, here, past)
+                states, following = take_columns(hidden, columns), hidden[:, step.kept :]
+            # What predicts the first column of a pass, or follows where a row has none in it, stands before the pass.
+            states = jnp.where(predicting[..., None] >= 0, states, last[:, None])
+            predictors.append(states[:, :-1])
+            last = states[:, -1]
+        if step.kept:
+            layers = jax.tree.map(lambda x, kept=step.kept: x[..., :kept, :], layers)
+            past = (*past, Segment(layers, here.valid[:, : step.kept], here.columns[: step.kept]))
+            hiddens.append(hidden[:, : step.kept])
+            thoughts.append(made)
+    ends = np.cumsum([span.length for span in schedule if isinstance(span, Latent)])
+    return ModelOutput(
+        hidden=jnp.concatenate(hiddens, 1) if every_hidden else None,
+        predictors=jnp.concatenate(predictors, 1),
+        thoughts=tuple(jnp.split(jnp.concatenate(thoughts, 1), ends[:-1], axis=1)) if len(ends) else (),
+        past=past,
+        last=last,
     )
 
 
@@ -145,51 +192,72 @@ def last_valid_column(valid: Bool[Array, "B T"]) -> Int[Array, " B"]:
     return jnp.max(jnp.where(valid, jnp.arange(valid.shape[1]), 0), axis=1)
 
 
+def _columns_before(valid: Bool[Array, "B T"], number: int) -> Int[Array, "B W"]:
+    """The last valid column before each of the last ``number - 1`` columns, and before the end; -1 where is none."""
+    last = jax.lax.cummax(jnp.where(valid, jnp.arange(valid.shape[1]), -1), axis=1)
+    return jnp.pad(last, ((0, 0), (1, 0)), constant_values=-1)[:, valid.shape[1] + 1 - number :]
+
+
 class _Pass(NamedTuple):
     """Columns that the decoder runs over together, or thoughts that it makes one after the other.
 
     Attributes:
       start: the first column.
       end: the column behind the last one.
-      scored: of a language span, how many of the last columns may carry a label; None for thoughts.
-      starts_with_thought: whether the first column is the last thought of the span before.
+      kept: how many of its columns, from the first, later passes look back on. Those behind them belong to a latent
+        span, and are run again by the next pass on the thoughts that their states make.
+      latent: how many of its columns, from the first, hold thoughts.
+      scored: how many of the columns kept, from the last, may carry a label.
+      one_by_one: whether the decoder runs over one column at a time.
     """
 
     start: int
     end: int
-    scored: int | None
-    starts_with_thought: bool
+    kept: int
+    latent: int = 0
+    scored: int = 0
+    one_by_one: bool = False
+
+    @property
+    def number_read(self) -> int:
+        """Columns whose states somebody reads: what predicts, the last valid one kept, and all that are not kept."""
+        length = self.end - self.start
+        return length if self.one_by_one else min(length, self.scored + 1 + length - self.kept)
 
 
-def _passes(schedule: Schedule) -> list[_Pass]:
+def _passes(schedule: Schedule, think: Thinker, *, join: bool) -> list[_Pass]:
     """What a schedule is run in.
 
-    Nothing is made of the last thought of a span but language: it runs in parallel with the language that follows, so
-    that ``K`` thoughts take ``K - 1`` passes one after the other.
+    What makes the last thoughts of a span runs in parallel with the language that follows: nothing else is made of
+    them. So ``K`` thoughts one by one take ``K - 1`` passes one after the other. Sweeps start in parallel with the
+    language before.
+
+    Args:
+      schedule: the spans.
+      think: how thoughts are made.
+      join: whether several thoughts may share a pass with language. A row that uses a part of them has a gap there,
+        which the kernels do not take (`coconut.models.segment_attention`).
     """
-    passes, start, joined = [], 0, 0
-    for span, following in zip(schedule, (*schedule[1:], None), strict=True):
-        end = start + span.length
+    passes, start, waiting = [], 0, 0
+    for before, span, following in zip((None, *schedule), schedule, (*schedule[1:], None), strict=False):
+        end, length = start + span.length, span.length
         if isinstance(span, Language):
-            passes.append(_Pass(start - joined, end, span.scored, bool(joined)))
-            joined = 0
+            opened = 0
+            if join and isinstance(following, Latent) and isinstance(think, Sweeps) and think.count:
+                opened = following.length - 1  # Of the last column's state no thought is made.
+            passes.append(_Pass(start - waiting, end + opened, waiting + length, waiting, span.scored))
+            waiting = 0
+        elif isinstance(think, OneByOne):
+            waiting = int(isinstance(following, Language))
+            if length > waiting:
+                passes.append(_Pass(start, end - waiting, length - waiting, length - waiting, one_by_one=True))
         else:
-            joined = int(isinstance(following, Language))
-            if span.length > joined:
-                passes.append(_Pass(start, end - joined, None, False))
+            if length > 1 and think.count:
+                if not (join and isinstance(before, Language)):
+                    passes.append(_Pass(start, end - 1, 0))
+                passes += [_Pass(start, end - 1, 0, length - 1)] * (think.needed(length) - 1)
+            waiting = length if join and isinstance(following, Language) else 0
+            if not waiting:
+                passes.append(_Pass(start, end, length, length))
         start = end
     return passes
-
-
-def _number_read(step: _Pass) -> int:
-    """Columns of a pass whose hidden states somebody reads: of language those that predict, and the last valid one."""
-    length = step.end - step.start
-    return length if step.scored is None else min(length, step.scored + 1)
-
-
-def _columns_read(step: _Pass, valid: Bool[Array, "B T"]) -> Int[Array, "B W"]:
-    """The columns that predict the scored ones, in order, and each row's last valid one."""
-    assert step.scored is not None
-    batch, length = valid.shape
-    predicting = jnp.broadcast_to(jnp.arange(length - 1 - step.scored, length - 1), (batch, step.scored))
-    return jnp.concatenate([predicting, last_valid_column(valid)[:, None]], 1)

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, no_type_check
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from coconut.latent.feedback import Feedback
 from coconut.models.cache import READ, Filling, KeyValue, Segment, empty_segment
@@ -43,19 +43,27 @@ class Place:
       valid: columns that belong to the row.
       columns: index of each column in the whole sequence.
       dropout: dropout of these columns, or None.
+      keys: a key for each row, for feedbacks that draw; or None.
     """
 
     positions: Int[Array, "B T"]
     valid: Bool[Array, "B T"]
     columns: Int[Array, " T"]
     dropout: Dropout | None = None
+    keys: Key[Array, " B"] | None = None
 
     def column(self, index: Int[Array, ""]) -> "Place":
-        """One column of this place."""
-        take = lambda x, axis: jax.lax.dynamic_slice_in_dim(x, index, 1, axis)
-        columns = take(self.columns, 0)
+        """One column of this place. Which one is data."""
+        return self._taken(lambda x: jax.lax.dynamic_slice_in_dim(x, index, 1, x.ndim - 1))
+
+    def part(self, start: int, end: int) -> "Place":
+        """The columns from ``start`` to before ``end`` of this place."""
+        return self._taken(lambda x: x[..., start:end])
+
+    def _taken(self, take: Callable[[Array], Array]) -> "Place":
+        columns = take(self.columns)
         dropout = None if self.dropout is None else dataclasses.replace(self.dropout, columns=columns)
-        return Place(take(self.positions, 1), take(self.valid, 1), columns, dropout)
+        return Place(take(self.positions), take(self.valid), columns, dropout, self.keys)
 
 
 class LatentSpan(NamedTuple):
@@ -83,6 +91,22 @@ def trunk(
     return decoder.trunk(
         inputs, positions=place.positions, valid=place.valid, past=past, dropout=place.dropout, read=read
     )
+
+
+def feed_back(
+    feedback: Feedback, decoder: Decoder, before: Float[Array, "B T D"], place: Place
+) -> Float[Array, "B T D"]:
+    """The thoughts of a place, made of the hidden states before its columns; zero in columns a row does not use.
+
+    A feedback that draws gets the row's key folded by the position of the column in its row: a thought is the same
+    alone and beside its neighbours, and the same whatever padding stands before it.
+    """
+    if place.keys is None:
+        made = feedback(decoder, before)
+    else:
+        fold_in = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))
+        made = feedback(decoder, before, keys=fold_in(place.keys, place.positions))
+    return jnp.where(place.valid[..., None], made, 0.0)
 
 
 def room_behind(decoder: Decoder, place: Place, past: Past) -> Segment:
@@ -141,7 +165,7 @@ def _think_into(
         hidden, own = carry
         index, disturbed = scanned
         here = place.column(index)
-        thought = unless_unused(feedback(decoder, hidden) + disturbed, here.valid[:, 0])
+        thought = feed_back(feedback, decoder, hidden[:, None], here)[:, 0] + disturbed
         out, own = run_one_column(decoder, thought, here, past, own, index)
         return (jnp.where(here.valid, out, hidden), own), (thought, out)
 
@@ -169,12 +193,13 @@ def think_in_parallel(
     """
     hidden, layers = trunk(decoder, thoughts, place, past)
     before = jnp.concatenate([last[:, None], hidden[:, :-1]], 1)
-    following = unless_unused(feedback(decoder, before), place.valid)
-    return LatentSpan(following, hidden, layers)
+    return LatentSpan(feed_back(feedback, decoder, before, place), hidden, layers)
 
 
 @jax.custom_vjp
-def think(decoder: Decoder, feedback: Feedback, past: Past, last: Float[Array, "B D"], place: Place) -> LatentSpan:
+def think_implicitly(
+    decoder: Decoder, feedback: Feedback, past: Past, last: Float[Array, "B D"], place: Place
+) -> LatentSpan:
     """`think_sequentially`, with the implicit gradient of the module's text. Equal to autodiff up to rounding.
 
     The decoder may be on loan to this span (`Decoder.lend`): what applies its matrices to all columns at once, where
@@ -220,12 +245,7 @@ def _think_backward(residuals: Any, cotangent: LatentSpan) -> tuple[Any, ...]:
     return to_decoder, to_feedback, to_past, to_last, _no_cotangent(place)
 
 
-think.defvjp(_think_forward, _think_backward)
-
-
-def unless_unused(thought: Float[Array, "*B D"], valid: Bool[Array, "*B"]) -> Float[Array, "*B D"]:
-    """Zeroes the thoughts of columns a row does not use, whatever they would have been fed."""
-    return jnp.where(valid[..., None], thought, 0.0)
+think_implicitly.defvjp(_think_forward, _think_backward)
 
 
 def _with_layers(past: Past, layers: list[Any]) -> Past:

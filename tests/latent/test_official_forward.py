@@ -7,7 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from coconut.latent.rollout import Gradient, rollout
+from coconut.latent.rollout import rollout
+from coconut.latent.thinkers import Gradient, OneByOne
 from coconut.losses import language_loss
 from tests.official_cases import CASES, load_case
 from tests.tiny_huggingface import tensors_of_decoder
@@ -35,7 +36,7 @@ def test_agrees_with_the_official_implementation(shared_data: Path, name: str, d
                 tokens=batch.tokens,
                 positions=batch.positions,
                 valid=batch.valid,
-                gradient=gradient,
+                think=OneByOne(gradient=gradient),
                 every_hidden=True,
             )
             loss, _ = language_loss(decoder, batch, output)

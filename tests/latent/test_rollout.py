@@ -16,7 +16,8 @@ import pytest
 from jaxtyping import Array
 
 from coconut.latent.feedback import Feedback, Identity
-from coconut.latent.rollout import Gradient, rollout
+from coconut.latent.rollout import rollout
+from coconut.latent.thinkers import Gradient, OneByOne
 from coconut.models.config import DecoderConfig
 from coconut.models.decoder import Decoder
 from coconut.types import Language, Latent, Schedule
@@ -157,7 +158,7 @@ def library(
         positions=rows.positions,
         valid=rows.valid,
         feedback=feedback,
-        gradient=gradient,
+        think=OneByOne(gradient=gradient),
         dropout_key=dropout_key,
         every_hidden=every_hidden,
     )
