@@ -1,14 +1,20 @@
 """The contract of a method."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
-from coconut.curriculum import SequenceRule
+from coconut.latent.thinkers import OneByOne, Sweeps, Thinker
 from coconut.losses import Ratio, language_loss
 from coconut.models.decoder import Decoder
+from coconut.pages import Write
 from coconut.types import Batch, ModelOutput
 
 Loss = Callable[[Decoder, Batch, ModelOutput], tuple[Ratio, dict[str, Ratio]]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NoOptions:
+    """The options of a method that has none."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -17,10 +23,19 @@ class Method:
 
     Attributes:
       name: as in configs and tables.
-      rule: how an example is written down at a stage.
+      pages: how an example is written down, by name; ``main`` comes first and is what is answered.
+      options: the type of its own config; every value of it must have a default.
+      think: how thoughts are made.
       loss: from the decoder, the batch and the rollout's output to the loss and the metrics.
     """
 
     name: str
-    rule: SequenceRule
+    pages: Mapping[str, Write]
+    options: type = NoOptions
+    think: Thinker = OneByOne()  # noqa: RUF009 - immutable
     loss: Loss = language_loss
+
+    @property
+    def feeds_back(self) -> bool:
+        """Whether thoughts are hidden states fed back; without sweeps they are pause tokens, known beforehand."""
+        return self.think != Sweeps(count=0)

@@ -59,8 +59,13 @@ class TokenizedExample:
 
     @property
     def written_steps(self) -> tuple[Int32[np.ndarray, "_"], ...]:
-        """The steps that are text; curricula count these alone."""
+        """The steps that are text."""
         return tuple(step for step in self.steps if not isinstance(step, Think))
+
+    @property
+    def num_steps(self) -> int:
+        """How many steps are text; curricula count these alone."""
+        return sum(not isinstance(step, Think) for step in self.steps)
 
     @property
     def ids(self) -> Int32[np.ndarray, "_"]:
