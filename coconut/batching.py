@@ -127,9 +127,7 @@ def page_shape(pages: Iterable[Page], *, multiple_of: int = 1, to_learn: bool = 
     )
 
 
-def stage_shape(
-    examples: Sequence[TokenizedExample], write: Write, placing: Placing, *, multiple_of: int = 1
-) -> Shape:
+def stage_shape(examples: Sequence[TokenizedExample], write: Write, placing: Placing, *, multiple_of: int = 1) -> Shape:
     """The least shape that holds every example at every stage it may be put at while the run is at the placing's.
 
     Args:

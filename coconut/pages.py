@@ -141,9 +141,7 @@ def write_on(parts: Iterable[Ids | Think | Thoughts | Text], answer: Ids, marker
     return tuple(page)
 
 
-def split_steps(
-    steps: Sequence[Ids | Think], count: int
-) -> tuple[tuple[Ids | Think, ...], tuple[Ids | Think, ...]]:
+def split_steps(steps: Sequence[Ids | Think], count: int) -> tuple[tuple[Ids | Think, ...], tuple[Ids | Think, ...]]:
     """The steps up to the ``count``-th written one, and those behind it. Blocks of thoughts are no written steps."""
     index = 0
     while count:

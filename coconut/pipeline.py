@@ -17,9 +17,9 @@ import grain
 import numpy as np
 
 from coconut.batching import Shape, align, stage_shape
-from coconut.curriculum import CurriculumConfig, draw_stage, stage_steps
+from coconut.curriculum import draw_stage, stage_steps
 from coconut.methods.method import Method
-from coconut.pages import Markers, Page, Placing
+from coconut.pages import Page, Placing
 from coconut.tasks.graph_form import EDGE_END, has_graph_form, reorder_graph
 from coconut.tokenizers import TokenizedExample, Tokenizer
 from coconut.types import Batch, CoconutError, Think, check_fields
@@ -77,10 +77,8 @@ class BatchSource:
       examples: the data set.
       tokenizer: its tokenizer.
       method: writes the pages: a batch of each kind of them, all of the same examples.
-      options: the method's own config.
-      curriculum: the curriculum.
+      placing: the run's stage, its curriculum, and the method's options.
       config: how examples become batches.
-      stage: the run's stage.
       seed: of the run.
       stage_start: number of the stage's first batch.
       rows: the rows of each batch to make.
@@ -99,11 +97,9 @@ class BatchSource:
         examples: Sequence[TokenizedExample],
         tokenizer: Tokenizer,
         method: Method,
-        options: Any,
-        curriculum: CurriculumConfig,
+        placing: Placing,
         config: PipelineConfig,
         *,
-        stage: int,
         seed: int,
         stage_start: int = 0,
         rows: slice = slice(None),
@@ -113,23 +109,21 @@ class BatchSource:
         if config.shuffle_edges:
             _check_graph_form(examples, tokenizer)
         self._examples, self._tokenizer, self._method = examples, tokenizer, method
-        self._config, self._seed, self._stage_start, self._own_rows = config, seed, stage_start, rows
-        self._placing = Placing(curriculum=curriculum, stage=stage, options=options, markers=Markers.of(tokenizer))
+        self._placing, self._config, self._seed = placing, config, seed
+        self._stage_start, self._own_rows = stage_start, rows
         lengths = [len(example.question) for example in examples]
         bucket_of = np.searchsorted(config.length_buckets, lengths)
         self._buckets = [members for b in range(len(config.length_buckets) + 1)
                          if len(members := np.flatnonzero(bucket_of == b))]  # fmt: skip
         self.shapes: list[dict[str, Shape]] = [
             {
-                name: stage_shape(
-                    [examples[int(i)] for i in members], write, self._placing, multiple_of=config.multiple_of
-                )
+                name: stage_shape([examples[int(i)] for i in members], write, placing, multiple_of=config.multiple_of)
                 for name, write in method.pages.items()
             }
             for members in self._buckets
         ]
         self.batches_per_epoch = sum(-(-len(members) // config.batch_size) for members in self._buckets)
-        self.stage_length = stage_steps(curriculum, stage, self.batches_per_epoch)
+        self.stage_length = stage_steps(placing.curriculum, placing.stage, self.batches_per_epoch)
         self._epoch = functools.lru_cache(maxsize=2)(self._plan_epoch)
         self._lock = threading.Lock()
 
@@ -142,7 +136,7 @@ class BatchSource:
         return f"BatchSource(seed={self._seed}, stage={self._placing.stage})"
 
     def _plan_epoch(self, epoch: int) -> tuple[list[tuple[int, np.ndarray]], np.ndarray, np.ndarray]:
-        """The (bucket, examples) of each batch of an epoch; for each example two draws for its stage, one for its page."""
+        """The (bucket, examples) of each batch of an epoch; two draws for each example's stage, and one for its page."""
         rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([self._seed, epoch])))
         batches = []
         for bucket, members in enumerate(self._buckets):
@@ -175,12 +169,8 @@ class BatchSource:
             if self._config.shuffle_edges:
                 rng = np.random.default_rng([self._seed, epoch, _EDGES, index])
                 example = dataclasses.replace(example, question=reorder_graph(example.question, rng))
-            stage = draw_stage(
-                self._placing.curriculum, self._placing.stage, example.num_steps, *stage_draws[index]
-            )
-            placing = dataclasses.replace(
-                self._placing, stage=stage, progress=progress, draw=float(page_draws[index])
-            )
+            stage = draw_stage(self._placing.curriculum, self._placing.stage, example.num_steps, *stage_draws[index])
+            placing = dataclasses.replace(self._placing, stage=stage, progress=progress, draw=float(page_draws[index]))
             for name, write in self._method.pages.items():
                 pages[name].append(write(example, placing))
         return {

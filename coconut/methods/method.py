@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from coconut.latent.thinkers import OneByOne, Sweeps, Thinker
 from coconut.losses import Ratio, language_loss
 from coconut.models.decoder import Decoder
-from coconut.pages import Write
+from coconut.pages import Page, Placing, Write
+from coconut.tokenizers import TokenizedExample
 from coconut.types import Batch, ModelOutput
 
 Loss = Callable[[Decoder, Batch, ModelOutput], tuple[Ratio, dict[str, Ratio]]]
@@ -34,6 +35,10 @@ class Method:
     options: type = NoOptions
     think: Thinker = OneByOne()  # noqa: RUF009 - immutable
     loss: Loss = language_loss
+
+    def write_to_answer(self, example: TokenizedExample, placing: Placing) -> Page:
+        """The page of an example that is to be answered."""
+        return self.pages["main"](example, dataclasses.replace(placing, answering=True))
 
     @property
     def feeds_back(self) -> bool:

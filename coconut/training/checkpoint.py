@@ -13,6 +13,8 @@ from jax.sharding import Mesh
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from coconut.latent.feedback import make_feedback
+from coconut.methods import get_method
+from coconut.pages import Markers, Placing
 from coconut.sharding import placed
 from coconut.storage import (
     StoragePath,
@@ -87,6 +89,11 @@ class Run:
     config: RunConfig
     tokenizer: Tokenizer
     data: str
+
+    def placing(self, stage: int) -> Placing:
+        """What the run's pages are written by at a stage."""
+        options, markers = get_method(self.config.method).options(), Markers.of(self.tokenizer)
+        return Placing(curriculum=self.config.curriculum, stage=stage, options=options, markers=markers)
 
     def check(self, workdir: StoragePath) -> None:
         """Checks that the workdir holds no other run.

@@ -10,11 +10,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
-from coconut.batching import Shape, schedule_of
+from coconut.batching import page_shape
 from coconut.methods import get_method
 from coconut.models.config import DecoderConfig
+from coconut.pages import Markers, Placing, question_alone, with_thoughts
 from coconut.sharding import MeshConfig, check_rows, make_mesh, replicated, row_sharding
 from coconut.training.config import RunConfig
 from coconut.training.optimizer import make_optimizer
@@ -32,8 +34,9 @@ class Columns:
 
     Attributes:
       total: all of them: prompt, thoughts and suffix.
-      thoughts: thoughts of a row; None for those of the curriculum's last stage.
-      suffix: columns behind the thoughts, which are scored.
+      thoughts: thoughts of each block of a row; None for those of the curriculum's last stage, of a question with as
+        many steps as the curriculum replaces at most.
+      suffix: columns behind the last thoughts, which are scored.
     """
 
     total: int
@@ -44,21 +47,33 @@ class Columns:
         """The spans of a batch.
 
         Raises:
-          CoconutError: they leave no prompt, or are more than the model's positions.
+          CoconutError: they leave no prompt, are more than the model's positions, or have thoughts that the method
+            has no place for.
         """
-        rule = get_method(config.method).rule
-        thoughts = self.thoughts
-        if thoughts is None:
-            thoughts = rule.plan(config.curriculum, config.curriculum.final_stage, 0).thoughts
-        prompt = self.total - thoughts - self.suffix
+        method, one = get_method(config.method), np.zeros(1, np.int32)
+        placing = Placing(
+            curriculum=config.curriculum,
+            stage=config.curriculum.final_stage,
+            options=method.options(),
+            markers=Markers(start=0, latent=0, end=0),
+        )
+        example = dataclasses.replace(question_alone(one, config.curriculum), answer=one)
+        page = method.pages["main"](example, placing)
+        shape = page_shape([page if self.thoughts is None else with_thoughts(page, self.thoughts)])
+        # The question and what follows the last thought have the columns that are left, but for the markers' own.
+        unscored = shape.texts[-1] - shape.scored[-1]
+        shape = dataclasses.replace(
+            shape, texts=(*shape.texts[:-1], self.suffix), scored=(*shape.scored[:-1], self.suffix - unscored)
+        )
+        prompt = self.total - (shape.columns - shape.prompt)
         if prompt < 1 or self.suffix < 2:
             raise CoconutError(
-                f"{self.total} columns with {thoughts} thoughts and a suffix of {self.suffix}: at least 1 for the "
-                "prompt and 2 for the suffix"
+                f"{self.total} columns with {sum(shape.thoughts)} thoughts and a suffix of {self.suffix}: at least 1 "
+                "for the prompt and 2 for the suffix"
             )
         if self.total > config.decoder.max_positions:
             raise CoconutError(f"{self.total} columns: DecoderConfig.max_positions = {config.decoder.max_positions}")
-        return schedule_of(Shape(prompt, thoughts, self.suffix), rule)
+        return dataclasses.replace(shape, prompt=prompt).schedule(feeds_back=method.feeds_back)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
