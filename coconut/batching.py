@@ -1,186 +1,242 @@
-"""From tokenized examples at their stages to aligned batches of one fixed shape. Pure, on the host."""
+"""From pages to aligned batches of one fixed shape. Pure, on the host.
+
+A batch is aligned part by part. The text that every page starts with and that is not scored (the prompt) is written
+from the right, so that all prompts end in one column. Every part behind it is written from the left: the text up to the
+first block of thoughts, the block, the text up to the second block, and so on. So each block has columns of its own,
+the same in every row, and a row leaves empty what it does not use.
+"""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from coconut.curriculum import CurriculumConfig, SequenceRule, StagePlan, drawable_stages
+from coconut.curriculum import drawable_stages
 from coconut.errors import CoconutError
-from coconut.tokenizers import TokenizedExample, Tokenizer
-from coconut.types import IGNORED_LABEL, Batch, Language, Latent, Schedule
+from coconut.pages import Page, Placing, Thoughts, Write
+from coconut.tokenizers import TokenizedExample
+from coconut.types import IGNORED_LABEL, Batch, Language, Latent, Schedule, Span
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Shape:
-    """Columns of a batch.
+    """Columns of a batch, part by part: ``prompt, texts[0], thoughts[0], texts[1], thoughts[1], ..., texts[-1]``.
 
     Attributes:
-      prompt: ``P``, with the start marker where there is one.
-      latent: ``K``.
-      suffix: ``S``, with the end marker where there is one.
+      prompt: ``P``, columns of the text that is given and that all pages start with.
+      texts: columns of the text behind the prompt and behind each block of thoughts; one more than there are blocks.
+      thoughts: columns of each block.
+      scored: of each text, how many of its last columns may carry a label.
     """
 
     prompt: int
-    latent: int
-    suffix: int
+    texts: tuple[int, ...]
+    thoughts: tuple[int, ...]
+    scored: tuple[int, ...]
 
     @property
     def columns(self) -> int:
         """``T``."""
-        return self.prompt + self.latent + self.suffix
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One example written down.
-
-    Attributes:
-      prompt: token ids of the question, and the start marker where there is one.
-      latent: columns to fill.
-      end: the end marker's token id, or nothing; it is never a label.
-      pieces: token ids of the written steps, then of the answer; all of them are labels.
-      end_before: number of the piece before which ``end`` stands.
-    """
-
-    prompt: np.ndarray
-    latent: int
-    end: np.ndarray
-    pieces: tuple[np.ndarray, ...]
-    end_before: int = 0
+        return self.prompt + sum(self.texts) + sum(self.thoughts)
 
     @property
-    def suffix(self) -> int:
-        """Columns after the latent ones."""
-        return len(self.end) + sum(len(piece) for piece in self.pieces)
+    def starts(self) -> tuple[list[int], list[int]]:
+        """The first column of each text, and of each block of thoughts."""
+        texts, blocks, column = [self.prompt], [], self.prompt
+        for text, block in zip(self.texts, self.thoughts, strict=False):
+            blocks.append(column + text)
+            column += text + block
+            texts.append(column)
+        return texts, blocks
+
+    def schedule(self, *, feeds_back: bool) -> Schedule:
+        """The spans of a batch.
+
+        Text that no thought divides is one language span.
+
+        Args:
+          feeds_back: whether the model makes the thoughts, one from another. Where it does not, each is the latent
+            marker's own embedding, a pause token, and the whole row is one language span.
+        """
+        spans: list[Span] = []
+        length, scored = self.prompt, 0
+        for text, own_scored, block in zip(self.texts, self.scored, (*self.thoughts, 0), strict=True):
+            length, scored = length + text, scored + text if scored else own_scored
+            if block and feeds_back:
+                if length:
+                    spans.append(Language(length, scored))
+                spans.append(Latent(block))
+                length = scored = 0
+            else:
+                length, scored = length + block, scored + block if scored else 0
+        return (*spans, Language(length, scored)) if length else tuple(spans)
 
 
-def write_row(example: TokenizedExample, plan: StagePlan, rule: SequenceRule, tokenizer: Tokenizer) -> Row:
-    """``question <start> latent x n <end> steps[s:] answer`` (Hao et al. 2024, figure 2).
+def page_shape(pages: Iterable[Page], *, multiple_of: int = 1, to_learn: bool = False) -> Shape:
+    """The least shape that holds every page.
 
-    With the filler ``step`` it is ``question <start> steps[:s] <end> steps[s:] answer``.
+    Args:
+      pages: the pages; each is looked at once.
+      multiple_of: the columns of the prompt and of each text are rounded up to a multiple of this.
+      to_learn: whether something must be scored on every page.
+
+    Raises:
+      CoconutError: a page does not begin with text that is given, or scores nothing.
     """
-    markers = (lambda token: np.array([token], np.int32)) if rule.markers else (lambda token: np.zeros(0, np.int32))
-    writes_all = rule.filler == "step"
-    return Row(
-        prompt=np.concatenate([example.question, markers(tokenizer.start_latent_id)]),
-        latent=0 if writes_all else plan.thoughts,
-        end=markers(tokenizer.end_latent_id),
-        pieces=(*example.steps[0 if writes_all else plan.skipped :], example.answer),
-        end_before=plan.skipped if writes_all else 0,
+    prompt, texts, thoughts = 0, [0], []
+    unscored: list[int | None] = [None]  # Columns of each text before the first one that some page scores.
+    for page in pages:
+        own_prompt = length = number = scored_length = 0
+        before_all = True
+        for part in page:
+            if isinstance(part, Thoughts):
+                if length > texts[number]:
+                    texts[number] = length
+                if number == len(thoughts):
+                    thoughts.append(0)
+                    texts.append(0)
+                    unscored.append(None)
+                if part.count > thoughts[number]:
+                    thoughts[number] = part.count
+                number += 1
+                length = 0
+                before_all = False
+            elif part.scored:
+                size = len(part.ids)
+                first = unscored[number]
+                if first is None or length < first:
+                    unscored[number] = length
+                length += size
+                scored_length += size
+                before_all = False
+            elif before_all:
+                own_prompt += len(part.ids)
+            else:
+                length += len(part.ids)
+        if length > texts[number]:
+            texts[number] = length
+        if own_prompt > prompt:
+            prompt = own_prompt
+        if not own_prompt:
+            raise CoconutError(_begins_wrongly(page))
+        if to_learn and not scored_length:
+            raise CoconutError("a page to learn from must have text that is scored; here is one that has none")
+    widths = [_round_up(length, multiple_of) for length in texts]
+    scored = [0 if first is None else width - first for width, first in zip(widths, unscored, strict=True)]
+    return Shape(
+        prompt=_round_up(prompt, multiple_of), texts=tuple(widths), thoughts=tuple(thoughts), scored=tuple(scored)
     )
 
 
-def schedule_of(shape: Shape, rule: SequenceRule) -> Schedule:
-    """The spans of a batch.
-
-    Without thoughts the whole sequence is one language span: pause tokens and written steps need no second pass. An end
-    marker that opens the suffix is never a label.
-    """
-    scored = shape.suffix - (rule.markers and rule.filler != "step")
-    if rule.filler == "thought" and shape.latent:
-        return (Language(shape.prompt), Latent(shape.latent), Language(shape.suffix, scored))
-    return (Language(shape.columns, scored),)
-
-
-def stage_shape(
-    examples: Sequence[TokenizedExample],
-    rule: SequenceRule,
-    config: CurriculumConfig,
-    stage: int,
-    *,
-    multiple_of: int = 1,
-) -> Shape:
-    """The least shape that holds every example at every stage it may be put at while the run is at ``stage``.
+def stage_shape(examples: Sequence[TokenizedExample], write: Write, placing: Placing, *, multiple_of: int = 1) -> Shape:
+    """The least shape that holds every example at every stage it may be put at while the run is at the placing's.
 
     Args:
       examples: all examples of the data set.
-      rule: the method's rule.
-      config: the curriculum.
-      stage: the run's stage.
-      multiple_of: prompt and suffix are rounded up to a multiple of this.
+      write: how an example is written down.
+      placing: the run's stage, its options and markers; without a draw.
+      multiple_of: see `page_shape`.
+
+    Raises:
+      CoconutError: a page does not begin with text that is given, or scores nothing.
     """
-    prompt = max(len(example.question) for example in examples) + rule.markers
-    latent, suffix = 0, 0
-    plans: dict[tuple[int, int], StagePlan] = {}
-    for example in examples:
-        lengths = [len(step) for step in example.steps]
-        for at in {stage, *drawable_stages(config, stage, len(lengths))}:
-            key = (at, len(lengths))
-            if key not in plans:
-                plans[key] = rule.plan(config, *key)
-            written = lengths if rule.filler == "step" else lengths[plans[key].skipped :]
-            latent = max(latent, 0 if rule.filler == "step" else plans[key].thoughts)
-            suffix = max(suffix, sum(written) + len(example.answer))
-    round_up = lambda length: -(-length // multiple_of) * multiple_of
-    return Shape(round_up(prompt), latent, round_up(suffix + rule.markers))
+    placings = {placing.stage: placing}
+
+    def pages() -> Iterable[Page]:
+        for example in examples:
+            for stage in {placing.stage, *drawable_stages(placing.curriculum, placing.stage, example.num_steps)}:
+                if stage not in placings:
+                    placings[stage] = dataclasses.replace(placing, stage=stage)
+                yield write(example, placings[stage])
+
+    return page_shape(pages(), multiple_of=multiple_of, to_learn=True)
 
 
 def align(
-    rows: Sequence[Row | None],
+    pages: Sequence[Page | None],
     shape: Shape,
-    rule: SequenceRule,
     *,
     pad_id: int,
     latent_id: int,
+    feeds_back: bool,
     examples: Sequence[int] | None = None,
 ) -> Batch:
-    """Aligns rows so that the first latent column of each is column ``P``.
+    """Writes pages into the columns of a shape; the module says how.
 
-    Prompts end at column ``P``; latent columns and suffixes are filled from the left. A row of None only fills the
-    batch: nothing in it is valid.
+    A page of None only fills the batch: nothing in its row is valid.
 
     Args:
-      rows: what to write.
+      pages: a page for each row.
       shape: columns of the batch.
-      rule: the method's rule.
       pad_id: token id of columns that are not valid.
-      latent_id: token id of latent columns.
+      latent_id: token id of thoughts.
+      feeds_back: whether the model makes the thoughts; see `Shape.schedule`.
       examples: index of each row's example; counted from 0 if None.
 
     Raises:
-      CoconutError: a row does not fit the shape.
+      CoconutError: a page does not fit the shape, or does not begin with text that is given.
     """
-    size = (len(rows), shape.columns)
+    size = (len(pages), shape.columns)
     tokens = np.full(size, pad_id, np.int32)
     valid = np.zeros(size, bool)
     labels = np.full(size, IGNORED_LABEL, np.int32)
-    pieces = np.full(size, -1, np.int32)
+    numbers = np.full(size, -1, np.int32)
     answers = np.zeros(size, bool)
-    latent_start, suffix_start = shape.prompt, shape.prompt + shape.latent
-    for index, row in enumerate(rows):
-        if row is None:
+    text_starts, block_starts = shape.starts
+    for index, page in enumerate(pages):
+        if page is None:
             continue
-        if len(row.prompt) > shape.prompt or row.latent > shape.latent or row.suffix > shape.suffix:
-            raise CoconutError(
-                f"row {index} has {len(row.prompt)} prompt, {row.latent} latent and {row.suffix} suffix columns; "
-                f"the batch has room for {shape}"
-            )
-        prompt_start = latent_start - len(row.prompt)
-        tokens[index, prompt_start:latent_start] = row.prompt
-        tokens[index, latent_start : latent_start + row.latent] = latent_id
-        valid[index, prompt_start : latent_start + row.latent] = True
-        column = suffix_start
-        valid[index, column : column + row.suffix] = True
-        for number, piece in enumerate(row.pieces):
-            if number == row.end_before:
-                tokens[index, column : column + len(row.end)] = row.end
-                column += len(row.end)
-            here = slice(column, column + len(piece))
-            tokens[index, here] = labels[index, here] = piece
-            pieces[index, here] = number
-            answers[index, here] = number == len(row.pieces) - 1
-            column += len(piece)
+        own = page_shape([page])
+        if not _fits(own, shape):
+            raise CoconutError(f"row {index} needs {own}; the batch has room for {shape}")
+        column, number = shape.prompt - own.prompt, 0
+        for part in page:
+            if isinstance(part, Thoughts):
+                start = block_starts[number]
+                tokens[index, start : start + part.count] = latent_id
+                valid[index, start : start + part.count] = True
+                number += 1
+                column = text_starts[number]
+                continue
+            here = slice(column, column + len(part.ids))
+            tokens[index, here] = part.ids
+            valid[index, here] = True
+            if part.scored:
+                labels[index, here] = part.ids
+                numbers[index, here] = part.piece
+                answers[index, here] = part.answer
+            column = here.stop
     positions = np.where(valid, np.cumsum(valid, 1) - 1, 0).astype(np.int32)
     if examples is None:
-        examples = [index if row is not None else -1 for index, row in enumerate(rows)]
+        examples = [index if page is not None else -1 for index, page in enumerate(pages)]
     return Batch(
-        schedule=schedule_of(shape, rule),
+        schedule=shape.schedule(feeds_back=feeds_back),
         tokens=tokens,
         positions=positions,
         valid=valid,
         labels=labels,
-        pieces=pieces,
+        pieces=numbers,
         answers=answers,
         examples=np.asarray(examples, np.int32),
+    )
+
+
+def _round_up(length: int, multiple_of: int) -> int:
+    return -(-length // multiple_of) * multiple_of
+
+
+def _begins_wrongly(page: Page) -> str:
+    first = next((part for part in page if isinstance(part, Thoughts) or len(part.ids)), None)
+    what = "nothing" if first is None else "thoughts" if isinstance(first, Thoughts) else "text that is scored"
+    return f"a page must begin with text that is given, such as the question; here is one that begins with {what}"
+
+
+def _fits(own: Shape, shape: Shape) -> bool:
+    """Whether a page of shape ``own`` has room in ``shape``, its labels in scored columns."""
+    if own.prompt > shape.prompt or len(own.thoughts) > len(shape.thoughts):
+        return False
+    texts = zip(own.texts, own.scored, shape.texts, shape.scored, strict=False)
+    return all(a <= b for a, b in zip(own.thoughts, shape.thoughts, strict=False)) and all(
+        length <= room and (not scored or length - scored >= room - room_scored)
+        for length, scored, room, room_scored in texts
     )

@@ -5,7 +5,7 @@ Pure functions of the stage, which is a number the run carries with it; it is ne
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Literal, no_type_check
 
 from coconut.errors import CoconutError, check_fields
@@ -210,25 +210,3 @@ def has_learnt(config: CurriculumConfig, averages: Mapping[str, float]) -> bool:
         return value < config.advance_below
     assert config.advance_above is not None
     return value > config.advance_above
-
-
-# --- What a method makes of the curriculum ----------------------------------------------------------------------
-
-Filler = Literal["thought", "pause", "step"]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SequenceRule:
-    """How a method writes an example down.
-
-    Attributes:
-      markers: whether the start and end markers stand around the thoughts (also where there are none).
-      filler: what stands between the markers: ``thought``, the hidden state fed back; ``pause``, the latent marker's
-        own learned embedding, the same at every column and known beforehand, so that the sequence is one parallel
-        pass; or ``step``, the skipped steps themselves, written and learnt like the others.
-      plan: steps skipped and columns filled, from the curriculum, the stage, and the number of written steps.
-    """
-
-    markers: bool
-    filler: Filler
-    plan: Callable[[CurriculumConfig, int, int], StagePlan]

@@ -16,12 +16,14 @@ from typing import Any, cast, no_type_check
 import grain
 import numpy as np
 
-from coconut.batching import Shape, align, stage_shape, write_row
-from coconut.curriculum import CurriculumConfig, SequenceRule, draw_stage
+from coconut.batching import Shape, align, stage_shape
+from coconut.curriculum import draw_stage, stage_steps
 from coconut.errors import CoconutError, check_fields
+from coconut.methods.method import Method
+from coconut.pages import Page, Placing
 from coconut.tasks.graph_form import EDGE_END, has_graph_form, reorder_graph
 from coconut.tokenizers import TokenizedExample, Tokenizer
-from coconut.types import Batch
+from coconut.types import Batch, Think
 
 
 @no_type_check  # Its own checks name the field and the value
@@ -33,7 +35,7 @@ class PipelineConfig:
       batch_size: rows of a batch over all processes.
       length_buckets: longest prompts of the buckets but the last, in tokens; examples of a bucket share batches, whose
         prompt is no wider than the bucket. Each bucket is one more compiled shape a stage. Empty for one bucket.
-      multiple_of: prompt and suffix columns are rounded up to a multiple of this.
+      multiple_of: columns of the prompt and of each text behind it are rounded up to a multiple of this.
       shuffle_edges: show each graph question in symbols (`coconut.tasks.graph_form`) with its edges and its two
         candidates in another order every epoch.
       threads: prefetching threads.
@@ -60,7 +62,8 @@ class PipelineConfig:
             raise CoconutError(f"PipelineConfig.length_buckets = {self.length_buckets!r}: must rise")
 
 
-_EDGES = 1  # Keeps the draws of an example's edges apart from those of its epoch.
+# Keep other draws of an example and an epoch apart from those of its stage.
+_EDGES, _PAGES = 1, 2
 
 
 class BatchSource:
@@ -70,37 +73,58 @@ class BatchSource:
     that hold nothing. Batch numbers count over the whole run, not from the start of a stage, so the order of the data
     does not depend on when a stage ends. A process may ask for some rows of each batch alone
     (`coconut.sharding.own_rows`).
+
+    Args:
+      examples: the data set.
+      tokenizer: its tokenizer.
+      method: writes the pages: a batch of each kind of them, all of the same examples.
+      placing: the run's stage, its curriculum, and the method's options.
+      config: how examples become batches.
+      seed: of the run.
+      stage_start: number of the stage's first batch.
+      rows: the rows of each batch to make.
+
+    Attributes:
+      shapes: columns of the batches of each bucket, by the name of the page.
+      batches_per_epoch: batches of all buckets together.
+      stage_length: batches of the stage, if no metric ends it early.
+
+    Raises:
+      CoconutError: there are no examples, a page is none to learn from, or edges cannot be shuffled.
     """
 
     def __init__(
         self,
         examples: Sequence[TokenizedExample],
         tokenizer: Tokenizer,
-        rule: SequenceRule,
-        curriculum: CurriculumConfig,
+        method: Method,
+        placing: Placing,
         config: PipelineConfig,
         *,
-        stage: int,
         seed: int,
+        stage_start: int = 0,
         rows: slice = slice(None),
     ):
         if not examples:
             raise CoconutError("the data set is empty")
         if config.shuffle_edges:
             _check_graph_form(examples, tokenizer)
-        self._examples, self._tokenizer, self._rule = examples, tokenizer, rule
-        self._curriculum, self._config = curriculum, config
-        self._stage, self._seed = stage, seed
-        self._own_rows = rows
+        self._examples, self._tokenizer, self._method = examples, tokenizer, method
+        self._placing, self._config, self._seed = placing, config, seed
+        self._stage_start, self._own_rows = stage_start, rows
         lengths = [len(example.question) for example in examples]
         bucket_of = np.searchsorted(config.length_buckets, lengths)
         self._buckets = [members for b in range(len(config.length_buckets) + 1)
                          if len(members := np.flatnonzero(bucket_of == b))]  # fmt: skip
-        self.shapes: list[Shape] = [
-            stage_shape([examples[int(i)] for i in members], rule, curriculum, stage, multiple_of=config.multiple_of)
+        self.shapes: list[dict[str, Shape]] = [
+            {
+                name: stage_shape([examples[int(i)] for i in members], write, placing, multiple_of=config.multiple_of)
+                for name, write in method.pages.items()
+            }
             for members in self._buckets
         ]
         self.batches_per_epoch = sum(-(-len(members) // config.batch_size) for members in self._buckets)
+        self.stage_length = stage_steps(placing.curriculum, placing.stage, self.batches_per_epoch)
         self._epoch = functools.lru_cache(maxsize=2)(self._plan_epoch)
         self._lock = threading.Lock()
 
@@ -110,10 +134,10 @@ class BatchSource:
 
     def __repr__(self) -> str:
         """Grain compares this when it restores an iterator: no address in it."""
-        return f"BatchSource(seed={self._seed}, stage={self._stage})"
+        return f"BatchSource(seed={self._seed}, stage={self._placing.stage})"
 
-    def _plan_epoch(self, epoch: int) -> tuple[list[tuple[int, np.ndarray]], np.ndarray]:
-        """The (bucket, examples) of each batch of an epoch, and two draws for each example's stage."""
+    def _plan_epoch(self, epoch: int) -> tuple[list[tuple[int, np.ndarray]], np.ndarray, np.ndarray]:
+        """The (bucket, examples) of each batch of an epoch; two draws for an example's stage, one for its page."""
         rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([self._seed, epoch])))
         batches = []
         for bucket, members in enumerate(self._buckets):
@@ -124,35 +148,43 @@ class BatchSource:
             ]
         if len(self._buckets) > 1:
             batches = [batches[i] for i in rng.permutation(len(batches))]
-        return batches, rng.random((len(self._examples), 2))
+        # Of a generator of their own: methods that draw nothing keep the batches they always had.
+        pages = np.random.Generator(np.random.Philox(np.random.SeedSequence([self._seed, epoch, _PAGES])))
+        return batches, rng.random((len(self._examples), 2)), pages.random(len(self._examples))
 
-    def __getitem__(self, number: int) -> Batch:
-        """Batch ``number`` of the run: the rows of it that were asked for."""
+    def __getitem__(self, number: int) -> dict[str, Batch]:
+        """Batch ``number`` of the run, by the name of the page: the rows of it that were asked for."""
         epoch, within = divmod(int(number), self.batches_per_epoch)
         with self._lock:
-            batches, draws = self._epoch(epoch)
+            batches, stage_draws, page_draws = self._epoch(epoch)
         bucket, members = batches[within]
         members = np.pad(members, (0, self._config.batch_size - len(members)), constant_values=-1)[self._own_rows]
-        rows = []
+        progress = min(max((int(number) - self._stage_start) / self.stage_length, 0.0), 1.0)
+        pages: dict[str, list[Page | None]] = {name: [] for name in self._method.pages}
         for index in members:
             if index < 0:
-                rows.append(None)
+                for rows in pages.values():
+                    rows.append(None)
                 continue
             example = self._examples[index]
             if self._config.shuffle_edges:
                 rng = np.random.default_rng([self._seed, epoch, _EDGES, index])
                 example = dataclasses.replace(example, question=reorder_graph(example.question, rng))
-            stage = draw_stage(self._curriculum, self._stage, len(example.steps), *draws[index])
-            plan = self._rule.plan(self._curriculum, stage, len(example.steps))
-            rows.append(write_row(example, plan, self._rule, self._tokenizer))
-        return align(
-            rows,
-            self.shapes[bucket],
-            self._rule,
-            pad_id=self._tokenizer.eos_id,
-            latent_id=self._tokenizer.latent_id,
-            examples=members.tolist(),
-        )
+            stage = draw_stage(self._placing.curriculum, self._placing.stage, example.num_steps, *stage_draws[index])
+            placing = dataclasses.replace(self._placing, stage=stage, progress=progress, draw=float(page_draws[index]))
+            for name, write in self._method.pages.items():
+                pages[name].append(write(example, placing))
+        return {
+            name: align(
+                rows,
+                self.shapes[bucket][name],
+                pad_id=self._tokenizer.eos_id,
+                latent_id=self._tokenizer.latent_id,
+                feeds_back=self._method.feeds_back,
+                examples=members.tolist(),
+            )
+            for name, rows in pages.items()
+        }
 
 
 def _check_graph_form(examples: Sequence[TokenizedExample], tokenizer: Tokenizer) -> None:
@@ -184,8 +216,11 @@ def pipeline_fingerprint(
     """A hash of all that decides which batch follows which; grain's own state would accept another data set or seed."""
     digest = hashlib.sha256()
     for example in examples:
-        for piece in (example.question, *example.steps, example.answer):
-            digest.update(np.asarray(piece, np.int32).tobytes() + b"|")
+        for part in (example.question, *example.steps, example.answer):
+            # Read as tokens, the letters would be an id that no vocabulary has.
+            is_block = isinstance(part, Think)
+            ids = f"think {part.count}".encode() if is_block else np.asarray(part, np.int32).tobytes()
+            digest.update(ids + b"|")
         digest.update(b"\n")
     settings = {
         "seed": seed,

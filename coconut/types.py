@@ -5,9 +5,9 @@ Axis letters, used in every shape comment and einsum of this project:
 ====== =====================================================================
 ``B``  rows of a batch
 ``P``  prompt columns (question, and the start marker where there is one)
-``K``  latent columns (continuous thoughts, or the fillers of a control)
-``S``  suffix columns (end marker, remaining language steps, answer, EOS)
-``T``  all columns of a batch, ``P + K + S``
+``K``  latent columns of a block (continuous thoughts, or the pauses of a control)
+``S``  scored columns (steps, answer, EOS; whatever stands between them)
+``T``  all columns of a batch
 ``C``  columns a query may look back on (a cache)
 ``L``  layers
 ``N``  query heads
@@ -50,21 +50,41 @@ class Graph:
     negative: int
 
 
+@dataclasses.dataclass(frozen=True)
+class Think:
+    """A step of an example that is not written: a block of thoughts, which every method puts where it stands.
+
+    Attributes:
+      count: how many thoughts.
+    """
+
+    count: int
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise CoconutError(f"Think.count = {self.count!r}: must be at least 1")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Example:
     """One question of any task, as text.
 
     Attributes:
       question: the prompt, without a trailing newline.
-      steps: the written reasoning, one string a step; may be empty.
+      steps: the reasoning: the text of each written step, and the blocks of thoughts between them; may be empty.
       answer: the answer, without a prefix such as ``###``.
       graph: the graph behind the question, for tasks that have one.
     """
 
     question: str
-    steps: tuple[str, ...]
+    steps: tuple[str | Think, ...]
     answer: str
     graph: Graph | None = None
+
+    @property
+    def written_steps(self) -> tuple[str, ...]:
+        """The steps that are text."""
+        return tuple(step for step in self.steps if isinstance(step, str))
 
 
 # --- Spans ------------------------------------------------------------------------------------------------------
@@ -120,8 +140,8 @@ class Batch:
       valid: whether the column belongs to the row.
       labels: the token a scored column must predict *at* that column, else ``IGNORED_LABEL``. It is predicted from
         the valid column before it.
-      pieces: which piece of the suffix a labelled column belongs to: 0 for the first thing written after the
-        prompt or the thoughts, counting up by step; -1 elsewhere.
+      pieces: which piece of the scored text a labelled column belongs to: 0 for the first that follows what is given,
+        one more for each step, each start marker the model has to write, and the answer; -1 elsewhere.
       answers: whether the labelled column belongs to the answer.
       examples: index of each row's example in its data set; -1 for a row that only fills the batch.
     """

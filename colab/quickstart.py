@@ -93,13 +93,14 @@ from coconut.analysis.probes import belief_over_nodes
 from coconut.methods import get_method
 from coconut.tokenizers import encode_example
 
-rule, text_format = get_method(run.config.method).rule, text_format_of(run.config.data)
+method, text_format = get_method(run.config.method), text_format_of(run.config.data)
 assert example.graph is not None
 for forced, title in ((None, "the answer it would give"), ("", "the step it would write next")):
     beliefs = belief_over_nodes(
         model,
         run.tokenizer,
-        rule,
+        method,
+        run.placing(progress.stage),
         example,
         encode_example(run.tokenizer, example, text_format),
         text_format,

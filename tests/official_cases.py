@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file
 
-from coconut.batching import Row, Shape, align
-from coconut.methods import get_method
+from coconut.batching import align, page_shape
 from coconut.models.config import DecoderConfig
 from coconut.models.decoder import Decoder
 from coconut.models.huggingface import load_weights
+from coconut.pages import Text, Thoughts
 from coconut.types import IGNORED_LABEL, Batch
 
 CASES = ("same_length", "ragged_thoughts")
@@ -44,7 +44,7 @@ def load_case(folder: Path, dtype: str) -> OfficialCase:
         param_dtype=dtype,
     )
     decoder = load_weights(folder, config)
-    rows, columns = [], []
+    pages, columns = [], []
     for ids, mask, labels in zip(batch["input_ids"], batch["attention_mask"], batch["labels"], strict=True):
         own = [column for column, kept in enumerate(mask) if kept]
         # The end-of-text id also pads; a row's own ends are in its mask alone.
@@ -52,15 +52,14 @@ def load_case(folder: Path, dtype: str) -> OfficialCase:
         start = next(column for column in own if ids[column] == markers["start_latent"])
         end = next(column for column in own if ids[column] == markers["end_latent"])
         assert labels[end + 1 : own[-1] + 1] == ids[end + 1 : own[-1] + 1].tolist()
-        rows.append(Row(ids[own[0] : start + 1], end - start - 1, ids[end : end + 1], (ids[end + 1 : own[-1] + 1],)))
+        prompt, answer = Text(ids[own[0] : start + 1]), Text(ids[end + 1 : own[-1] + 1], True, 0, True)
+        pages.append((prompt, Thoughts(end - start - 1), Text(ids[end : end + 1]), answer))
         columns.append((own[0], start + 1, end, own[-1] + 1))
-    shape = Shape(
-        max(len(row.prompt) for row in rows), max(row.latent for row in rows), max(row.suffix for row in rows)
-    )
-    ours = align(rows, shape, get_method("coconut").rule, pad_id=markers["pad"], latent_id=markers["latent"])
+    ids = {"pad_id": markers["pad"], "latent_id": markers["latent"]}
+    ours = align(pages, page_shape(pages), **ids, feeds_back=True)
     official = np.full(ours.valid.shape, -1)
     for index, (first, latent, end, stop) in enumerate(columns):
         official[index, ours.valid[index]] = np.arange(first, stop)
         assert (np.asarray(ours.labels)[index] != IGNORED_LABEL).sum() == stop - end - 1
-        assert latent - first == len(rows[index].prompt)
+        assert latent - first == len(pages[index][0].ids)
     return OfficialCase(decoder, ours, content, load_file(folder / "expected.safetensors"), official)

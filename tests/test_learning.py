@@ -64,9 +64,8 @@ def test_coconut_learns_through_its_curriculum(tmp_path: Path) -> None:
         evaluation = evaluate(
             result.model,
             result.run.tokenizer,
-            get_method("coconut").rule,
-            config.curriculum,
-            result.progress.stage,
+            get_method("coconut"),
+            result.run.placing(result.progress.stage),
             dataset.task,
             dataset.splits["test"],
             dataset.tokenized("test", result.run.tokenizer),

@@ -13,10 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from coconut.curriculum import SequenceRule
+from coconut.batching import align, page_shape
 from coconut.errors import CoconutError
-from coconut.latent.generate import prefill, think_on
+from coconut.evaluation.reading import given_pages, read
+from coconut.methods.method import Method
 from coconut.model import Model
+from coconut.pages import Page, Placing, Text
 from coconut.tokenizers import TextFormat, TokenizedExample, Tokenizer, validate_ids
 from coconut.types import Example, Graph
 
@@ -77,7 +79,8 @@ def node_token_ids(tokenizer: Tokenizer, graph: Graph) -> list[int]:
 def belief_over_nodes(
     model: Model,
     tokenizer: Tokenizer,
-    rule: SequenceRule,
+    method: Method,
+    placing: Placing,
     example: Example,
     tokenized: TokenizedExample,
     text_format: TextFormat,
@@ -87,20 +90,22 @@ def belief_over_nodes(
 ) -> Float[np.ndarray, "R N"]:
     """What the model would write after each number of thoughts, as a distribution over the graph's nodes.
 
-    After ``k`` thoughts the end marker is placed, ``forced`` is written for the model, and the next token's
-    distribution is restricted to the nodes. The paper (Hao et al. 2024, section 5) calls the product of the
-    probabilities of a concept's tokens the node's *value*; a node of the symbol form is one token, so the product has a
-    single factor, and values are normalised over the nodes of the graph rather than over the candidates of one hop.
+    After ``k`` thoughts in each block that the question is given with, the end marker is placed, ``forced`` is written
+    for the model, and the next token's distribution is restricted to the nodes. The paper (Hao et al. 2024, section 5)
+    calls the product of the probabilities of a concept's tokens the node's *value*; a node of the symbol form is one
+    token, so the product has a single factor, and values are normalised over the nodes of the graph rather than over
+    the candidates of one hop.
 
-    All numbers of thoughts are rows of one batch, and their counts are data: three programs serve every question of one
-    length.
+    All numbers of thoughts are rows of one batch, and their counts are data: the same programs serve every question of
+    one length.
 
     Args:
       model: the model.
       tokenizer: its tokenizer.
-      rule: how its method writes an example down. Pause tokens are counted like thoughts.
+      method: how an example is written down. Pause tokens are counted like thoughts.
+      placing: the stage the model has reached, and its method's options.
       example: the question, with its graph.
-      tokenized: its ids; only those of the question are read.
+      tokenized: its ids; only what the model is given of them is read.
       text_format: how the task writes an answer.
       max_thoughts: ``K``, the most thoughts to probe. The model may have been trained with fewer.
       forced: text behind the end marker. None forces the answer's prefix, which asks for the answer; an empty text
@@ -111,36 +116,29 @@ def belief_over_nodes(
       ids; it sums to 1.
 
     Raises:
-      CoconutError: the example has no graph, a node is not one token, ``max_thoughts`` is negative, or the row would
-        be longer than the model's positions.
+      CoconutError: the example has no graph, a node is not one token, ``max_thoughts`` is negative, the method writes
+        the question without a place for thoughts, or the row would be longer than the model's positions.
     """
     if example.graph is None:
         raise CoconutError(f"the question has no graph to hold a belief over: {example.question!r:.80}")
     if max_thoughts < 0:
         raise CoconutError(f"max_thoughts = {max_thoughts}: must be at least 0")
     node_ids = node_token_ids(tokenizer, example.graph)
-    prompt = [*tokenized.question.tolist(), *([tokenizer.start_latent_id] if rule.markers else [])]
-    written = tokenizer.encode(text_format.answer_prefix if forced is None else forced)
-    behind = [*([tokenizer.end_latent_id] if rule.markers else []), *written]
-    limit, columns = model.decoder.config.max_positions, len(prompt) + max_thoughts + len(behind)
-    if columns > limit:
+    written = np.asarray(tokenizer.encode(text_format.answer_prefix if forced is None else forced), np.int32)
+    pages: list[Page | None] = [
+        (*page, Text(written))
+        for count in range(max_thoughts + 1)
+        for page in given_pages(method, placing, [tokenized], count)
+    ]
+    shape = page_shape(page for page in pages if page is not None)
+    limit = model.decoder.config.max_positions
+    if shape.columns > limit:
         raise CoconutError(
-            f"DecoderConfig.max_positions = {limit}: a question of {len(prompt)} tokens, {max_thoughts} thoughts and "
-            f"{len(behind)} forced tokens need {columns}"
+            f"DecoderConfig.max_positions = {limit}: a question of {shape.prompt} tokens, {sum(shape.thoughts)} "
+            f"thoughts and {sum(shape.texts)} forced tokens need {shape.columns}"
         )
-    counts = jnp.arange(max_thoughts + 1)
-
-    def tile(ids: Sequence[int]) -> Array:
-        return jnp.tile(jnp.asarray(ids, jnp.int32), (max_thoughts + 1, 1))
-
-    prefix = prefill(model.decoder, tile(prompt), jnp.ones((max_thoughts + 1, len(prompt)), bool))
-    if max_thoughts and rule.filler == "thought":
-        prefix, _ = think_on(model.decoder, model.feedback, prefix, counts, room=max_thoughts)
-    elif max_thoughts:
-        used = jnp.arange(max_thoughts) < counts[:, None]
-        prefix = prefill(model.decoder, tile([tokenizer.latent_id] * max_thoughts), used, prefix)
-    if behind:
-        prefix = prefill(model.decoder, tile(behind), jnp.ones((max_thoughts + 1, len(behind)), bool), prefix)
+    markers = {"pad_id": tokenizer.eos_id, "latent_id": tokenizer.latent_id}
+    prefix, _ = read(model, align(pages, shape, **markers, feeds_back=method.feeds_back))
     # The softmax over some of the logits is the whole softmax, normalised over their tokens.
     return np.asarray(jax.nn.softmax(model.decoder.unembed(prefix.last)[:, jnp.asarray(node_ids)]))
 

@@ -188,7 +188,8 @@ def show(path: Path, count: int, task: str | None = None) -> str:
         raise CoconutError(f"--count = {count}: must be at least 1")
     blocks = []
     for number, example in enumerate(_load(path, task)[:count]):
-        steps = "".join(f"\n  {step}" for step in example.steps)
+        shown = (step if isinstance(step, str) else f"({step.count} thoughts)" for step in example.steps)
+        steps = "".join(f"\n  {step}" for step in shown)
         blocks.append(f"[{number}] {example.question}{steps}\n  -> {example.answer}")
     return "\n\n".join(blocks)
 

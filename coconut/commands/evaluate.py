@@ -15,9 +15,11 @@ from coconut.errors import CoconutError
 from coconut.evaluation.answers import Answer, AnswerConfig
 from coconut.evaluation.choices import choose
 from coconut.evaluation.evaluate import Evaluation, evaluate, wilson_interval
+from coconut.evaluation.reading import given_pages
 from coconut.latent.generate import SamplingConfig
 from coconut.methods import get_method
 from coconut.model import Model
+from coconut.pages import Thoughts
 from coconut.sharding import make_mesh
 from coconut.storage import StoragePath, write_atomically
 from coconut.tasks import content_hash, get_task
@@ -77,8 +79,9 @@ def evaluate_model(
 
     Returns:
       Plain values: ``trained`` for the trained number of thoughts, ``thoughts`` for each other number, ``choices`` for
-      the accuracy of choosing between the two options of a graph question (`coconut.evaluation.choices`), what was
-      evaluated, and where. The stage is the checkpoint's own.
+      the accuracy of choosing between the two options of a graph question (`coconut.evaluation.choices`) by number of
+      thoughts (``trained`` where questions differ in it), what was evaluated, and where. The stage is the checkpoint's
+      own.
     """
     method = get_method(run.config.method)
     task, text_format = get_task(run.config.data.task), text_format_of(run.config.data)
@@ -89,8 +92,10 @@ def evaluate_model(
         sampling=config.sampling or run.config.sampling,
         forced=config.forced,
     )
-    trained_thoughts = method.rule.plan(run.config.curriculum, progress.stage, 0).thoughts
-    others = config.thoughts if trained_thoughts else ()
+    placing = run.placing(progress.stage)
+    given = given_pages(method, placing, tokenized)
+    trained_thoughts = {part.count for page in given for part in page if isinstance(part, Thoughts)}
+    others = config.thoughts if any(trained_thoughts) else ()
     lines: list[dict[str, Any]] = []
 
     with progress_bar(console) as bar:
@@ -112,9 +117,8 @@ def evaluate_model(
             return evaluate(
                 model,
                 run.tokenizer,
-                method.rule,
-                run.config.curriculum,
-                progress.stage,
+                method,
+                placing,
                 task,
                 examples,
                 tokenized,
@@ -132,19 +136,23 @@ def evaluate_model(
             for count in others
         }
     choices = {}
-    if trained_thoughts and all(example.graph is not None for example in examples):
-        for count in sorted({*others, trained_thoughts}):
+    if any(trained_thoughts) and all(example.graph is not None for example in examples):
+        # Questions may differ in how many thoughts were trained: then no number says it.
+        agree = len(trained_thoughts) == 1
+        for count in sorted({*others, *trained_thoughts}) if agree else (*sorted(others), None):
             correct = choose(
                 model,
                 run.tokenizer,
-                method.rule,
+                method,
+                placing,
                 examples,
                 text_format,
                 thoughts=count,
                 batch_size=default.batch_size,
             )
             low, high = wilson_interval(correct, len(examples))
-            choices[str(count)] = {"accuracy": correct / len(examples), "correct": correct, "interval_95": [low, high]}
+            name = "trained" if count is None else str(count)
+            choices[name] = {"accuracy": correct / len(examples), "correct": correct, "interval_95": [low, high]}
     if config.answers_file is not None and jax.process_index() == 0:
         write_atomically(config.answers_file, "".join(json.dumps(line) + "\n" for line in lines))
     return {
@@ -205,5 +213,6 @@ def describe(result: dict[str, Any]) -> str:
     for count, entry in result["choices"].items():
         low, high = entry["interval_95"]
         accuracy = f"{100 * entry['accuracy']:.1f} ({100 * low:.1f}-{100 * high:.1f})"
-        rows.append([f"{count} thoughts, choosing between the two options", accuracy, "", count, rows[0][-1]])
+        setting = "as trained" if count == "trained" else f"{count} thoughts"
+        rows.append([f"{setting}, choosing between the two options", accuracy, "", count, rows[0][-1]])
     return markdown_table(("setting", "accuracy % (95 %)", "tokens", "thoughts", "questions"), rows)

@@ -8,6 +8,7 @@ from coconut.evaluation.answers import Answer, AnswerConfig, answer_questions
 from coconut.latent.generate import SamplingConfig
 from coconut.methods import get_method
 from coconut.model import Model
+from coconut.pages import question_alone
 from coconut.storage import StoragePath, exists
 from coconut.tokenizers import encode_example
 from coconut.training.checkpoint import RUN_FILE, Progress, Run, Which, load_model
@@ -44,7 +45,8 @@ def answer_question(
     Args:
       run: the run the model comes from.
       model: the model.
-      progress: where it stood: its stage decides the number of thoughts.
+      progress: where it stood: its stage decides the number of thoughts, as for a question of as many steps as the
+        curriculum replaces at most.
       question: the question, as the run's data writes questions.
       thoughts: number of thoughts; None for the trained number.
       forced: text the answer has to go on from.
@@ -53,20 +55,21 @@ def answer_question(
       top: tokens to read from each thought.
 
     Raises:
-      CoconutError: a symbol the tokenizer does not know, or a question longer than the model's positions.
+      CoconutError: a symbol the tokenizer does not know, a question longer than the model's positions, or a number of
+        thoughts for a method that gives a question none.
     """
     method, text_format = get_method(run.config.method), text_format_of(run.config.data)
     example = Example(question=question.strip(), steps=(), answer="")
+    encoded = encode_example(run.tokenizer, example, text_format)
     config = AnswerConfig(
         batch_size=1, sampling=sampling or run.config.sampling, thoughts=thoughts, forced=forced, seed=seed
     )
     [answer] = answer_questions(
         model,
         run.tokenizer,
-        method.rule,
-        run.config.curriculum,
-        progress.stage,
-        [encode_example(run.tokenizer, example, text_format)],
+        method,
+        run.placing(progress.stage),
+        [question_alone(encoded.question, run.config.curriculum)],
         config,
     )
     read = []

@@ -232,13 +232,14 @@ def _plot(outdir: Path, methods: Sequence[str], content: dict[str, Any], dataset
     by_thoughts = {int(count): entry for count, entry in coconut["thoughts"].items()}
     by_thoughts[round(coconut["trained"]["thoughts"])] = coconut["trained"]
     plot_accuracy_by_thoughts({"coconut": by_thoughts}, outdir / "accuracy_by_thoughts.png", chance=0.5)
-    run, model, _ = load_model(outdir / "coconut", "best")
+    run, model, progress = load_model(outdir / "coconut", "best")
     text_format, example = text_format_of(run.config.data), dataset.splits["test"][0]
     assert example.graph is not None
     beliefs = belief_over_nodes(
         model,
         run.tokenizer,
-        get_method("coconut").rule,
+        get_method("coconut"),
+        run.placing(progress.stage),
         example,
         encode_example(run.tokenizer, example, text_format),
         text_format,

@@ -9,7 +9,6 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from coconut.commands.configuration import operative_config
-from coconut.curriculum import stage_steps
 from coconut.datasets import Dataset
 from coconut.evaluation.answers import AnswerConfig
 from coconut.evaluation.evaluate import evaluate
@@ -35,9 +34,8 @@ def validate(model: Model, run: Run, dataset: Dataset, stage: int) -> Mapping[st
     result = evaluate(
         model,
         run.tokenizer,
-        get_method(run.config.method).rule,
-        run.config.curriculum,
-        stage,
+        get_method(run.config.method),
+        run.placing(stage),
         dataset.task,
         examples,
         dataset.tokenized("validation", run.tokenizer),
@@ -124,20 +122,19 @@ def dry_run(config: RunConfig, mesh: Mesh | None = None) -> tuple[Run, DryRun]:
     stages = []
     for stage in range(config.curriculum.first_stage, config.curriculum.final_stage + 1):
         source = BatchSource(
-            *(examples, run.tokenizer, method.rule, config.curriculum, config.pipeline),
-            stage=stage,
+            *(examples, run.tokenizer, method, run.placing(stage), config.pipeline),
             seed=config.seed,
             rows=rows,
         )
-        batch = put_rows(source[0], mesh, config.pipeline.batch_size)
+        views = put_rows(source[0], mesh, config.pipeline.batch_size)
         with jax.set_mesh(mesh):
-            compiled = train_step.lower(state, {"main": batch}, jax.ShapeDtypeStruct((), "float32"), key).compile()
+            compiled = train_step.lower(state, views, jax.ShapeDtypeStruct((), "float32"), key).compile()
         memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
         stages.append(
             StageSummary(
                 stage=stage,
-                schedule=" ".join(map(str, batch.schedule)),
-                steps=stage_steps(config.curriculum, stage, source.batches_per_epoch),
+                schedule="; ".join(" ".join(map(str, view.schedule)) for view in views.values()),
+                steps=source.stage_length,
                 flops=float((cost or {}).get("flops", float("nan"))),
                 temporary_bytes=memory.temp_size_in_bytes if memory is not None else -1,
             )

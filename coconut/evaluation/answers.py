@@ -11,10 +11,13 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Int, Key
 
-from coconut.curriculum import CurriculumConfig, SequenceRule
+from coconut.batching import align, page_shape
 from coconut.errors import CoconutError, check_fields
-from coconut.latent.generate import SamplingConfig, decode, prefill, think_on
+from coconut.evaluation.reading import given_pages, latent_columns, read
+from coconut.latent.generate import SamplingConfig, decode
+from coconut.methods.method import Method
 from coconut.model import Model
+from coconut.pages import Page, Placing, Text, count_thoughts, question_alone
 from coconut.tokenizers import TokenizedExample, Tokenizer
 
 
@@ -26,8 +29,10 @@ class AnswerConfig:
     Attributes:
       batch_size: rows decoded together.
       sampling: how tokens are chosen.
-      thoughts: fillers of every question, chosen at test time; None for what the stage was trained with.
-      forced: text the model must go on from behind the end marker (an answer's prefix, the start of a step).
+      thoughts: thoughts of every block a question is given with, chosen at test time; None for what the stage was
+        trained with.
+      forced: text the model must go on from, behind the question and its thoughts (an answer's prefix, the start of a
+        step).
       seed: of the draws.
     """
 
@@ -53,7 +58,7 @@ class Answer:
       example: index of the example.
       text: forced beginning and generated text, without EOS.
       new_tokens: tokens of ``text``, the forced ones included, EOS not.
-      thoughts: fillers before it.
+      thoughts: thoughts before it, or pause tokens.
       ended: whether the model ended by itself.
       thought_inputs: ``[K, D]``, the thoughts themselves; None where there were none.
     """
@@ -69,9 +74,8 @@ class Answer:
 def answer_questions(
     model: Model,
     tokenizer: Tokenizer,
-    rule: SequenceRule,
-    curriculum: CurriculumConfig,
-    stage: int,
+    method: Method,
+    placing: Placing,
     examples: Sequence[TokenizedExample],
     config: AnswerConfig,
     *,
@@ -79,93 +83,77 @@ def answer_questions(
 ) -> Iterator[Answer]:
     """Answers every example once, in order.
 
-    All batches have one shape, so each of the three programs of `coconut.latent.generate` is compiled once.
+    The model reads what it is given of each example's page, thinks where the page has thoughts, and writes on from
+    there. All batches have one shape, so each program of `coconut.latent.generate` is compiled once for what it reads.
 
     Args:
       model: the model.
       tokenizer: its tokenizer.
-      rule: how its method writes an example down.
-      curriculum: the curriculum it was trained by.
-      stage: the stage it has reached; stored with the checkpoint.
-      examples: the questions. Steps and answers are not read, but for the number of steps where the curriculum makes
-        the number of thoughts depend on it.
+      method: how an example is written down.
+      placing: the stage it has reached, stored with the checkpoint, and its method's options.
+      examples: the questions. Steps are read where the curriculum makes the number of thoughts depend on how many
+        there are, or where they are blocks of thoughts themselves; answers are not.
       config: how to answer.
       advance: called with the number of rows after each batch.
 
     Raises:
-      CoconutError: a row would be longer than the model's positions.
+      CoconutError: a row would be longer than the model's positions, or has no place for the thoughts that are asked
+        for.
     """
     if not examples:
         return
-    planned = [rule.plan(curriculum, stage, len(example.steps)).thoughts for example in examples]
-    counts = np.asarray(planned if config.thoughts is None else [config.thoughts] * len(examples), np.int32)
-    forced = np.asarray(
-        [*([tokenizer.end_latent_id] if rule.markers else []), *tokenizer.encode(config.forced)], np.int32
-    )
-    prompts = [_prompt(example, int(count), rule, tokenizer) for example, count in zip(examples, counts, strict=True)]
-    room = 0
-    if rule.filler == "thought":
-        # Room for the last stage's thoughts at every stage, and for any number asked for below: one program.
-        last = rule.plan(curriculum, curriculum.final_stage, curriculum.max_latent_stage).thoughts
-        room = max(int(counts.max()), last)
-    width = max(len(prompt) for prompt in prompts)
-    columns = width + room + len(forced) + config.sampling.max_new_tokens
+    forced = np.asarray(tokenizer.encode(config.forced), np.int32)
+    pages = [(*page, Text(forced)) for page in given_pages(method, placing, examples, config.thoughts)]
+    # Room for the last stage's thoughts at every stage, and for any number asked for below: one program.
+    last = dataclasses.replace(placing, stage=placing.curriculum.final_stage)
+    widest = given_pages(method, last, [question_alone(examples[0].question, placing.curriculum)])
+    shape = page_shape([*pages, *widest])
+    columns = shape.columns + config.sampling.max_new_tokens
     if columns > model.decoder.config.max_positions:
         raise CoconutError(
-            f"DecoderConfig.max_positions = {model.decoder.config.max_positions}: a question of {width} tokens, {room} "
-            f"thoughts, {len(forced)} forced and {config.sampling.max_new_tokens} new tokens need {columns}"
+            f"DecoderConfig.max_positions = {model.decoder.config.max_positions}: a question of {shape.prompt} tokens, "
+            f"{sum(shape.thoughts)} thoughts, {sum(shape.texts)} forced and {config.sampling.max_new_tokens} new "
+            f"tokens need {columns}"
         )
     for start in range(0, len(examples), config.batch_size):
-        rows = prompts[start : start + config.batch_size]
-        tokens = np.full((config.batch_size, width), tokenizer.eos_id, np.int32)
-        valid = np.zeros(tokens.shape, bool)
+        rows: list[Page | None] = list(pages[start : start + config.batch_size])
+        count = len(rows)
+        batch = align(
+            rows + [None] * (config.batch_size - count),
+            shape,
+            pad_id=tokenizer.eos_id,
+            latent_id=tokenizer.latent_id,
+            feeds_back=method.feeds_back,
+        )
         # Rows that only fill the batch read one token, so that their softmax has something to see.
-        valid[len(rows) :, -1] = True
-        for index, prompt in enumerate(rows):
-            tokens[index, width - len(prompt) :] = prompt
-            valid[index, width - len(prompt) :] = True
-        prefix = prefill(model.decoder, tokens, valid)
-        thoughts = None
-        if room:
-            batch_counts = np.zeros(config.batch_size, np.int32)
-            batch_counts[: len(rows)] = counts[start : start + len(rows)]
-            prefix, thoughts = think_on(model.decoder, model.feedback, prefix, batch_counts, room=room)
-            thoughts = np.asarray(thoughts)
-        active = np.arange(config.batch_size) < len(rows)
-        keys = _row_keys(config.seed, start, config.batch_size)
+        batch.valid[count:, shape.prompt - 1] = True
+        prefix, thoughts = read(model, batch)
+        active = np.arange(config.batch_size) < count
         generated = decode(
             model.decoder,
             prefix,
             active,
-            keys,
-            forced=np.tile(forced, (config.batch_size, 1)),
+            _row_keys(config.seed, start, config.batch_size),
             sampling=config.sampling,
             eos_id=tokenizer.eos_id,
             vocab_size=tokenizer.vocab_size,
         )
         new, lengths, ended = (np.asarray(x) for x in generated[:3])
-        forced_ids = forced[rule.markers :].tolist()
-        for index in range(len(rows)):
-            count = int(counts[start + index])
+        thoughts = None if thoughts is None else np.asarray(thoughts)
+        used = batch.valid[:, latent_columns(batch)]
+        for index in range(count):
             yield Answer(
                 example=start + index,
-                text=tokenizer.decode([*forced_ids, *new[index, : lengths[index]].tolist()]),
-                new_tokens=len(forced_ids) + int(lengths[index]),
-                thoughts=count,
+                text=tokenizer.decode([*forced.tolist(), *new[index, : lengths[index]].tolist()]),
+                new_tokens=len(forced) + int(lengths[index]),
+                thoughts=count_thoughts(pages[start + index]),
                 ended=bool(ended[index]),
-                thought_inputs=None if thoughts is None else thoughts[index, :count],
+                thought_inputs=None if thoughts is None else thoughts[index, used[index]],
             )
-        advance(len(rows))
+        advance(count)
 
 
 @functools.partial(jax.jit, static_argnames="rows")
 def _row_keys(seed: Int[ArrayLike, ""], start: Int[ArrayLike, ""], rows: int) -> Key[Array, " B"]:
     """A key for each of some rows, by its example's number; made under jit, so that every process holds all of them."""
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), start + jnp.arange(rows))
-
-
-def _prompt(example: TokenizedExample, count: int, rule: SequenceRule, tokenizer: Tokenizer) -> np.ndarray:
-    """What is read before the first thought; a pause method's fillers are read, too."""
-    markers = [tokenizer.start_latent_id] if rule.markers else []
-    fillers = [tokenizer.latent_id] * count if rule.filler == "pause" else []
-    return np.concatenate([example.question, np.asarray([*markers, *fillers], np.int32)])

@@ -12,12 +12,14 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
-from coconut.batching import Row, Shape, align, write_row
-from coconut.curriculum import SequenceRule, StagePlan
+from coconut.batching import align, page_shape
 from coconut.errors import CoconutError
+from coconut.evaluation.reading import given_pages
 from coconut.latent.rollout import rollout_batch
 from coconut.losses import scored_columns, token_losses
+from coconut.methods.method import Method
 from coconut.model import Model
+from coconut.pages import Page, Placing, Text
 from coconut.sharding import replicate
 from coconut.tokenizers import TextFormat, Tokenizer, encode_example
 from coconut.types import Batch, Example
@@ -42,44 +44,50 @@ def with_other_option(example: Example) -> Example:
 def choose(
     model: Model,
     tokenizer: Tokenizer,
-    rule: SequenceRule,
+    method: Method,
+    placing: Placing,
     examples: Sequence[Example],
     text_format: TextFormat,
     *,
-    thoughts: int,
+    thoughts: int | None = None,
     batch_size: int = 64,
 ) -> int:
-    """How many times the right option is likelier than the wrong one, straight behind ``thoughts`` fillers.
+    """How many times the right option is likelier than the wrong one, straight behind the question and its thoughts.
 
     The probability of an option is that of its whole answer, token by token. A tie is a wrong choice.
 
     Args:
       model: the model.
       tokenizer: its tokenizer.
-      rule: how its method writes an example down.
+      method: how an example is written down.
+      placing: the stage it has reached, and its method's options.
       examples: graph questions.
       text_format: how the parts of an example are written.
-      thoughts: fillers of every question; no step is written.
+      thoughts: of every block a question is given with; None for what the method says. No step is written.
       batch_size: options scored together.
 
     Raises:
-      CoconutError: an example has no graph.
+      CoconutError: an example has no graph, or no place for the thoughts that are asked for.
     """
     options = [option for example in examples for option in (example, with_other_option(example))]
-    rows = [
-        write_row(
-            encode_example(tokenizer, option, text_format), StagePlan(len(option.steps), thoughts), rule, tokenizer
-        )
-        for option in options
+    encoded = [encode_example(tokenizer, option, text_format) for option in options]
+    pages: list[Page] = [
+        (*page, Text(option.answer, True, 0, True))
+        for page, option in zip(given_pages(method, placing, encoded, thoughts), encoded, strict=True)
     ]
-    shape = Shape(max(len(row.prompt) for row in rows), thoughts, max(row.suffix for row in rows))
+    shape = page_shape(pages)
     losses = []
-    for start in range(0, len(rows), batch_size):
-        filled: list[Row | None] = list(rows[start : start + batch_size])
-        filled += [None] * (batch_size - len(filled))
-        batch = align(filled, shape, rule, pad_id=tokenizer.eos_id, latent_id=tokenizer.latent_id)
+    for start in range(0, len(pages), batch_size):
+        rows: list[Page | None] = list(pages[start : start + batch_size])
+        batch = align(
+            rows + [None] * (batch_size - len(rows)),
+            shape,
+            pad_id=tokenizer.eos_id,
+            latent_id=tokenizer.latent_id,
+            feeds_back=method.feeds_back,
+        )
         losses.append(np.asarray(_answer_losses(model, batch)))
-    right, wrong = np.concatenate(losses)[: len(rows)].reshape(-1, 2).T
+    right, wrong = np.concatenate(losses)[: len(pages)].reshape(-1, 2).T
     return int((right < wrong).sum())
 
 

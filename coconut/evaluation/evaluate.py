@@ -5,10 +5,11 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from coconut.curriculum import CurriculumConfig, SequenceRule
 from coconut.errors import CoconutError
 from coconut.evaluation.answers import Answer, AnswerConfig, answer_questions
+from coconut.methods.method import Method
 from coconut.model import Model
+from coconut.pages import Placing
 from coconut.tasks import Task
 from coconut.tokenizers import TokenizedExample, Tokenizer
 from coconut.types import Example
@@ -65,9 +66,8 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
 def evaluate(
     model: Model,
     tokenizer: Tokenizer,
-    rule: SequenceRule,
-    curriculum: CurriculumConfig,
-    stage: int,
+    method: Method,
+    placing: Placing,
     task: Task,
     examples: Sequence[Example],
     tokenized: Sequence[TokenizedExample],
@@ -81,9 +81,8 @@ def evaluate(
     Args:
       model: the model.
       tokenizer: its tokenizer.
-      rule: how its method writes an example down.
-      curriculum: the curriculum it was trained by.
-      stage: the stage it has reached.
+      method: how an example is written down.
+      placing: the stage it has reached, and its method's options.
       task: judges the answers.
       examples: the questions.
       tokenized: their ids, in the same order.
@@ -97,12 +96,12 @@ def evaluate(
     if not examples:
         raise CoconutError("there are no questions to evaluate: the split is empty")
     correct = tokens = thoughts = ended = 0
-    answers = answer_questions(model, tokenizer, rule, curriculum, stage, tokenized, config, advance=advance)
+    answers = answer_questions(model, tokenizer, method, placing, tokenized, config, advance=advance)
     for answer in answers:
         right = task.check(answer.text, examples[answer.example])
         correct += right
         # A thought costs a sequential pass, a pause token none.
-        tokens += answer.new_tokens + (answer.thoughts if rule.filler == "thought" else 0)
+        tokens += answer.new_tokens + (answer.thoughts if method.feeds_back else 0)
         thoughts += answer.thoughts
         ended += answer.ended
         record(answer, right)

@@ -24,6 +24,8 @@ class Feedback(Protocol):
     `nnx.Param` may say its logical axes (``nnx.Param(value, axes=("embed",))``, see `coconut.sharding.RULES`); others
     lie whole on every device.
 
+    A feedback that draws says so by an attribute ``draws = True`` of its class; others are given no keys.
+
     A feedback may be called twice for a thought, with the same arguments: in training once alone and once beside its
     neighbours. It must treat every column alike, so that both give the same.
     """
@@ -217,6 +219,11 @@ def register_feedback(name: str, make: MakeFeedback) -> None:
 def make_feedback(config: FeedbackConfig, decoder: DecoderConfig, key: Key[Array, ""]) -> Feedback:
     """The feedback of a config, with the parameters it starts from (in the decoder's ``param_dtype``). Traceable."""
     return FEEDBACKS[config.kind](config, decoder, key)
+
+
+def draws(feedback: Feedback) -> bool:
+    """Whether a feedback draws, and needs keys."""
+    return bool(getattr(feedback, "draws", False))
 
 
 def prepare(feedback: Feedback, decoder: Decoder) -> Feedback:

@@ -4,6 +4,7 @@ import difflib
 
 from coconut.errors import CoconutError
 from coconut.methods.coconut import COCONUT, COCONUT_WITHOUT_CURRICULUM
+from coconut.methods.interleaved import INTERLEAVED
 from coconut.methods.language import COCONUT_WITHOUT_THOUGHT, COT, MARKED_COT, NO_COT
 from coconut.methods.method import Method
 from coconut.methods.pause import PAUSE, PAUSE_AS_THOUGHT
@@ -19,6 +20,7 @@ METHODS: dict[str, Method] = {
         COCONUT_WITHOUT_THOUGHT,
         PAUSE_AS_THOUGHT,
         MARKED_COT,
+        INTERLEAVED,
     )
 }
 

@@ -1,17 +1,32 @@
 """Coconut (Hao et al. 2024), and the paper's ablation without its curriculum."""
 
-from coconut.curriculum import CurriculumConfig, SequenceRule, StagePlan, plan_stage
+import dataclasses
+
+from coconut.curriculum import plan_stage
 from coconut.methods.method import Method
+from coconut.pages import Page, Placing, Text, Thoughts, split_steps, write_on
+from coconut.tokenizers import TokenizedExample
+from coconut.types import Think
 
 
-def plan_final_stage(config: CurriculumConfig, stage: int, num_steps: int) -> StagePlan:
-    """The plan of the final stage, at every stage: thoughts have to learn from question and answer alone."""
-    del stage
-    return plan_stage(config, config.max_latent_stage + 1, num_steps)
+def write_with_thoughts(example: TokenizedExample, placing: Placing) -> Page:
+    """``question <start> thoughts <end> steps[s:] answer``: thoughts for the first steps (figure 2 of the paper)."""
+    plan = plan_stage(placing.curriculum, placing.stage, example.num_steps)
+    skipped, kept = split_steps(example.steps, plan.skipped)
+    block = Thoughts(plan.thoughts, tuple(step for step in skipped if not isinstance(step, Think)))
+    # Blocks that the data put between skipped steps stay.
+    kept = (*(step for step in skipped if isinstance(step, Think)), *kept)
+    markers = placing.markers
+    front = (Text(example.question), markers.start_text, block, markers.end_text)
+    return front + write_on(kept, example.answer, markers)
 
 
-COCONUT = Method(name="coconut", rule=SequenceRule(markers=True, filler="thought", plan=plan_stage))
+def write_final_stage(example: TokenizedExample, placing: Placing) -> Page:
+    """The page of the final stage, at every stage: thoughts have to learn from question and answer alone."""
+    final = dataclasses.replace(placing, stage=placing.curriculum.max_latent_stage + 1)
+    return write_with_thoughts(example, final)
 
-COCONUT_WITHOUT_CURRICULUM = Method(
-    name="coconut_without_curriculum", rule=SequenceRule(markers=True, filler="thought", plan=plan_final_stage)
-)
+
+COCONUT = Method(name="coconut", pages={"main": write_with_thoughts})
+
+COCONUT_WITHOUT_CURRICULUM = Method(name="coconut_without_curriculum", pages={"main": write_final_stage})

@@ -3,30 +3,51 @@
 `MARKED_COT` is for warming up models that were never pretrained.
 """
 
-from coconut.curriculum import CurriculumConfig, SequenceRule, StagePlan, plan_stage
+import numpy as np
+
+from coconut.curriculum import plan_stage
 from coconut.methods.method import Method
+from coconut.pages import Page, Placing, Text, split_steps, write_on
+from coconut.tokenizers import TokenizedExample
+from coconut.types import Think
 
 
-def keep_every_step(config: CurriculumConfig, stage: int, num_steps: int) -> StagePlan:
+def write_every_step(example: TokenizedExample, placing: Placing) -> Page:
     """Chain of thought: every step is written."""
-    del config, stage, num_steps
-    return StagePlan(0, 0)
+    return (Text(example.question), *write_on(example.steps, example.answer, placing.markers))
 
 
-def skip_every_step(config: CurriculumConfig, stage: int, num_steps: int) -> StagePlan:
+def write_no_step(example: TokenizedExample, placing: Placing) -> Page:
     """The answer follows the question."""
-    del config, stage
-    return StagePlan(num_steps, 0)
+    return _write_without(example, placing, example.num_steps)
 
 
-def skip_without_thoughts(config: CurriculumConfig, stage: int, num_steps: int) -> StagePlan:
+def write_fewer_steps(example: TokenizedExample, placing: Placing) -> Page:
     """Steps go stage by stage, as in Coconut, and nothing takes their place."""
-    return StagePlan(plan_stage(config, stage, num_steps).skipped, 0)
+    return _write_without(example, placing, plan_stage(placing.curriculum, placing.stage, example.num_steps).skipped)
 
 
-COT = Method(name="cot", rule=SequenceRule(markers=False, filler="thought", plan=keep_every_step))
+def _write_without(example: TokenizedExample, placing: Placing, count: int) -> Page:
+    """The page without the first ``count`` steps; blocks that the data put between them stay."""
+    skipped, kept = split_steps(example.steps, count)
+    kept = (*(step for step in skipped if isinstance(step, Think)), *kept)
+    return (Text(example.question), *write_on(kept, example.answer, placing.markers))
 
-MARKED_COT = Method(name="marked_cot", rule=SequenceRule(markers=True, filler="step", plan=plan_stage))
+
+def write_marked_steps(example: TokenizedExample, placing: Placing) -> Page:
+    """``question <start> steps[:s] <end> steps[s:] answer``; to be answered it is ``question <start> <end>``."""
+    count = 0 if placing.answering else plan_stage(placing.curriculum, placing.stage, example.num_steps).skipped
+    marked, others = split_steps(example.steps, count)
+    markers = placing.markers
+    # In training what the model writes begins behind the start marker, also where the end marker is the next token.
+    front = () if placing.answering else (Text(np.zeros(0, np.int32), scored=True),)
+    behind = write_on((*marked, markers.end_text, *others), example.answer, markers)
+    return (Text(example.question), markers.start_text, *front, *behind)
+
+
+COT = Method(name="cot", pages={"main": write_every_step})
+
+MARKED_COT = Method(name="marked_cot", pages={"main": write_marked_steps})
 """Chain of thought with the two markers around the first ``stage`` steps.
 
 With ``uniform_prob = 1`` the markers stand anywhere, and a model learns to read on behind them. It is no method of the
@@ -34,8 +55,6 @@ paper, whose models are pretrained: a model trained from scratch meets the marke
 them, and learns slowly to look past them.
 """
 
-NO_COT = Method(name="no_cot", rule=SequenceRule(markers=False, filler="thought", plan=skip_every_step))
+NO_COT = Method(name="no_cot", pages={"main": write_no_step})
 
-COCONUT_WITHOUT_THOUGHT = Method(
-    name="coconut_without_thought", rule=SequenceRule(markers=False, filler="thought", plan=skip_without_thoughts)
-)
+COCONUT_WITHOUT_THOUGHT = Method(name="coconut_without_thought", pages={"main": write_fewer_steps})

@@ -4,13 +4,18 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Key
 
-from coconut.curriculum import SequenceRule
+from coconut.latent.feedback import draws
 from coconut.latent.rollout import rollout_batch
+from coconut.latent.thinkers import OneByOne, Sweeps, Thinker
 from coconut.losses import Loss, Term, language_loss, norm_metrics
 from coconut.model import Model
 from coconut.models.config import DecoderConfig
+from coconut.pages import Page, Placing, Write
+from coconut.tokenizers import TokenizedExample
 from coconut.types import Batch, ModelOutput
 
 Views = Mapping[str, Batch]
@@ -28,15 +33,24 @@ class LossContext:
 
     Attributes:
       options: of the method.
+      think: how the method makes its thoughts.
       key: of this step and microbatch, for dropout and for what a feedback draws; None for neither.
     """
 
     options: Any = NoOptions()
+    think: Thinker = OneByOne()  # noqa: RUF009 - immutable
     key: Key[Array, ""] | None = None
 
     def rollout(self, model: Model, batch: Batch) -> ModelOutput:
         """The rollout of a view, as the method thinks."""
-        return rollout_batch(model.decoder, model.feedback, batch, self.key)
+        keys = None
+        if self.key is not None and draws(model.feedback):
+            rows = jnp.arange(batch.tokens.shape[0])
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(self.key, _DRAWS), rows)
+        return rollout_batch(model.decoder, model.feedback, batch, think=self.think, dropout_key=self.key, keys=keys)
+
+
+_DRAWS = 1  # Keeps what a feedback draws apart from dropout.
 
 
 LossFunction = Callable[[Model, Views, LossContext], Loss]
@@ -69,19 +83,31 @@ class Method:
 
     Attributes:
       name: as in configs and tables.
-      rule: how an example is written down at a stage.
+      pages: how an example is written down, by name; ``main`` comes first and is what is answered. Others are further
+        views of the same example, and become further batches of the same step.
       options: the class of its own options: a frozen dataclass whose fields all have defaults.
       parts: what it adds to the model, from its options, the decoder's config and a key; traceable by JAX. Each part is
         a pytree, whose parameters are named ``PART.PATH``.
       train_only: names of parts that checkpoints hold, and that are neither loaded for evaluation nor exported.
       trains: whether a parameter is trained, given its name; the others are frozen, and have no moments.
+      think: how thoughts are made, in training and in answering.
       loss: from the model, the views and the context to terms and metrics. It calls the rollout, once or more often.
     """
 
     name: str
-    rule: SequenceRule
+    pages: Mapping[str, Write]
     options: type = NoOptions
     parts: MakeParts = no_parts
     train_only: frozenset[str] = frozenset()
     trains: Callable[[str], bool] = train_everything
+    think: Thinker = OneByOne()  # noqa: RUF009 - immutable
     loss: LossFunction = imitation_loss
+
+    def write_to_answer(self, example: TokenizedExample, placing: Placing) -> Page:
+        """The page of an example that is to be answered."""
+        return self.pages["main"](example, dataclasses.replace(placing, answering=True))
+
+    @property
+    def feeds_back(self) -> bool:
+        """Whether thoughts are hidden states fed back; without sweeps they are pause tokens, known beforehand."""
+        return self.think != Sweeps(count=0)

@@ -1,6 +1,6 @@
 """Pause tokens (Goyal et al. 2024), alone and in the place of Coconut's thoughts.
 
-The filler is the latent marker's own learned embedding, between the same two markers as Coconut's thoughts: a pause run
+A pause is the latent marker's own learned embedding, between the same two markers as Coconut's thoughts: a pause run
 and a Coconut run differ by the feedback alone.
 
 There is no method for *multi-pass* pause, the control that reads as many pause tokens in passes of their own. Attention
@@ -8,10 +8,10 @@ is causal and keys are kept, so it computes what one parallel pass computes, gra
 tests/latent/test_rollout.py. Its row of a table is that of `PAUSE_AS_THOUGHT`, or of `PAUSE` without a curriculum.
 """
 
-from coconut.curriculum import SequenceRule, plan_stage
-from coconut.methods.coconut import plan_final_stage
+from coconut.latent.thinkers import Sweeps
+from coconut.methods.coconut import write_final_stage, write_with_thoughts
 from coconut.methods.method import Method
 
-PAUSE = Method(name="pause", rule=SequenceRule(markers=True, filler="pause", plan=plan_final_stage))
+PAUSE = Method(name="pause", pages={"main": write_final_stage}, think=Sweeps(count=0))
 
-PAUSE_AS_THOUGHT = Method(name="pause_as_thought", rule=SequenceRule(markers=True, filler="pause", plan=plan_stage))
+PAUSE_AS_THOUGHT = Method(name="pause_as_thought", pages={"main": write_with_thoughts}, think=Sweeps(count=0))

@@ -163,9 +163,9 @@ def verify(example: Example) -> None:
     deduced = deduce(question)
     if example.answer != deduced:
         raise CoconutError(f"the answer must be {deduced!r}, got {example.answer!r}")
-    chain = [read_statement(sentence) for step in example.steps for sentence in _SENTENCE_END.split(step)]
+    chain = [read_statement(sentence) for step in example.written_steps for sentence in _SENTENCE_END.split(step)]
     if not chain or chain[0] not in question.facts:
-        raise CoconutError(f"the steps must start from a stated fact, got {example.steps[:1]!r}")
+        raise CoconutError(f"the steps must start from a stated fact, got {example.written_steps[:1]!r}")
     current = chain[0]
     for rule, conclusion in zip(chain[1::2], chain[2::2], strict=len(chain) % 2 == 1):
         if rule not in question.rules:

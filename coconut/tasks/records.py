@@ -3,6 +3,8 @@
 One record is ``{"question": str, "steps": [str], "answer": str}``; ProsQA adds the graph as ``idx_to_symbol`` (node
 names), ``edges`` (pairs of node ids), ``root``, ``target`` and ``neg_target`` (node ids): all five or none. Other
 fields are ignored. A file is a JSON list of records, or JSONL: one record a line.
+
+A step may also be ``{"think": 2}``: a block of two thoughts at this place, whatever the method.
 """
 
 import json
@@ -12,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from coconut.errors import CoconutError
-from coconut.types import Example, Graph
+from coconut.types import Example, Graph, Think
 
 GRAPH_FIELDS = ("idx_to_symbol", "edges", "root", "target", "neg_target")
 
@@ -83,7 +85,8 @@ def save_examples(path: str | os.PathLike[str], examples: Iterable[Example]) -> 
 
 def to_json(example: Example) -> dict[str, Any]:
     """The record of one example, in the field's names."""
-    record: dict[str, Any] = {"question": example.question, "steps": list(example.steps), "answer": example.answer}
+    steps = [{"think": step.count} if isinstance(step, Think) else step for step in example.steps]
+    record: dict[str, Any] = {"question": example.question, "steps": steps, "answer": example.answer}
     if (graph := example.graph) is not None:
         values = (list(graph.symbols), [list(edge) for edge in graph.edges], graph.root, graph.target, graph.negative)
         record |= zip(GRAPH_FIELDS, values, strict=True)
@@ -140,9 +143,22 @@ def read_example(record: Any, where: str) -> Example:
     question, steps, answer = (read_field(record, name, where) for name in ("question", "steps", "answer"))
     for name, value in (("question", question), ("answer", answer)):
         require_text(value, name, where)
-    require_texts(steps, "steps", where)
+    if not isinstance(steps, list):
+        raise CoconutError(f"{where}: field 'steps' must be a list of texts, got {show_value(steps)}")
+    steps = tuple(_read_step(step, f"{where}: field 'steps'[{index}]") for index, step in enumerate(steps))
     graph = _read_graph(record, where) if any(name in record for name in GRAPH_FIELDS) else None
-    return Example(question=question, steps=tuple(steps), answer=answer, graph=graph)
+    return Example(question=question, steps=steps, answer=answer, graph=graph)
+
+
+def _read_step(step: Any, where: str) -> str | Think:
+    if isinstance(step, str):
+        return step
+    # bool is an int to Python, but `true` is no number of thoughts.
+    if isinstance(step, dict) and list(step) == ["think"] and type(step["think"]) is int and step["think"] > 0:
+        return Think(step["think"])
+    raise CoconutError(
+        f'{where} must be a text, or {{"think": n}} for a block of n thoughts, n at least 1; got {show_value(step)}'
+    )
 
 
 def _read_graph(record: dict[str, Any], where: str) -> Graph:

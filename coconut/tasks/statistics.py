@@ -82,9 +82,9 @@ def text_statistics(examples: Iterable[Example]) -> dict[str, Marginal]:
     """
     return marginals(
         {
-            "steps": [len(example.steps)],
+            "steps": [len(example.written_steps)],
             "words of the question": [len(example.question.split())],
-            "words of the steps": [sum(len(step.split()) for step in example.steps)],
+            "words of the steps": [sum(len(step.split()) for step in example.written_steps)],
             "words of the answer": [len(example.answer.split())],
         }
         for example in examples

@@ -8,7 +8,7 @@ from jaxtyping import Int32
 
 from coconut.errors import CoconutError
 from coconut.tokenizers.tokenizer import Tokenizer
-from coconut.types import Example
+from coconut.types import Example, Think
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,16 +25,16 @@ class TextFormat:
     step_suffix: str = "\n"
     answer_prefix: str = "### "
 
-    def write(self, example: Example) -> tuple[str, tuple[str, ...], str]:
-        """The question, each step and the answer as they are encoded."""
-        steps = tuple(step + self.step_suffix for step in example.steps)
+    def write(self, example: Example) -> tuple[str, tuple[str | Think, ...], str]:
+        """The question, each step and the answer as they are encoded; blocks of thoughts stay what they are."""
+        steps = tuple(step if isinstance(step, Think) else step + self.step_suffix for step in example.steps)
         return example.question + self.question_suffix, steps, self.answer_prefix + example.answer
 
     def texts(self, examples: Iterable[Example]) -> Iterator[str]:
         """Every text that encoding the examples will meet: the corpus to train a tokenizer on."""
         for example in examples:
             question, steps, answer = self.write(example)
-            yield from (question, *steps, answer)
+            yield from (question, *(step for step in steps if isinstance(step, str)), answer)
 
 
 TEXT = TextFormat()
@@ -46,17 +46,32 @@ SYMBOLS = TextFormat(question_suffix="", step_suffix="", answer_prefix="[A] ")
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class TokenizedExample:
-    """The ids of an example's parts; a method's sequence rule puts them together.
+    """The ids of an example's parts; a method puts them together on a page (`coconut.pages`).
 
     Attributes:
       question: ids of the prompt, the vocabulary's leading special tokens included, without markers.
-      steps: ids of each reasoning step.
+      steps: ids of each written step, and the blocks of thoughts between them.
       answer: ids of the answer, its prefix and EOS included.
     """
 
     question: Int32[np.ndarray, "_"]
-    steps: tuple[Int32[np.ndarray, "_"], ...]
+    steps: tuple[Int32[np.ndarray, "_"] | Think, ...]
     answer: Int32[np.ndarray, "_"]
+
+    @property
+    def written_steps(self) -> tuple[Int32[np.ndarray, "_"], ...]:
+        """The steps that are text."""
+        return tuple(step for step in self.steps if not isinstance(step, Think))
+
+    @property
+    def num_steps(self) -> int:
+        """How many steps are text; curricula count these alone."""
+        return sum(not isinstance(step, Think) for step in self.steps)
+
+    @property
+    def ids(self) -> Int32[np.ndarray, "_"]:
+        """All of its ids, in order."""
+        return np.concatenate([self.question, *self.written_steps, self.answer])
 
 
 def encode_example(tokenizer: Tokenizer, example: Example, text_format: TextFormat) -> TokenizedExample:
@@ -71,7 +86,9 @@ def encode_example(tokenizer: Tokenizer, example: Example, text_format: TextForm
     question, steps, answer = text_format.write(example)
     return TokenizedExample(
         question=np.asarray([*tokenizer.leading_ids, *tokenizer.encode(question)], dtype=np.int32),
-        steps=tuple(np.asarray(tokenizer.encode(step), dtype=np.int32) for step in steps),
+        steps=tuple(
+            step if isinstance(step, Think) else np.asarray(tokenizer.encode(step), dtype=np.int32) for step in steps
+        ),
         answer=np.asarray([*tokenizer.encode(answer), tokenizer.eos_id], dtype=np.int32),
     )
 

@@ -16,6 +16,7 @@ from coconut.errors import CoconutError
 from coconut.extensions import imported_extensions, require_extensions
 from coconut.methods import get_method
 from coconut.model import Model, Parameters, Template, parameters_of, part_of
+from coconut.pages import Markers, Placing
 from coconut.sharding import placed
 from coconut.storage import (
     StoragePath,
@@ -89,6 +90,11 @@ class Run:
     config: RunConfig
     tokenizer: Tokenizer
     data: str
+
+    def placing(self, stage: int) -> Placing:
+        """What the run's pages are written by at a stage."""
+        config, markers = self.config, Markers.of(self.tokenizer)
+        return Placing(curriculum=config.curriculum, stage=stage, options=config.options, markers=markers)
 
     def check(self, workdir: StoragePath) -> None:
         """Checks that the workdir holds no other run.

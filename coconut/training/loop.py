@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from rich.console import Console
 
-from coconut.curriculum import has_learnt, may_advance, stage_steps
+from coconut.curriculum import has_learnt, may_advance
 from coconut.datasets import Dataset
 from coconut.errors import DivergedError
 from coconut.methods import get_method
@@ -140,15 +140,15 @@ def _train(
                 progress = progress.next_stage()
             stage, is_last = progress.stage, progress.stage == curriculum.final_stage
             source = BatchSource(
-                *(examples, run.tokenizer, method.rule, curriculum, config.pipeline),
-                stage=stage,
+                *(examples, run.tokenizer, method, run.placing(stage), config.pipeline),
                 seed=config.seed,
+                stage_start=progress.step - progress.stage_step,
                 rows=rows,
             )
             iterator = make_iterator(source, config.pipeline, start=progress.step)
             if progress.stage_step and progress.data is not None:
                 iterator.set_state(dict(progress.data))
-            length = stage_steps(curriculum, stage, source.batches_per_epoch)
+            length = source.stage_length
             validate_every = source.batches_per_epoch if config.evaluate_every == "epoch" else config.evaluate_every
             bar.reset(task, total=length, completed=progress.stage_step, description=f"{config.method} stage {stage}")
             clock = time.perf_counter()
@@ -165,7 +165,7 @@ def _train(
                     stage_steps=length,
                     is_last_stage=is_last,
                 )
-                views: Views = {"main": put_rows(next(iterator), mesh, config.pipeline.batch_size)}
+                views: Views = put_rows(next(iterator), mesh, config.pipeline.batch_size)
                 arguments = (state, views, np.float32(learning_rate), key)
                 schedules = tuple(view.schedule for view in views.values())
                 if schedules not in programs:

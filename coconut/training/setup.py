@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -63,11 +62,11 @@ def prepare(
     config = dataclasses.replace(config, decoder=decoder)
     examples = dataset.tokenized("train", tokenizer)
     for index, example in enumerate(examples):
-        ids = np.concatenate([example.question, *example.steps, example.answer])
-        validate_ids(ids, decoder.vocabulary, f"training example {index}")
-    examples = fit_to_positions(examples, config)
+        validate_ids(example.ids, decoder.vocabulary, f"training example {index}")
+    run = Run(config, tokenizer, data="")
+    examples = fit_to_positions(examples, run)
     fingerprint = pipeline_fingerprint(examples, tokenizer, config.pipeline, seed=config.seed)
-    return Run(config, tokenizer, fingerprint), dataset, examples
+    return dataclasses.replace(run, data=fingerprint), dataset, examples
 
 
 def vocabulary_size(config: RunConfig, tokenizer: Tokenizer, workdir: StoragePath | None) -> int:
@@ -110,23 +109,24 @@ def vocabulary_size(config: RunConfig, tokenizer: Tokenizer, workdir: StoragePat
     return rows if asked is None else asked
 
 
-def fit_to_positions(examples: Sequence[TokenizedExample], config: RunConfig) -> list[TokenizedExample]:
+def fit_to_positions(examples: Sequence[TokenizedExample], run: Run) -> list[TokenizedExample]:
     """The examples that fit the model's positions at every stage; others are an error, or dropped with a count.
 
     Raises:
       CoconutError: some do not fit and ``DataConfig.drop_too_long`` is off, or none fits.
     """
-    rule, limit = get_method(config.method).rule, config.decoder.max_positions
+    config, limit = run.config, run.config.decoder.max_positions
+    writers = get_method(config.method).pages.values()
+    stages = range(config.curriculum.first_stage, config.curriculum.final_stage + 1)
+    placings = [run.placing(stage) for stage in stages]
 
-    def longest(example: TokenizedExample) -> int:
-        stages = range(config.curriculum.first_stage, config.curriculum.final_stage + 1)
-        return max(stage_shape([example], rule, config.curriculum, stage).columns for stage in stages)
+    def columns(examples: Sequence[TokenizedExample]) -> int:
+        return max(stage_shape(examples, write, placing).columns for write in writers for placing in placings)
 
     # Almost always all of them fit, which the widest columns of the whole set show at once.
-    bound = max(len(e.question) + sum(map(len, e.steps)) + len(e.answer) for e in examples)
-    if bound + config.curriculum.max_thoughts + 2 * rule.markers <= limit:
+    if columns(examples) <= limit:
         return list(examples)
-    lengths = [longest(example) for example in examples]
+    lengths = [columns([example]) for example in examples]
     fitting = [example for example, length in zip(examples, lengths, strict=True) if length <= limit]
     dropped = len(examples) - len(fitting)
     if not dropped:

@@ -70,7 +70,7 @@ def _gradients(
     def loss_of(trained: Parameters, views: Views, key: Key[Array, ""]) -> Loss:
         # The constraint's transpose keeps each gradient in its shards, those of every microbatch included.
         every = constrain_tree({**trained, **frozen}, template.axes)
-        return method.loss(template.model(every), views, LossContext(options=options, key=key))
+        return method.loss(template.model(every), views, LossContext(options=options, think=method.think, key=key))
 
     def part(trained: Parameters, views: Views, key: Key[Array, ""]) -> tuple[Array, Metrics]:
         loss = loss_of(trained, views, key)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from coconut.curriculum import CurriculumConfig
 from coconut.errors import CoconutError
 from coconut.evaluation.choices import choose, with_other_option
 from coconut.latent.rollout import rollout
@@ -14,6 +15,7 @@ from coconut.models.config import DecoderConfig
 from coconut.tasks import get_task
 from coconut.tokenizers import SYMBOLS, encode_example, symbol_tokenizer
 from coconut.types import Example, Language, Latent
+from tests.tiny_pages import placing_at
 
 
 def test_the_other_option_replaces_the_target_alone() -> None:
@@ -52,6 +54,8 @@ def test_choices_are_those_of_one_option_at_a_time() -> None:
             row = np.concatenate([encoded.question, start, [tokenizer.latent_id] * 2, end, encoded.answer])
             scores.append(float(log_probability(jnp.asarray(row[None], jnp.int32))))
         expected += scores[0] > scores[1]
-    rule = get_method("coconut").rule
     assert 0 < expected < len(examples)
-    assert choose(model, tokenizer, rule, examples, SYMBOLS, thoughts=2, batch_size=4) == expected
+    method, placing = get_method("coconut"), placing_at(tokenizer, CurriculumConfig(max_latent_stage=2), 2)
+    for thoughts in (2, None):
+        chosen = choose(model, tokenizer, method, placing, examples, SYMBOLS, thoughts=thoughts, batch_size=4)
+        assert chosen == expected

@@ -24,6 +24,7 @@ from coconut.tasks import Task
 from coconut.tokenizers import TEXT, encode_example, word_tokenizer
 from coconut.types import Example
 from tests.tiny_models import quick_compilation
+from tests.tiny_pages import placing_at
 
 EXAMPLES = [
     Example(question=f"Is {name} a cat?", steps=("Sure.", "It is."), answer="no, never" if index in (1, 4) else "yes")
@@ -84,9 +85,8 @@ def evaluated(model: Model, method: str, **settings: Any) -> tuple[Evaluation, l
     result = evaluate(
         model,
         TOKENIZER,
-        METHODS[method].rule,
-        CURRICULUM,
-        CURRICULUM.final_stage,
+        METHODS[method],
+        placing_at(TOKENIZER, CURRICULUM, CURRICULUM.final_stage),
         Task(name="cats"),
         EXAMPLES,
         TOKENIZED,
@@ -154,9 +154,8 @@ def test_no_questions_are_an_error():
         evaluate(
             model_that_writes([], first=0),
             TOKENIZER,
-            METHODS["coconut"].rule,
-            CURRICULUM,
-            0,
+            METHODS["coconut"],
+            placing_at(TOKENIZER, CURRICULUM, 0),
             Task(name="cats"),
             [],
             [],

@@ -35,6 +35,7 @@ from coconut.tokenizers import TokenizedExample, symbol_tokenizer
 from coconut.types import Language, Latent
 from tests.official_cases import CASES, load_case
 from tests.tiny_models import LLAMA_STYLE, quick_compilation, quick_jit, random_decoder
+from tests.tiny_pages import placing_at
 
 ROOM, NEW = 3, 6
 END, EOS = 22, 21
@@ -304,7 +305,8 @@ def answers(decoder: Decoder, stage: int = 3, method: str = "coconut", **setting
     assert TOKENIZER.vocab_size == CONFIG.vocab_size
     config = AnswerConfig(**{"batch_size": 3, "sampling": GREEDY, **settings})
     model = Model(decoder, {"feedback": Identity()})
-    return list(answer_questions(model, TOKENIZER, METHODS[method].rule, CURRICULUM, stage, EXAMPLES, config))
+    placing = placing_at(TOKENIZER, CURRICULUM, stage)
+    return list(answer_questions(model, TOKENIZER, METHODS[method], placing, EXAMPLES, config))
 
 
 def test_each_program_compiles_once_over_batches_stages_and_counts(decoder: Decoder) -> None:
@@ -313,7 +315,8 @@ def test_each_program_compiles_once_over_batches_stages_and_counts(decoder: Deco
     by_stage = [answers(decoder, stage) for stage in range(4)]
     by_count = [answers(decoder, thoughts=count) for count in range(3)]
     compiled = {name: program._cache_size() - before[name] for name, program in programs.items()}  # pyright: ignore
-    assert compiled == {"prefill": 1, "think_on": 1, "decode": 1}
+    # Prompts are read by one program, end markers by another.
+    assert compiled == {"prefill": 2, "think_on": 1, "decode": 1}
     assert [[answer.thoughts for answer in rows] for rows in by_stage] == [
         [0] * 7,
         [1] * 7,

@@ -10,27 +10,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from coconut.batching import Shape, align, write_row
-from coconut.curriculum import StagePlan
 from coconut.errors import CoconutError
 from coconut.latent.feedback import Identity
 from coconut.latent.generate import Generated, SamplingConfig, decode, prefill, think_on
 from coconut.latent.rollout import rollout_batch
 from coconut.losses import choose_cross_entropy, language_loss
-from coconut.methods import METHODS
 from coconut.models.config import DecoderConfig
 from coconut.models.decoder import Decoder
 from coconut.models.segment_attention import choose_attention, valid_range
-from coconut.tokenizers import TokenizedExample, symbol_tokenizer
+from coconut.tokenizers import symbol_tokenizer
 from coconut.training.loop import train
 from coconut.types import Batch
 from tests.tiny_models import GPT2_STYLE, LLAMA_STYLE, quick_compilation, quick_jit, random_decoder
+from tests.tiny_pages import aligned, one_block, thinking_page
 from tests.tiny_runs import tiny_run
 
 # Heads of 16, the narrowest that the GPU's kernels take.
 GPT2 = dataclasses.replace(GPT2_STYLE, num_layers=1, head_dim=16, attention="dense", cross_entropy="full")
 LLAMA = dataclasses.replace(LLAMA_STYLE, num_layers=1, head_dim=16, attention="dense", cross_entropy="full")
-METHOD = METHODS["coconut"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -44,16 +41,8 @@ def make_batch() -> Batch:
     tokenizer = symbol_tokenizer([str(number) for number in range(19)])
     rng = np.random.default_rng(0)
     draw = lambda length: rng.integers(0, 19, length).astype(np.int32)
-    rows = [
-        write_row(
-            TokenizedExample(question=draw(3 + index), steps=(), answer=draw(1 + index)),
-            StagePlan(0, index),
-            METHOD.rule,
-            tokenizer,
-        )
-        for index in range(3)
-    ]
-    return align([*rows, None], Shape(7, 2, 5), METHOD.rule, pad_id=tokenizer.eos_id, latent_id=tokenizer.latent_id)
+    pages = [thinking_page(tokenizer, draw(3 + index), index, draw(1 + index)) for index in range(3)]
+    return aligned([*pages, None], one_block(7, 2, 5), tokenizer)
 
 
 BATCH = jax.tree.map(jnp.asarray, make_batch())

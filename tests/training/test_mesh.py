@@ -15,20 +15,20 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from coconut.batching import Shape, align, write_row
+from coconut.batching import Shape
 from coconut.commands.plan.collectives import collectives
-from coconut.curriculum import StagePlan
 from coconut.methods import METHODS
 from coconut.model import Template, make_model, parameters_of
 from coconut.models.config import DecoderConfig
 from coconut.sharding import MeshConfig, make_mesh, placed, put_rows, replicated, tree_sharding
-from coconut.tokenizers import TokenizedExample, symbol_tokenizer
+from coconut.tokenizers import symbol_tokenizer
 from coconut.training.optimizer import OptimizerConfig, make_optimizer
 from coconut.training.state import make_state
 from coconut.training.step import make_train_step
 from coconut.types import Batch
 from pallas_kernels.flash_attention import xla
 from tests.tiny_models import LLAMA_STYLE, process_environment, quick_compilation
+from tests.tiny_pages import aligned, one_block, thinking_page
 
 METHOD = METHODS["coconut"]
 OPTIMIZER = make_optimizer(OptimizerConfig(learning_rate=1e-3, clip_norm=1.0))
@@ -56,18 +56,17 @@ def make_batch(shape: Shape, rng: np.random.Generator, ragged: bool = True) -> B
     """Rows of several lengths and numbers of thoughts; the last two only fill the batch."""
     tokenizer = symbol_tokenizer([str(number) for number in range(20)])
     draw = lambda length: rng.integers(0, 19, length).astype(np.int32)
-    rows = [
-        write_row(
-            TokenizedExample(
-                question=draw(shape.prompt - 1 - index % 3 * ragged), steps=(), answer=draw(1 + index % 3)
-            ),
-            StagePlan(0, index % (shape.latent + 1) if ragged else shape.latent),
-            METHOD.rule,
+    [most] = shape.thoughts
+    pages = [
+        thinking_page(
             tokenizer,
+            draw(shape.prompt - 1 - index % 3 * ragged),
+            index % (most + 1) if ragged else most,
+            draw(1 + index % 3),
         )
         for index in range(BATCH_SIZE - 2)
     ]
-    return align([*rows, None, None], shape, METHOD.rule, pad_id=tokenizer.eos_id, latent_id=tokenizer.latent_id)
+    return aligned([*pages, None, None], shape, tokenizer)
 
 
 def fresh_state(config: DecoderConfig) -> Any:
@@ -107,7 +106,7 @@ def check_equality(meshes: list[MeshConfig]) -> None:
         dtype="float64",
         param_dtype="float64",
     )
-    batches = [make_batch(Shape(6, 2, 6), np.random.default_rng(seed)) for seed in range(10)]
+    batches = [make_batch(one_block(6, 2, 6), np.random.default_rng(seed)) for seed in range(10)]
     with quick_compilation():
         expected_losses, expected = train_steps(config, batches, make_mesh(devices=jax.devices()[:1]))
         assert expected_losses[-1] < expected_losses[0] - 1e-3
@@ -124,7 +123,7 @@ def check_kernels() -> None:
         LLAMA_STYLE, vocab_size=24, num_heads=8, num_kv_heads=4, head_dim=2, attention="dense", cross_entropy="full"
     )
     blocked = dataclasses.replace(dense, attention="xla", cross_entropy="xla")
-    batches = [make_batch(Shape(6, 2, 6), np.random.default_rng(seed)) for seed in range(3)]
+    batches = [make_batch(one_block(6, 2, 6), np.random.default_rng(seed)) for seed in range(3)]
     xla.BLOCK = 2  # Several blocks, so that their loops run on every device, too.
     with quick_compilation():
         expected, _ = train_steps(dense, batches, make_mesh(devices=jax.devices()[:1]))
@@ -136,7 +135,7 @@ def check_kernels() -> None:
 
 def parameter_collectives(config: DecoderConfig, thoughts: int, mesh: Mesh) -> dict[str, int]:
     """How often a step gathers or reduces something as large as a matrix, a loop's body counted as often as it runs."""
-    batch = make_batch(Shape(4, thoughts, 4), np.random.default_rng(0), ragged=False)
+    batch = make_batch(one_block(4, thoughts, 4), np.random.default_rng(0), ragged=False)
     state = placed(jax.eval_shape(lambda: fresh_state(config)), template_of(config).axes, mesh)
     with jax.set_mesh(mesh):
         key = jax.jit(jax.random.key, out_shardings=replicated(mesh))(0)

@@ -10,20 +10,19 @@ import numpy as np
 import optax
 import pytest
 
-from coconut.batching import Shape, align, write_row
-from coconut.curriculum import StagePlan
 from coconut.errors import CoconutError
 from coconut.latent.feedback import Identity
 from coconut.losses import Loss, Ratio, Term
 from coconut.methods import METHODS
 from coconut.methods.method import LossContext, LossFunction, Views
 from coconut.model import Model, Template, parameters_of
-from coconut.tokenizers import TokenizedExample, symbol_tokenizer
+from coconut.tokenizers import symbol_tokenizer
 from coconut.training.optimizer import OptimizerConfig, learning_rate_at, make_optimizer
 from coconut.training.state import TrainState, make_state, restart_optimizer
 from coconut.training.step import make_train_step
 from coconut.types import Batch
 from tests.tiny_models import GPT2_STYLE, quick_compilation, quick_jit, random_decoder
+from tests.tiny_pages import aligned, one_block, thinking_page
 
 METHOD = METHODS["coconut"]
 CONFIG = dataclasses.replace(GPT2_STYLE, num_layers=1)
@@ -43,17 +42,8 @@ def make_batch() -> Batch:
     tokenizer = symbol_tokenizer([str(number) for number in range(CONFIG.vocabulary - 4)])
     rng = np.random.default_rng(1)
     draw = lambda length: rng.integers(0, 19, length).astype(np.int32)
-    rows = [
-        write_row(
-            TokenizedExample(question=draw(2 + index % 3), steps=(), answer=draw(1 + index)),
-            StagePlan(0, index % 3),
-            METHOD.rule,
-            tokenizer,
-        )
-        for index in range(7)
-    ]
-    batch = align([*rows, None], Shape(5, 2, 8), METHOD.rule, pad_id=tokenizer.eos_id, latent_id=tokenizer.latent_id)
-    return jax.tree.map(jnp.asarray, batch)
+    pages = [thinking_page(tokenizer, draw(2 + index % 3), index % 3, draw(1 + index)) for index in range(7)]
+    return jax.tree.map(jnp.asarray, aligned([*pages, None], one_block(5, 2, 8), tokenizer))
 
 
 BATCH = make_batch()

@@ -48,7 +48,7 @@ def loss_of_three_terms(model: Model, views: Views, context: LossContext) -> Los
     return Loss({name: Term(term, FACTORS[name]) for name, term in terms.items()}, metrics)
 
 
-THREE_TERMS = Method(name="three_terms", rule=METHOD.rule, parts=parts, loss=loss_of_three_terms)
+THREE_TERMS = Method(name="three_terms", pages=METHOD.pages, parts=parts, loss=loss_of_three_terms)
 
 
 @pytest.fixture(scope="module", autouse=True)

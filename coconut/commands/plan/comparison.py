@@ -39,8 +39,8 @@ def measure(config: RunConfig, step: Step, columns: Columns, plan: Plan, steps: 
     rows, total = config.pipeline.batch_size, columns.total
     tokens = np.random.default_rng(0).integers(0, config.decoder.vocabulary, (rows, total), np.int32)
     scored = np.arange(total) >= total - columns.suffix + 1
-    batch = Batch(
-        schedule=step.batch.schedule,
+    fill = lambda schedule: Batch(
+        schedule=schedule,
         tokens=tokens,
         positions=np.broadcast_to(np.arange(total, dtype=np.int32), tokens.shape),
         valid=np.ones(tokens.shape, bool),
@@ -50,13 +50,13 @@ def measure(config: RunConfig, step: Step, columns: Columns, plan: Plan, steps: 
         examples=np.arange(rows, dtype=np.int32),
     )
     with jax.set_mesh(step.mesh):
-        batch = put_rows(batch, step.mesh, rows)
+        views = {view: put_rows(fill(batch.schedule), step.mesh, rows) for view, batch in step.views.items()}
         place = replicated(step.mesh)
         key, rate = jax.device_put(jax.random.key(0), place), jax.device_put(jnp.float32(1e-5), place)
         times = []
         for _ in range(steps + 1):
             started = time.perf_counter()
-            state, metrics = step.compiled(state, {"main": batch}, rate, key)
+            state, metrics = step.compiled(state, views, rate, key)
             jax.block_until_ready((state, metrics))
             times.append(time.perf_counter() - started)
     seconds = min(times[1:])  # The first one may load what the others find.

@@ -71,7 +71,8 @@ def make_generation_plan(
     mesh = make_mesh(mesh_config, where.devices)
     schedule = columns.schedule(config)
     prompt = next(span.length for span in schedule if isinstance(span, Language))
-    thoughts = sum(span.length for span in schedule if isinstance(span, Latent))
+    # Later blocks are the model's own choice: it writes before them.
+    thoughts = next((span.length for span in schedule if isinstance(span, Latent)), 0)
     template, state = abstract_state(config, make_optimizer(config.optimizer), mesh)
     model = template.model(state.parameters)
     memory: dict[str, int] = {}

@@ -10,15 +10,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
-from coconut.batching import Shape, schedule_of
+from coconut.batching import page_shape
 from coconut.commands.plan.cost import Cost, cost_of, memory_of
 from coconut.commands.plan.hardware import Slice
 from coconut.errors import CoconutError
 from coconut.methods import get_method
 from coconut.model import Template
 from coconut.models.config import DecoderConfig
+from coconut.pages import Markers, Placing, count_thoughts, question_alone, with_thoughts
 from coconut.sharding import MeshConfig, check_rows, make_mesh, replicated, row_sharding
 from coconut.training.config import RunConfig
 from coconut.training.optimizer import make_optimizer
@@ -34,33 +36,55 @@ class Columns:
 
     Attributes:
       total: all of them: prompt, thoughts and suffix.
-      thoughts: thoughts of a row; None for those of the curriculum's last stage.
-      suffix: columns behind the thoughts, which are scored.
+      thoughts: thoughts of each block of a row; None for those of the curriculum's last stage, of a question with as
+        many steps as the curriculum replaces at most.
+      suffix: columns behind the last thoughts, which are scored.
     """
 
     total: int
     thoughts: int | None
     suffix: int
 
-    def schedule(self, config: RunConfig) -> Schedule:
+    def schedules(self, config: RunConfig) -> dict[str, Schedule]:
+        """The spans of the batches of a step: one for each view of the method, all of the same width.
+
+        Raises:
+          CoconutError: see `schedule`.
+        """
+        return {view: self.schedule(config, view) for view in get_method(config.method).pages}
+
+    def schedule(self, config: RunConfig, view: str = "main") -> Schedule:
         """The spans of a batch.
 
         Raises:
-          CoconutError: they leave no prompt, or are more than the model's positions.
+          CoconutError: they leave no prompt, are more than the model's positions, or have thoughts that the method
+            has no place for.
         """
-        rule = get_method(config.method).rule
-        thoughts = self.thoughts
-        if thoughts is None:
-            thoughts = rule.plan(config.curriculum, config.curriculum.final_stage, 0).thoughts
-        prompt = self.total - thoughts - self.suffix
+        method, one = get_method(config.method), np.zeros(1, np.int32)
+        placing = Placing(
+            curriculum=config.curriculum,
+            stage=config.curriculum.final_stage,
+            options=config.options,
+            markers=Markers(start=0, latent=0, end=0),
+        )
+        example = dataclasses.replace(question_alone(one, config.curriculum), answer=one)
+        page = method.pages[view](example, placing)
+        asked = self.thoughts if view == "main" or count_thoughts(page) else None
+        shape = page_shape([page if asked is None else with_thoughts(page, asked)])
+        # The question and what follows the last thought have the columns that are left, but for the markers' own.
+        unscored = shape.texts[-1] - shape.scored[-1]
+        shape = dataclasses.replace(
+            shape, texts=(*shape.texts[:-1], self.suffix), scored=(*shape.scored[:-1], self.suffix - unscored)
+        )
+        prompt = self.total - (shape.columns - shape.prompt)
         if prompt < 1 or self.suffix < 2:
             raise CoconutError(
-                f"{self.total} columns with {thoughts} thoughts and a suffix of {self.suffix}: at least 1 for the "
-                "prompt and 2 for the suffix"
+                f"{self.total} columns with {sum(shape.thoughts)} thoughts and a suffix of {self.suffix}: at least 1 "
+                "for the prompt and 2 for the suffix"
             )
         if self.total > config.decoder.max_positions:
             raise CoconutError(f"{self.total} columns: DecoderConfig.max_positions = {config.decoder.max_positions}")
-        return schedule_of(Shape(prompt, thoughts, self.suffix), rule)
+        return dataclasses.replace(shape, prompt=prompt).schedule(feeds_back=method.feeds_back)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,7 +139,7 @@ class Step:
     function: Any
     template: Template
     state: TrainState
-    batch: Batch
+    views: dict[str, Batch]
     mesh: Mesh
 
     @functools.cached_property
@@ -126,7 +150,7 @@ class Step:
         key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=place)
         with jax.set_mesh(self.mesh):
             rate = jax.ShapeDtypeStruct((), jnp.float32, sharding=place)
-            return self.function.lower(self.state, {"main": self.batch}, rate, key).compile()
+            return self.function.lower(self.state, self.views, rate, key).compile()
 
 
 def make_step(config: RunConfig, where: Slice, mesh_config: MeshConfig, columns: Columns) -> Step:
@@ -138,7 +162,7 @@ def make_step(config: RunConfig, where: Slice, mesh_config: MeshConfig, columns:
     """
     if config.decoder.vocab_size is None:
         raise CoconutError("DecoderConfig.vocab_size is not set: a plan reads no data, so it has to be given")
-    schedule, mesh = columns.schedule(config), make_mesh(mesh_config, where.devices)
+    schedules, mesh = columns.schedules(config), make_mesh(mesh_config, where.devices)
     check_rows(mesh, config.pipeline.batch_size, config.microbatches)
     optimizer = make_optimizer(config.optimizer)
     template, state = abstract_state(config, optimizer, mesh)
@@ -150,13 +174,16 @@ def make_step(config: RunConfig, where: Slice, mesh_config: MeshConfig, columns:
     def array(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=row_sharding(mesh))
 
-    batch = Batch(
-        schedule=schedule,
-        **{name: array(jnp.int32, rows, columns.total) for name in ("tokens", "positions", "labels", "pieces")},
-        **{name: array(jnp.bool_, rows, columns.total) for name in ("valid", "answers")},
-        examples=array(jnp.int32, rows),
-    )
-    return Step(function, template, state, batch, mesh)
+    views = {
+        view: Batch(
+            schedule=schedule,
+            **{name: array(jnp.int32, rows, columns.total) for name in ("tokens", "positions", "labels", "pieces")},
+            **{name: array(jnp.bool_, rows, columns.total) for name in ("valid", "answers")},
+            examples=array(jnp.int32, rows),
+        )
+        for view, schedule in schedules.items()
+    }
+    return Step(function, template, state, views, mesh)
 
 
 def make_plan(config: RunConfig, where: Slice, mesh_config: MeshConfig, columns: Columns) -> Plan:
@@ -170,17 +197,17 @@ def make_plan(config: RunConfig, where: Slice, mesh_config: MeshConfig, columns:
 
 def read_plan(config: RunConfig, where: Slice, step: Step, columns: Columns) -> Plan:
     """Compiles a step and reads from its program what it needs."""
-    schedule = columns.schedule(config)
+    schedules, rows = columns.schedules(config), config.pipeline.batch_size
     about = {
         "topology": where.name,
         "mesh": dict(step.mesh.shape),
         "batch_size": config.pipeline.batch_size,
         "microbatches": config.microbatches,
         "columns": columns.total,
-        "thoughts": sum(span.length for span in schedule if isinstance(span, Latent)),
+        "thoughts": sum(span.length for span in schedules["main"] if isinstance(span, Latent)),
         "parameters": sum(leaf.size for leaf in step.state.parameters.values()),
         "capacity": where.chip.memory,
-        "model_flops": model_flops(config.decoder, schedule, config.pipeline.batch_size),
+        "model_flops": sum(model_flops(config.decoder, schedule, rows) for schedule in schedules.values()),
     }
     started = time.perf_counter()
     try:

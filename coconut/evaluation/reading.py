@@ -1,0 +1,60 @@
+"""Reading what a model is given: its question, and whatever is thought before it writes by itself."""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from coconut.latent.generate import Prefix, prefill, think_on
+from coconut.methods.method import Method
+from coconut.model import Model
+from coconut.pages import Page, Placing, given, with_thoughts
+from coconut.tokenizers import TokenizedExample
+from coconut.types import Batch, Language, Latent
+
+
+def given_pages(
+    method: Method, placing: Placing, examples: Sequence[TokenizedExample], thoughts: int | None = None
+) -> list[Page]:
+    """What a model is given of each example.
+
+    Args:
+      method: writes the pages.
+      placing: the stage the model has reached, and the method's options.
+      examples: the questions. Their steps are read where the method makes the number of thoughts depend on them.
+      thoughts: of every block; None for what the method says.
+
+    Raises:
+      CoconutError: there is no block that as many thoughts could stand in.
+    """
+    pages = [given(method.write_to_answer(example, placing)) for example in examples]
+    return pages if thoughts is None else [with_thoughts(page, thoughts) for page in pages]
+
+
+def read(model: Model, batch: Batch) -> tuple[Prefix, Float[Array, "B K D"] | None]:
+    """Reads the columns of a batch span by span, and thinks where it has latent spans.
+
+    Returns:
+      What decoding goes on from, and the thoughts of all latent spans (`latent_columns` says where in the batch they
+      stand); None where there is none.
+    """
+    prefix, thoughts, start = None, [], 0
+    for span in batch.schedule:
+        columns = slice(start, start + span.length)
+        start = columns.stop
+        valid = batch.valid[:, columns]
+        if isinstance(span, Language):
+            prefix = prefill(model.decoder, batch.tokens[:, columns], valid, prefix)
+        else:
+            assert prefix is not None
+            counts = valid.sum(1, dtype=np.int32)
+            prefix, made = think_on(model.decoder, model.feedback, prefix, counts, room=span.length)
+            thoughts.append(made)
+    assert prefix is not None
+    return prefix, jnp.concatenate(thoughts, 1) if thoughts else None
+
+
+def latent_columns(batch: Batch) -> Bool[np.ndarray, " T"]:
+    """Which columns of a batch stand in latent spans."""
+    return np.concatenate([np.full(span.length, isinstance(span, Latent)) for span in batch.schedule])
