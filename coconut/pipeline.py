@@ -136,7 +136,7 @@ class BatchSource:
         return f"BatchSource(seed={self._seed}, stage={self._placing.stage})"
 
     def _plan_epoch(self, epoch: int) -> tuple[list[tuple[int, np.ndarray]], np.ndarray, np.ndarray]:
-        """The (bucket, examples) of each batch of an epoch; two draws for each example's stage, and one for its page."""
+        """The (bucket, examples) of each batch of an epoch; two draws for each example's stage, one for its page."""
         rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([self._seed, epoch])))
         batches = []
         for bucket, members in enumerate(self._buckets):
