@@ -66,11 +66,12 @@ def test_each_row_equals_the_row_alone(config: Any) -> None:
         # No label has been left out of the scored columns.
         assert (chosen != 0).sum() == (placed != 0).sum()
 
+        placed_batch = jax.tree.map(jnp.asarray, batch)
+
         def loss(decoder: Decoder) -> tuple[Any, Any]:
-            output = rollout_batch(decoder, Identity(), batch)
-            losses = token_losses(
-                decoder.unembed(output.predictors), scored_columns(jnp.asarray(batch.labels), batch.schedule)
-            )
+            output = rollout_batch(decoder, Identity(), placed_batch)
+            labels = scored_columns(placed_batch.labels, batch.schedule)
+            losses = token_losses(decoder.unembed(output.predictors), labels)
             return jnp.sum(losses * chosen), (jnp.sum(losses * chosen, 1), output.last)
 
         (_, seen), gradients = quick_jit(jax.value_and_grad(loss, has_aux=True))(decoder)
