@@ -7,6 +7,7 @@ the same in every row, and a row leaves empty what it does not use.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -128,26 +129,37 @@ def page_shape(pages: Iterable[Page], *, multiple_of: int = 1, to_learn: bool = 
     )
 
 
-def stage_shape(examples: Sequence[TokenizedExample], write: Write, placing: Placing, *, multiple_of: int = 1) -> Shape:
+def stage_shape(
+    examples: Iterable[TokenizedExample],
+    write: Write,
+    placing: Placing,
+    *,
+    stages: Iterable[int] = (),
+    multiple_of: int = 1,
+) -> Shape:
     """The least shape that holds every example at every stage it may be put at while the run is at the placing's.
 
     Args:
       examples: all examples of the data set.
       write: how an example is written down.
       placing: the run's stage, its options and markers; without a draw.
+      stages: further stages of the run to make room for.
       multiple_of: see `page_shape`.
 
     Raises:
       CoconutError: a page does not begin with text that is given, or scores nothing.
     """
-    placings = {placing.stage: placing}
+    run_stages, curriculum = (placing.stage, *stages), placing.curriculum
+    possible: dict[int, list[Placing]] = {}  # By the number of steps.
 
     def pages() -> Iterable[Page]:
         for example in examples:
-            for stage in {placing.stage, *drawable_stages(placing.curriculum, placing.stage, example.num_steps)}:
-                if stage not in placings:
-                    placings[stage] = dataclasses.replace(placing, stage=stage)
-                yield write(example, placings[stage])
+            steps = example.num_steps
+            if steps not in possible:
+                at = itertools.chain(run_stages, *(drawable_stages(curriculum, stage, steps) for stage in run_stages))
+                possible[steps] = [dataclasses.replace(placing, stage=stage) for stage in sorted(set(at))]
+            for here in possible[steps]:
+                yield write(example, here)
 
     return page_shape(pages(), multiple_of=multiple_of, to_learn=True)
 

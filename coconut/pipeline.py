@@ -118,7 +118,7 @@ class BatchSource:
                          if len(members := np.flatnonzero(bucket_of == b))]  # fmt: skip
         self.shapes: list[dict[str, Shape]] = [
             {
-                name: stage_shape([examples[int(i)] for i in members], write, placing, multiple_of=config.multiple_of)
+                name: stage_shape((examples[int(i)] for i in members), write, placing, multiple_of=config.multiple_of)
                 for name, write in method.pages.items()
             }
             for members in self._buckets

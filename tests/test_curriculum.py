@@ -19,7 +19,6 @@ from coconut.curriculum import (
     stage_steps,
 )
 from coconut.errors import CoconutError
-from coconut.methods import METHODS, get_method
 
 
 @pytest.fixture
@@ -78,38 +77,6 @@ def test_the_papers_own_numbers():
     assert plan_stage(dataclasses.replace(gsm8k, pad_latent_to_max=False), 4, 2) == StagePlan(2, 4)
     assert (gsm8k.final_stage, gsm8k.max_thoughts) == (4, 6)
     assert dataclasses.replace(gsm8k, last_stage=2).final_stage == 2
-
-
-@given(config=curricula, stage=stages, num_steps=steps_counts)
-def test_the_plan_of_every_method(config, stage, num_steps):
-    final = plan_stage(config, config.max_latent_stage + 1, num_steps)
-    now = plan_stage(config, stage, num_steps)
-    expected = {
-        "coconut": now,
-        "cot": StagePlan(0, 0),
-        "no_cot": StagePlan(num_steps, 0),
-        "pause": final,
-        "coconut_without_curriculum": final,
-        "coconut_without_thought": StagePlan(now.skipped, 0),
-        "pause_as_thought": now,
-        "marked_cot": now,
-    }
-    assert set(expected) == set(METHODS)
-    for name, plan in expected.items():
-        assert METHODS[name].rule.plan(config, stage, num_steps) == plan, name
-
-
-def test_markers_and_fillers_of_every_method():
-    assert {name for name, method in METHODS.items() if method.rule.markers} == {
-        "coconut",
-        "coconut_without_curriculum",
-        "pause",
-        "pause_as_thought",
-        "marked_cot",
-    }
-    assert {name for name, method in METHODS.items() if method.rule.filler == "pause"} == {"pause", "pause_as_thought"}
-    with pytest.raises(CoconutError, match=r"'cocnut'.*did you mean 'coconut'"):
-        get_method("cocnut")
 
 
 @given(config=curricula, stage=stages, num_steps=steps_counts, uniform=unit, choice=unit)

@@ -118,7 +118,7 @@ def test_the_house_keeps_its_order():
         ),
         ("coconut/losses.py", "from coconut import __version__", "coconut.losses is below coconut"),
         ("coconut/analysis/plots.py", "import coconut.commands.train", "coconut.analysis is below coconut.commands"),
-        ("coconut/pipeline.py", "from pallas_kernels import attention", "coconut.pipeline is below pallas_kernels"),
+        ("coconut/batching.py", "from pallas_kernels import attention", "coconut.batching is below pallas_kernels"),
         ("pallas_kernels/attention/api.py", "from coconut.types import Batch", "pallas_kernels stands alone"),
         ("pallas_kernels/attention/api.py", "import experiments", "pallas_kernels stands alone"),
         ("coconut/commands/main.py", "import experiments.benchmarks", "coconut.commands is below experiments"),

@@ -11,11 +11,14 @@ import pytest
 from coconut.curriculum import CurriculumConfig
 from coconut.errors import CoconutError
 from coconut.methods import METHODS
+from coconut.methods.method import Method
+from coconut.pages import Page, Placing, Text, write_on
 from coconut.pipeline import BatchSource, PipelineConfig, make_iterator, pipeline_fingerprint
 from coconut.tasks import get_task
 from coconut.tasks.graph_form import graph_symbols
 from coconut.tokenizers import SYMBOLS, TokenizedExample, encode_example, symbol_tokenizer, word_tokenizer
-from coconut.types import Batch
+from coconut.types import Batch, Think
+from tests.tiny_pages import placing_at
 
 TOKENIZER = symbol_tokenizer(tuple("abcdefgh"))
 CURRICULUM = CurriculumConfig(max_latent_stage=2, uniform_prob=0.4)
@@ -36,13 +39,15 @@ EXAMPLES = make_examples(22)
 
 
 def source(config: PipelineConfig = CONFIG, **changes: Any) -> BatchSource:
-    settings = {"stage": 1, "seed": 7, **changes}
-    return BatchSource(EXAMPLES, TOKENIZER, METHODS["coconut"].rule, CURRICULUM, config, **settings)
+    settings = {"method": METHODS["coconut"], "stage": 1, "seed": 7, **changes}
+    method, stage = settings.pop("method"), settings.pop("stage")
+    return BatchSource(EXAMPLES, TOKENIZER, method, placing_at(TOKENIZER, CURRICULUM, stage), config, **settings)
 
 
-def same(first: Batch, second: Batch) -> bool:
+def same(first: dict[str, Batch], second: dict[str, Batch]) -> bool:
+    # The schedule is part of the structure.
     leaves = zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True)
-    return first.schedule == second.schedule and all(np.array_equal(a, b) for a, b in leaves)
+    return jax.tree.structure(first) == jax.tree.structure(second) and all(np.array_equal(a, b) for a, b in leaves)
 
 
 def test_the_seed_decides_every_batch():
@@ -58,7 +63,7 @@ def test_an_epoch_covers_every_example_once_in_an_order_of_its_own(buckets):
     orders = []
     for epoch in range(3):
         numbers = range(epoch * batches.batches_per_epoch, (epoch + 1) * batches.batches_per_epoch)
-        seen = [int(index) for number in numbers for index in batches[number].examples]
+        seen = [int(index) for number in numbers for index in batches[number]["main"].examples]
         assert Counter(index for index in seen if index >= 0) == Counter(range(len(EXAMPLES)))
         # Rows are filled up at most once a bucket.
         assert seen.count(-1) < 4 * (len(buckets) + 1)
@@ -68,7 +73,8 @@ def test_an_epoch_covers_every_example_once_in_an_order_of_its_own(buckets):
 
 def test_the_order_of_the_data_does_not_depend_on_the_stage():
     one, two = source(stage=0), source(stage=2)
-    assert all(one[number].examples.tolist() == two[number].examples.tolist() for number in range(9))
+    members = lambda batches, number: batches[number]["main"].examples.tolist()
+    assert all(members(one, number) == members(two, number) for number in range(9))
 
 
 def test_a_drawn_stage_belongs_to_the_example_and_the_epoch():
@@ -78,8 +84,8 @@ def test_a_drawn_stage_belongs_to_the_example_and_the_epoch():
         per_epoch = batches.batches_per_epoch
         return {
             int(index): int((tokens == TOKENIZER.latent_id).sum())
-            for number in range(epoch * per_epoch, (epoch + 1) * per_epoch)
-            for index, tokens in zip(batches[number].examples, batches[number].tokens, strict=True)
+            for batch in (batches[number]["main"] for number in range(epoch * per_epoch, (epoch + 1) * per_epoch))
+            for index, tokens in zip(batch.examples, batch.tokens, strict=True)
             if index >= 0
         }
 
@@ -107,7 +113,7 @@ def test_the_halves_of_two_processes_join_to_the_whole_batch(buckets):
     for number in range(2 * whole.batches_per_epoch):
         first, second = (half[number] for half in halves)
         # One compiled shape for both.
-        assert first.schedule == second.schedule == whole[number].schedule
+        assert jax.tree.structure(first) == jax.tree.structure(second) == jax.tree.structure(whole[number])
         assert same(jax.tree.map(lambda *parts: np.concatenate(parts), first, second), whole[number])
 
 
@@ -126,22 +132,90 @@ def test_a_restored_iterator_goes_on_in_the_middle_of_an_epoch(stopped_at):
     assert all(same(batch, next(by_number)) for batch in expected)
 
 
+# --- What a method may make of a draw, and of how far the stage is ------------------------------------------------
+
+
+def record(seen: list[Placing]) -> Method:
+    """A method of two views, which writes the steps or not, and remembers by what."""
+
+    def write(example: TokenizedExample, placing: Placing) -> Page:
+        seen.append(placing)
+        return (Text(example.question), *write_on(example.steps, example.answer, placing.markers))
+
+    short = lambda example, placing: (Text(example.question), *write_on((), example.answer, placing.markers))
+    return Method(name="recorded", pages={"main": write, "short": short})
+
+
+def test_views_are_batches_of_the_same_examples_with_their_own_columns():
+    batches = source(method=record([]))
+    for number in (0, 3, batches.batches_per_epoch - 1):
+        views = batches[number]
+        assert list(views) == ["main", "short"]
+        main, short = views.values()
+        assert main.examples.tolist() == short.examples.tolist()
+        for row, index in enumerate(main.examples):
+            own = EXAMPLES[index].ids.tolist() if index >= 0 else []
+            assert main.tokens[row, main.valid[row]].tolist() == own
+            expected = [*EXAMPLES[index].question, *EXAMPLES[index].answer] if index >= 0 else []
+            assert short.tokens[row, short.valid[row]].tolist() == expected
+    shapes = batches.shapes[0]
+    assert shapes["main"].texts == (5,) and shapes["short"].texts == (2,)
+    iterator = make_iterator(source(method=record([])), CONFIG, start=0)
+    assert same(next(iterator), batches[0])
+
+
+def test_a_draw_belongs_to_the_example_and_the_epoch():
+    def draws(epoch: int, **changes: Any) -> dict[int, float]:
+        seen: list[Placing] = []
+        batches = source(method=record(seen), **changes)
+        assert {placing.draw for placing in seen} == {None}  # The shape is that of the longest page.
+        seen.clear()
+        numbers = range(epoch * batches.batches_per_epoch, (epoch + 1) * batches.batches_per_epoch)
+        order = [int(index) for number in numbers for index in batches[number]["main"].examples if index >= 0]
+        return dict(zip(order, [float(placing.draw or 0) for placing in seen], strict=True))
+
+    first = draws(1)
+    assert first == draws(1, stage=2) == draws(1, config=PipelineConfig(batch_size=11))
+    assert first != draws(2) and first != draws(1, seed=8)
+    assert len(set(first.values())) == len(EXAMPLES) and all(0 <= value < 1 for value in first.values())
+    # They are no draws of the stage: those have another generator.
+    uniform = np.random.Generator(np.random.Philox(np.random.SeedSequence([7, 1])))
+    uniform.permutation(len(EXAMPLES))
+    assert not set(uniform.random((len(EXAMPLES), 2)).ravel()) & set(first.values())
+
+
+def test_progress_is_the_share_of_the_stage_that_is_over():
+    seen: list[Placing] = []
+    batches = source(method=record(seen), stage_start=9)
+    assert batches.stage_length == 5 * batches.batches_per_epoch  # Five epochs.
+
+    def progress(number: int) -> float:
+        seen.clear()
+        assert batches[number]
+        [value] = {placing.progress for placing in seen}
+        return value
+
+    assert progress(9) == 0.0 and progress(9 + 6) == 6 / batches.stage_length
+    assert progress(9 + batches.stage_length - 1) < 1.0 == progress(9 + 2 * batches.stage_length)
+    assert progress(3) == 0.0
+
+
 def test_length_buckets_save_padding():
     def mean_padding(config: PipelineConfig) -> float:
         batches = source(config)
-        shares = [1 - batches[number].valid.mean() for number in range(batches.batches_per_epoch)]
+        shares = [1 - batches[number]["main"].valid.mean() for number in range(batches.batches_per_epoch)]
         return float(np.mean(shares))
 
     bucketed = PipelineConfig(batch_size=2, length_buckets=(4, 7))
     assert mean_padding(bucketed) < 0.8 * mean_padding(PipelineConfig(batch_size=2))
     shapes = source(bucketed).shapes
-    assert [shape.prompt - 1 for shape in shapes] == [4, 7, 10]
+    assert [shape["main"].prompt - 1 for shape in shapes] == [4, 7, 10]
     assert len(source(PipelineConfig(batch_size=2, length_buckets=(4, 7, 50))).shapes) == 3
 
 
 def test_rows_are_padded_to_the_multiple():
     batches = source(PipelineConfig(batch_size=4, multiple_of=8))
-    assert (batches.shapes[0].prompt, batches.shapes[0].suffix) == (16, 8)
+    assert (batches.shapes[0]["main"].prompt, batches.shapes[0]["main"].texts) == (16, (0, 8))
 
 
 def test_the_fingerprint_changes_with_all_that_decides_the_batches():
@@ -152,6 +226,7 @@ def test_the_fingerprint_changes_with_all_that_decides_the_batches():
     # The same ids, cut at other places.
     one, *steps = EXAMPLES[0].steps
     moved = dataclasses.replace(EXAMPLES[0], question=np.append(EXAMPLES[0].question, one), steps=tuple(steps))
+    thinking = lambda count: dataclasses.replace(EXAMPLES[0], steps=(Think(count), *EXAMPLES[0].steps))
     prints = [
         fingerprint(),
         fingerprint(seed=8),
@@ -159,6 +234,8 @@ def test_the_fingerprint_changes_with_all_that_decides_the_batches():
         fingerprint(examples=EXAMPLES[::-1]),
         fingerprint(examples=[*EXAMPLES[:3], changed, *EXAMPLES[4:]]),
         fingerprint(examples=[moved, *EXAMPLES[1:]]),
+        fingerprint(examples=[thinking(1), *EXAMPLES[1:]]),
+        fingerprint(examples=[thinking(2), *EXAMPLES[1:]]),
         fingerprint(config=dataclasses.replace(CONFIG, batch_size=8)),
         fingerprint(config=dataclasses.replace(CONFIG, length_buckets=(4,))),
         fingerprint(config=dataclasses.replace(CONFIG, shuffle_edges=True)),
@@ -190,17 +267,16 @@ def graph_source(
 ) -> BatchSource:
     examples = [encode_example(GRAPH_TOKENIZER, example, SYMBOLS) for example in GRAPHS]
     config = PipelineConfig(batch_size=batch_size, shuffle_edges=shuffle_edges)
-    return BatchSource(
-        examples, GRAPH_TOKENIZER, METHODS["coconut"].rule, CURRICULUM, config, stage=stage, seed=seed, **settings
-    )
+    placing = placing_at(GRAPH_TOKENIZER, CURRICULUM, stage)
+    return BatchSource(examples, GRAPH_TOKENIZER, METHODS["coconut"], placing, config, seed=seed, **settings)
 
 
 def questions(batches: BatchSource, epoch: int) -> dict[int, str]:
     """The question of every example as an epoch shows it."""
-    per_epoch, shape = batches.batches_per_epoch, batches.shapes[0]
+    per_epoch, shape = batches.batches_per_epoch, batches.shapes[0]["main"]
     return {
         int(index): GRAPH_TOKENIZER.decode(tokens[: shape.prompt - 1][valid[: shape.prompt - 1]].tolist())
-        for batch in (batches[number] for number in range(epoch * per_epoch, (epoch + 1) * per_epoch))
+        for batch in (batches[number]["main"] for number in range(epoch * per_epoch, (epoch + 1) * per_epoch))
         for index, tokens, valid in zip(batch.examples, batch.tokens, batch.valid, strict=True)
         if index >= 0
     }
@@ -243,14 +319,14 @@ def test_edges_are_shuffled_where_there_are_edges_only():
     config = dataclasses.replace(CONFIG, shuffle_edges=True)
     words = word_tokenizer(["a b"])
     with pytest.raises(CoconutError, match="shuffle_edges = True: needs questions in symbols, not 'word' ids"):
-        BatchSource(EXAMPLES, words, METHODS["cot"].rule, CURRICULUM, config, stage=0, seed=0)
+        BatchSource(EXAMPLES, words, METHODS["cot"], placing_at(words, CURRICULUM, 0), config, seed=0)
     bars = symbol_tokenizer(("|", *"abcdefg"))
     with pytest.raises(CoconutError, match="training example 0 is no graph question"):
-        BatchSource(EXAMPLES, bars, METHODS["cot"].rule, CURRICULUM, config, stage=0, seed=0)
+        BatchSource(EXAMPLES, bars, METHODS["cot"], placing_at(bars, CURRICULUM, 0), config, seed=0)
 
 
 def test_bad_input_is_refused():
     with pytest.raises(CoconutError, match=r"length_buckets = \(8, 4\)"):
         PipelineConfig(batch_size=4, length_buckets=(8, 4))
     with pytest.raises(CoconutError, match="empty"):
-        BatchSource([], TOKENIZER, METHODS["cot"].rule, CURRICULUM, CONFIG, stage=0, seed=0)
+        BatchSource([], TOKENIZER, METHODS["cot"], placing_at(TOKENIZER, CURRICULUM, 0), CONFIG, seed=0)

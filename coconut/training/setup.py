@@ -118,15 +118,15 @@ def fit_to_positions(examples: Sequence[TokenizedExample], run: Run) -> list[Tok
     config, limit = run.config, run.config.decoder.max_positions
     writers = get_method(config.method).pages.values()
     stages = range(config.curriculum.first_stage, config.curriculum.final_stage + 1)
-    placings = [run.placing(stage) for stage in stages]
-
-    def columns(examples: Sequence[TokenizedExample]) -> int:
-        return max(stage_shape(examples, write, placing).columns for write in writers for placing in placings)
-
     # Almost always all of them fit, which the widest columns of the whole set show at once.
-    if columns(examples) <= limit:
+    first = run.placing(stages[0])
+    if max(stage_shape(examples, write, first, stages=stages).columns for write in writers) <= limit:
         return list(examples)
-    lengths = [columns([example]) for example in examples]
+    placings = [run.placing(stage) for stage in stages]
+    lengths = [
+        max(stage_shape([example], write, placing).columns for write in writers for placing in placings)
+        for example in examples
+    ]
     fitting = [example for example, length in zip(examples, lengths, strict=True) if length <= limit]
     dropped = len(examples) - len(fitting)
     if not dropped:

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 from coconut.analysis.probes import belief_over_nodes, decode_thoughts, node_token_ids, thought_neighbors
+from coconut.curriculum import CurriculumConfig
 from coconut.errors import CoconutError
 from coconut.latent.rollout import rollout
 from coconut.methods import get_method
 from coconut.tokenizers import SYMBOLS, TEXT, word_tokenizer
 from coconut.types import Graph, Language, Latent
+from tests.tiny_pages import placing_at
 
 MAX_THOUGHTS = 2
 
@@ -27,14 +29,13 @@ def next_token(decoder, schedule, tokens):
 
 def direct_belief(subject, method: str, count: int, forced: list[int]) -> np.ndarray:
     """One row, unpadded, through the rollout of training."""
-    tokenizer, markers = subject.tokenizer, get_method(method).rule.markers
-    prompt = [*subject.tokenized.question, *([tokenizer.start_latent_id] if markers else [])]
-    suffix = [*([tokenizer.end_latent_id] if markers else []), *forced]
+    tokenizer = subject.tokenizer
+    prompt, suffix = [*subject.tokenized.question, tokenizer.start_latent_id], [tokenizer.end_latent_id, *forced]
     tokens = jnp.asarray([[*prompt, *[tokenizer.latent_id] * count, *suffix]])
-    if get_method(method).rule.filler == "pause" or not count:
+    if method == "pause" or not count:
         schedule = (Language(tokens.shape[1]),)
     else:
-        schedule = (Language(len(prompt)), Latent(count), *([Language(len(suffix))] if suffix else []))
+        schedule = (Language(len(prompt)), Latent(count), Language(len(suffix)))
     probabilities = np.asarray(next_token(subject.model.decoder, schedule, tokens), np.float64)
     nodes = probabilities[[tokenizer.encode(symbol)[0] for symbol in subject.graph.symbols]]
     return nodes / nodes.sum()
@@ -43,10 +44,11 @@ def direct_belief(subject, method: str, count: int, forced: list[int]) -> np.nda
 def belief(subject, method: str, **options) -> np.ndarray:
     model, tokenizer, example, tokenized, _ = subject
     options = {"max_thoughts": MAX_THOUGHTS, **options}
-    return belief_over_nodes(model, tokenizer, get_method(method).rule, example, tokenized, SYMBOLS, **options)
+    placing = placing_at(tokenizer, CurriculumConfig(), 0)
+    return belief_over_nodes(model, tokenizer, get_method(method), placing, example, tokenized, SYMBOLS, **options)
 
 
-@pytest.mark.parametrize(("method", "forced"), [("coconut", None), ("pause", ""), ("no_cot", "")])
+@pytest.mark.parametrize(("method", "forced"), [("coconut", None), ("coconut", ""), ("pause", "")])
 def test_belief_equals_a_rollout_of_each_number_of_thoughts(subject, method, forced):
     found = belief(subject, method, forced=forced)
     assert found.shape == (MAX_THOUGHTS + 1, len(subject.graph.symbols))
@@ -60,10 +62,13 @@ def test_belief_equals_a_rollout_of_each_number_of_thoughts(subject, method, for
 
 def test_belief_refuses_what_it_cannot_read(subject):
     model, tokenizer, example, tokenized, _ = subject
-    rule = get_method("coconut").rule
+    method, placing = get_method("coconut"), placing_at(tokenizer, CurriculumConfig(), 0)
     with pytest.raises(CoconutError, match="no graph"):
         bare = dataclasses.replace(example, graph=None)
-        belief_over_nodes(model, tokenizer, rule, bare, tokenized, SYMBOLS, 1)
+        belief_over_nodes(model, tokenizer, method, placing, bare, tokenized, SYMBOLS, 1)
+    with pytest.raises(CoconutError, match="1 thoughts: the method writes this question without a block of thoughts"):
+        belief(subject, "no_cot")
+    assert belief(subject, "no_cot", max_thoughts=0).shape == (1, len(subject.graph.symbols))
     with pytest.raises(CoconutError, match="max_thoughts = -1"):
         belief(subject, "coconut", max_thoughts=-1)
     # 24 edge tokens, 6 of the frame, 2 markers, and the answer's prefix.

@@ -21,9 +21,9 @@ from coconut.commands.plan.roofline import collective_seconds, links, roofline
 from coconut.commands.plan.search import meshes
 from coconut.curriculum import CurriculumConfig
 from coconut.errors import CoconutError
-from coconut.methods import get_method
 from coconut.sharding import MeshConfig, make_mesh
 from coconut.training.config import RunConfig
+from coconut.types import Language, Latent
 from tests.tiny_models import quick_compilation
 from tests.tiny_runs import tiny_run
 
@@ -266,8 +266,20 @@ def test_columns_that_make_no_batch() -> None:
         with pytest.raises(CoconutError, match=message):
             columns.schedule(config)
     curriculum: CurriculumConfig = config.curriculum
-    thoughts = get_method("coconut").rule.plan(curriculum, curriculum.final_stage, 0).thoughts
-    assert Columns(total=24, thoughts=None, suffix=6).schedule(config)[1].length == thoughts
+    for padded in (True, False):
+        # Nobody knows how many steps the questions have: as many as are replaced at most.
+        settings = {"pad_latent_to_max": padded, "max_latent_stage": 3, "c_thought": 2, "last_stage": None}
+        changed = dataclasses.replace(config, curriculum=dataclasses.replace(curriculum, **settings))
+        columns = Columns(total=24, thoughts=None, suffix=6)
+        assert columns.schedule(changed) == (Language(12), Latent(6), Language(6, 5))
+    for method, schedule in (
+        ("pause", (Language(24, 5),)),
+        ("cot", (Language(24, 6),)),
+        ("interleaved", (Language(12), Latent(2), Language(2, 1), Latent(2), Language(6, 5))),
+    ):
+        assert columns.schedule(dataclasses.replace(changed, method=method)) == schedule
+    with pytest.raises(CoconutError, match="2 thoughts: the method writes this question without a block of thoughts"):
+        COLUMNS.schedule(dataclasses.replace(config, method="cot"))
 
 
 @pytest.mark.parametrize("topology", ["v5e", "v5e:4", "v9:2x2", "v5e:axb"])

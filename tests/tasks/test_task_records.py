@@ -1,5 +1,6 @@
 """Question files: round trips, and one readable error for everything malformed."""
 
+import dataclasses
 import json
 import os
 import re
@@ -9,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coconut.errors import CoconutError
-from coconut.tasks import TASKS, get_task, load_examples, save_examples
-from coconut.types import Example, Graph
+from coconut.tasks import TASKS, content_hash, get_task, load_examples, save_examples
+from coconut.tasks.statistics import text_statistics
+from coconut.types import Example, Graph, Think
 
 GOOD = {"question": "Is Tom a lempus or impus?", "steps": ["Tom is a lempus."], "answer": "Tom is a lempus."}
 WITH_GRAPH = {
@@ -103,7 +105,13 @@ def without(record, field):
         ({**GOOD, "question": 3}, "'question' must be a text that is not blank, got 3"),
         ({**GOOD, "answer": " "}, "'answer' must be a text that is not blank, got ' '"),
         ({**GOOD, "steps": "Tom is a lempus."}, "'steps' must be a list of texts, got 'Tom is"),
-        ({**GOOD, "steps": ["a", None]}, r"'steps'\[1\] must be a text, got None"),
+        *(
+            ({**GOOD, "steps": ["a", step]}, r"'steps'\[1\] must be a text, or .*; got " + re.escape(repr(step)))
+            for step in (None, {"think": 0}, {"think": -1}, {"think": True}, {"think": 2.0}, {"think": "2"})
+        ),
+        ({**GOOD, "steps": [{"think": 2, "x": 1}]}, r"'steps'\[0\] must be .*; got {'think': 2, 'x': 1}"),
+        ({**GOOD, "steps": [{"thoughts": 2}, "a"]}, r"'steps'\[0\] must be .*; got {'thoughts': 2}"),
+        ({**GOOD, "steps": ["a", {}]}, r"'steps'\[1\] must be .*; got {}"),
         (without(WITH_GRAPH, "edges"), "'edges' is missing"),
         ({**WITH_GRAPH, "idx_to_symbol": ["Tom", 1, "impus"]}, r"'idx_to_symbol'\[1\] must be a text, got 1"),
         ({**WITH_GRAPH, "edges": {}}, "'edges' must be a list, got {}"),
@@ -165,6 +173,24 @@ def test_no_content_ends_in_another_error(folder, content):
         load_examples(path)
     except CoconutError as error:
         assert str(path) in str(error)
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+def test_a_step_may_be_a_block_of_thoughts(tmp_path, name):
+    steps = ("Tom is a lempus.", Think(2), "Tom is an impus.", Think(1))
+    example = Example(question="Is Tom an impus?", steps=steps, answer="yes")
+    save_examples(tmp_path / name, [example])
+    assert load_examples(tmp_path / name) == [example]
+    assert (
+        '"steps": ["Tom is a lempus.", {"think": 2}, "Tom is an impus.", {"think": 1}]' in (tmp_path / name).read_text()
+    )
+    assert example.written_steps == steps[::2]
+    # It is the same question as without them.
+    assert content_hash(example) == content_hash(dataclasses.replace(example, steps=()))
+    counts = text_statistics([example])
+    assert (counts["steps"].counts, counts["words of the steps"].counts) == ({2: 1}, {8: 1})
+    with pytest.raises(CoconutError, match=r"Think\.count = 0"):
+        Think(0)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):

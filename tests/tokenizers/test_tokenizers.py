@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from coconut import tokenizers
 from coconut.errors import CoconutError
 from coconut.tokenizers import SYMBOLS, TEXT, Tokenizer
-from coconut.types import Example
+from coconut.types import Example, Think
 
 SYMBOL_NAMES = ("<eos>", "|", "[Q]", "[R]", "[A]", *(str(number) for number in range(28)))
 CORPUS = (
@@ -339,6 +339,19 @@ def test_encode_text_example():
         "x\n",
         "### Alex is a zumpus.",
     ]
+
+
+def test_blocks_of_thoughts_pass_through():
+    steps = ("Alex is a rompus.", Think(2), "x")
+    example = Example(question="Is Alex a zumpus?", steps=steps, answer="x")
+    encoded = tokenizers.encode_example(WORD, example, TEXT)
+    plain = tokenizers.encode_example(WORD, dataclasses.replace(example, steps=example.written_steps), TEXT)
+    assert encoded.steps[1] == Think(2)
+    assert [step.tolist() for step in encoded.written_steps] == [step.tolist() for step in plain.written_steps]
+    assert (encoded.num_steps, len(encoded.steps)) == (2, 3)
+    assert encoded.ids.tolist() == plain.ids.tolist()
+    # A tokenizer is trained on text alone.
+    assert list(TEXT.texts([example])) == ["Is Alex a zumpus?\n", "Alex is a rompus.\n", "x\n", "### x"]
 
 
 def test_encode_symbol_example():

@@ -23,6 +23,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from rich.console import Console
 
+from coconut.errors import CoconutError, DivergedError
 from coconut.losses import Term
 from coconut.methods import METHODS
 from coconut.storage import LOCK, hold
