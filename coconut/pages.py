@@ -167,13 +167,18 @@ def count_thoughts(page: Page) -> int:
     return sum(part.count for part in page if isinstance(part, Thoughts))
 
 
+def has_blocks(page: Page) -> bool:
+    """Whether a page has a block of thoughts, be it one of none."""
+    return any(isinstance(part, Thoughts) for part in page)
+
+
 def with_thoughts(page: Page, count: int) -> Page:
     """The page with ``count`` thoughts in each of its blocks.
 
     Raises:
       CoconutError: the page has no block that thoughts could stand in.
     """
-    if count and not any(isinstance(part, Thoughts) for part in page):
+    if count and not has_blocks(page):
         raise CoconutError(f"{count} thoughts: the method writes this question without a block of thoughts")
     return tuple(part._replace(count=count) if isinstance(part, Thoughts) else part for part in page)
 

@@ -19,6 +19,9 @@ from coconut.datasets import DataConfig
 from coconut.errors import CoconutError
 from coconut.latent.feedback import FeedbackConfig
 from coconut.latent.generate import SamplingConfig
+from coconut.latent.halting import HaltingConfig
+from coconut.methods import METHODS
+from coconut.methods.method import NoOptions
 from coconut.models.config import DecoderConfig, RotaryScaling
 from coconut.pipeline import PipelineConfig
 from coconut.training.config import RunConfig
@@ -29,15 +32,23 @@ CONFIGS = (
     DataConfig,
     DecoderConfig,
     FeedbackConfig,
+    HaltingConfig,
     OptimizerConfig,
     PipelineConfig,
     RotaryScaling,
     RunConfig,
     SamplingConfig,
 )
-_configurables: dict[str, Any] = {
-    config.__name__: gin.external_configurable(config, module="coconut") for config in CONFIGS
-}
+_configurables: dict[str, Any] = {}
+
+
+def _make_configurable() -> None:
+    """Makes the config dataclasses known to gin, those of the registered methods' options among them."""
+    options = [method.options for method in METHODS.values() if method.options is not NoOptions]
+    for config in (*CONFIGS, *options):
+        if config.__name__ not in _configurables:
+            _configurables[config.__name__] = gin.external_configurable(config, module="coconut")
+
 
 SHIPPED = "gin_configs"
 """The folder of the gin files that come with the package: within it in a wheel, beside it in a checkout."""
@@ -72,6 +83,7 @@ def resolve_run(gin_files: Sequence[str], bindings: Sequence[str] = ()) -> RunCo
         a dataclass rejects it.
     """
     gin.clear_config()
+    _make_configurable()
     try:
         gin.parse_config_files_and_bindings(list(gin_files), list(bindings))
         return _configurables["RunConfig"]()

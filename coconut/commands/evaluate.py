@@ -91,11 +91,13 @@ def evaluate_model(
         batch_size=config.batch_size or run.config.evaluation_batch_size,
         sampling=config.sampling or run.config.sampling,
         forced=config.forced,
+        halting=run.config.halting,
     )
     placing = run.placing(progress.stage)
     given = given_pages(method, placing, tokenized)
     trained_thoughts = {part.count for page in given for part in page if isinstance(part, Thoughts)}
-    others = config.thoughts if any(trained_thoughts) else ()
+    thinks = any(trained_thoughts) or method.halting(placing) is not None
+    others = config.thoughts if thinks else ()
     lines: list[dict[str, Any]] = []
 
     with progress_bar(console) as bar:

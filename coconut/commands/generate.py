@@ -62,7 +62,13 @@ def answer_question(
     example = Example(question=question.strip(), steps=(), answer="")
     encoded = encode_example(run.tokenizer, example, text_format)
     config = AnswerConfig(
-        batch_size=1, sampling=sampling or run.config.sampling, thoughts=thoughts, forced=forced, seed=seed
+        batch_size=1,
+        sampling=sampling or run.config.sampling,
+        thoughts=thoughts,
+        forced=forced,
+        seed=seed,
+        halting=run.config.halting,
+        keep_thoughts=True,
     )
     [answer] = answer_questions(
         model,
@@ -86,9 +92,15 @@ def load(workdir: StoragePath, which: Which = "best") -> tuple[Run, Model, Progr
 
 
 def describe(reply: Reply) -> str:
-    """The reply as text: a line a thought, then the answer."""
-    lines = [
-        f"thought {number}: " + "  ".join(f"{token} {probability:.2f}" for token, probability in tokens)
-        for number, tokens in enumerate(reply.thoughts, 1)
-    ]
-    return "\n".join([*lines, f"answer: {reply.answer.text}"])
+    """The reply as text: a line a thought, a line for what is written between thoughts, then the answer."""
+    lines, number = [], 0
+    for turn in reply.answer.turns:
+        if isinstance(turn, str):
+            lines.append(f"writes: {turn}")
+            continue
+        for tokens in reply.thoughts[number : number + turn]:
+            number += 1
+            lines.append(f"thought {number}: " + "  ".join(f"{token} {share:.2f}" for token, share in tokens))
+    written = reply.answer.turns and isinstance(reply.answer.turns[-1], str)
+    lines, last = (lines[:-1], reply.answer.turns[-1]) if written else (lines, "")
+    return "\n".join([*lines, f"answer: {last}"])

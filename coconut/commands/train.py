@@ -30,7 +30,9 @@ def validate(model: Model, run: Run, dataset: Dataset, stage: int) -> Mapping[st
     examples = dataset.splits["validation"]
     if not examples:
         return {}
-    answer_config = AnswerConfig(batch_size=run.config.evaluation_batch_size, sampling=run.config.sampling)
+    answer_config = AnswerConfig(
+        batch_size=run.config.evaluation_batch_size, sampling=run.config.sampling, halting=run.config.halting
+    )
     result = evaluate(
         model,
         run.tokenizer,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import no_type_check
 
@@ -14,7 +15,9 @@ from jaxtyping import Array, Int, Key
 from coconut.batching import align, page_shape
 from coconut.errors import CoconutError, check_fields
 from coconut.evaluation.reading import given_pages, latent_columns, read
-from coconut.latent.generate import SamplingConfig, decode
+from coconut.latent.feedback import draws
+from coconut.latent.generate import Generated, SamplingConfig, decode
+from coconut.latent.halting import HaltingConfig, Mode, Thinking
 from coconut.methods.method import Method
 from coconut.model import Model
 from coconut.pages import Page, Placing, Text, count_thoughts, question_alone
@@ -29,11 +32,13 @@ class AnswerConfig:
     Attributes:
       batch_size: rows decoded together.
       sampling: how tokens are chosen.
-      thoughts: thoughts of every block a question is given with, chosen at test time; None for what the stage was
-        trained with.
+      thoughts: thoughts of every block, chosen at test time; None for what the stage was trained with.
       forced: text the model must go on from, behind the question and its thoughts (an answer's prefix, the start of a
         step).
       seed: of the draws.
+      halting: when a block is over that the model opens itself; None for what the method says, with ``thoughts``
+        where they are given.
+      keep_thoughts: keep the inputs of the thoughts that the model has made in blocks of its own, too.
     """
 
     batch_size: int = 64
@@ -41,6 +46,8 @@ class AnswerConfig:
     thoughts: int | None = None
     forced: str = ""
     seed: int = 0
+    halting: HaltingConfig | None = None
+    keep_thoughts: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -56,11 +63,13 @@ class Answer:
 
     Attributes:
       example: index of the example.
-      text: forced beginning and generated text, without EOS.
-      new_tokens: tokens of ``text``, the forced ones included, EOS not.
-      thoughts: thoughts before it, or pause tokens.
+      text: forced beginning and generated text, without EOS, markers and thoughts.
+      new_tokens: tokens of ``text``, the forced ones included, EOS and markers not.
+      thoughts: thoughts, or pause tokens, before the text and within it.
       ended: whether the model ended by itself.
-      thought_inputs: ``[K, D]``, the thoughts themselves; None where there were none.
+      cut: whether it was ended where it began to think with no room left.
+      turns: what followed what, from the first thought on: a text, or a number of thoughts.
+      thought_inputs: ``[K, D]``, the thoughts themselves, in order; None where they were not kept.
     """
 
     example: int
@@ -68,6 +77,8 @@ class Answer:
     new_tokens: int
     thoughts: int
     ended: bool
+    cut: bool
+    turns: tuple[str | int, ...]
     thought_inputs: np.ndarray | None
 
 
@@ -108,12 +119,18 @@ def answer_questions(
     last = dataclasses.replace(placing, stage=placing.curriculum.final_stage)
     widest = given_pages(method, last, [question_alone(examples[0].question, placing.curriculum)])
     shape = page_shape([*pages, *widest])
-    columns = shape.columns + config.sampling.max_new_tokens
+    halting = config.halting
+    if halting is None and (halting := method.halting(placing)) is not None and config.thoughts is not None:
+        most, blocks = max(config.thoughts, 1), halting.room // halting.most
+        halting = HaltingConfig(stop="count", least=min(config.thoughts, 1), most=most, room=blocks * most)
+    thinking = None if halting is None else _thinking(model, tokenizer, method, halting, config)
+    room = config.sampling.max_new_tokens + (0 if halting is None else halting.room)
+    columns = shape.columns + room
     if columns > model.decoder.config.max_positions:
         raise CoconutError(
             f"DecoderConfig.max_positions = {model.decoder.config.max_positions}: a question of {shape.prompt} tokens, "
-            f"{sum(shape.thoughts)} thoughts, {sum(shape.texts)} forced and {config.sampling.max_new_tokens} new "
-            f"tokens need {columns}"
+            f"{sum(shape.thoughts)} thoughts, {sum(shape.texts)} forced and {room} new "
+            f"tokens and thoughts need {columns}"
         )
     for start in range(0, len(examples), config.batch_size):
         rows: list[Page | None] = list(pages[start : start + config.batch_size])
@@ -127,33 +144,97 @@ def answer_questions(
         )
         # Rows that only fill the batch read one token, so that their softmax has something to see.
         batch.valid[count:, shape.prompt - 1] = True
-        prefix, thoughts = read(model, batch)
+        keys = _row_keys(config.seed, start, config.batch_size)
+        drawn = _keys_of_thoughts(keys) if draws(model.feedback) else None
+        prefix, thoughts = read(model, batch, method, latent_id=tokenizer.latent_id, keys=drawn)
         active = np.arange(config.batch_size) < count
         generated = decode(
             model.decoder,
             prefix,
             active,
-            _row_keys(config.seed, start, config.batch_size),
+            keys,
+            thinking=None if thinking is None else dataclasses.replace(thinking, keys=drawn),
             sampling=config.sampling,
             eos_id=tokenizer.eos_id,
             vocab_size=tokenizer.vocab_size,
         )
-        new, lengths, ended = (np.asarray(x) for x in generated[:3])
-        thoughts = None if thoughts is None else np.asarray(thoughts)
+        given = None if thoughts is None else np.asarray(thoughts)
         used = batch.valid[:, latent_columns(batch)]
+        written = jax.tree.map(np.asarray, generated)
         for index in range(count):
-            yield Answer(
-                example=start + index,
-                text=tokenizer.decode([*forced.tolist(), *new[index, : lengths[index]].tolist()]),
-                new_tokens=len(forced) + int(lengths[index]),
-                thoughts=count_thoughts(pages[start + index]),
-                ended=bool(ended[index]),
-                thought_inputs=None if thoughts is None else thoughts[index, used[index]],
-            )
+            inputs = None if given is None else given[index, used[index]]
+            number = count_thoughts(pages[start + index])
+            yield _answer(start + index, written, index, tokenizer, forced, number, inputs)
         advance(count)
+
+
+def _thinking(
+    model: Model, tokenizer: Tokenizer, method: Method, halting: HaltingConfig, config: AnswerConfig
+) -> Thinking:
+    """How rows think that open a block themselves."""
+    halt = None
+    if halting.stop == "head":
+        if "halt" not in model.parts:
+            raise CoconutError("HaltingConfig.stop = 'head': the model has no part named 'halt'")
+        halt = model.parts["halt"]
+    return Thinking(
+        feedback=model.feedback,
+        config=halting,
+        start_id=tokenizer.start_latent_id,
+        latent_id=tokenizer.latent_id,
+        end_id=tokenizer.end_latent_id,
+        think=method.think,
+        halt=halt,
+        counts=None if config.thoughts is None or config.halting else jnp.full(config.batch_size, config.thoughts),
+        keep_inputs=config.keep_thoughts,
+    )
+
+
+def _answer(
+    example: int,
+    generated: Generated,
+    row: int,
+    tokenizer: Tokenizer,
+    forced: np.ndarray,
+    given: int,
+    inputs: np.ndarray | None,
+) -> Answer:
+    """One row of what was generated, behind ``given`` thoughts."""
+    tokens = generated.tokens[row, : generated.lengths[row]].tolist()
+    blocks, own = generated.blocks, [False] * len(tokens)
+    if blocks is not None:
+        own = (blocks.modes[row, : len(tokens)] == Mode.THINKING).tolist()
+        if blocks.inputs is not None:
+            kept = blocks.inputs[row, : len(tokens)][own]
+            inputs = kept if inputs is None else np.concatenate([inputs, kept])
+    markers = (tokenizer.start_latent_id, tokenizer.end_latent_id) if blocks is not None else ()
+    text = [*forced.tolist(), *(token for token, thought in zip(tokens, own, strict=True) if not thought)]
+    text = [token for token in text if token not in markers]
+    turns: list[str | int] = [given] if given else []
+    for thought, group in itertools.groupby(
+        [*((token, False) for token in forced.tolist()), *zip(tokens, own, strict=True)], key=lambda pair: pair[1]
+    ):
+        ids = [token for token, _ in group if token not in markers]
+        turns.append(len(ids) if thought else tokenizer.decode(ids))
+    return Answer(
+        example=example,
+        text=tokenizer.decode(text),
+        new_tokens=len(text),
+        thoughts=given + sum(own),
+        ended=bool(generated.ended[row]),
+        cut=blocks is not None and bool(blocks.cut[row]),
+        turns=tuple(turns),
+        thought_inputs=inputs,
+    )
 
 
 @functools.partial(jax.jit, static_argnames="rows")
 def _row_keys(seed: Int[ArrayLike, ""], start: Int[ArrayLike, ""], rows: int) -> Key[Array, " B"]:
     """A key for each of some rows, by its example's number; made under jit, so that every process holds all of them."""
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), start + jnp.arange(rows))
+
+
+@jax.jit
+def _keys_of_thoughts(keys: Key[Array, " B"]) -> Key[Array, " B"]:
+    """Keys for what a feedback draws, apart from those that choose tokens."""
+    return jax.vmap(jax.random.fold_in, (0, None))(keys, 1)

@@ -6,6 +6,7 @@ likelier than the wrong one.
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -16,6 +17,7 @@ from coconut.batching import align, page_shape
 from coconut.errors import CoconutError
 from coconut.evaluation.reading import given_pages
 from coconut.latent.rollout import rollout_batch
+from coconut.latent.thinkers import Thinker
 from coconut.losses import scored_columns, token_losses
 from coconut.methods.method import Method
 from coconut.model import Model
@@ -86,14 +88,14 @@ def choose(
             latent_id=tokenizer.latent_id,
             feeds_back=method.feeds_back,
         )
-        losses.append(np.asarray(_answer_losses(model, batch)))
+        losses.append(np.asarray(_answer_losses(model, batch, method.think)))
     right, wrong = np.concatenate(losses)[: len(pages)].reshape(-1, 2).T
     return int((right < wrong).sum())
 
 
-@jax.jit
-def _answer_losses(model: Model, batch: Batch) -> Float[Array, " B"]:
+@functools.partial(jax.jit, static_argnames="think")
+def _answer_losses(model: Model, batch: Batch, think: Thinker) -> Float[Array, " B"]:
     """Minus the log-probability of each row's labels, in nats."""
-    output = rollout_batch(model.decoder, model.feedback, batch)
+    output = rollout_batch(model.decoder, model.feedback, batch, think=think)
     logits = model.decoder.unembed(output.predictors)
     return replicate(token_losses(logits, scored_columns(batch.labels, batch.schedule)).sum(1))

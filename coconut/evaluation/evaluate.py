@@ -26,6 +26,7 @@ class Evaluation:
         count (Hao et al. 2024, table 1).
       thoughts: mean number of thoughts (or pause tokens).
       ended: share of rows that ended by themselves before the limit.
+      cut: share of rows that ended where they began to think with no room left.
     """
 
     examples: int
@@ -33,6 +34,7 @@ class Evaluation:
     tokens: float
     thoughts: float
     ended: float
+    cut: float
 
     @property
     def accuracy(self) -> float:
@@ -95,7 +97,7 @@ def evaluate(
     """
     if not examples:
         raise CoconutError("there are no questions to evaluate: the split is empty")
-    correct = tokens = thoughts = ended = 0
+    correct = tokens = thoughts = ended = cut = 0
     answers = answer_questions(model, tokenizer, method, placing, tokenized, config, advance=advance)
     for answer in answers:
         right = task.check(answer.text, examples[answer.example])
@@ -104,8 +106,14 @@ def evaluate(
         tokens += answer.new_tokens + (answer.thoughts if method.feeds_back else 0)
         thoughts += answer.thoughts
         ended += answer.ended
+        cut += answer.cut
         record(answer, right)
     count = len(examples)
     return Evaluation(
-        examples=count, correct=correct, tokens=tokens / count, thoughts=thoughts / count, ended=ended / count
+        examples=count,
+        correct=correct,
+        tokens=tokens / count,
+        thoughts=thoughts / count,
+        ended=ended / count,
+        cut=cut / count,
     )

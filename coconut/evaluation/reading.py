@@ -4,12 +4,13 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Key
 
 from coconut.latent.generate import Prefix, prefill, think_on
+from coconut.latent.thinkers import OneByOne
 from coconut.methods.method import Method
 from coconut.model import Model
-from coconut.pages import Page, Placing, given, with_thoughts
+from coconut.pages import Page, Placing, given, has_blocks, with_thoughts
 from coconut.tokenizers import TokenizedExample
 from coconut.types import Batch, Language, Latent
 
@@ -26,14 +27,26 @@ def given_pages(
       thoughts: of every block; None for what the method says.
 
     Raises:
-      CoconutError: there is no block that as many thoughts could stand in.
+      CoconutError: there is no block that as many thoughts could stand in, and the model opens none itself.
     """
     pages = [given(method.write_to_answer(example, placing)) for example in examples]
-    return pages if thoughts is None else [with_thoughts(page, thoughts) for page in pages]
+    if thoughts is None:
+        return pages
+    opens_blocks = method.halting(placing) is not None
+    return [page if opens_blocks and not has_blocks(page) else with_thoughts(page, thoughts) for page in pages]
 
 
-def read(model: Model, batch: Batch) -> tuple[Prefix, Float[Array, "B K D"] | None]:
+def read(
+    model: Model, batch: Batch, method: Method, *, latent_id: int, keys: Key[Array, " B"] | None = None
+) -> tuple[Prefix, Float[Array, "B K D"] | None]:
     """Reads the columns of a batch span by span, and thinks where it has latent spans.
+
+    Args:
+      model: the model.
+      batch: what it is given.
+      method: how it thinks.
+      latent_id: id of the latent marker, which sweeps start from.
+      keys: a key for each row, for feedbacks that draw.
 
     Returns:
       What decoding goes on from, and the thoughts of all latent spans (`latent_columns` says where in the batch they
@@ -49,7 +62,13 @@ def read(model: Model, batch: Batch) -> tuple[Prefix, Float[Array, "B K D"] | No
         else:
             assert prefix is not None
             counts = valid.sum(1, dtype=np.int32)
-            prefix, made = think_on(model.decoder, model.feedback, prefix, counts, room=span.length)
+            prefix, made = think_on(
+                *(model.decoder, model.feedback, prefix, counts),
+                room=span.length,
+                think=method.think,
+                latent_id=None if method.think == OneByOne() else latent_id,
+                keys=keys,
+            )
             thoughts.append(made)
     assert prefix is not None
     return prefix, jnp.concatenate(thoughts, 1) if thoughts else None

@@ -1,10 +1,35 @@
 """Thoughts and written steps by turns: a sequence that thinks, writes and thinks again."""
 
+import dataclasses
+from typing import no_type_check
+
 from coconut.curriculum import plan_stage
+from coconut.errors import CoconutError, check_fields
+from coconut.latent.halting import HaltingConfig
 from coconut.methods.method import Method
 from coconut.pages import Page, Placing, Text, Thoughts, write_on
 from coconut.tokenizers import TokenizedExample
 from coconut.types import Think
+
+
+@no_type_check  # Its own checks name the field and the value
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InterleavedOptions:
+    """Options of `INTERLEAVED`.
+
+    Attributes:
+      blocks: blocks that a row has room for where the model itself opens them; one that opens more is cut there.
+
+    Raises:
+      CoconutError: a value out of range; the message names the field and the value.
+    """
+
+    blocks: int = 8
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.blocks < 1:
+            raise CoconutError(f"InterleavedOptions.blocks = {self.blocks!r}: must be at least 1")
 
 
 def write_by_turns(example: TokenizedExample, placing: Placing) -> Page:
@@ -29,4 +54,12 @@ def write_by_turns(example: TokenizedExample, placing: Placing) -> Page:
     return (Text(example.question), *write_on(parts, example.answer, placing.markers))
 
 
-INTERLEAVED = Method(name="interleaved", pages={"main": write_by_turns})
+def halt_by_count(placing: Placing) -> HaltingConfig | None:
+    """A block that the model opens itself has as many thoughts as one that replaces a step in training."""
+    count = placing.curriculum.c_thought
+    return HaltingConfig(stop="count", most=count, room=placing.options.blocks * count) if count else None
+
+
+INTERLEAVED = Method(
+    name="interleaved", pages={"main": write_by_turns}, options=InterleavedOptions, halting=halt_by_count
+)

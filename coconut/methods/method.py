@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from coconut.latent.feedback import draws
+from coconut.latent.halting import HaltingConfig
 from coconut.latent.rollout import rollout_batch
 from coconut.latent.thinkers import OneByOne, Sweeps, Thinker
 from coconut.losses import Loss, Term, language_loss, norm_metrics
@@ -77,6 +78,11 @@ def train_everything(name: str) -> bool:
     return True
 
 
+def opens_no_block(placing: Placing) -> HaltingConfig | None:
+    """How a block ends that the model opens itself: it opens none."""
+    del placing
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Method:
     """What differs between methods. A method is one of these, in a file of its own (`coconut.methods.register_method`).
@@ -91,6 +97,8 @@ class Method:
       train_only: names of parts that checkpoints hold, and that are neither loaded for evaluation nor exported.
       trains: whether a parameter is trained, given its name; the others are frozen, and have no moments.
       think: how thoughts are made, in training and in answering.
+      halting: when a block is over that the model opens itself, from what a page is written by; None where the start
+        marker is a token like others when the model writes it.
       loss: from the model, the views and the context to terms and metrics. It calls the rollout, once or more often.
     """
 
@@ -101,6 +109,7 @@ class Method:
     train_only: frozenset[str] = frozenset()
     trains: Callable[[str], bool] = train_everything
     think: Thinker = OneByOne()  # noqa: RUF009 - immutable
+    halting: Callable[[Placing], HaltingConfig | None] = opens_no_block
     loss: LossFunction = imitation_loss
 
     def write_to_answer(self, example: TokenizedExample, placing: Placing) -> Page:

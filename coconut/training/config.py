@@ -12,6 +12,7 @@ from coconut.datasets import DataConfig
 from coconut.errors import CoconutError, check_fields
 from coconut.latent.feedback import FeedbackConfig
 from coconut.latent.generate import SamplingConfig
+from coconut.latent.halting import HaltingConfig
 from coconut.methods import get_method
 from coconut.models.config import DecoderConfig
 from coconut.pipeline import PipelineConfig
@@ -45,6 +46,7 @@ class RunConfig:
       freeze: patterns (``decoder.tokens.*``) of the names of parameters that are not trained, beside those that the
         method freezes.
       sampling: how validation questions are answered.
+      halting: when a block of thoughts is over that the model opens itself; None for what the method says.
       evaluation_batch_size: rows answered together.
       evaluate_every: optimizer steps between validations, beside those at the end of each stage, or ``epoch`` for one
         after each epoch of the data; None for those at the end of a stage alone.
@@ -76,6 +78,7 @@ class RunConfig:
     feedback: FeedbackConfig = dataclasses.field(default_factory=FeedbackConfig)
     freeze: tuple[str, ...] = ()
     sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
+    halting: HaltingConfig | None = None
     evaluation_batch_size: int = 64
     evaluate_every: int | Literal["epoch"] | None = None
     save_every: int | None = 1000
