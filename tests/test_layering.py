@@ -12,6 +12,8 @@ ROOT = Path(__file__).parents[1]
 # of `coconut` gets its place here. `coconut` itself stands for coconut/__init__.py, which may gather the public names.
 LAYERS = (
     "coconut.errors",
+    "coconut.storage_path",
+    "coconut.mesh",
     "coconut.types",
     "coconut.storage",
     "coconut.hub",
@@ -31,6 +33,7 @@ LAYERS = (
     "coconut.evaluation",
     "coconut.analysis",
     "coconut.commands",
+    "coconut.__main__",
     "coconut",
     "experiments",
 )

@@ -18,22 +18,14 @@ from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 from coconut.errors import CoconutError
 from coconut.latent.feedback import Identity
+from coconut.mesh import MESH_AXES, MeshConfig
 from coconut.models.config import DecoderConfig
 from coconut.models.decoder import Decoder
 from coconut.models.huggingface import load_pretrained, save_pretrained
 from coconut.models.parameters import abstract_decoder, decoder_parameters
 from coconut.models.presets import PRESETS
 from coconut.models.vocabulary import copy_token, resize_vocabulary
-from coconut.sharding import (
-    MESH_AXES,
-    MeshConfig,
-    check_heads,
-    make_mesh,
-    own_rows,
-    parameter_sharding,
-    partition,
-    tree_sharding,
-)
+from coconut.sharding import check_heads, make_mesh, own_rows, parameter_sharding, partition, tree_sharding
 from coconut.training.optimizer import OptimizerConfig, make_optimizer
 from coconut.training.state import make_model, make_state, parameters_of
 from tests.tiny_models import GPT2_STYLE, LLAMA_STYLE, process_environment, quick_jit, random_decoder

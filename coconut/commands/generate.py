@@ -7,7 +7,8 @@ from coconut.datasets import text_format_of
 from coconut.evaluation.answers import Answer, AnswerConfig, answer_questions
 from coconut.latent.generate import SamplingConfig
 from coconut.methods import get_method
-from coconut.storage import StoragePath, exists
+from coconut.storage import exists
+from coconut.storage_path import StoragePath
 from coconut.tokenizers import encode_example
 from coconut.training.checkpoint import RUN_FILE, Progress, Run, Which, load_model
 from coconut.training.state import Model

@@ -15,14 +15,8 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 from coconut.errors import CoconutError
 from coconut.latent.feedback import make_feedback
 from coconut.sharding import placed
-from coconut.storage import (
-    StoragePath,
-    exists,
-    is_remote,
-    read_text,
-    storage_errors,
-    write_atomically,
-)
+from coconut.storage import exists, read_text, storage_errors, write_atomically
+from coconut.storage_path import StoragePath, is_remote
 from coconut.tokenizers import Tokenizer
 from coconut.training.config import RunConfig, differences, from_json, to_json
 from coconut.training.state import Model, Parameters, Template, TrainState, make_model

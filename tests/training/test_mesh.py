@@ -19,9 +19,10 @@ from coconut.batching import Shape, align, write_row
 from coconut.commands.plan.collectives import collectives
 from coconut.curriculum import StagePlan
 from coconut.latent.feedback import Identity
+from coconut.mesh import MeshConfig
 from coconut.methods import METHODS
 from coconut.models.config import DecoderConfig
-from coconut.sharding import MeshConfig, make_mesh, placed, put_rows, replicated, tree_sharding
+from coconut.sharding import make_mesh, placed, put_rows, replicated, tree_sharding
 from coconut.tokenizers import TokenizedExample, symbol_tokenizer
 from coconut.training.optimizer import OptimizerConfig, make_optimizer
 from coconut.training.state import Template, make_model, make_state, parameters_of

@@ -16,9 +16,10 @@ from coconut.batching import Shape, schedule_of
 from coconut.commands.plan.cost import Cost, cost_of, memory_of
 from coconut.commands.plan.hardware import Slice
 from coconut.errors import CoconutError
+from coconut.mesh import MeshConfig
 from coconut.methods import get_method
 from coconut.models.config import DecoderConfig
-from coconut.sharding import MeshConfig, check_rows, make_mesh, replicated, row_sharding
+from coconut.sharding import check_rows, make_mesh, replicated, row_sharding
 from coconut.training.config import RunConfig
 from coconut.training.optimizer import make_optimizer
 from coconut.training.setup import abstract_state
