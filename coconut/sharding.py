@@ -15,12 +15,11 @@ their features are split as the matrices' rows are (``moving_rows``, ``split_fea
 The mesh is that of `jax.set_mesh`; without one nothing is constrained.
 """
 
-import dataclasses
 import itertools
 import math
 from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, no_type_check
+from typing import Any
 
 import jax
 import numpy as np
@@ -28,9 +27,8 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-from coconut.errors import CoconutError, check_fields
-
-MESH_AXES = ("data", "fsdp", "sequence", "tensor")
+from coconut.errors import CoconutError
+from coconut.mesh import MESH_AXES, MeshConfig
 
 RULES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -58,63 +56,17 @@ Axes = tuple[str, ...] | None
 """Logical axes of a parameter; None for one that every device holds whole."""
 
 
-@no_type_check  # Its own checks name the field and the value
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class MeshConfig:
-    """Sizes of a mesh. It decides no number of a run but their rounding: a checkpoint restores onto any mesh.
-
-    Attributes:
-      data: copies of the model; None for as many as there are devices for.
-      fsdp: shards of rows and parameters.
-      sequence: shards of columns.
-      tensor: shards of heads, MLP and vocabulary.
-
-    Raises:
-      CoconutError: a size that is not positive; the message names the field and the value.
-    """
-
-    data: int | None = None
-    fsdp: int = 1
-    sequence: int = 1
-    tensor: int = 1
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        for field in MESH_AXES:
-            value = getattr(self, field)
-            if value is not None and value < 1:
-                raise CoconutError(f"MeshConfig.{field} = {value!r}: must be at least 1")
-
-    @classmethod
-    def parse(cls, text: str) -> "MeshConfig":
-        """The mesh of ``data=2,fsdp=4``; axes that are not named have their defaults.
-
-        Raises:
-          CoconutError: the text has another form, or an axis is unknown or named twice.
-        """
-        sizes: dict[str, int] = {}
-        for part in filter(None, text.split(",")):
-            axis, equals, size = part.strip().partition("=")
-            if not equals or not size.isdecimal():
-                raise CoconutError(f"mesh {text!r}: {part!r} must be AXIS=SIZE, such as fsdp=8")
-            if axis not in MESH_AXES:
-                raise CoconutError(f"mesh {text!r}: unknown axis {axis!r}, known are {', '.join(MESH_AXES)}")
-            if axis in sizes:
-                raise CoconutError(f"mesh {text!r}: {axis} is named twice")
-            sizes[axis] = int(size)
-        return cls(**sizes)
-
-
-def make_mesh(config: MeshConfig = MeshConfig(), devices: Sequence[Any] | None = None) -> Mesh:
+def make_mesh(config: MeshConfig | None = None, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh over all of ``devices``, whose partitioning XLA completes by itself.
 
     Args:
-      config: its sizes.
+      config: its sizes; None for those of `MeshConfig()`.
       devices: the devices, such as those of `jax.experimental.topologies`; None for all there are.
 
     Raises:
       CoconutError: the sizes do not multiply to the number of devices.
     """
+    config = config or MeshConfig()
     devices = jax.devices() if devices is None else devices
     others = config.fsdp * config.sequence * config.tensor
     data = max(len(devices) // others, 1) if config.data is None else config.data

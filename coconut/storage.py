@@ -6,7 +6,6 @@ an object appears as a whole or not at all, it cannot be appended to, and there 
 
 import contextlib
 import errno
-import importlib.util
 import io
 import logging
 import os
@@ -16,40 +15,16 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from etils import epath
 from filelock import FileLock, Timeout
 from jax.experimental import multihost_utils
 
 from coconut.errors import CoconutError
+from coconut.storage_path import SCHEME, StoragePath, is_remote
 
-StoragePath = Path | epath.Path
-"""A `pathlib.Path` on a disk, an `etils.epath.Path` in an object store; `parse_path` makes either."""
-
-SCHEME = "gs://"
 LOCK = ".lock"
 """The file of a workdir that the process which trains in it has locked."""
 
 LOG = logging.getLogger(__name__)
-
-
-def parse_path(text: str) -> StoragePath:
-    """The path that ``text`` names, on a disk or ``gs://bucket/folder``.
-
-    Raises:
-      CoconutError: a scheme other than ``gs``, no bucket, or no package to reach it with.
-    """
-    if "://" not in text:
-        return Path(text)
-    if not text.startswith(SCHEME) or not text.removeprefix(SCHEME).strip("/"):
-        raise CoconutError(f"{text!r}: a path is one of this machine, or {SCHEME}BUCKET/FOLDER")
-    if importlib.util.find_spec("gcsfs") is None:
-        raise CoconutError(f"{text}: reaching {SCHEME} needs `pip install coconut-jax[gcs]`")
-    return epath.Path(text)
-
-
-def is_remote(path: StoragePath) -> bool:
-    """Whether the path is in an object store."""
-    return str(path).startswith(SCHEME)
 
 
 def exists(path: StoragePath) -> bool:
@@ -69,7 +44,7 @@ def make_folder(path: StoragePath) -> None:
       CoconutError: it cannot be made, or ``pathlib`` has eaten a slash of ``gs://``.
     """
     if isinstance(path, Path) and path.parts[:1] == (SCHEME.rstrip("/"),):
-        raise CoconutError(f"{path}: pathlib does not know {SCHEME}; make the path by coconut.storage.parse_path")
+        raise CoconutError(f"{path}: pathlib does not know {SCHEME}; make the path by coconut.storage_path.parse_path")
     if not is_remote(path):
         with _explained(path):
             path.mkdir(parents=True, exist_ok=True)

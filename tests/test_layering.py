@@ -13,6 +13,8 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     "coconut.errors",
     "coconut.extensions",
+    "coconut.storage_path",
+    "coconut.mesh",
     "coconut.types",
     "coconut.storage",
     "coconut.hub",
@@ -34,6 +36,7 @@ LAYERS = (
     "coconut.evaluation",
     "coconut.analysis",
     "coconut.commands",
+    "coconut.__main__",
     "coconut",
     "experiments",
 )

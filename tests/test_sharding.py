@@ -18,6 +18,7 @@ from flax import nnx
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 from coconut.errors import CoconutError
+from coconut.mesh import MESH_AXES, MeshConfig
 from coconut.model import Template, make_model, parameters_of
 from coconut.models.config import DecoderConfig
 from coconut.models.decoder import Decoder
@@ -25,16 +26,7 @@ from coconut.models.huggingface import load_pretrained, save_pretrained
 from coconut.models.parameters import abstract_decoder, decoder_parameters, parameter_axes
 from coconut.models.presets import PRESETS
 from coconut.models.vocabulary import copy_token, resize_vocabulary
-from coconut.sharding import (
-    MESH_AXES,
-    MeshConfig,
-    check_heads,
-    make_mesh,
-    own_rows,
-    parameter_sharding,
-    partition,
-    tree_sharding,
-)
+from coconut.sharding import check_heads, make_mesh, own_rows, parameter_sharding, partition, tree_sharding
 from coconut.training.optimizer import OptimizerConfig, make_optimizer
 from coconut.training.state import make_state
 from tests.tiny_models import GPT2_STYLE, LLAMA_STYLE, process_environment, quick_jit, random_decoder

@@ -16,10 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from coconut import storage
+from coconut import storage_path
 from coconut.commands.main import EXIT_BAD_INPUT, main
 from coconut.errors import CoconutError
-from coconut.storage import LineLog, exists, hold, is_remote, make_folder, parse_path, read_text, write_atomically
+from coconut.storage import LineLog, exists, hold, make_folder, read_text, write_atomically
+from coconut.storage_path import is_remote, parse_path
 
 
 @pytest.mark.parametrize("text", ["s3://bucket/run", "gs://", "gs:///", "https://storage.googleapis.com/bucket/run"])
@@ -33,7 +34,7 @@ def test_what_is_no_path_is_an_error(text: str, capsys: pytest.CaptureFixture[st
 
 
 def test_a_missing_backend_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(storage_path.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(CoconutError, match=r"gs://bucket/run: reaching gs:// needs `pip install coconut-jax\[gcs\]`"):
         parse_path("gs://bucket/run")
     assert parse_path("runs/mine") == Path("runs/mine")
@@ -146,7 +147,8 @@ IN_A_STORE = """
 import json, sys
 from pathlib import Path
 
-from coconut.storage import LineLog, exists, parse_path, read_text, write_atomically
+from coconut.storage import LineLog, exists, read_text, write_atomically
+from coconut.storage_path import parse_path
 from coconut.errors import CoconutError
 from tests.tiny_runs import tiny_run
 

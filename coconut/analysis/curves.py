@@ -7,7 +7,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from coconut.errors import CoconutError
-from coconut.storage import StoragePath, read_text
+from coconut.storage import read_text
+from coconut.storage_path import StoragePath
 
 Axis = Literal["steps", "seconds"]
 Records = Sequence[Mapping[str, Any]]

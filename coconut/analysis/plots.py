@@ -23,7 +23,7 @@ from coconut.analysis.drawing import BELIEF, COLUMN, INK, LAYER, belief_legend, 
 from coconut.analysis.layout import layered_positions
 from coconut.errors import CoconutError
 from coconut.evaluation.evaluate import Evaluation
-from coconut.storage import StoragePath
+from coconut.storage_path import StoragePath
 from coconut.types import Graph
 
 _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5c5c5c")

@@ -102,12 +102,11 @@ def _explain(error: Exception) -> str:
     """Gin's message, with the nearest known name where one is unknown."""
     text = str(error).strip()
     if unknown := re.search(r"No configurable matching '([\w./]+)'", text):
-        nearest = _nearest(unknown.group(1), [config.__name__ for config in CONFIGS])
+        nearest = _nearest(unknown.group(1), list(_configurables))
         return f"{text.splitlines()[0].rstrip('.')}. Did you mean {nearest!r}?"
     if unknown := re.search(r"Configurable '([\w.]+)' doesn't have a parameter named '(\w+)'", text):
         name = unknown.group(1).rpartition(".")[2]
-        config = next(config for config in CONFIGS if config.__name__ == name)
-        nearest = _nearest(unknown.group(2), [field.name for field in dataclasses.fields(config)])
+        nearest = _nearest(unknown.group(2), [field.name for field in dataclasses.fields(_configurables[name])])
         return f"unknown field '{name}.{unknown.group(2)}'. Did you mean '{name}.{nearest}'?"
     return text
 

@@ -21,7 +21,8 @@ from coconut.methods import get_method
 from coconut.model import Model
 from coconut.pages import Thoughts
 from coconut.sharding import make_mesh
-from coconut.storage import StoragePath, write_atomically
+from coconut.storage import write_atomically
+from coconut.storage_path import StoragePath
 from coconut.tasks import content_hash, get_task
 from coconut.tokenizers import encode_example
 from coconut.training.checkpoint import Progress, Run, Which, load_model

@@ -5,7 +5,7 @@ from pathlib import Path
 from coconut.errors import CoconutError
 from coconut.latent.feedback import Identity
 from coconut.models.huggingface import EXPORT_FIELD, save_pretrained
-from coconut.storage import StoragePath
+from coconut.storage_path import StoragePath
 from coconut.tokenizers import huggingface_files
 from coconut.training.checkpoint import Which, load_model
 

@@ -16,7 +16,8 @@ from coconut.methods import get_method
 from coconut.model import Model
 from coconut.pipeline import BatchSource
 from coconut.sharding import make_mesh, own_rows, put_rows, replicated
-from coconut.storage import StoragePath, write_atomically
+from coconut.storage import write_atomically
+from coconut.storage_path import StoragePath
 from coconut.training.checkpoint import Run
 from coconut.training.config import RunConfig, to_json
 from coconut.training.loop import TrainResult, train

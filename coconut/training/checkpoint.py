@@ -18,14 +18,8 @@ from coconut.methods import get_method
 from coconut.model import Model, Parameters, Template, parameters_of, part_of
 from coconut.pages import Markers, Placing
 from coconut.sharding import placed
-from coconut.storage import (
-    StoragePath,
-    exists,
-    is_remote,
-    read_text,
-    storage_errors,
-    write_atomically,
-)
+from coconut.storage import exists, read_text, storage_errors, write_atomically
+from coconut.storage_path import StoragePath, is_remote
 from coconut.tokenizers import Tokenizer
 from coconut.training.config import RunConfig, differences, from_json, to_json
 from coconut.training.state import TrainState, fresh_model

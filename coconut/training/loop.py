@@ -22,7 +22,8 @@ from coconut.methods.method import Views
 from coconut.model import Model
 from coconut.pipeline import BatchSource, make_iterator
 from coconut.sharding import make_mesh, own_rows, put_rows, replicated
-from coconut.storage import StoragePath, hold, make_folder
+from coconut.storage import hold, make_folder
+from coconut.storage_path import StoragePath
 from coconut.tokenizers import TokenizedExample
 from coconut.training.checkpoint import Checkpoints, Progress, Run
 from coconut.training.config import RunConfig
@@ -75,7 +76,7 @@ def train(
     Args:
       config: the run.
       workdir: where checkpoints, metrics and the resolved config go; made if missing. In Google Cloud Storage it is
-        what `coconut.storage.parse_path` gives.
+        what `coconut.storage_path.parse_path` gives.
       mesh: the devices (`coconut.sharding.make_mesh`); None for all there are, each with its own rows. A run may go on
         on another mesh, to the same numbers up to rounding.
       dataset: what `load_dataset` gives for ``config.data``, where it is at hand already.

@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from coconut.errors import CoconutError
-from coconut.storage import LineLog, StoragePath, exists, read_text
+from coconut.storage import LineLog, exists, read_text
+from coconut.storage_path import StoragePath
 
 
 class Meter:

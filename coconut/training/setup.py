@@ -21,7 +21,8 @@ from coconut.models.parameters import decoder_of, decoder_parameters
 from coconut.models.vocabulary import copy_token, resize_vocabulary
 from coconut.pipeline import pipeline_fingerprint
 from coconut.sharding import check_heads, placed
-from coconut.storage import StoragePath, exists, parse_path
+from coconut.storage import exists
+from coconut.storage_path import StoragePath, parse_path
 from coconut.tokenizers import TokenizedExample, Tokenizer, validate_ids
 from coconut.training.checkpoint import RUN_FILE, Run, load_model
 from coconut.training.config import RunConfig, differences, to_json

@@ -1,20 +1,20 @@
 """What a process says that cannot join others; that two processes train together is tested in tests/training."""
 
-import argparse
 import re
 import socket
 
 import jax
 import pytest
 
-from coconut.commands.distributed import add_flags, join
+from coconut.commands.distributed import join
+from coconut.commands.flags import check_together, parse_arguments
 from coconut.errors import CoconutError
 
 
 def join_by(flags: str) -> None:
-    parser = argparse.ArgumentParser()
-    add_flags(parser)
-    join(parser.parse_args(flags.split()))
+    options = parse_arguments(["train", "--gin_file", "a.gin", "--workdir", "here", *flags.split()])
+    check_together(options)
+    join(options)
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ def join_by(flags: str) -> None:
         ("--coordinator localhost:1 --num_processes 2", "give all three"),
         ("--process_id 0", "give all three"),
         ("--coordinator localhost:1 --num_processes 2 --process_id 2", "--process_id 2: must be from 0 to 1"),
-        ("--coordinator localhost --num_processes 2 --process_id 1", "--coordinator 'localhost': must be HOST:PORT"),
+        ("--coordinator localhost --num_processes 2 --process_id 0", "--coordinator 'localhost': must be HOST:PORT"),
         ("--coordinator localhost:http --num_processes 2 --process_id 1", "must be HOST:PORT"),
     ],
 )

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from coconut.commands.main import EXIT_BAD_INPUT, EXIT_DIVERGED, EXIT_DONE, main, parse_arguments
+from coconut.commands.flags import parse_arguments
+from coconut.commands.main import EXIT_BAD_INPUT, EXIT_DIVERGED, EXIT_DONE, main
 from coconut.models.huggingface import read_config
 from tests.tiny_huggingface import write_model
 

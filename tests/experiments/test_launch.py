@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from coconut.commands.main import EXIT_BAD_INPUT, EXIT_DIVERGED, EXIT_INTERRUPTED, parse_arguments
+from coconut.commands.flags import parse_arguments
+from coconut.commands.main import EXIT_BAD_INPUT, EXIT_DIVERGED, EXIT_INTERRUPTED
 
 ROOT = Path(__file__).parents[2]
 LAUNCH = ROOT / "experiments" / "launch"
@@ -28,7 +29,7 @@ def parses(arguments: Sequence[str]) -> Any:
 @pytest.fixture(autouse=True)
 def reachable(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether gs:// can be reached from here is another question."""
-    monkeypatch.setattr("coconut.storage.importlib.util.find_spec", lambda name: name)
+    monkeypatch.setattr("coconut.storage_path.importlib.util.find_spec", lambda name: name)
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ def test_the_jobset_asks_for_one_whole_slice(jobset: dict[str, Any]) -> None:
     assert spec["completions"] == spec["parallelism"] == chips // resources["limits"]["google.com/tpu"]
     options = parses(container["args"])
     assert options.distributed
-    assert f"fsdp={chips}" in options.mesh
+    assert options.mesh.fsdp == chips
 
 
 def test_the_jobset_restarts_by_our_exit_codes(jobset: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 
 from coconut.batching import Shape
 from coconut.commands.plan.collectives import collectives
+from coconut.mesh import MeshConfig
 from coconut.methods import METHODS
 from coconut.model import Template, make_model, parameters_of
 from coconut.models.config import DecoderConfig

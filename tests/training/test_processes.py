@@ -14,7 +14,8 @@ import jax
 import numpy as np
 import pytest
 
-from coconut.sharding import MeshConfig, make_mesh
+from coconut.mesh import MeshConfig
+from coconut.sharding import make_mesh
 from tests.tiny_models import process_environment, quick_compilation
 from tests.tiny_runs import tiny_run
 

@@ -8,46 +8,32 @@ import jax
 from rich.console import Console
 
 from coconut.commands.configuration import resolve_run
+from coconut.commands.plan.chips import HERE
 from coconut.commands.plan.comparison import measure
 from coconut.commands.plan.generation import make_generation_plan
-from coconut.commands.plan.hardware import HERE, make_slice
+from coconut.commands.plan.hardware import make_slice
 from coconut.commands.plan.planning import Columns, Plan, make_step, read_plan
 from coconut.commands.plan.report import describe, describe_comparison, describe_generation, describe_mesh, ranking
 from coconut.commands.plan.search import search
 from coconut.commands.provenance import provenance
 from coconut.errors import CoconutError
-from coconut.sharding import MeshConfig
+from coconut.mesh import MeshConfig
 from coconut.storage import write_atomically
-
-
-def add_plan_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds what ``coconut plan`` is told, beside the gin files and the output."""
-    parser.add_argument("--topology", required=True, help=f"such as v5p:4x4x4; {HERE!r} for the devices at hand")
-    parser.add_argument("--mesh", default="", metavar="AXIS=SIZE,...", help="such as fsdp=64; every chip its own rows")
-    parser.add_argument("--columns", type=int, default=512, help="of a row: prompt, thoughts and suffix")
-    parser.add_argument("--suffix", type=int, default=64, help="columns behind the thoughts, which are scored")
-    parser.add_argument("--thoughts", type=int, metavar="K", help="those of the curriculum's last stage if not given")
-    parser.add_argument(
-        "--answers", type=int, default=64, metavar="ROWS", help="also plan generation of so many answers at once; 0: no"
-    )
-    parser.add_argument("--search", action="store_true", help="try all meshes and rank them; compiles each")
 
 
 def plan_command(options: argparse.Namespace) -> str:
     """Plans what the options say, writes ``--output`` and returns the text to print.
 
+    Args:
+      options: of a command line that has passed `coconut.commands.flags.check_together`.
+
     Raises:
-      CoconutError: bad input (`make_slice`, `make_plan`), or ``--search`` together with ``--mesh``.
+      CoconutError: bad input (`make_slice`, `make_plan`).
     """
-    if options.search and options.mesh:
-        raise CoconutError(f"--search tries all meshes: it takes no --mesh {options.mesh}")
-    if options.answers < 0:
-        raise CoconutError(f"--answers {options.answers}: must be at least 0")
     if options.topology != HERE:
         jax.config.update("jax_platforms", "cpu")  # Nothing runs here: no reason to look for an accelerator.
     config = resolve_run(options.gin_file, options.gin_binding)
     columns = Columns(total=options.columns, thoughts=options.thoughts, suffix=options.suffix)
-    mesh = MeshConfig.parse(options.mesh)
     where = make_slice(options.topology)
     console = Console(stderr=True)
 
@@ -57,7 +43,7 @@ def plan_command(options: argparse.Namespace) -> str:
         console.print(f"{describe_mesh(sizes)}: {outcome}", highlight=False)
 
     plans = search(config, where, columns, report) if options.search else []
-    step = make_step(config, where, MeshConfig(**plans[0].mesh) if plans else mesh, columns)
+    step = make_step(config, where, MeshConfig(**plans[0].mesh) if plans else options.mesh or MeshConfig(), columns)
     plans = plans or [read_plan(config, where, step, columns)]
     content: dict[str, Any] = {"plans": [plan.to_json() for plan in plans], "provenance": provenance()}
     text = [describe(plans[0])]

@@ -11,7 +11,8 @@ from coconut.commands.plan.cost import Cost, cost_of, memory_of
 from coconut.commands.plan.hardware import Slice
 from coconut.commands.plan.planning import Columns, refused_memory
 from coconut.latent.generate import Continuation, Prefix, decode, prefill_program, think_program
-from coconut.sharding import MeshConfig, make_mesh, replicated
+from coconut.mesh import MeshConfig
+from coconut.sharding import make_mesh, replicated
 from coconut.training.config import RunConfig
 from coconut.training.optimizer import make_optimizer
 from coconut.training.setup import abstract_state

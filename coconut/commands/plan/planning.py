@@ -17,6 +17,7 @@ from coconut.batching import page_shape
 from coconut.commands.plan.cost import Cost, cost_of, memory_of
 from coconut.commands.plan.hardware import Slice
 from coconut.errors import CoconutError
+from coconut.mesh import MeshConfig
 from coconut.methods import get_method
 from coconut.model import Template
 from coconut.models.config import DecoderConfig

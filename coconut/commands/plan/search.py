@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from coconut.commands.plan.hardware import Slice
 from coconut.commands.plan.planning import Columns, Plan, make_plan
 from coconut.errors import CoconutError
-from coconut.sharding import MeshConfig
+from coconut.mesh import MeshConfig
 from coconut.training.config import RunConfig
 
 

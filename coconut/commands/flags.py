@@ -1,0 +1,217 @@
+"""The flags of ``coconut``. Nothing heavy is imported here, so that ``--help`` and bad flags are answered at once."""
+
+import argparse
+import ast
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from coconut.commands.plan.chips import HERE, read_topology
+from coconut.errors import CoconutError
+from coconut.mesh import MeshConfig
+from coconut.storage_path import parse_path
+
+TIMEOUT = 300
+"""Seconds that a process waits for the others of its run, if it is not told."""
+
+
+def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options of a command line, in which ``--gin.NAME=VALUE`` (the t5x convention) is a binding.
+
+    A flag that is wrong by itself ends the process with exit code 2; `check_together` looks at them together.
+    """
+    return _parser().parse_args([re.sub(r"^--gin\.([^=]+)=", r"--gin_binding=\1=", word) for word in arguments])
+
+
+def check_together(options: argparse.Namespace) -> None:
+    """Looks for flags that contradict each other.
+
+    Raises:
+      CoconutError: naming them.
+    """
+    if options.command in ("train", "evaluate"):
+        _check_processes(options)
+    if options.command == "train" and options.workdir is None and not options.dry_run:
+        raise CoconutError("--workdir is missing (or --dry_run, which needs none)")
+    if options.command == "plan":
+        if options.search and options.mesh is not None:
+            raise CoconutError("--search tries all meshes: give it or --mesh, not both")
+        if options.answers < 0:
+            raise CoconutError(f"--answers {options.answers}: must be at least 0")
+
+
+def _check_processes(options: argparse.Namespace) -> None:
+    explicit = (options.coordinator, options.num_processes, options.process_id)
+    if explicit == (None, None, None):
+        return
+    if options.distributed:
+        raise CoconutError("--distributed takes the processes from the environment: give it or --coordinator, not both")
+    if None in explicit:
+        raise CoconutError("--coordinator, --num_processes and --process_id belong together: give all three")
+    if not 0 <= options.process_id < options.num_processes:
+        raise CoconutError(f"--process_id {options.process_id}: must be from 0 to {options.num_processes - 1}")
+    _, colon, port = options.coordinator.rpartition(":")
+    if not colon or not port.isdecimal():
+        raise CoconutError(f"--coordinator {options.coordinator!r}: must be HOST:PORT")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="coconut", description="Reasoning in continuous thoughts.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, text: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+
+    quickstart = command("quickstart", "train Coconut and its controls on small graphs and compare them")
+    quickstart.add_argument("--outdir", type=Path, default=Path("quickstart"), help="where everything goes")
+    quickstart.add_argument("--seed", type=int, default=0, help="seed of parameters and data order")
+    quickstart.add_argument("--smoke", action="store_true", help="tiny sizes that learn nothing: a check")
+
+    _add_data_actions(command("data", "questions, their splits and their shortcuts"))
+
+    train = command("train", "train one run; started again with the same workdir it goes on")
+    train.add_argument("--gin_file", action="append", required=True, metavar="FILE", help="repeatable; later ones win")
+    train.add_argument(
+        "--gin_binding", action="append", default=[], metavar="NAME=VALUE", help="also written --gin.NAME=VALUE"
+    )
+    train.add_argument(
+        "--workdir", type=_path, help="where checkpoints, metrics and the resolved config go: a folder, or gs://..."
+    )
+    train.add_argument("--dry_run", action="store_true", help="resolve, build abstractly, print the costs, and exit")
+    train.add_argument("--drop_too_long", action="store_true", help="drop examples that do not fit the positions")
+    train.add_argument("--tensorboard", action="store_true", help="also write TensorBoard events")
+    _add_mesh(train, "such as data=2,fsdp=4,tensor=2; every device its own rows")
+    _add_processes(train)
+
+    plan = command("plan", "what a run needs of a slice of chips and how fast it could be there, without it")
+    plan.add_argument("--gin_file", action="append", required=True, metavar="FILE", help="as for train")
+    plan.add_argument("--gin_binding", action="append", default=[], metavar="NAME=VALUE", help="--gin.NAME=VALUE")
+    plan.add_argument("--output", type=_path, help="write the result as JSON")
+    plan.add_argument(
+        "--topology", type=_topology, required=True, help=f"such as v5p:4x4x4; {HERE!r} for the devices at hand"
+    )
+    _add_mesh(plan, "such as fsdp=64; every chip its own rows")
+    plan.add_argument("--columns", type=int, default=512, help="of a row: prompt, thoughts and suffix")
+    plan.add_argument("--suffix", type=int, default=64, help="columns behind the thoughts, which are scored")
+    plan.add_argument("--thoughts", type=int, metavar="K", help="those of the curriculum's last stage if not given")
+    plan.add_argument(
+        "--answers", type=int, default=64, metavar="ROWS", help="also plan generation of so many answers at once; 0: no"
+    )
+    plan.add_argument("--search", action="store_true", help="try all meshes and rank them; compiles each")
+
+    evaluate = command("evaluate", "accuracy of a trained workdir, its price, and without its thoughts")
+    evaluate.add_argument("--workdir", type=_path, required=True)
+    evaluate.add_argument("--split", default="test", help="test, validation, or a file of questions")
+    evaluate.add_argument("--which", choices=("best", "latest"), default="best", help="which checkpoint")
+    evaluate.add_argument(
+        "--thoughts", type=int, action="append", default=None, metavar="K", help="also with K thoughts; repeatable (0)"
+    )
+    evaluate.add_argument("--force", default="", metavar="TEXT", help="text every answer has to go on from")
+    evaluate.add_argument("--limit", type=int, help="the first so many questions")
+    evaluate.add_argument("--batch_size", type=int, help="rows decoded together")
+    evaluate.add_argument("--output", type=_path, help="write the result as JSON")
+    evaluate.add_argument("--answers", type=_path, help="write every answer as JSON lines")
+    _add_mesh(evaluate, "such as data=2,fsdp=4,tensor=2; every device its own rows")
+    _add_processes(evaluate)
+
+    export = command("export", "write a trained workdir as a checkpoint for Hugging Face's libraries")
+    export.add_argument("--workdir", type=_path, required=True)
+    export.add_argument("--output", type=Path, required=True, help="a folder that does not exist yet")
+    export.add_argument("--which", choices=("best", "latest"), default="best", help="which checkpoint")
+
+    ask = command("generate", "ask a trained workdir a question; its thoughts are shown")
+    ask.add_argument("--workdir", type=_path, required=True, help="a run's, or a quickstart's")
+    ask.add_argument("--question", help="asked on the terminal, until an empty line, if not given")
+    ask.add_argument("--which", choices=("best", "latest"), default="best", help="which checkpoint")
+    ask.add_argument("--thoughts", type=int, metavar="K", help="number of thoughts; the trained number if not given")
+    ask.add_argument("--force", default="", metavar="TEXT", help="text the answer has to go on from")
+    ask.add_argument("--temperature", type=float, default=0.0, help="0 takes the most likely token")
+    ask.add_argument("--seed", type=int, default=0, help="seed of the draws")
+    ask.add_argument("--top", type=int, default=3, help="tokens shown for each thought")
+    return parser
+
+
+def _add_data_actions(data: argparse.ArgumentParser) -> None:
+    actions = data.add_subparsers(dest="action", required=True, metavar="ACTION")
+    generate = actions.add_parser("generate", help="write generated questions to a file", allow_abbrev=False)
+    generate.add_argument("--task", default="prosqa", help="name of the task")
+    generate.add_argument("--count", type=int, required=True, help="number of questions")
+    generate.add_argument("--seed", type=int, default=0, help="seed of the questions")
+    generate.add_argument("--negatives", choices=("official", "depth_matched"), help="ProsQA: the wrong options")
+    generate.add_argument("--form", choices=("text", "graph"), help="ProsQA: sentences, or graph symbols")
+    _add_task_options(generate, "any option of the task")
+    generate.add_argument("--output", type=Path, required=True, help="a .json or .jsonl file")
+    prepare = actions.add_parser("prepare", help="write splits that share no question", allow_abbrev=False)
+    prepare.add_argument("--task", required=True, help="name of the task")
+    for split in ("train", "validation", "test"):
+        text = "a file in the task's own format, part of one (questions.json[:9000]), or a number to generate"
+        prepare.add_argument(f"--{split}", type=_count_or_file, required=split == "train", default=0, help=text)
+    prepare.add_argument("--seed", type=int, default=0, help="seed of generated questions")
+    _add_task_options(prepare, "of the generator")
+    prepare.add_argument("--drop_without_steps", action="store_true", help="drop training questions without steps")
+    prepare.add_argument("--output", type=Path, required=True, help="folder for train.json, validation.json, test.json")
+    stats = actions.add_parser("stats", help="what can be counted in a file, and each known shortcut's accuracy")
+    show = actions.add_parser("show", help="the first questions of a file")
+    show.add_argument("--count", type=int, default=3)
+    for action in (stats, show):
+        action.add_argument("file", type=Path, help="a file of questions, or part of one: questions.json[9000:]")
+        action.add_argument("--task", help="the task in whose own format the file is; the field's JSON if not given")
+
+
+def _add_task_options(parser: argparse.ArgumentParser, text: str) -> None:
+    parser.add_argument(
+        "--option", type=_named_value, action="append", default=[], metavar="NAME=VALUE", help=f"{text}; repeatable"
+    )
+
+
+def _add_mesh(parser: argparse.ArgumentParser, text: str) -> None:
+    parser.add_argument("--mesh", type=_mesh, metavar="AXIS=SIZE,...", help=text)
+
+
+def _add_processes(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--distributed", action="store_true", help="one of several processes, as the environment says (TPU pod, Slurm)"
+    )
+    parser.add_argument("--coordinator", metavar="HOST:PORT", help="one of several processes; where process 0 listens")
+    parser.add_argument("--num_processes", type=int, help="with --coordinator: how many")
+    parser.add_argument("--process_id", type=int, help="with --coordinator: which this is, from 0")
+    parser.add_argument(
+        "--distributed_timeout", type=int, default=TIMEOUT, metavar="SECONDS", help="how long to wait for the others"
+    )
+
+
+def _explained(read: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Argparse would say no more of a `CoconutError`, a ValueError, than that there was one."""
+
+    def convert(text: str) -> Any:
+        try:
+            return read(text)
+        except CoconutError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return convert
+
+
+def _read_named_value(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise CoconutError(f"{text!r}: must be NAME=VALUE")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
+
+
+def _known_topology(text: str) -> str:
+    if text != HERE:
+        read_topology(text)
+    return text
+
+
+_path, _mesh = _explained(parse_path), _explained(MeshConfig.parse)
+_named_value, _topology = _explained(_read_named_value), _explained(_known_topology)
+
+
+def _count_or_file(text: str) -> int | str:
+    return int(text) if text.isdecimal() else text
