@@ -142,13 +142,22 @@ def write_on(parts: Iterable[Ids | Think | Thoughts | Text], answer: Ids, marker
     return tuple(page)
 
 
-def split_steps(steps: Sequence[Ids | Think], count: int) -> tuple[tuple[Ids | Think, ...], tuple[Ids | Think, ...]]:
-    """The steps up to the ``count``-th written one, and those behind it. Blocks of thoughts are no written steps."""
+def index_behind(steps: Sequence[Ids | Think], count: int) -> int:
+    """Where the steps go on behind the ``count``-th written one; blocks of thoughts are no written steps."""
     index = 0
     while count:
         count -= not isinstance(steps[index], Think)
         index += 1
-    return tuple(steps[:index]), tuple(steps[index:])
+    return index
+
+
+def take_steps(steps: tuple[Ids | Think, ...], count: int) -> tuple[tuple[Ids, ...], tuple[Ids | Think, ...]]:
+    """The first ``count`` written steps, and all that is left without them: blocks of thoughts between them stay."""
+    index = index_behind(steps, count)
+    taken = tuple([step for step in steps[:index] if not isinstance(step, Think)])
+    if index == count:
+        return taken, steps[index:]
+    return taken, (*(step for step in steps[:index] if isinstance(step, Think)), *steps[index:])
 
 
 # --- For those who read -------------------------------------------------------------------------------------------

@@ -159,6 +159,17 @@ def test_the_shape_holds_every_row_and_no_less_would_do(data, settings, stage, n
         assert list(widths) == [max(parts) for parts in itertools.zip_longest(*own, fillvalue=0)]
 
 
+@given(data=data_sets, settings=curricula, name=methods, stages=st.lists(st.integers(0, 5), min_size=1, max_size=3))
+def test_a_shape_for_several_stages_of_a_run_is_the_widest_of_theirs(data, settings, name, stages):
+    examples, curriculum = examples_of(data), CurriculumConfig(**settings)
+    first, write = placing_at(TOKENIZER, curriculum, stages[0]), METHODS[name].pages["main"]
+    shape = stage_shape(examples, write, first, stages=stages[1:])
+    each = [shape_at(examples, name, curriculum, stage) for stage in stages]
+    assert shape.prompt == max(one.prompt for one in each)
+    for widths, own in ((shape.texts, [s.texts for s in each]), (shape.thoughts, [s.thoughts for s in each])):
+        assert list(widths) == [max(parts) for parts in itertools.zip_longest(*own, fillvalue=0)]
+
+
 @given(data=data_sets, settings=curricula)
 def test_stage_0_of_coconut_has_adjacent_markers_and_cot_none(data, settings):
     data = [(question, [step for step in steps if isinstance(step, list)], answer) for question, steps, answer in data]

@@ -14,8 +14,9 @@ from coconut.pages import (
     Thoughts,
     count_thoughts,
     given,
+    index_behind,
     question_alone,
-    split_steps,
+    take_steps,
     with_thoughts,
 )
 from coconut.tokenizers import TokenizedExample, symbol_tokenizer
@@ -179,8 +180,10 @@ def test_thoughts_can_be_chosen_where_there_is_a_place_for_them():
         with_thoughts(bare, 2)
 
 
-def test_steps_are_split_behind_a_written_one():
-    steps = example_of(Think(1), 11, Think(2), 12, Think(3)).steps
-    assert [len(split_steps(steps, count)[0]) for count in range(3)] == [0, 2, 4]
-    for count in range(3):
-        assert sum(split_steps(steps, count), ()) == steps
+def test_steps_are_taken_and_blocks_between_them_left():
+    one, first, two, second, three = steps = example_of(Think(1), 11, Think(2), 12, Think(3)).steps
+    assert [index_behind(steps, count) for count in range(3)] == [0, 2, 4]
+    assert take_steps(steps, 0) == ((), steps)
+    assert take_steps(steps, 1) == ((first,), (one, two, second, three))
+    assert take_steps(steps, 2) == ((first, second), (one, two, three))
+    assert take_steps((first, second), 1) == ((first,), (second,))

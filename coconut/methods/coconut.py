@@ -4,20 +4,16 @@ import dataclasses
 
 from coconut.curriculum import plan_stage
 from coconut.methods.method import Method
-from coconut.pages import Page, Placing, Text, Thoughts, split_steps, write_on
+from coconut.pages import Page, Placing, Text, Thoughts, take_steps, write_on
 from coconut.tokenizers import TokenizedExample
-from coconut.types import Think
 
 
 def write_with_thoughts(example: TokenizedExample, placing: Placing) -> Page:
     """``question <start> thoughts <end> steps[s:] answer``: thoughts for the first steps (figure 2 of the paper)."""
     plan = plan_stage(placing.curriculum, placing.stage, example.num_steps)
-    skipped, kept = split_steps(example.steps, plan.skipped)
-    block = Thoughts(plan.thoughts, tuple(step for step in skipped if not isinstance(step, Think)))
-    # Blocks that the data put between skipped steps stay.
-    kept = (*(step for step in skipped if isinstance(step, Think)), *kept)
+    skipped, kept = take_steps(example.steps, plan.skipped)
     markers = placing.markers
-    front = (Text(example.question), markers.start_text, block, markers.end_text)
+    front = (Text(example.question), markers.start_text, Thoughts(plan.thoughts, skipped), markers.end_text)
     return front + write_on(kept, example.answer, markers)
 
 

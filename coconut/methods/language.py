@@ -7,9 +7,8 @@ import numpy as np
 
 from coconut.curriculum import plan_stage
 from coconut.methods.method import Method
-from coconut.pages import Page, Placing, Text, split_steps, write_on
+from coconut.pages import Page, Placing, Text, index_behind, take_steps, write_on
 from coconut.tokenizers import TokenizedExample
-from coconut.types import Think
 
 
 def write_every_step(example: TokenizedExample, placing: Placing) -> Page:
@@ -28,20 +27,18 @@ def write_fewer_steps(example: TokenizedExample, placing: Placing) -> Page:
 
 
 def _write_without(example: TokenizedExample, placing: Placing, count: int) -> Page:
-    """The page without the first ``count`` steps; blocks that the data put between them stay."""
-    skipped, kept = split_steps(example.steps, count)
-    kept = (*(step for step in skipped if isinstance(step, Think)), *kept)
+    """The page without the first ``count`` steps."""
+    _, kept = take_steps(example.steps, count)
     return (Text(example.question), *write_on(kept, example.answer, placing.markers))
 
 
 def write_marked_steps(example: TokenizedExample, placing: Placing) -> Page:
     """``question <start> steps[:s] <end> steps[s:] answer``; to be answered it is ``question <start> <end>``."""
     count = 0 if placing.answering else plan_stage(placing.curriculum, placing.stage, example.num_steps).skipped
-    marked, others = split_steps(example.steps, count)
-    markers = placing.markers
+    markers, end = placing.markers, index_behind(example.steps, count)
     # In training what the model writes begins behind the start marker, also where the end marker is the next token.
     front = () if placing.answering else (Text(np.zeros(0, np.int32), scored=True),)
-    behind = write_on((*marked, markers.end_text, *others), example.answer, markers)
+    behind = write_on((*example.steps[:end], markers.end_text, *example.steps[end:]), example.answer, markers)
     return (Text(example.question), markers.start_text, *front, *behind)
 
 

@@ -145,7 +145,7 @@ def test_every_method_has_its_file_and_every_file_its_method() -> None:
     for method in METHODS:
         config = resolve("small_graphs.gin", method)
         assert config.method == method
-        moves = method in ("coconut", "coconut_without_thought", "pause_as_thought")
+        moves = method in ("coconut", "coconut_without_thought", "pause_as_thought", "interleaved")
         assert config.curriculum.final_stage == (3 if moves else 0)
 
 
