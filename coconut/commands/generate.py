@@ -9,7 +9,7 @@ from coconut.latent.generate import SamplingConfig
 from coconut.methods import get_method
 from coconut.model import Model
 from coconut.pages import question_alone
-from coconut.storage import StoragePath, exists
+from coconut.storage import exists
 from coconut.storage_path import StoragePath
 from coconut.tokenizers import encode_example
 from coconut.training.checkpoint import RUN_FILE, Progress, Run, Which, load_model

@@ -66,9 +66,7 @@ class HaltingConfig:
         if self.least < 0:
             raise CoconutError(f"HaltingConfig.least = {self.least!r}: must be at least 0")
         if self.most < max(self.least, 1):
-            raise CoconutError(
-                f"HaltingConfig.most = {self.most!r}: must be at least 1 and at least least = {self.least}"
-            )
+            raise CoconutError(f"HaltingConfig.most = {self.most!r}: must be at least 1, and least = {self.least}")
         if self.room < self.most:
             raise CoconutError(f"HaltingConfig.room = {self.room!r}: must be at least most = {self.most}")
         if (self.threshold is not None) != (self.stop in ("head", "entropy")):

@@ -23,7 +23,7 @@ from coconut.commands.plan.search import meshes
 from coconut.curriculum import CurriculumConfig
 from coconut.errors import CoconutError
 from coconut.mesh import MeshConfig
-from coconut.sharding import MeshConfig, make_mesh
+from coconut.sharding import make_mesh
 from coconut.training.config import RunConfig
 from coconut.types import Language, Latent
 from tests.tiny_models import quick_compilation

@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 from jaxtyping import Array, Float
 
-from coconut.latent.feedback import Identity
-from coconut.latent.generate import Generated, Prefix, SamplingConfig, decode, prefill
+from coconut.latent.generate import Generated, Prefix, SamplingConfig, decode, prefill, think_on
 from coconut.latent.halting import HaltingConfig, Mode, Thinking
+from coconut.latent.thinkers import Sweeps
 from coconut.models.decoder import Decoder
 from tests.tiny_models import LLAMA_STYLE, quick_compilation, quick_jit, random_decoder
 
 CONFIG = dataclasses.replace(LLAMA_STYLE, num_layers=1)
 START, LATENT, EOS, END = 0, 20, 21, 22
+NEVER = CONFIG.vocab_size  # no token
 LIMIT, ROOM = 10, 7
 PROMPTS = [[3, 4, 5, 6, 7], [8, 9], [10, 11, 12], [13], [7, START]]
 
@@ -42,11 +43,12 @@ class Probe:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Next:
-    """A feedback that counts: the thought behind the state of token ``t`` looks like token ``t + 1``."""
+class Shift:
+    """A feedback whose thoughts differ much: the components of the state, each moved by one."""
 
     def __call__(self, decoder: Decoder, hidden: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
-        return jnp.roll(hidden, 1, -1) / decoder.config.embed_dim**0.5
+        del decoder
+        return jnp.roll(hidden, 1, -1)
 
 
 def read_in(decoder: Decoder, prompts: list[list[int]]) -> Prefix:
@@ -70,7 +72,7 @@ def generated(
 
 def thinking_of(config: HaltingConfig, **parts: Any) -> Thinking:
     ids = {"start_id": START, "latent_id": LATENT, "end_id": END}
-    return Thinking(**{"feedback": Identity(), "config": config, "keep_inputs": True} | ids | parts)
+    return Thinking(**{"feedback": Shift(), "config": config, "keep_inputs": True} | ids | parts)
 
 
 # --- Against a loop -----------------------------------------------------------------------------------------------
@@ -97,10 +99,10 @@ def run() -> Callable[[Decoder, list[np.ndarray]], tuple[np.ndarray, np.ndarray]
 
 
 def by_loop(run: Callable, decoder: Decoder, prompt: list[int], is_over: Callable, least: int, most: int) -> Any:
-    """One row on its own, column by column: its tokens, modes, thoughts, number of blocks, and how it ended."""
+    """One row on its own, column by column: tokens, modes, thoughts, blocks, those its rule stopped, how it ended."""
     table = np.asarray(decoder.tokens.embedding[...])
     inputs, tokens, modes, thoughts = [table[token] for token in prompt], [], [], []
-    written, blocks, made, how = 0, 0, None, "limit"
+    written, blocks, stopped, made, how = 0, 0, 0, None, "limit"
     if prompt[-1] == START:
         made, blocks = 0, 1
     while made is not None or written < LIMIT:
@@ -108,13 +110,13 @@ def by_loop(run: Callable, decoder: Decoder, prompt: list[int], is_over: Callabl
         if made is not None:
             full = made == most or len(thoughts) == ROOM
             if made < least or not (full or is_over(hidden, logits)):
-                thoughts.append(hidden)
-                inputs.append(hidden)
+                thoughts.append(np.roll(hidden, 1))
+                inputs.append(thoughts[-1])
                 tokens.append(LATENT)
                 modes.append(Mode.THINKING)
                 made += 1
                 continue
-            token, mode, made = END, Mode.READING, None
+            token, mode, made, stopped = END, Mode.READING, None, stopped + (not full)
         else:
             token, mode = int(np.argmax(logits)), Mode.WRITING
         written += 1
@@ -129,7 +131,7 @@ def by_loop(run: Callable, decoder: Decoder, prompt: list[int], is_over: Callabl
                 how = "cut"
                 break
             made, blocks = 0, blocks + 1
-    return tokens, modes, thoughts, blocks, how
+    return tokens, modes, thoughts, blocks, stopped, how
 
 
 def entropy(logits: np.ndarray) -> float:
@@ -139,7 +141,7 @@ def entropy(logits: np.ndarray) -> float:
 
 
 DIRECTION = np.random.default_rng(4).normal(size=CONFIG.embed_dim).astype(np.float32)
-HEAD, BOUND = 0.4, 2.0
+HEAD, BOUND = 0.4, 2.3
 STOPS: dict[str, tuple[HaltingConfig, dict[str, Any], Callable]] = {
     "count": (HaltingConfig(most=3, room=ROOM), {}, lambda hidden, logits: False),
     "head": (
@@ -168,11 +170,11 @@ def test_every_row_equals_a_loop_over_that_row_alone(stop: str, run: Callable) -
     seen = generated(decoder, PROMPTS, thinking_of(config, opened=opened, **parts))
     blocks = seen.blocks
     assert blocks is not None and blocks.inputs is not None
-    least = config.most if stop == "count" else config.least
+    least, stopped, numbers = config.most if stop == "count" else config.least, 0, set()
     for row, prompt in enumerate(PROMPTS):
-        tokens, modes, thoughts, number, how = by_loop(run, decoder, prompt, is_over, least, config.most)
+        tokens, modes, thoughts, number, by_rule, how = by_loop(run, decoder, prompt, is_over, least, config.most)
         length = int(seen.lengths[row])
-        print(stop, row, tokens, [m.name[0] for m in modes], number, how)
+        stopped, numbers = stopped + by_rule, numbers | {number}
         assert seen.tokens[row].tolist() == tokens + [EOS] * (LIMIT + ROOM - length)
         assert blocks.modes[row, :length].tolist() == modes
         assert (np.asarray(blocks.modes)[row, length + (how == "eos") :] == Mode.DONE).all()
@@ -181,3 +183,171 @@ def test_every_row_equals_a_loop_over_that_row_alone(stop: str, run: Callable) -
         assert (int(blocks.thoughts[row]), int(blocks.number[row])) == (len(thoughts), number)
         assert int(blocks.written[row]) == len(tokens) - len(thoughts) + (how == "eos")
         assert (bool(seen.ended[row]), bool(blocks.cut[row])) == (how == "eos", how == "cut")
+    # Rows without a block, with one and with two; blocks that the rule stopped, and others.
+    assert numbers == {0, 1, 2} and bool(stopped) == (stop != "count")
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawing:
+    """A feedback that adds noise. It has no parameters."""
+
+    def __call__(self, decoder: Decoder, hidden: Array, *, keys: Array | None = None) -> Array:
+        assert keys is not None
+        draw = lambda key: jax.random.normal(key, hidden.shape[-1:], hidden.dtype)
+        return jnp.roll(hidden, 1, -1) + jax.vmap(draw)(keys.reshape(-1)).reshape(hidden.shape)
+
+
+jax.tree_util.register_static(Drawing)
+
+
+def test_a_row_knows_nothing_of_its_neighbours() -> None:
+    decoder, config = random_decoder(CONFIG, seed=3), HaltingConfig(least=0, most=4, room=ROOM)
+
+    def see(rows: list[int]) -> Generated:
+        seeds = [7 + row for row in rows]
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(1), jnp.asarray(seeds))
+        counts = jnp.asarray([2, 1, 4, 3, 3])[jnp.asarray(rows)]
+        opened = jnp.asarray(rows) == 4
+        thinking = thinking_of(config, feedback=Drawing(), keys=keys, counts=counts, opened=opened)
+        return generated(decoder, [PROMPTS[row] for row in rows], thinking, seeds=seeds, temperature=1.5, top_k=6)
+
+    seen, moved = see([0, 1, 2, 3, 4]), see([3, 0, 0, 0, 1])
+    assert int(jnp.count_nonzero(seen.blocks.thoughts)) > 2  # pyright: ignore[reportOptionalMemberAccess]
+    for ours, theirs in zip(jax.tree.leaves(moved), jax.tree.leaves(seen), strict=True):
+        np.testing.assert_allclose(ours[jnp.asarray([0, 1, 4])], theirs[jnp.asarray([3, 0, 1])], rtol=0, atol=1e-5)
+
+
+def test_a_block_that_the_prefix_opens_equals_a_block_of_a_known_number() -> None:
+    """The machine against `think_on` and `decode`, also where the feedback draws."""
+    decoder, prompts, counts = random_decoder(CONFIG, seed=3), PROMPTS[:3], jnp.asarray([2, 0, 3])
+    keys = jax.random.split(jax.random.key(2), 3)
+    config = HaltingConfig(least=0, most=3, room=3)
+    opened = jnp.ones(3, bool)
+    thinking = thinking_of(config, feedback=Drawing(), keys=keys, counts=counts, opened=opened, start_id=NEVER)
+    seen = generated(decoder, prompts, thinking)
+    prefix, thoughts = think_on(decoder, Drawing(), read_in(decoder, prompts), counts, room=3, keys=keys)
+    end = jnp.full((3, 1), END)
+    settings = SamplingConfig(max_new_tokens=LIMIT - 1)
+    known = decode(decoder, prefix, jnp.ones(3, bool), keys, forced=end, sampling=settings, eos_id=EOS)
+    assert seen.blocks is not None and seen.blocks.inputs is not None
+    for row, count in enumerate(counts.tolist()):
+        written = int(known.lengths[row])
+        assert seen.tokens[row, : count + 1].tolist() == [LATENT] * count + [END]
+        assert seen.tokens[row, count + 1 : count + 1 + written].tolist() == known.tokens[row, :written].tolist()
+        np.testing.assert_allclose(seen.blocks.inputs[row, :count], thoughts[row, :count], rtol=0, atol=1e-5)
+
+
+def test_without_a_start_marker_tokens_are_those_of_a_row_that_cannot_think() -> None:
+    decoder = random_decoder(CONFIG, seed=3)
+    plain = generated(decoder, PROMPTS, None)
+    never = thinking_of(HaltingConfig(room=ROOM), start_id=NEVER)
+    seen = generated(decoder, PROMPTS, never)
+    assert plain.blocks is None and seen.blocks is not None
+    assert seen.tokens[:, :LIMIT].tolist() == plain.tokens.tolist() and (seen.tokens[:, LIMIT:] == EOS).all()
+    assert seen.lengths.tolist() == plain.lengths.tolist() and seen.ended.tolist() == plain.ended.tolist()
+    assert not seen.blocks.number.any() and not seen.blocks.thoughts.any()
+
+
+# --- Where the answer is known ------------------------------------------------------------------------------------
+
+
+def scripted(following: dict[int, int]) -> Decoder:
+    """A decoder without layers to speak of: what it writes behind a token depends on the token alone."""
+    config = dataclasses.replace(CONFIG, vocab_size=24, embed_dim=24)
+    decoder, table = jax.tree.map(jnp.zeros_like, random_decoder(config)), np.zeros((24, 24), np.float32)
+    for token, behind in following.items():
+        table[token, behind] = 1.0
+    decoder.norm.scale[...] = jnp.ones(24)
+    decoder.tokens.embedding[...] = jnp.eye(24)
+    decoder.head.kernel[...] = jnp.asarray(table)
+    return decoder
+
+
+def test_a_row_that_opens_a_block_without_room_for_it_is_cut() -> None:
+    # Behind every block the next one is opened at once; token 3 is followed by 4 for ever.
+    decoder = scripted({START: 5, END: START, 1: START, 3: 4, 4: 4, 2: EOS})
+    config = HaltingConfig(least=1, most=3, room=5)
+    counts = jnp.asarray([1, 2, 3, 9, 1, 1])
+    seen = generated(decoder, [[1]] * 4 + [[3], [2]], thinking_of(config, counts=counts), max_new_tokens=20)
+    blocks = seen.blocks
+    assert blocks is not None
+    assert blocks.number.tolist() == [5, 2, 1, 1, 0, 0]
+    assert blocks.thoughts.tolist() == [5, 4, 3, 3, 0, 0]  # 9 is above the most
+    assert blocks.cut.tolist() == [True] * 4 + [False] * 2
+    assert blocks.written.tolist() == [11, 5, 3, 3, 20, 1]
+    assert seen.lengths.tolist() == [16, 9, 6, 6, 20, 0]
+    assert seen.ended.tolist() == [False] * 5 + [True]
+    assert seen.tokens[1].tolist() == [START, LATENT, LATENT, END] * 2 + [START] + [EOS] * 16
+    # Nor may the end marker be one token too many; with two more there is room for it.
+    for limit, cut in ((5, True), (6, False)):
+        seen = generated(decoder, [[1]], thinking_of(config, counts=counts[:1]), max_new_tokens=limit)
+        assert seen.blocks is not None and bool(seen.blocks.cut[0]) == cut
+        assert seen.tokens[0, : int(seen.lengths[0])].tolist() == ([START, LATENT, END] * 3)[: 7 if cut else 9]
+
+
+@pytest.mark.parametrize(
+    "config, expected",
+    [
+        (HaltingConfig(), [False, False, False]),
+        (HaltingConfig(stop="head", threshold=0.5), [False, True, True]),
+        (HaltingConfig(stop="head", threshold=0.8), [False, False, True]),
+        (HaltingConfig(stop="token", tokens=("end",)), [False, True, False]),
+        (HaltingConfig(stop="token", tokens=("eos",)), [True, False, False]),
+        (HaltingConfig(stop="token", tokens=("eos", "end")), [True, True, False]),
+        (HaltingConfig(stop="entropy", threshold=0.6), [True, False, False]),
+        (HaltingConfig(stop="entropy", threshold=1.0), [True, True, False]),
+    ],
+)
+def test_what_a_state_says_of_its_block(config: HaltingConfig, expected: list[bool]) -> None:
+    """Probabilities of a stop of 0.1, 0.6 and 0.9; tokens EOS for sure, the end marker out of two, and all alike."""
+    shares = np.zeros((3, 23))
+    shares[0, EOS], shares[1, [END, 5]], shares[2] = 1.0, [0.6, 0.4], 1 / 23
+    hidden = np.log([[0.1 / 0.9], [0.6 / 0.4], [0.9 / 0.1]])
+    halt = Probe(jnp.ones(1)) if config.stop == "head" else None
+    thinking = thinking_of(config, halt=halt)
+    seen = thinking.stops(scripted({}), jnp.asarray(hidden, jnp.float32), jnp.log(jnp.asarray(shares) + 1e-12), EOS)
+    assert seen.tolist() == expected
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"least": -1}, r"least = -1: must be at least 0"),
+        ({"least": 7}, r"most = 6: must be at least 1, and least = 7"),
+        ({"least": 0, "most": 0}, r"most = 0: must be at least 1"),
+        ({"most": 9, "room": 8}, r"room = 8: must be at least most = 9"),
+        ({"stop": "head"}, r"threshold = None: stop = 'head' needs one"),
+        ({"threshold": 0.5}, r"threshold = 0\.5: stop = 'count' takes none"),
+        ({"stop": "head", "threshold": 1.5}, r"threshold = 1\.5: must be between 0 and 1"),
+        ({"stop": "entropy", "threshold": -1.0}, r"threshold = -1\.0: must be above 0"),
+        ({"stop": "token"}, r"tokens = \(\): stop = 'token' needs at least one"),
+        ({"tokens": ("end",)}, r"tokens = \('end',\): stop = 'count' takes none"),
+        ({"stop": "token", "tokens": ("start",)}, r"tokens = \('start',\): must be tuple"),
+        ({"stop": "never"}, r"stop = 'never': must be typing\.Literal"),
+    ],
+)
+def test_a_setting_out_of_range_is_named_with_its_field(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(CoconutError, match=rf"HaltingConfig\.{message}"):
+        HaltingConfig(**fields)
+
+
+@pytest.mark.parametrize(
+    "config, parts, message",
+    [
+        (HaltingConfig(stop="head", threshold=0.5), {}, "stop = 'head': needs a stop head"),
+        (HaltingConfig(), {"halt": Probe(jnp.ones(16))}, "stop = 'count': takes no stop head"),
+        (
+            HaltingConfig(stop="entropy", threshold=0.5),
+            {"counts": jnp.ones(1, jnp.int32)},
+            "stop = 'entropy': takes no number",
+        ),
+        (HaltingConfig(most=4), {"think": Sweeps(count=3)}, r"Sweeps\.count = 3: a block that the model opens itself"),
+    ],
+)
+def test_parts_that_do_not_fit_are_an_error(config: HaltingConfig, parts: dict[str, Any], message: str) -> None:
+    with pytest.raises(CoconutError, match=message):
+        generated(random_decoder(CONFIG), [[1]], thinking_of(config, **parts))
+
+
+def test_sweeps_of_as_many_as_the_thoughts_may_be_made_one_by_one() -> None:
+    thinking_of(HaltingConfig(most=3), think=Sweeps(count=3)).check()

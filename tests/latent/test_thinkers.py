@@ -92,7 +92,13 @@ Seen = dict[str, Array]
 
 
 def roll_out(
-    decoder: Decoder, feedback: Feedback, schedule: Schedule, rows: Rows, think: Thinker, keys: Array | None = None
+    decoder: Decoder,
+    feedback: Feedback,
+    schedule: Schedule,
+    rows: Rows,
+    think: Thinker,
+    keys: Array | None = None,
+    every_hidden: bool = False,
 ) -> Seen:
     """What a rollout returns, zero where a row has nothing."""
     output = rollout(
@@ -104,6 +110,7 @@ def roll_out(
         feedback=feedback,
         think=think,
         keys=keys,
+        every_hidden=every_hidden,
     )
     scored = rows.valid[:, kept_columns(schedule, Language, scored=True)]
     return {
@@ -247,29 +254,21 @@ def test_layouts_make_the_same_thoughts(changes: dict[str, Any], think: Thinker)
 def test_any_order_of_spans_equals_its_definition(decoder: Decoder, schedule: Schedule) -> None:
     lengths = [[span.length for span in schedule], [1, 1, 1, 1]]
     rows = rows_of(schedule, lengths)
-    for count in (1, 2):
-        assert_close(
-            roll_out(decoder, Identity(), schedule, rows, Sweeps(count=count)),
-            by_loop(decoder, Identity(), schedule, rows, count),
-        )
+    ours = lambda decoder: roll_out(decoder, Identity(), schedule, rows, Sweeps(count=2))
+    assert_close(quick_jit(ours)(decoder), quick_jit(lambda d: by_loop(d, Identity(), schedule, rows, 2))(decoder))
 
 
 def test_dropout_drops_the_same_units_in_every_sweep() -> None:
     decoder = random_decoder(dataclasses.replace(CONFIG, dropout=0.3), seed=2)
     rows = rows_of(BLOCKS, LENGTHS)
-    last = [
-        rollout(
-            decoder,
-            BLOCKS,
-            tokens=jnp.asarray(rows.tokens),
-            positions=jnp.asarray(rows.positions),
-            valid=jnp.asarray(rows.valid),
-            dropout_key=jax.random.key(3),
-            think=think,
-        ).last
-        for think in (OneByOne(), Sweeps(count=3))
-    ]
-    assert_close(*last)
+
+    def last(decoder: Decoder, think: Thinker) -> Array:
+        places = {"positions": jnp.asarray(rows.positions), "valid": jnp.asarray(rows.valid)}
+        options = {"tokens": jnp.asarray(rows.tokens), "think": think, "dropout_key": jax.random.key(3)}
+        return rollout(decoder, BLOCKS, **places, **options).last
+
+    run = quick_jit(last, static_argnums=1)
+    assert_close(run(decoder, OneByOne()), run(decoder, Sweeps(count=3)))
 
 
 # --- Feedbacks that draw ------------------------------------------------------------------------------------------
@@ -285,7 +284,8 @@ def test_noise_is_the_same_however_a_thought_is_made(decoder: Decoder) -> None:
         assert_close(other, results[0])
     thoughts = results[0][0]["thoughts"]
     other_keys = jax.random.split(jax.random.key(6), len(LENGTHS))
-    assert np.abs(thoughts - roll_out(decoder, Noisy(), BLOCKS, rows, OneByOne(), other_keys)["thoughts"]).max() > 0.01
+    other = quick_jit(lambda decoder: roll_out(decoder, Noisy(), BLOCKS, rows, OneByOne(), other_keys))(decoder)
+    assert np.abs(thoughts - other["thoughts"]).max() > 0.01
 
 
 def test_noise_of_a_row_knows_neither_its_neighbours_nor_its_padding(decoder: Decoder) -> None:
@@ -294,8 +294,8 @@ def test_noise_of_a_row_knows_neither_its_neighbours_nor_its_padding(decoder: De
     keys = jax.random.split(jax.random.key(5), 2)
     rows, row = rows_of(schedule, [[3, 3, 2], [2, 2, 2]]), rows_of(alone, [[2, 2, 2]])
     row = dataclasses.replace(row, tokens=rows.tokens[1:, np.flatnonzero(rows.valid[1])])
-    in_batch = roll_out(decoder, Noisy(), schedule, rows, OneByOne(), keys)
-    by_itself = roll_out(decoder, Noisy(), alone, row, OneByOne(), keys[1:])
+    in_batch = quick_jit(lambda decoder: roll_out(decoder, Noisy(), schedule, rows, OneByOne(), keys))(decoder)
+    by_itself = quick_jit(lambda decoder: roll_out(decoder, Noisy(), alone, row, OneByOne(), keys[1:]))(decoder)
     assert_close(by_itself["last"][0], in_batch["last"][1])
     assert_close(by_itself["thoughts"][0], in_batch["thoughts"][1, :2])
 
@@ -307,7 +307,7 @@ def test_noise_of_a_row_knows_neither_its_neighbours_nor_its_padding(decoder: De
 def test_given_blocks_are_thought_as_in_the_rollout(decoder: Decoder, think: Thinker) -> None:
     """Any number of them, with text between, in rows that lack some; also where the feedback draws."""
     rows, keys = rows_of(BLOCKS, LENGTHS), jax.random.split(jax.random.key(5), len(LENGTHS))
-    expected = roll_out(decoder, Noisy(), BLOCKS, rows, think, keys)
+    expected = quick_jit(lambda decoder: roll_out(decoder, Noisy(), BLOCKS, rows, think, keys))(decoder)
     prefix, thoughts, start = None, [], 0
     for index, span in enumerate(BLOCKS):
         columns = slice(start, start + span.length)
@@ -348,19 +348,9 @@ def test_what_predicts_a_column_is_the_valid_column_before_it(
     valid[1, [3, 5, 6, 7]] = False  # a gap as wide as its span's scored columns
     valid[2, [0, 1, 2, 6, 7, 8, 9]] = False  # a scored column with nothing before it, and a span the row lacks
     rows = Rows(rows.tokens, np.where(valid, np.cumsum(valid, 1) - 1, 0).astype(np.int32), valid)
-    output = rollout(
-        decoder,
-        schedule,
-        tokens=jnp.asarray(rows.tokens),
-        positions=jnp.asarray(rows.positions),
-        valid=jnp.asarray(valid),
-        think=think,
-        every_hidden=every_hidden,
-    )
-    expected = by_loop(decoder, Identity(), schedule, rows, 2 if think == OneByOne() else 1)
-    scored = valid[:, kept_columns(schedule, Language, scored=True)]
-    assert_close(output.predictors * scored[..., None], expected["predictors"])
-    assert_close(output.last, expected["last"])
+    ours = quick_jit(lambda d: roll_out(d, Identity(), schedule, rows, think, every_hidden=every_hidden))(decoder)
+    count = 2 if think == OneByOne() else 1
+    assert_close(ours, quick_jit(lambda decoder: by_loop(decoder, Identity(), schedule, rows, count))(decoder))
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from coconut.mesh import MeshConfig
 from coconut.methods import METHODS
 from coconut.model import Template, make_model, parameters_of
 from coconut.models.config import DecoderConfig
-from coconut.sharding import MeshConfig, make_mesh, placed, put_rows, replicated, tree_sharding
+from coconut.sharding import make_mesh, placed, put_rows, replicated, tree_sharding
 from coconut.tokenizers import symbol_tokenizer
 from coconut.training.optimizer import OptimizerConfig, make_optimizer
 from coconut.training.state import make_state

@@ -22,7 +22,7 @@ from coconut.methods import get_method
 from coconut.model import Template
 from coconut.models.config import DecoderConfig
 from coconut.pages import Markers, Placing, count_thoughts, question_alone, with_thoughts
-from coconut.sharding import MeshConfig, check_rows, make_mesh, replicated, row_sharding
+from coconut.sharding import check_rows, make_mesh, replicated, row_sharding
 from coconut.training.config import RunConfig
 from coconut.training.optimizer import make_optimizer
 from coconut.training.setup import abstract_state
