@@ -71,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_data_actions(command("data", "questions, their splits and their shortcuts"))
 
     train = command("train", "train one run; started again with the same workdir it goes on")
+    _add_imports(train)
     train.add_argument("--gin_file", action="append", required=True, metavar="FILE", help="repeatable; later ones win")
     train.add_argument(
         "--gin_binding", action="append", default=[], metavar="NAME=VALUE", help="also written --gin.NAME=VALUE"
@@ -85,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_processes(train)
 
     plan = command("plan", "what a run needs of a slice of chips and how fast it could be there, without it")
+    _add_imports(plan)
     plan.add_argument("--gin_file", action="append", required=True, metavar="FILE", help="as for train")
     plan.add_argument("--gin_binding", action="append", default=[], metavar="NAME=VALUE", help="--gin.NAME=VALUE")
     plan.add_argument("--output", type=_path, help="write the result as JSON")
@@ -101,6 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--search", action="store_true", help="try all meshes and rank them; compiles each")
 
     evaluate = command("evaluate", "accuracy of a trained workdir, its price, and without its thoughts")
+    _add_imports(evaluate)
     evaluate.add_argument("--workdir", type=_path, required=True)
     evaluate.add_argument("--split", default="test", help="test, validation, or a file of questions")
     evaluate.add_argument("--which", choices=("best", "latest"), default="best", help="which checkpoint")
@@ -116,11 +119,13 @@ def _parser() -> argparse.ArgumentParser:
     _add_processes(evaluate)
 
     export = command("export", "write a trained workdir as a checkpoint for Hugging Face's libraries")
+    _add_imports(export)
     export.add_argument("--workdir", type=_path, required=True)
     export.add_argument("--output", type=Path, required=True, help="a folder that does not exist yet")
     export.add_argument("--which", choices=("best", "latest"), default="best", help="which checkpoint")
 
     ask = command("generate", "ask a trained workdir a question; its thoughts are shown")
+    _add_imports(ask)
     ask.add_argument("--workdir", type=_path, required=True, help="a run's, or a quickstart's")
     ask.add_argument("--question", help="asked on the terminal, until an empty line, if not given")
     ask.add_argument("--which", choices=("best", "latest"), default="best", help="which checkpoint")
@@ -130,6 +135,24 @@ def _parser() -> argparse.ArgumentParser:
     ask.add_argument("--seed", type=int, default=0, help="seed of the draws")
     ask.add_argument("--top", type=int, default=3, help="tokens shown for each thought")
     return parser
+
+
+def _add_imports(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--import",
+        dest="imports",
+        type=_module,
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="a module of your own that registers a task, a method or a feedback; repeatable",
+    )
+
+
+def _module(text: str) -> str:
+    if not all(part.isidentifier() for part in text.split(".")):
+        raise argparse.ArgumentTypeError(f"{text!r} is no name of a module: my_module, without .py")
+    return text
 
 
 def _add_data_actions(data: argparse.ArgumentParser) -> None:
@@ -154,6 +177,8 @@ def _add_data_actions(data: argparse.ArgumentParser) -> None:
     stats = actions.add_parser("stats", help="what can be counted in a file, and each known shortcut's accuracy")
     show = actions.add_parser("show", help="the first questions of a file")
     show.add_argument("--count", type=int, default=3)
+    for action in (generate, prepare, stats, show):
+        _add_imports(action)
     for action in (stats, show):
         action.add_argument("file", type=Path, help="a file of questions, or part of one: questions.json[9000:]")
         action.add_argument("--task", help="the task in whose own format the file is; the field's JSON if not given")

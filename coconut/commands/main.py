@@ -13,6 +13,7 @@ from types import MappingProxyType
 
 from coconut.commands.flags import check_together, parse_arguments
 from coconut.errors import CoconutError, DivergedError
+from coconut.extensions import import_extensions
 
 EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_DIVERGED, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -30,6 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("absl").setLevel(logging.ERROR)
     try:
         check_together(options)
+        if imports := getattr(options, "imports", []):
+            import_extensions(imports)
         return COMMANDS[options.command](options)
     except CoconutError as error:
         print(f"coconut {options.command}: {error}", file=sys.stderr)

@@ -2,21 +2,24 @@
 
 import dataclasses
 import logging
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
+from safetensors.numpy import load_file
 
 from coconut.batching import stage_shape
 from coconut.datasets import Dataset, load_dataset, make_tokenizer
 from coconut.errors import CoconutError
+from coconut.hub import local_folder
 from coconut.methods import get_method
 from coconut.model import Model, Parameters, Template, parameters_of
 from coconut.models.config import DecoderConfig
 from coconut.models.decoder import Decoder
-from coconut.models.huggingface import agreed_config, is_our_export, load_pretrained
+from coconut.models.huggingface import PARTS_FILE, agreed_config, export_fields, is_our_export, load_pretrained
 from coconut.models.parameters import decoder_of, decoder_parameters
 from coconut.models.vocabulary import copy_token, resize_vocabulary
 from coconut.pipeline import pipeline_fingerprint
@@ -185,7 +188,7 @@ def initial_model(run: Run, mesh: Mesh | None = None) -> Model:
     """
     config = run.config
     if config.pretrained is not None:
-        return Model(_pretrained_decoder(run, mesh), fresh_parts(config))
+        return Model(_pretrained_decoder(run, mesh), _exported_parts(config, fresh_parts(config)))
     if config.init_from is None:
         return fresh_model(config)
     other, loaded, _ = load_model(parse_path(config.init_from), config.init_checkpoint, mesh, train_only=True)
@@ -198,6 +201,24 @@ def initial_model(run: Run, mesh: Mesh | None = None) -> Model:
     where = f"RunConfig.init_from = {config.init_from!r}"
     found = matching(parameters_of(Model(loaded.decoder, parts)), parameters_of(expected), where)
     return Template.of(expected).model(found)
+
+
+def _exported_parts(config: RunConfig, fresh: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The parts that an export of ours holds beside its decoder, where they mean the same; the others fresh."""
+    assert config.pretrained is not None
+    folder = local_folder(config.pretrained)
+    if not (folder / PARTS_FILE).exists():
+        return fresh
+    there, stored = export_fields(folder), load_file(folder / PARTS_FILE)
+    parts = {}
+    for name, part in fresh.items():
+        own = parameters_of(Model(cast(Any, None), {name: part}))
+        fits = all(key in stored and stored[key].shape == value.shape for key, value in own.items())
+        if name == "feedback" and there.get("feedback") != to_json(config.feedback):
+            fits = False
+        taken = [jnp.asarray(stored[key], value.dtype) if fits else value for key, value in own.items()]
+        parts[name] = jax.tree.unflatten(jax.tree.structure(part), taken)
+    return parts
 
 
 def _alike(first: Any, second: Any) -> bool:

@@ -1,12 +1,14 @@
 """Checkpoints in Hugging Face's layout: ``config.json`` and safetensors, read and written without torch."""
 
-from coconut.models.huggingface.configuration import EXPORT_FIELD, is_our_export, read_config
+from coconut.models.huggingface.configuration import EXPORT_FIELD, export_fields, is_our_export, read_config
 from coconut.models.huggingface.load import agreed_config, load_pretrained, load_weights
-from coconut.models.huggingface.save import save_pretrained
+from coconut.models.huggingface.save import PARTS_FILE, save_pretrained
 
 __all__ = [
     "EXPORT_FIELD",
+    "PARTS_FILE",
     "agreed_config",
+    "export_fields",
     "is_our_export",
     "load_pretrained",
     "load_weights",

@@ -92,7 +92,13 @@ def read_config(folder: Path) -> DecoderConfig:
 
 def is_our_export(path_or_repo: str | os.PathLike[str]) -> bool:
     """Whether a checkpoint was written by ``coconut export``: its latent markers are trained."""
-    return EXPORT_FIELD in read_json(local_folder(path_or_repo) / CONFIG_FILE, [])
+    return bool(export_fields(path_or_repo))
+
+
+def export_fields(path_or_repo: str | os.PathLike[str]) -> dict[str, Any]:
+    """What ``coconut export`` wrote into config.json; nothing of other checkpoints."""
+    fields = read_json(local_folder(path_or_repo) / CONFIG_FILE, []).get(EXPORT_FIELD, {})
+    return fields if isinstance(fields, dict) else {}
 
 
 def read_json(path: Path, problems: list[str]) -> dict[str, Any]:

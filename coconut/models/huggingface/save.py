@@ -22,6 +22,10 @@ from coconut.models.parameters import decoder_parameters
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
+PARTS_FILE = "coconut_parts.safetensors"
+"""Holds the parameters of a model beside its decoder's, which `transformers` does not look at."""
+
+
 def save_pretrained(
     decoder: Decoder,
     folder: str | os.PathLike[str],
@@ -88,7 +92,8 @@ def _check(
         raise CoconutError(f"{folder} exists, and is no empty folder")
     if taken := sorted(name for name in config_fields if config.get(name) is not None):
         raise CoconutError(f"config_fields: the decoder's own config says what {', '.join(taken)} are")
-    reserved = [name for name in files if name in (CONFIG_FILE, INDEX) or name.endswith(".safetensors")]
+    weights = [name for name in files if name.endswith(".safetensors") and name != PARTS_FILE]
+    reserved = [*weights, *(name for name in files if name in (CONFIG_FILE, INDEX))]
     if wrong := sorted({*reserved, *(name for name in files if name != Path(name).name or not name.strip("."))}):
         raise CoconutError(f"files: {', '.join(wrong)} are names of our own, or no plain file names")
     if max_shard_bytes < 1:
