@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import gin
+import gin.config
 
 from coconut.curriculum import CurriculumConfig
 from coconut.datasets import DataConfig
