@@ -139,7 +139,7 @@ def answer_questions(
             vocab_size=tokenizer.vocab_size,
         )
         new, lengths, ended = (np.asarray(x) for x in generated)
-        thoughts = None if thoughts is None else np.asarray(thoughts)
+        inputs = np.concatenate([np.asarray(block) for block in thoughts], 1) if thoughts else None
         used = batch.valid[:, latent_columns(batch)]
         for index in range(count):
             yield Answer(
@@ -148,7 +148,7 @@ def answer_questions(
                 new_tokens=len(forced) + int(lengths[index]),
                 thoughts=count_thoughts(pages[start + index]),
                 ended=bool(ended[index]),
-                thought_inputs=None if thoughts is None else thoughts[index, used[index]],
+                thought_inputs=None if inputs is None else inputs[index, used[index]],
             )
         advance(count)
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
@@ -32,12 +31,12 @@ def given_pages(
     return pages if thoughts is None else [with_thoughts(page, thoughts) for page in pages]
 
 
-def read(model: Model, batch: Batch) -> tuple[Prefix, Float[Array, "B K D"] | None]:
+def read(model: Model, batch: Batch) -> tuple[Prefix, tuple[Float[Array, "B K D"], ...]]:
     """Reads the columns of a batch span by span, and thinks where it has latent spans.
 
     Returns:
-      What decoding goes on from, and the thoughts of all latent spans (`latent_columns` says where in the batch they
-      stand); None where there is none.
+      What decoding goes on from, and the thoughts of each latent span; `latent_columns` says where in the batch they
+      stand.
     """
     prefix, thoughts, start = None, [], 0
     for span in batch.schedule:
@@ -52,7 +51,7 @@ def read(model: Model, batch: Batch) -> tuple[Prefix, Float[Array, "B K D"] | No
             prefix, made = think_on(model.decoder, model.feedback, prefix, counts, room=span.length)
             thoughts.append(made)
     assert prefix is not None
-    return prefix, jnp.concatenate(thoughts, 1) if thoughts else None
+    return prefix, tuple(thoughts)
 
 
 def latent_columns(batch: Batch) -> Bool[np.ndarray, " T"]:

@@ -44,11 +44,11 @@ def test_reading_equals_the_rollout(name: str, blocks: int) -> None:
         output = rollout_batch(model.decoder, model.feedback, jax.tree.map(jnp.asarray, batch))
     np.testing.assert_allclose(prefix.last, output.last, rtol=1e-4, atol=1e-5)
     assert np.asarray(prefix.length).tolist() == batch.valid.sum(1).tolist()
+    assert len(thoughts) == len(output.thoughts) == blocks
     if not blocks:
-        assert thoughts is None
         return
-    assert thoughts is not None
-    np.testing.assert_allclose(thoughts, np.concatenate(output.thoughts, 1), rtol=1e-4, atol=1e-5)
+    inputs = np.concatenate(thoughts, 1)
+    np.testing.assert_allclose(inputs, np.concatenate(output.thoughts, 1), rtol=1e-4, atol=1e-5)
     used = batch.valid[:, latent_columns(batch)]
     assert used.sum(1).tolist() == [count_thoughts(page) for page in pages]
-    assert not np.asarray(thoughts)[~used].any()
+    assert not inputs[~used].any()
