@@ -107,7 +107,11 @@ class Placing:
 
 
 Write = Callable[[TokenizedExample, Placing], Page]
-"""Writes an example down. A pure function: the same example and placing give the same page."""
+"""Writes an example down. A pure function: the same example and placing give the same page.
+
+The columns of a stage's batches are made for the pages without a draw and without progress: with them no part of a page
+may be longer.
+"""
 
 
 # --- For those who write ------------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """The data pipeline: from a data set and a seed to a resumable stream of batches.
 
 Which examples stand in batch ``i``, at which stage and in which form each, is a pure function of (seed, ``i``, the
-run's stage). Grain brings the prefetching threads and an iterator whose state is saved with the checkpoint; threads
-never change the order.
+run's stage and the batch it began with). Grain brings the prefetching threads and an iterator whose state is saved with
+the checkpoint; threads never change the order.
 """
 
 import dataclasses

@@ -158,7 +158,7 @@ def answer_questions(
             eos_id=tokenizer.eos_id,
             vocab_size=tokenizer.vocab_size,
         )
-        given = None if thoughts is None else np.asarray(thoughts)
+        given = np.concatenate([np.asarray(block) for block in thoughts], 1) if thoughts else None
         used = batch.valid[:, latent_columns(batch)]
         written = jax.tree.map(np.asarray, generated)
         for index in range(count):

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Key
 
@@ -38,7 +37,7 @@ def given_pages(
 
 def read(
     model: Model, batch: Batch, method: Method, *, latent_id: int, keys: Key[Array, " B"] | None = None
-) -> tuple[Prefix, Float[Array, "B K D"] | None]:
+) -> tuple[Prefix, tuple[Float[Array, "B K D"], ...]]:
     """Reads the columns of a batch span by span, and thinks where it has latent spans.
 
     Args:
@@ -49,8 +48,8 @@ def read(
       keys: a key for each row, for feedbacks that draw.
 
     Returns:
-      What decoding goes on from, and the thoughts of all latent spans (`latent_columns` says where in the batch they
-      stand); None where there is none.
+      What decoding goes on from, and the thoughts of each latent span; `latent_columns` says where in the batch they
+      stand.
     """
     prefix, thoughts, start = None, [], 0
     for span in batch.schedule:
@@ -66,12 +65,12 @@ def read(
                 *(model.decoder, model.feedback, prefix, counts),
                 room=span.length,
                 think=method.think,
-                latent_id=None if method.think == OneByOne() else latent_id,
+                latent_id=None if isinstance(method.think, OneByOne) else latent_id,
                 keys=keys,
             )
             thoughts.append(made)
     assert prefix is not None
-    return prefix, jnp.concatenate(thoughts, 1) if thoughts else None
+    return prefix, tuple(thoughts)
 
 
 def latent_columns(batch: Batch) -> Bool[np.ndarray, " T"]:

@@ -13,9 +13,10 @@ from rich.console import Console
 from coconut.errors import CoconutError
 from coconut.latent.feedback import FeedbackConfig, Norm
 from coconut.model import parameters_of
-from coconut.training.checkpoint import load_model
+from coconut.tokenizers import TokenizedExample, symbol_tokenizer
+from coconut.training.checkpoint import Run, load_model
 from coconut.training.loop import TrainResult, train
-from coconut.training.setup import initial_model, prepare
+from coconut.training.setup import fit_to_positions, initial_model, prepare
 from tests.tiny_models import quick_compilation
 from tests.tiny_runs import tiny_run
 
@@ -26,6 +27,26 @@ QUIET = Console(file=io.StringIO())
 def compiled_quickly() -> Iterator[None]:
     with quick_compilation():
         yield
+
+
+def test_examples_that_are_too_long_at_any_stage_are_an_error_or_dropped(caplog: pytest.LogCaptureFixture) -> None:
+    tokenizer, array = symbol_tokenizer(["a", "b"]), lambda length: np.zeros(length, np.int32)
+    # Columns at stage 0, with both markers: 9, 10 and 11; the thought at stage 1 is shorter than the step.
+    examples = [TokenizedExample(question=array(length), steps=(array(2),), answer=array(2)) for length in (3, 4, 5)]
+
+    def fitting(limit: int, drop: bool = False, method: str = "coconut") -> list[TokenizedExample]:
+        config = tiny_run(method=method, decoder={"max_positions": limit}, data={"drop_too_long": drop})
+        return fit_to_positions(examples, Run(config, tokenizer, data=""))
+
+    assert fitting(11) == examples
+    with pytest.raises(CoconutError, match=r"1 of 3 training examples do not fit .*max_positions = 10; .* 11 columns"):
+        fitting(10)
+    assert fitting(10, drop=True) == examples[:2]
+    assert "1 of 3 training examples do not fit" in caplog.text and "dropped" in caplog.text
+    with pytest.raises(CoconutError, match="nothing is left"):
+        fitting(8, drop=True)
+    # Without markers there is more room.
+    assert fitting(9, method="cot") == examples
 
 
 @pytest.fixture(scope="module")
