@@ -244,10 +244,11 @@ def decode(
     batch, room = active.shape[0], sampling.max_new_tokens
     if forced is not None and forced.shape[1]:
         prefix = prefill(decoder, forced, jnp.ones(forced.shape, bool), prefix)
-    blocks, row_keys, feedback = None, None, None
+    blocks, row_keys = None, None
     if thinking is not None:
         thinking.check()
-        room, row_keys, feedback = room + thinking.config.room, thinking.keys, prepare(thinking.feedback, decoder)
+        thinking = dataclasses.replace(thinking, feedback=prepare(thinking.feedback, decoder))
+        room, row_keys = room + thinking.config.room, thinking.keys
         blocks = thinking.begin(~active, room, decoder.config.embed_dim, prefix.last.dtype)
     place = _place(prefix, jnp.ones((batch, room), bool), row_keys)
 
@@ -271,13 +272,9 @@ def decode(
                 eos_id=eos_id,
                 limit=sampling.max_new_tokens,
             )
-            thought = feed_back(feedback, decoder, last[:, None], here)
-            inputs = jnp.where(thinks[:, None], thought[:, 0], decoder.embed(token))
-            if blocks.inputs is not None:
-                thought = jnp.where(thinks[:, None, None], thought, 0.0)
-                blocks = blocks._replace(
-                    inputs=jax.lax.dynamic_update_slice_in_dim(blocks.inputs, thought, index, axis=1)
-                )
+            thought = feed_back(thinking.feedback, decoder, last[:, None], here)[:, 0]
+            inputs = jnp.where(thinks[:, None], thought, decoder.embed(token))
+            blocks = blocks.keep(thought, thinks, index)
         tokens = jax.lax.dynamic_update_slice_in_dim(tokens, token[:, None], index, axis=1)
         hidden, own = run_one_column(decoder, inputs, here, prefix.past, own, index)
         return index + 1, hidden, own, tokens, done, blocks

@@ -114,6 +114,13 @@ class Blocks(NamedTuple):
     ended: Bool[Array, " B"]
     cut: Bool[Array, " B"]
 
+    def keep(self, thoughts: Float[Array, "B D"], thinks: Bool[Array, " B"], index: Int[Array, ""]) -> "Blocks":
+        """The same with the thoughts of a turn, of the rows that think, where they were asked for."""
+        if self.inputs is None:
+            return self
+        made = jnp.where(thinks[:, None], thoughts, 0.0)[:, None]
+        return self._replace(inputs=jax.lax.dynamic_update_slice_in_dim(self.inputs, made, index, axis=1))
+
 
 @jax.tree_util.register_dataclass
 @no_type_check  # JAX also builds them of abstract values and shardings
@@ -245,12 +252,13 @@ class Thinking:
         """Where a block's last column says that it is over."""
         config = self.config
         if config.stop == "head":
-            assert self.halt is not None
+            assert self.halt is not None and config.threshold is not None
             return jax.nn.sigmoid(self.halt(decoder, hidden)) >= config.threshold
         if config.stop == "token":
             ids = {"end": self.end_id, "eos": eos_id}
             return jnp.isin(jnp.argmax(logits, -1), jnp.asarray([ids[name] for name in config.tokens]))
         if config.stop == "entropy":
+            assert config.threshold is not None
             likely = jax.nn.log_softmax(logits)
             return -jnp.sum(jnp.exp(likely) * likely, -1) < config.threshold
         return jnp.zeros(hidden.shape[0], bool)

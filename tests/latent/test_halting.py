@@ -71,8 +71,8 @@ def generated(
 
 
 def thinking_of(config: HaltingConfig, **parts: Any) -> Thinking:
-    ids = {"start_id": START, "latent_id": LATENT, "end_id": END}
-    return Thinking(**{"feedback": Shift(), "config": config, "keep_inputs": True} | ids | parts)
+    ids: dict[str, Any] = {"start_id": START, "latent_id": LATENT, "end_id": END}
+    return Thinking(**{"feedback": Shift(), "config": config, "keep_inputs": True, **ids, **parts})
 
 
 # --- Against a loop -----------------------------------------------------------------------------------------------
