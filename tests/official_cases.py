@@ -15,6 +15,7 @@ from coconut.pages import Text, Thoughts
 from coconut.types import IGNORED_LABEL, Batch
 
 CASES = ("same_length", "ragged_thoughts")
+FOLDER = Path(__file__).with_name("official_forward")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +30,9 @@ class OfficialCase:
     """[B, T]: the official column of each of our valid columns, else -1."""
 
 
-def load_case(folder: Path, dtype: str) -> OfficialCase:
+def load_case(name: str, dtype: str) -> OfficialCase:
     """Reads a case with the weights in ``dtype``."""
+    folder = FOLDER / name
     content = json.loads((folder / "case.json").read_text())
     sizes, markers, batch = content["config"], content["markers"], content["batch"]
     config = DecoderConfig(

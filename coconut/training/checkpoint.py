@@ -1,5 +1,6 @@
 """Checkpoints; the one module that knows Orbax."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -42,6 +43,7 @@ class Progress:
       data: state of the data iterator.
       window: sums of the metrics since the last look at whether the stage is learnt.
       log: sums of the metrics since the last line of metrics.
+      log_seconds: ``seconds`` at that line.
       skipped: steps of the run that were skipped because a gradient was not finite.
       skipped_in_a_row: how many of them were its last steps.
       finished: whether the run is done.
@@ -56,6 +58,7 @@ class Progress:
     data: Mapping[str, Any] | None = None
     window: Mapping[str, list[float]] = dataclasses.field(default_factory=dict)
     log: Mapping[str, list[float]] = dataclasses.field(default_factory=dict)
+    log_seconds: float = 0.0
     skipped: int = 0
     skipped_in_a_row: int = 0
     finished: bool = False
@@ -298,18 +301,17 @@ def load_model(
       CoconutError: the workdir holds no run, no checkpoint, or one that does not fit.
     """
     run = Run.load(workdir)
-    checkpoints = Checkpoints(workdir, read_only=True)
-    step = checkpoints.step(which)
-    if step is None:
-        raise CoconutError(f"{workdir} holds no checkpoint")
     left_out = frozenset() if train_only else get_method(run.config.method).train_only
     abstract = jax.eval_shape(lambda: fresh_model(run.config))
     abstract = abstract._replace(parts={name: part for name, part in abstract.parts.items() if name not in left_out})
     template, expected = Template.of(abstract), parameters_of(abstract)
     if mesh is not None:
         expected = placed(expected, template.axes, mesh)
-    parameters, progress = checkpoints.restore_parameters(step, expected, left_out)
-    checkpoints.close()
+    with contextlib.closing(Checkpoints(workdir, read_only=True)) as checkpoints:
+        step = checkpoints.step(which)
+        if step is None:
+            raise CoconutError(f"{workdir} holds no checkpoint")
+        parameters, progress = checkpoints.restore_parameters(step, expected, left_out)
     # Orbax gives numpy's arrays where it was told no device.
     return run, template.model(jax.tree.map(jnp.asarray, parameters)), progress
 

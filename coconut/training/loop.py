@@ -93,13 +93,14 @@ def train(
     make_folder(workdir)
     with hold(workdir):
         run.check(workdir)
-        return _train(
-            *(run, dataset, examples, workdir),
-            mesh=make_mesh() if mesh is None else mesh,
-            validate=validate,
-            tensorboard=tensorboard,
-            console=console,
-        )
+        with contextlib.closing(Checkpoints(workdir, keep_latest=config.keep_latest)) as checkpoints:
+            return _train(
+                *(run, dataset, examples, workdir, checkpoints),
+                mesh=make_mesh() if mesh is None else mesh,
+                validate=validate,
+                tensorboard=tensorboard,
+                console=console,
+            )
 
 
 def _train(
@@ -107,6 +108,7 @@ def _train(
     dataset: Dataset,
     examples: list[TokenizedExample],
     workdir: StoragePath,
+    checkpoints: Checkpoints,
     *,
     mesh: Mesh,
     validate: Validate,
@@ -119,7 +121,6 @@ def _train(
     optimizer = make_optimizer(config.optimizer)
     template, expected = abstract_state(config, optimizer, mesh)
     train_step = make_train_step(template, method, optimizer, options=config.options, microbatches=config.microbatches)
-    checkpoints = Checkpoints(workdir, keep_latest=config.keep_latest)
     if (latest := checkpoints.step("latest")) is None:
         state, progress = initial_state(run, optimizer, mesh), Progress(stage=curriculum.first_stage)
     else:
@@ -215,12 +216,14 @@ def _train(
                     # Steps that were skipped measured nothing.
                     learnt = may_advance(curriculum, stage) and window["skipped"] < 1 and has_learnt(curriculum, window)
                     window_meter = Meter()
-                bar.update(task, completed=progress.stage_step, numbers=_numbers(averages, progress))
+                seconds = progress.seconds - progress.log_seconds
+                bar.update(task, completed=progress.stage_step, numbers=_numbers(log_meter, seconds))
                 if at_log:
                     rates = {"learning_rate": learning_rate, "seconds": progress.seconds}
                     alert = norm_alert.look(averages, progress.step)
                     log.write("train", progress.step, {"stage": stage, **averages, **alert, **rates})
                     log_meter = Meter()
+                    progress = dataclasses.replace(progress, log_seconds=progress.seconds)
                 if at_end or learnt:
                     window_meter = Meter()
                     # None where no metric decides: a stage that just ends after its steps.
@@ -247,7 +250,6 @@ def _train(
                     log.flush()
                     checkpoints.save(state, progress, validation)
                 clock = time.perf_counter()
-    checkpoints.close()
     return TrainResult(run=run, model=template.model(state.parameters), progress=progress, compilations=len(programs))
 
 
@@ -287,7 +289,8 @@ def interruption() -> Iterator[Callable[[int], bool]]:
         restore()
 
 
-def _numbers(averages: Mapping[str, float], progress: Progress) -> str:
-    rate = averages["tokens"] * progress.step / max(progress.seconds, 1e-9)
+def _numbers(meter: Meter, seconds: float) -> str:
+    """What the bar shows of the steps since the last line of metrics, which took so many seconds."""
+    averages, tokens = meter.averages(), meter.sums["tokens"][0]
     loss, accuracy = (averages.get(name, float("nan")) for name in ("loss", "accuracy"))  # All steps may be skipped.
-    return f"loss {loss:.3f}  accuracy {accuracy:.3f}  {rate:,.0f} tokens/s"
+    return f"loss {loss:.3f}  accuracy {accuracy:.3f}  {tokens / max(seconds, 1e-9):,.0f} tokens/s"

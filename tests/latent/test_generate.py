@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -94,8 +93,8 @@ def decoded(
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_greedy_generation_equals_the_official_one_token_for_token(shared_data: Path, name: str) -> None:
-    case = load_case(shared_data / "official_forward" / name, "float32")
+def test_greedy_generation_equals_the_official_one_token_for_token(name: str) -> None:
+    case = load_case(name, "float32")
     markers, wanted = case.content["markers"], case.content["generate"]
     prompts = [row["prompt"][: row["prompt"].index(markers["start_latent"]) + 1] for row in wanted]
     counts = [len(row["prompt"]) - len(prompt) - 1 for row, prompt in zip(wanted, prompts, strict=True)]

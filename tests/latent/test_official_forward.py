@@ -1,6 +1,5 @@
 """Loss, logits, thoughts and every gradient against what the official implementation returned."""
 
-from pathlib import Path
 from typing import get_args
 
 import jax
@@ -24,9 +23,9 @@ def relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:
 @pytest.mark.parametrize("gradient", get_args(Gradient))
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("name", CASES)
-def test_agrees_with_the_official_implementation(shared_data: Path, name: str, dtype: str, gradient: Gradient) -> None:
+def test_agrees_with_the_official_implementation(name: str, dtype: str, gradient: Gradient) -> None:
     with jax.enable_x64(dtype == "float64"):
-        case = load_case(shared_data / "official_forward" / name, dtype)
+        case = load_case(name, dtype)
         batch = case.batch
 
         def loss_of(decoder, batch):

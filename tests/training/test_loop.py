@@ -465,6 +465,24 @@ def test_a_run_goes_on_past_steps_that_are_not_finite(tmp_path: Path, monkeypatc
     assert_same_run(tmp_path / "stopped", tmp_path / "whole")
 
 
+def test_checkpoints_are_closed_where_a_run_diverges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed, close = [], Checkpoints.close
+    monkeypatch.setattr(Checkpoints, "close", lambda self: (closed.append(self), close(self))[1])
+    loss = lambda *_: (_ for _ in ()).throw(DivergedError("stopped"))
+    monkeypatch.setattr(loop, "make_iterator", loss)
+    with pytest.raises(DivergedError):
+        trained(tiny_run(), tmp_path)
+    assert len(closed) == 1
+
+
+def test_the_rate_is_that_of_the_steps_since_the_last_line(tmp_path: Path) -> None:
+    meter = loop.Meter({"tokens": [300.0, 3.0], "loss": [2.0, 4.0], "accuracy": [1.0, 4.0]})
+    assert loop._numbers(meter, 2.0) == "loss 0.500  accuracy 0.250  150 tokens/s"
+    # A run that goes on counts from the last line, too.
+    progress = trained(tiny_run(), tmp_path).progress
+    assert 0 < progress.log_seconds == progress.seconds
+
+
 def skipped_steps(workdir: Path) -> list[int]:
     """The steps that were skipped, of a run that logs each."""
     return [line["step"] for line in lines_of(workdir, "train") if line["skipped"]]
