@@ -205,7 +205,7 @@ def _answer(
     if blocks is not None:
         own = (blocks.modes[row, : len(tokens)] == Mode.THINKING).tolist()
         if blocks.inputs is not None:
-            kept = blocks.inputs[row, : len(tokens)][own]
+            kept = np.asarray(blocks.inputs)[row, : len(tokens)][own]
             inputs = kept if inputs is None else np.concatenate([inputs, kept])
     markers = (tokenizer.start_latent_id, tokenizer.end_latent_id) if blocks is not None else ()
     text = [*forced.tolist(), *(token for token, thought in zip(tokens, own, strict=True) if not thought)]

@@ -141,7 +141,7 @@ def test_belief_panels_wrap(tmp_path):
 
 def test_accuracy_by_thoughts(tmp_path):
     path = tmp_path / "accuracy.png"
-    measured = Evaluation(examples=100, correct=90, tokens=4.0, thoughts=2.0, ended=1.0)
+    measured = Evaluation(examples=100, correct=90, tokens=4.0, thoughts=2.0, ended=1.0, cut=0.0)
     results = {"coconut": {2: measured, 0: (0.5, 0.4, 0.6)}, "pause": {1: measured.to_json()}}
     figure = plot_accuracy_by_thoughts(results, path, chance=0.5)
     assert_png(path)

@@ -10,7 +10,6 @@ import pytest
 from coconut.commands.evaluate import EvaluateConfig, describe, evaluate_model
 from coconut.commands.generate import answer_question
 from coconut.errors import CoconutError
-from coconut.latent.feedback import Identity
 from coconut.tasks import get_task, save_examples
 from coconut.tokenizers import symbol_tokenizer
 from coconut.training.checkpoint import Progress, Run
@@ -35,7 +34,7 @@ def untrained(method: str = "coconut", **curriculum: Any) -> tuple[Run, Model]:
     settings = {"max_latent_stage": 3, "last_stage": None, "pad_latent_to_max": False, **curriculum}
     tokenizer = symbol_tokenizer(SYMBOLS)
     config = tiny_run(method=method, curriculum=settings, decoder={"vocab_size": tokenizer.vocab_size})
-    return Run(config, tokenizer, ""), make_model(config.decoder, Identity(), jax.random.key(0))
+    return Run(config, tokenizer, ""), make_model(config.decoder, jax.random.key(0))
 
 
 def evaluated(folder: Path, examples: list[Example], method: str = "coconut", **settings: Any) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from coconut.errors import CoconutError
 from coconut.latent.feedback import Feedback, FeedbackConfig, Norm, make_feedback
 from coconut.latent.generate import prefill, think_on
 from coconut.models.decoder import Decoder

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from jaxtyping import Array, Float
 
+from coconut.errors import CoconutError
 from coconut.latent.generate import Generated, Prefix, SamplingConfig, decode, prefill, think_on
 from coconut.latent.halting import HaltingConfig, Mode, Thinking
 from coconut.latent.thinkers import Sweeps

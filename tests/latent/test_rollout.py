@@ -41,7 +41,7 @@ class ProjectionAndMix:
 
     projection: Array
 
-    def __call__(self, decoder: Decoder, hidden: Array) -> Array:
+    def __call__(self, decoder: Decoder, hidden: Array, *, keys: Array | None = None) -> Array:
         belief = jax.nn.softmax(decoder.unembed(hidden))
         return hidden @ self.projection + belief @ decoder.tokens.embedding[...]
 
@@ -53,7 +53,7 @@ class Marker:
 
     token: int = dataclasses.field(metadata={"static": True})
 
-    def __call__(self, decoder: Decoder, hidden: Array) -> Array:
+    def __call__(self, decoder: Decoder, hidden: Array, *, keys: Array | None = None) -> Array:
         return jnp.broadcast_to(decoder.embed(jnp.asarray(self.token)), hidden.shape)
 
 
