@@ -119,7 +119,7 @@ def test_a_term_that_weighs_nothing_counts_nothing() -> None:
 def test_a_weight_that_depends_on_the_model_is_refused() -> None:
     def loss(model: Model, views: Views, context: LossContext) -> Loss:
         own = METHOD.loss(model, views, context)
-        norm = jnp.square(model.decoder.norm.scale[...]).sum()
+        norm = jnp.square(model.decoder.tokens.embedding[...]).sum()
         return own._replace(terms={**own.terms, "norm": Term(Ratio(norm, norm))})
 
     template, state = fresh()
