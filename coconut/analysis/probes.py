@@ -136,8 +136,8 @@ def belief_over_nodes(
             f"DecoderConfig.max_positions = {limit}: a question of {shape.prompt} tokens, {sum(shape.thoughts)} "
             f"thoughts and {sum(shape.texts)} forced tokens need {shape.columns}"
         )
-    markers = {"pad_id": tokenizer.eos_id, "latent_id": tokenizer.latent_id}
-    prefix, _ = read(model, align(pages, shape, **markers, feeds_back=method.feeds_back))
+    batch = align(pages, shape, pad_id=tokenizer.eos_id, latent_id=tokenizer.latent_id, feeds_back=method.feeds_back)
+    prefix, _ = read(model, batch)
     # The softmax over some of the logits is the whole softmax, normalised over their tokens.
     return np.asarray(jax.nn.softmax(model.decoder.unembed(prefix.last)[:, jnp.asarray(node_ids)]))
 
