@@ -85,11 +85,11 @@ def test_every_row_can_be_read_back(data, settings, stage, name, multiple_of):
         tokens, labels, pieces, answers = [], [], [], []
         for part in page:
             own = [LATENT] * part.count if isinstance(part, Thoughts) else part.ids.tolist()
-            scored = isinstance(part, Text) and part.scored
+            text = part if isinstance(part, Text) and part.scored else None
             tokens += own
-            labels += own if scored else [IGNORED_LABEL] * len(own)
-            pieces += [part.piece if scored else -1] * len(own)
-            answers += [scored and part.answer] * len(own)
+            labels += own if text else [IGNORED_LABEL] * len(own)
+            pieces += [text.piece if text else -1] * len(own)
+            answers += [text is not None and text.answer] * len(own)
         valid = batch.valid[index]
         # What the page holds, in order, and nothing else.
         assert batch.tokens[index, valid].tolist() == tokens

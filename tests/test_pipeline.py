@@ -224,7 +224,7 @@ def test_the_fingerprint_changes_with_all_that_decides_the_batches():
 
     changed = dataclasses.replace(EXAMPLES[3], answer=EXAMPLES[3].answer[::-1].copy() + 1)
     # The same ids, cut at other places.
-    one, *steps = EXAMPLES[0].steps
+    one, *steps = EXAMPLES[0].written_steps
     moved = dataclasses.replace(EXAMPLES[0], question=np.append(EXAMPLES[0].question, one), steps=tuple(steps))
     thinking = lambda count: dataclasses.replace(EXAMPLES[0], steps=(Think(count), *EXAMPLES[0].steps))
     prints = [

@@ -111,7 +111,7 @@ def load(path: str | os.PathLike[str]) -> list[Example]:
         example = write_example(*(len(number.split()) for number in asked.groups()), *map(read_digits, asked.groups()))
         # Arithmetic is its own check: a line that differs is no example to learn from.
         for part, found, right in (
-            ("steps", line.reasoning, " ".join(example.steps)),
+            ("steps", line.reasoning, " ".join(example.written_steps)),
             ("answer", line.answer, example.answer),
         ):
             if found != right:

@@ -19,7 +19,7 @@ TASK = get_task("multiplication")
 
 
 def line_of(example: Example) -> str:
-    return write_line(example.question, example.steps, example.answer)
+    return write_line(example.question, example.written_steps, example.answer)
 
 
 def numbers(example: Example) -> tuple[int, int]:
@@ -51,7 +51,7 @@ def test_every_part_of_every_product_is_right(folder, data, first_digits, second
     assert read_digits(example.answer) == first * second
     assert len(example.steps) == second_digits
     total = 0
-    for index, step in enumerate(example.steps):
+    for index, step in enumerate(example.written_steps):
         parts = re.fullmatch(r"(\+ )?([\d ]+?)(?: \( ([\d ]+) \))?", step)
         assert parts and bool(parts[1]) == bool(index)
         assert bool(parts[3]) == (0 < index < second_digits - 1)
@@ -156,9 +156,9 @@ def test_every_digit_is_one_token_and_lengths_are_as_the_gin_file_says():
     config = DataConfig(task="multiplication", train=200)
     tokenizer = make_tokenizer(config, examples)
     for example in examples[:20]:
-        for text in (example.question, *example.steps, example.answer):
+        for text in (example.question, *example.written_steps, example.answer):
             assert len(tokenizer.encode(text)) == len(text.split())
-    written = "".join(f"{step}\n" for step in examples[0].steps) + f"### {examples[0].answer}"
+    written = "".join(f"{step}\n" for step in examples[0].written_steps) + f"### {examples[0].answer}"
     assert len(tokenizer.encode(written)) == 50 + 9
 
 

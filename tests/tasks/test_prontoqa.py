@@ -36,8 +36,8 @@ def check_structure(example: Example, hops: int) -> dict[str, str]:
     verify(example)
     assert len(example.steps) == hops + 1
     question = read_question(example.question)
-    assert all(len(re.findall(r"[.]", step)) == 2 for step in example.steps[:-1])
-    chain = [read_statement(re.split(r"(?<=\.) ", step)[0]).predicate for step in example.steps[:-1]]
+    assert all(len(re.findall(r"[.]", step)) == 2 for step in example.written_steps[:-1])
+    chain = [read_statement(re.split(r"(?<=\.) ", step)[0]).predicate for step in example.written_steps[:-1]]
     parents: dict[str, set[str]] = {}
     properties: dict[str, list[Statement]] = {}
     for rule in question.rules:
@@ -87,7 +87,7 @@ def measure(examples: list[Example]) -> dict[str, Counter]:
         count("name", question.query.subject)
         count("the chain's fact is first", roles[question.facts[0].predicate] == "chain 0")
         count("words", len(example.question.split()))
-        count("words of steps", sum(len(step.split()) for step in example.steps))
+        count("words of steps", sum(len(step.split()) for step in example.written_steps))
         for concept, role in roles.items():
             count(f"concept: {role[:5]}", concept)
         negated = 0
@@ -217,7 +217,7 @@ def test_symbols_say_the_same_as_text():
         assert read_question(symbols.question) == read_question(text.question)
         assert symbols.answer == text.answer
         assert re.fullmatch(r"(\w+ (not )?\w+\. )+True or false: \w+ (not )?\w+\.", symbols.question)
-        assert all(re.fullmatch(r"\w+ (not )?\w+\.( \w+ (not )?\w+\.)?", step) for step in symbols.steps)
+        assert all(re.fullmatch(r"\w+ (not )?\w+\.( \w+ (not )?\w+\.)?", step) for step in symbols.written_steps)
     with pytest.raises(CoconutError, match="form = 'graph': must be text or symbols"):
         TASK.generate(1, seed=0, form="graph")
 
@@ -272,7 +272,7 @@ def test_chains_are_joined_in_pairs(folder, chain, answer):
     trial = {**TRIAL, "chain_of_thought": chain, "answer": answer}
     (folder / "one.json").write_text(json.dumps({"example1": {"test_example": trial}}))
     [example] = load(folder / "one.json")
-    assert " ".join(example.steps) == " ".join(chain) and example.answer == answer
+    assert " ".join(example.written_steps) == " ".join(chain) and example.answer == answer
     assert len(example.steps) == (len(chain) + 1) // 2
 
 

@@ -65,7 +65,7 @@ def check_text(example):
     assert {graph.target, graph.negative} <= set(leaves(graph))
     assert 3 <= below[graph.target] <= 6
     assert len(example.steps) == below[graph.target]
-    walk = [graph.root, *(name.index(step.removesuffix(".").split()[-1]) for step in example.steps)]
+    walk = [graph.root, *(name.index(step.removesuffix(".").split()[-1]) for step in example.written_steps)]
     assert walk[-1] == graph.target and all(edge in graph.edges for edge in itertools.pairwise(walk))
     assert list(example.steps) == [said(*edge) for edge in itertools.pairwise(walk)]
 
@@ -202,9 +202,9 @@ def test_graph_form_asks_the_same_as_text(negatives):
             f"{name[first]} {name[second]} [R] {name[graph.root]}"
             for first, second in itertools.permutations((graph.target, graph.negative))
         }
-        walk = [graph.root, *(name.index(step) for step in example.steps)]
+        walk = [graph.root, *(name.index(step) for step in example.written_steps)]
         assert walk[-1] == graph.target and all(edge in graph.edges for edge in itertools.pairwise(walk))
-        assert {*example.question.split(), *example.steps, *example.answer.split()} <= vocabulary
+        assert {*example.question.split(), *example.written_steps, *example.answer.split()} <= vocabulary
         assert example.answer == name[graph.target]
 
 

@@ -54,12 +54,12 @@ def test_the_question_says_what_the_graph_holds(drawn):
         graph, name = example.graph, example.graph.symbols
         tokens = example.question.split(" ")
         assert len(tokens) == 3 * config.num_edges + 6
-        assert {*tokens, *example.steps, *example.answer.split()} <= set(config.vocabulary)
+        assert {*tokens, *example.written_steps, *example.answer.split()} <= set(config.vocabulary)
         edges = "".join(f"{name[parent]} {name[child]} | " for parent, child in graph.edges)
         match = re.fullmatch(r"<eos> (.*)\[Q\] (\d+) (\d+) \[R\] (\d+)", example.question)
         assert match and match[1] == edges and match[4] == name[graph.root]
         assert sorted(match.groups()[1:3]) == sorted((name[graph.target], name[graph.negative]))
-        walk = [graph.root, *(name.index(step) for step in example.steps)]
+        walk = [graph.root, *(name.index(step) for step in example.written_steps)]
         assert all(edge in graph.edges for edge in itertools.pairwise(walk))
         assert walk[-1] == graph.target and len(walk) == config.hops + 1
         assert example.answer == name[graph.target]

@@ -57,7 +57,7 @@ def test_graph_answers_are_compared_whole():
     [example] = prosqa.generate(1, seed=0, form="graph")
     target = example.answer
     task = get_task("prosqa")
-    assert task.check(f"{' '.join(example.steps)} [A] {target}", example)
+    assert task.check(f"{' '.join(example.written_steps)} [A] {target}", example)
     assert not task.check(f"[A] {target} 1", example)
     assert not task.check(f"[A] 1{target}", example)
 

@@ -91,7 +91,7 @@ def test_the_question_alone_gets_what_the_vocabulary_wants_before_a_text(family)
     with_special = theirs.encode("Is it <<3>>?\n").ids
     assert encoded.question.tolist() == with_special
     assert ours.decode(encoded.question) == ("<|begin_of_text|>" if family == "llama3" else "") + "Is it <<3>>?\n"
-    assert encoded.steps[0].tolist() == theirs.encode("It is.\n", add_special_tokens=False).ids
+    assert encoded.written_steps[0].tolist() == theirs.encode("It is.\n", add_special_tokens=False).ids
     assert encoded.answer.tolist() == [*theirs.encode("### 3", add_special_tokens=False).ids, ours.eos_id]
     assert encoded.question.dtype == np.int32
 

@@ -329,10 +329,10 @@ def test_encode_text_example():
     example = Example(question="Is Alex a zumpus?", steps=("Alex is a rompus.", "x"), answer="Alex is a zumpus.")
     encoded = tokenizers.encode_example(WORD, example, TEXT)
     assert WORD.decode(encoded.question) == "Is Alex a zumpus?\n"
-    assert [WORD.decode(step) for step in encoded.steps] == ["Alex is a rompus.\n", "x\n"]
+    assert [WORD.decode(step) for step in encoded.written_steps] == ["Alex is a rompus.\n", "x\n"]
     assert WORD.decode(encoded.answer) == "### Alex is a zumpus.<|endoftext|>"
     assert encoded.answer[-1] == WORD.eos_id
-    assert {part.dtype for part in (encoded.question, *encoded.steps, encoded.answer)} == {np.dtype(np.int32)}
+    assert {part.dtype for part in (encoded.question, *encoded.written_steps, encoded.answer)} == {np.dtype(np.int32)}
     assert list(TEXT.texts([example])) == [
         "Is Alex a zumpus?\n",
         "Alex is a rompus.\n",
