@@ -4,19 +4,20 @@ import io
 import random
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 
 from coconut.curriculum import CurriculumConfig
 from coconut.datasets import DataConfig, load_dataset
-from coconut.evaluation.answers import AnswerConfig
-from coconut.evaluation.evaluate import evaluate
+from coconut.evaluation.answers import Answer, AnswerConfig
+from coconut.evaluation.evaluate import Evaluation, evaluate
 from coconut.latent.generate import SamplingConfig
 from coconut.methods import get_method
 from coconut.models.config import DecoderConfig
 from coconut.pipeline import PipelineConfig
 from coconut.tasks import save_examples
 from coconut.training.config import RunConfig
-from coconut.training.loop import train
+from coconut.training.loop import TrainResult, train
 from coconut.training.optimizer import OptimizerConfig
 from coconut.types import Example
 from tests.tiny_models import quick_compilation
@@ -24,22 +25,26 @@ from tests.tiny_models import quick_compilation
 SYMBOLS = tuple("abcdefgh")
 
 
-def questions(count: int) -> list[Example]:
-    """Five symbols; the first is the written step and the fourth the answer: one guess in eight is right."""
+def questions(count: int, steps: tuple[int, ...] = (0,)) -> list[Example]:
+    """Five symbols; some of them are the written steps and the fourth the answer: one guess in eight is right."""
     rng = random.Random(0)
     drawn = dict.fromkeys(tuple(rng.choices(SYMBOLS, k=5)) for _ in range(2 * count))
-    return [Example(question=" ".join(row), steps=(row[0],), answer=row[3]) for row in list(drawn)[:count]]
+    rows = list(drawn)[:count]
+    return [Example(question=" ".join(row), steps=tuple(row[i] for i in steps), answer=row[3]) for row in rows]
 
 
-def test_coconut_learns_through_its_curriculum(tmp_path: Path) -> None:
-    save_examples(tmp_path / "train.json", questions(2200)[:2000])
-    save_examples(tmp_path / "test.json", questions(2200)[2000:])
+def learnt(
+    folder: Path, examples: list[Example], method: str, stages: int
+) -> tuple[TrainResult, Evaluation, list[Answer]]:
+    """A run on all but the last 200 examples, and what it answers to these."""
+    save_examples(folder / "train.json", examples[:-200])
+    save_examples(folder / "test.json", examples[-200:])
     config = RunConfig(
-        method="coconut",
+        method=method,
         data=DataConfig(
             task="small_graphs",  # For its reader and its judge.
-            train=str(tmp_path / "train.json"),
-            test=str(tmp_path / "test.json"),
+            train=str(folder / "train.json"),
+            test=str(folder / "test.json"),
             tokenizer="symbols",
         ),
         decoder=DecoderConfig(
@@ -47,30 +52,49 @@ def test_coconut_learns_through_its_curriculum(tmp_path: Path) -> None:
             embed_dim=32,
             num_heads=2,
             mlp_dim=64,
-            max_positions=16,
+            max_positions=24,
             embedding_stddev=0.5,
             kernel_stddev=0.2,
         ),
-        curriculum=CurriculumConfig(max_latent_stage=1, last_stage=1, epochs_per_stage=None, steps_per_stage=150),
+        curriculum=CurriculumConfig(
+            max_latent_stage=stages, last_stage=stages, epochs_per_stage=None, steps_per_stage=150
+        ),
         optimizer=OptimizerConfig(learning_rate=1e-2, b2=0.99, clip_norm=1.0, warmup_steps=20, decay="linear"),
         pipeline=PipelineConfig(batch_size=64),
         save_every=None,
     )
+    answers: list[Answer] = []
     with quick_compilation():
-        result = train(config, tmp_path / "run", console=Console(file=io.StringIO()))
+        result = train(config, folder / "run", console=Console(file=io.StringIO()))
         assert result.progress.finished
         dataset = load_dataset(config.data)
-        assert len(dataset.splits["test"]) == 200
         evaluation = evaluate(
             result.model,
             result.run.tokenizer,
-            get_method("coconut"),
+            get_method(method),
             result.run.placing(result.progress.stage),
             dataset.task,
             dataset.splits["test"],
             dataset.tokenized("test", result.run.tokenizer),
-            AnswerConfig(batch_size=64, sampling=SamplingConfig(max_new_tokens=4)),
+            AnswerConfig(batch_size=64, sampling=SamplingConfig(max_new_tokens=6)),
+            record=lambda answer, right: answers.append(answer),
         )
+    assert len(answers) == 200
+    return result, evaluation, answers
+
+
+def test_coconut_learns_through_its_curriculum(tmp_path: Path) -> None:
+    _, evaluation, _ = learnt(tmp_path, questions(2200), "coconut", stages=1)
     assert evaluation.accuracy >= 0.95
     # A thought, `[A]` and the symbol; the step is no longer written.
     assert (evaluation.thoughts, evaluation.tokens) == (1, 3)
+
+
+def test_interleaved_learns_and_begins_to_think_again_by_itself(tmp_path: Path) -> None:
+    examples = questions(2200, steps=(0, 2, 1))
+    _, evaluation, answers = learnt(tmp_path, examples, "interleaved", stages=2)
+    assert evaluation.accuracy >= 0.95
+    # It was given the first block. The second step it writes, and then it opens a block itself.
+    expected = [(1, example.steps[1], 1, f"[A] {example.answer}") for example in examples[-200:]]
+    assert np.mean([answer.turns == turns for answer, turns in zip(answers, expected, strict=True)]) >= 0.95
+    assert evaluation.cut == 0
