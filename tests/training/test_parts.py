@@ -1,0 +1,109 @@
+"""Parts of a model in a run: what only training needs, what is frozen, and options that do not fit."""
+
+import dataclasses
+import io
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from rich.console import Console
+
+from coconut.errors import CoconutError
+from coconut.losses import Loss, Term, ratio
+from coconut.methods import METHODS
+from coconut.methods.interleaved import InterleavedOptions
+from coconut.methods.method import LossContext, Method, Views
+from coconut.model import Model, parameters_of
+from coconut.sharding import make_mesh
+from coconut.training.checkpoint import load_model
+from coconut.training.loop import train
+from coconut.training.optimizer import make_optimizer
+from coconut.training.setup import initial_model, initial_state, prepare
+from coconut.training.state import template_of
+from tests.tiny_models import quick_compilation
+from tests.tiny_runs import tiny_run
+
+QUIET = Console(file=io.StringIO())
+COCONUT = METHODS["coconut"]
+
+
+def reader(options: Any, decoder: Any, key: jax.Array) -> Mapping[str, Any]:
+    del options
+    return {"reader": {"kernel": nnx.Param(jax.random.normal(key, (decoder.embed_dim, 2)), axes=("embed", "mlp"))}}
+
+
+def loss(model: Model, views: Views, context: LossContext) -> Loss:
+    own = COCONUT.loss(model, views, context)
+    read = context.rollout(model, views["main"]).last @ model.parts["reader"]["kernel"][...]
+    term = ratio(jnp.square(read - 1).sum(1), views["main"].valid.any(1))
+    return own._replace(terms={**own.terms, "reading": Term(term, 0.1)})
+
+
+WITH_READER = Method(name="with_reader", pages=COCONUT.pages, parts=reader, train_only=frozenset({"reader"}), loss=loss)
+
+
+@pytest.fixture(autouse=True)
+def registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setitem(METHODS, WITH_READER.name, WITH_READER)
+    with quick_compilation():
+        yield
+
+
+def test_what_only_training_needs_is_saved_and_left_out(tmp_path: Path) -> None:
+    result = train(tiny_run(method="with_reader"), tmp_path / "run", console=QUIET)
+    trained = parameters_of(result.model)["reader.kernel"]
+    run, model, _ = load_model(tmp_path / "run", "latest")
+    assert "reader" not in model.parts
+    assert np.abs(trained - parameters_of(initial_model(run))["reader.kernel"]).max() > 1e-4, "it was trained"
+    _, with_all, _ = load_model(tmp_path / "run", "latest", train_only=True)
+    np.testing.assert_array_equal(parameters_of(with_all)["reader.kernel"], trained)
+    # A run that starts from it takes the part; one of a method without it takes the rest.
+    for method in ("with_reader", "coconut"):
+        following, _, _ = prepare(tiny_run(method=method, seed=3, init_from=str(tmp_path / "run")))
+        taken = parameters_of(initial_model(following))
+        np.testing.assert_array_equal(taken["decoder.tokens.embedding"], model.decoder.tokens.embedding[...])
+        if method == "with_reader":
+            np.testing.assert_array_equal(taken["reader.kernel"], trained)
+        else:
+            assert "reader.kernel" not in taken
+
+
+def test_what_a_run_freezes_stays_to_the_bit(tmp_path: Path) -> None:
+    config = tiny_run(freeze=("decoder.tokens.*", "decoder.layers.0.mlp.*"), save_every=None)
+    result = train(config, tmp_path / "run", console=QUIET)
+    # As the run itself made them: outside of jit the same draws round differently.
+    start = initial_state(result.run, make_optimizer(config.optimizer), make_mesh()).parameters
+    end = parameters_of(result.model)
+    still = {name for name in end if (np.asarray(start[name]) == end[name]).all()}
+    assert "decoder.tokens.embedding" in still and "decoder.layers.0.mlp.up.kernel" in still
+    assert "decoder.layers.0.attention.query.kernel" not in still
+
+
+@pytest.mark.parametrize(
+    "patterns,why",
+    [(("decoder.tokens.*", "decoder.tokns.*"), "the model has no parameter 'decoder.tokns.*'"), (("*",), "nothing is")],
+)
+def test_patterns_that_freeze_nothing_or_everything_are_errors(patterns: tuple[str, ...], why: str) -> None:
+    run, _, _ = prepare(tiny_run(freeze=patterns))
+    with pytest.raises(CoconutError) as error:
+        template_of(run.config, jax.eval_shape(lambda: initial_model(run)))
+    assert str(error.value).startswith(f"RunConfig.freeze = {patterns!r}: ") and why in str(error.value)
+
+
+def test_options_belong_to_their_method() -> None:
+    assert tiny_run(method="interleaved").options == InterleavedOptions()
+    base = tiny_run(method="interleaved")
+    assert dataclasses.replace(base, options={"blocks": 3}).options == InterleavedOptions(blocks=3)
+    for options, why in (
+        (InterleavedOptions(), "method = 'coconut' takes a NoOptions"),
+        ({"blocks": 3}, r"RunConfig\.options: NoOptions has no field 'blocks'"),
+    ):
+        with pytest.raises(CoconutError, match=why):
+            dataclasses.replace(tiny_run(), options=options)
+    with pytest.raises(CoconutError, match=r"InterleavedOptions\.blocks = 0: must be at least 1"):
+        dataclasses.replace(base, options={"blocks": 0})
