@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -114,18 +114,6 @@ def machine() -> dict[str, Any]:
             found["packages"][name] = importlib.metadata.version(name)
     asked = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        found["nvidia_smi"] = subprocess.run(
-            asked, capture_output=True, text=True, check=True, timeout=20
-        ).stdout.strip()
+        answer = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=20)
+        found["nvidia_smi"] = answer.stdout.strip()
     return found
-
-
-@contextlib.contextmanager
-def quiet_failure(failures: dict[str, str], name: str) -> Iterator[None]:
-    """Notes an exception under ``name`` and goes on: one side of a comparison does not run here."""
-    try:
-        yield
-    # As in `Record.measure`.
-    except Exception as error:
-        failures[name] = f"{type(error).__name__}: {error}"[:500]
-        print(f"{name} does not run: {failures[name]}", flush=True)

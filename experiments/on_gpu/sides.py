@@ -1,11 +1,11 @@
 """Sides of a comparison, timed in turn; one that does not run is named, and the others are measured."""
 
+import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from experiments.benchmarks import timing
-from experiments.on_gpu.record import quiet_failure
 
 Prepare = Callable[[], tuple[Callable[[], object], Mapping[str, Any]]]
 """Gives what is timed, and what is known of the side besides its time."""
@@ -31,7 +31,7 @@ def compare(sides: Mapping[str, Prepare], rounds: int, *, title: str) -> dict[st
     known: dict[str, dict[str, Any]] = {}
     slow: list[str] = []
     for name, prepare in sides.items():
-        with quiet_failure(refused, name):
+        with _refusal(refused, name):
             start = time.perf_counter()
             call, about = prepare()
             call()
@@ -44,9 +44,8 @@ def compare(sides: Mapping[str, Prepare], rounds: int, *, title: str) -> dict[st
     first = next(iter(sides))
     fast = {name: call for name, call in calls.items() if name not in slow}
     measured, ratios = {}, {}
-    groups = [(fast, rounds)] + [
-        ({x: calls[x] for x in dict.fromkeys((first, name)) if x in calls}, 1) for name in slow
-    ]
+    groups = [(fast, rounds)]
+    groups += [({x: calls[x] for x in dict.fromkeys((first, name)) if x in calls}, 1) for name in slow]
     for group, count in groups:
         if not group:
             continue
@@ -61,3 +60,14 @@ def compare(sides: Mapping[str, Prepare], rounds: int, *, title: str) -> dict[st
     for name, ratio in ratios.items():
         print(f"  {name}: {ratio['ratio']:.3f} of the time", flush=True)
     return {"sides": measured, "ratios": ratios, "refused": refused}
+
+
+@contextlib.contextmanager
+def _refusal(failures: dict[str, str], name: str) -> Iterator[None]:
+    """Notes an exception under ``name`` and goes on: one side of a comparison does not run here."""
+    try:
+        yield
+    # As in `experiments.on_gpu.record.Record.measure`.
+    except Exception as error:
+        failures[name] = f"{type(error).__name__}: {error}"[:500]
+        print(f"{name} does not run: {failures[name]}", flush=True)

@@ -61,9 +61,8 @@ def run_config(method: str, share: int, *, smoke: bool) -> RunConfig:
 
 
 @functools.cache
-def dataset_of(task: str, *, smoke: bool) -> Dataset:
+def questions(*, smoke: bool) -> Dataset:
     """The questions, made once for all methods."""
-    del task
     return load_dataset(run_config(METHODS[0], 1, smoke=smoke).data)
 
 
@@ -84,7 +83,7 @@ def measure(method: str, share: int, work: Path, progress: Progress, *, smoke: b
         return found
 
     console = Console(quiet=True)
-    dataset = dataset_of(config.data.task, smoke=smoke)
+    dataset = questions(smoke=smoke)
     trained = train(config, workdir, dataset=dataset, validate=note, console=console)
     if not trained.progress.finished:
         raise RuntimeError("it was interrupted")
