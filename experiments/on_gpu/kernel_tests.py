@@ -74,7 +74,7 @@ def run_tests(progress: Progress, *, smoke: bool) -> dict[str, Any]:
 
 def attention(implementation: dict[str, Any], *, smoke: bool) -> tuple[Any, tuple[jax.Array, ...]]:
     """Values and gradients of `flash_attention`."""
-    shape = (1, 2, 48, 16) if smoke else (8, 16, 2_048, 128)
+    shape = (1, 1, 70, 16) if smoke else (8, 16, 2_048, 128)
     q, k, v, d_out = (jax.random.normal(key, shape, jnp.bfloat16) for key in jax.random.split(jax.random.key(0), 4))
 
     def call(q: jax.Array, k: jax.Array, v: jax.Array, d_out: jax.Array) -> Any:
@@ -87,9 +87,10 @@ def attention(implementation: dict[str, Any], *, smoke: bool) -> tuple[Any, tupl
 def decoding(implementation: dict[str, Any], *, smoke: bool) -> tuple[Any, tuple[jax.Array, ...]]:
     """Values of `decode_attention`."""
     rows, columns, features = (2, 64, 16) if smoke else (32, 4_096, 128)
+    heads, shared = (2, 1) if smoke else (32, 8)
     keys = jax.random.split(jax.random.key(0), 3)
-    q = jax.random.normal(keys[0], (rows, 32, 1, features), jnp.bfloat16)
-    k, v = (jax.random.normal(key, (rows, 8, columns, features), jnp.bfloat16) for key in keys[1:])
+    q = jax.random.normal(keys[0], (rows, heads, 1, features), jnp.bfloat16)
+    k, v = (jax.random.normal(key, (rows, shared, columns, features), jnp.bfloat16) for key in keys[1:])
     start, length = jnp.arange(rows) % 7, columns - jnp.arange(rows) % 11
     return functools.partial(decode_attention, **implementation), (q, k, v, start, length)
 

@@ -15,13 +15,6 @@ from experiments.quickstart import METHODS, QuickstartConfig
 def measurements(*, smoke: bool, work: Path) -> Mapping[str, Measurement]:
     """The table of the first method, of the first two, and so on; runs that are there are not made again."""
     methods = QuickstartConfig.smoke().methods if smoke else METHODS
-    tables = [methods[: count + 1] for count in range(len(methods))]
-    return {" ".join(x): functools.partial(measure, x, work / "quickstart", smoke=smoke) for x in tables}
-
-
-def measurements(*, smoke: bool, work: Path) -> Mapping[str, Measurement]:
-    """The table of the first method, of the first two, and so on; runs that are there are not made again."""
-    methods = QuickstartConfig.smoke().methods if smoke else METHODS
     return {
         " ".join(methods[: count + 1]): functools.partial(
             measure, methods[: count + 1], work / "quickstart", smoke=smoke

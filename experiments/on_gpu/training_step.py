@@ -56,7 +56,7 @@ COMPARISONS = (
     Comparison("float32", 128, 32, lists=False),
     Comparison("float32", 32, 32, lists=False),
 )
-SMOKE = (COMPARISONS[0], Comparison("float32", 32, 2), Comparison("float32", 32, 2, lists=False, scan_layers=True))
+SMOKE = (Comparison("bfloat16", 128, 2), Comparison("float32", 128, 2, lists=False, scan_layers=True))
 
 
 def measurements(*, smoke: bool, work: Path) -> Mapping[str, Measurement]:
