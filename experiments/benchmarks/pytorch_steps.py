@@ -67,6 +67,7 @@ class TorchTrainer:
         )
         model: Any = transformers.GPT2LMHeadModel(config)
         self.model = model.train().to(self.device)
+        self._as_set: tuple[str, bool] | None = None
         theirs = sum(x.numel() for x in self.model.parameters())
         if parameters is not None and theirs != parameters:
             raise AssertionError(f"the models differ: {parameters} parameters against {theirs}")
@@ -97,15 +98,10 @@ class TorchTrainer:
           attention: Hugging Face's name of its attention.
           fused_activation: use PyTorch's own kernel of the activation, where theirs is many elementwise passes.
         """
-        from transformers.activations import ACT2FN
-
         ids = self.ids(tokens)
-        activation = ACT2FN["gelu_pytorch_tanh" if fused_activation else self.model.config.activation_function]
 
         def loss() -> Any:
-            self.model.set_attn_implementation(attention)
-            for block in self.model.transformer.h:
-                block.mlp.act = activation
+            self._set(attention=attention, fused_activation=fused_activation)
             hidden = self.model.transformer(input_ids=ids).last_hidden_state
             return self._loss(hidden[:, -answer - 1 : -1], ids[:, -answer:])
 
@@ -123,7 +119,7 @@ class TorchTrainer:
         labels[:, :-answer] = IGNORED_LABEL
 
         def loss() -> Any:
-            self._stock()
+            self._set()
             return self.model(input_ids=ids, labels=labels).loss
 
         return self._step(loss)
@@ -143,7 +139,7 @@ class TorchTrainer:
         """The loss of `thoughts_from_cache`, of ids ``[B, T]`` on the device."""
         import torch
 
-        self._stock()
+        self._set()
         embeddings = self.model.transformer.wte(ids)
         read = self.model.transformer(inputs_embeds=embeddings[:, : -answer - thoughts], use_cache=True)
         for _ in range(thoughts):
@@ -171,7 +167,7 @@ class TorchTrainer:
         """The loss of `thoughts_by_lists`, of ids ``[B, T]`` on the device."""
         import torch
 
-        self._stock()
+        self._set()
         rows, columns = ids.shape
         prompt = columns - thoughts - answer
         embeddings, cache, logits = self.model.transformer.wte(ids), None, []
@@ -206,13 +202,16 @@ class TorchTrainer:
         take()
         return int(torch.cuda.max_memory_allocated())
 
-    def _stock(self) -> None:
-        """The model as it is shipped."""
+    def _set(self, *, attention: str = "sdpa", fused_activation: bool = False) -> None:
+        """Makes the model what a step wants, if the last step wanted something else; it is shipped as the defaults."""
         from transformers.activations import ACT2FN
 
-        self.model.set_attn_implementation("sdpa")
-        for block in self.model.transformer.h:
-            block.mlp.act = ACT2FN[self.model.config.activation_function]
+        if (wanted := (attention, fused_activation)) != self._as_set:
+            self.model.set_attn_implementation(attention)
+            activation = "gelu_pytorch_tanh" if fused_activation else self.model.config.activation_function
+            for block in self.model.transformer.h:
+                block.mlp.act = ACT2FN[activation]
+            self._as_set = wanted
 
     def ids(self, tokens: np.ndarray) -> Any:
         """Tokens ``[B, T]`` on the device."""

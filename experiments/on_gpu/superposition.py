@@ -34,7 +34,8 @@ TINY = (
     "DecoderConfig.num_heads = 2",
     "PipelineConfig.batch_size = 32",
     "CurriculumConfig.epochs_per_stage = 1",
-    "CurriculumConfig.total_epochs = 6",
+    "CurriculumConfig.max_latent_stage = 1",
+    "CurriculumConfig.total_epochs = 3",
 )
 
 
