@@ -9,6 +9,7 @@ stopped anywhere; started again, it leaves out the parts that are done, and of t
 import argparse
 import contextlib
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -35,10 +36,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
       0 where all of them are done now, else 1.
     """
     options = _parser().parse_args(arguments)
+    options.command = shlex.join(
+        ["python", "-m", "experiments.on_gpu", *(sys.argv[1:] if arguments is None else arguments)]
+    )
     work = options.work or options.output / "work"
     try:
         if options.this_process:
-            one_part.run(options.only[0], options.output, work, smoke=options.smoke)
+            [part] = options.only
+            one_part.run(part, options.output, work, smoke=options.smoke, command=options.this_process)
             return 0
         return _run_parts(options, work)
     except CoconutError as error:
@@ -76,7 +81,7 @@ def _run_parts(options: argparse.Namespace, work: Path) -> int:
 
 
 def _command(name: str, options: argparse.Namespace, work: Path) -> list[str]:
-    command = [sys.executable, "-m", "experiments.on_gpu", "--this_process", "--only", name]
+    command = [sys.executable, "-m", "experiments.on_gpu", "--only", name, "--this_process", options.command]
     return command + ["--output", str(options.output), "--work", str(work)] + (["--smoke"] if options.smoke else [])
 
 
@@ -113,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--work", type=Path, help="folder of checkpoints and compiled programs; OUTPUT/work by default")
     parser.add_argument("--commit", help="of this copy of the code, where it is not in a checkout")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes that say nothing about speed: a rehearsal")
-    parser.add_argument("--this_process", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--this_process", metavar="COMMAND", help=argparse.SUPPRESS)
     return parser
 
 

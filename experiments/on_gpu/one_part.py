@@ -7,7 +7,8 @@ from experiments.on_gpu.record import Record, machine
 from experiments.provenance import provenance
 
 
-def run(part: str, output: Path, work: Path, *, smoke: bool) -> None:
-    """Makes the measurements of a part that its file does not have yet."""
+def run(part: str, output: Path, work: Path, *, smoke: bool, command: str) -> None:
+    """Makes the measurements of a part that its file does not have yet; ``command`` is what the user typed."""
     record = Record(output, part, smoke=smoke)
-    record.measure(measurements(part, smoke=smoke, work=work), {"provenance": {**provenance(), **machine()}})
+    about = {"command": command, "provenance": {**provenance(), **machine()}}
+    record.measure(measurements(part, smoke=smoke, work=work), about)

@@ -4,7 +4,6 @@ import contextlib
 import importlib.metadata
 import json
 import subprocess
-import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -70,7 +69,7 @@ class Record:
         One that raises is noted, and the others follow; the next time it is tried again.
         """
         runs: list[dict[str, Any]] = self.content["runs"]
-        runs.append({"command": command(), "started": time.strftime("%Y-%m-%d %H:%M:%S %z"), **provenance})
+        runs.append({"started": time.strftime("%Y-%m-%d %H:%M:%S %z"), **provenance})
         self.content |= {"state": UNFINISHED, "failed": {}}
         self.write()
         for name, measurement in measurements.items():
@@ -98,12 +97,6 @@ class Record:
             self.write()
 
         return note
-
-
-def command() -> str:
-    """How the program was started."""
-    options = [x for x in sys.argv[1:] if x]
-    return " ".join(["python -m experiments.on_gpu", *options])
 
 
 def machine() -> dict[str, Any]:
