@@ -72,7 +72,8 @@ def _run_parts(options: argparse.Namespace, work: Path) -> int:
         else:
             print(f"=== {name}: {PARTS[name].what}; at most {seconds:.0f} s", flush=True)
             start = time.monotonic()
-            state = _run(_command(name, options, work), seconds, environment)
+            flags = {"XLA_FLAGS": PARTS[name].xla_flags} if PARTS[name].xla_flags else {}
+            state = _run(_command(name, options, work), seconds, flags | environment)
             record = Record(options.output, name, smoke=options.smoke)
             if record.state == UNFINISHED:
                 record.end(state)

@@ -21,7 +21,7 @@ from experiments.on_gpu.sides import compare
 
 ROUNDS = 7
 WORKLOAD = Workload(
-    dataclasses.replace(GPT2_SMALL, dtype="bfloat16", param_dtype="bfloat16"),
+    dataclasses.replace(GPT2_SMALL, dtype="bfloat16", param_dtype="bfloat16", scan_layers=True),
     batches=(64, 1, 512),
 )
 
@@ -35,7 +35,6 @@ def measurements(*, smoke: bool, work: Path) -> Mapping[str, Measurement]:
 
 def measure(workload: Workload, batch: int, progress: Progress, *, smoke: bool) -> dict[str, Any]:
     """Examples per second of both, from numpy and back."""
-    del progress
     decoder = workload.decoder
     prompts = np.random.default_rng(0).integers(0, decoder.vocabulary, (batch, workload.prompt), np.int32)
 
@@ -48,11 +47,17 @@ def measure(workload: Workload, batch: int, progress: Progress, *, smoke: bool) 
         return pytorch_generation(decoder, prompts, workload.new_tokens), {"thoughts": 0}
 
     sides = {"ours, with thoughts": ours, "Hugging Face's generate, without": theirs}
-    result = compare(sides, 2 if smoke else ROUNDS, title=f"batch {batch}")
+    result = compare(sides, 2 if smoke else ROUNDS, title=f"batch {batch}", progress=progress)
     for side in result["sides"].values():
         side["examples_per_second"] = batch / side["median_seconds"]
     sizes = {"batch": batch, "prompt": workload.prompt, "new_tokens": workload.new_tokens}
-    return {**sizes, "dtype": decoder.dtype, "param_dtype": decoder.param_dtype, **result}
+    return {
+        **sizes,
+        "dtype": decoder.dtype,
+        "param_dtype": decoder.param_dtype,
+        **result,
+        "scan_layers": decoder.scan_layers,
+    }
 
 
 def pytorch_generation(decoder: DecoderConfig, prompts: np.ndarray, new_tokens: int) -> Callable[[], np.ndarray]:

@@ -15,20 +15,28 @@ class Part:
     Attributes:
       what: what it measures.
       seconds: after which it is stopped.
+      xla_flags: what XLA is told, unless the user says something else.
     """
 
     what: str
     seconds: float
+    xla_flags: str = ""
+
+
+WITHOUT_TRITON = "--xla_gpu_enable_triton_gemm=false"
+"""Trying Triton's products for each of a hundred shapes keeps a GPU from the first step for minutes."""
 
 
 PARTS = {
     "kernel_tests": Part("tests of the kernels: values, gradients, and results that repeat", 60),
     "kernels": Part("time and memory of the kernels against XLA, cuDNN and PyTorch", 90),
-    "training_step": Part("a step with thoughts against plain steps and loops of thoughts in PyTorch", 150),
-    "generation": Part("generation with thoughts against Hugging Face's without", 60),
-    "superposition": Part("superposition.gin: Coconut, CoT and No-CoT", 60),
-    "memory": Part("memory of GPT-2 medium and large with thoughts", 40),
-    "quickstart": Part("the table of the quickstart", 60),
+    "training_step": Part(
+        "a step with thoughts against plain steps and loops of thoughts in PyTorch", 150, WITHOUT_TRITON
+    ),
+    "generation": Part("generation with thoughts against Hugging Face's without", 60, WITHOUT_TRITON),
+    "superposition": Part("superposition.gin: Coconut, CoT and No-CoT", 60, WITHOUT_TRITON),
+    "memory": Part("memory of GPT-2 medium and large with thoughts", 40, WITHOUT_TRITON),
+    "quickstart": Part("the table of the quickstart", 60, WITHOUT_TRITON),
 }
 
 

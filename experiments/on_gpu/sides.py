@@ -5,22 +5,27 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
+
 from experiments.benchmarks import timing
 
 Prepare = Callable[[], tuple[Callable[[], object], Mapping[str, Any]]]
 """Gives what is timed, and what is known of the side besides its time."""
 
 SLOW = 1.0
-"""Seconds from which a call is slow: such sides take turns with the first side alone, and in one round only."""
+"""Seconds from which a call is slow: such a side takes turns with the first side alone, twice."""
 
 
-def compare(sides: Mapping[str, Prepare], rounds: int, *, title: str) -> dict[str, Any]:
+def compare(
+    sides: Mapping[str, Prepare], rounds: int, *, title: str, progress: Callable[[Mapping[str, Any]], object]
+) -> dict[str, Any]:
     """Times all sides in turn.
 
     Args:
       sides: how to come to each; the first is ours, to which all others are compared.
       rounds: rounds that count.
       title: of the progress.
+      progress: is given what is measured so far.
 
     Returns:
       ``sides``, by name; ``ratios``, of the first side's time to that of each other one, round by round; ``refused``,
@@ -34,32 +39,40 @@ def compare(sides: Mapping[str, Prepare], rounds: int, *, title: str) -> dict[st
         with _refusal(refused, name):
             start = time.perf_counter()
             call, about = prepare()
-            call()
+            seconds = _seconds(call)
             known[name] = {**about, "seconds_until_first_call": time.perf_counter() - start}
-            start = time.perf_counter()
-            call()
-            if time.perf_counter() - start > SLOW:
+            # The first call of a library may load it.
+            if seconds > SLOW and _seconds(call) > SLOW:
                 slow.append(name)
             calls[name] = call
+            print(f"  {name}: ready after {known[name]['seconds_until_first_call']:.1f} s", flush=True)
     first = next(iter(sides))
-    fast = {name: call for name, call in calls.items() if name not in slow}
-    measured, ratios = {}, {}
-    groups = [(fast, rounds)]
-    groups += [({x: calls[x] for x in dict.fromkeys((first, name)) if x in calls}, 1) for name in slow]
-    for group, count in groups:
-        if not group:
-            continue
-        seconds = timing.interleave(group, count, title=title)
+    result: dict[str, Any] = {"sides": {}, "ratios": {}, "refused": refused}
+
+    def add(seconds: Mapping[str, np.ndarray]) -> None:
         for name, values in seconds.items():
-            if name not in measured:
-                measured[name] = {**known[name], **timing.summary(values), "rounds": count}
+            if name not in result["sides"]:
+                result["sides"][name] = {**known[name], **timing.summary(values), "rounds": len(values)}
             if name != first and first in seconds:
-                ratios[f"{first} / {name}"] = timing.ratio(seconds[first], values)
-    for name, side in measured.items():
+                result["ratios"][f"{first} / {name}"] = timing.ratio(seconds[first], values)
+        progress(result)
+
+    add(timing.interleave({name: call for name, call in calls.items() if name not in slow}, rounds, title=title))
+    for name in slow:
+        group = [x for x in dict.fromkeys((first, name)) if x in calls]
+        turns = [[_seconds(calls[x]) for x in group] for _ in range(2)]
+        add(dict(zip(group, np.asarray(turns).T, strict=True)))
+    for name, side in result["sides"].items():
         print(f"  {name}: {1e3 * side['median_seconds']:.2f} ms")
-    for name, ratio in ratios.items():
+    for name, ratio in result["ratios"].items():
         print(f"  {name}: {ratio['ratio']:.3f} of the time", flush=True)
-    return {"sides": measured, "ratios": ratios, "refused": refused}
+    return result
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
 
 
 @contextlib.contextmanager

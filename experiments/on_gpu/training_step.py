@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,14 +29,14 @@ class Comparison:
       batch: rows.
       thoughts: columns between a prompt of 160 columns and an answer of 20.
       lists: also the loop that takes seconds a step.
-      scan_layers: `DecoderConfig.scan_layers` of our side.
+      scan_layers: `DecoderConfig.scan_layers` of our side, True in ``gin_configs/pretrained.gin``.
     """
 
     dtype: str
     batch: int
     thoughts: int
     lists: bool = True
-    scan_layers: bool = False
+    scan_layers: bool = True
 
     def geometry(self, *, smoke: bool) -> Geometry:
         """Its sizes: GPT-2 small, or tiny ones."""
@@ -51,29 +52,31 @@ COMPARISONS = (
     Comparison("float32", 128, 6),
     Comparison("bfloat16", 128, 32, lists=False),
     Comparison("float32", 32, 6),
-    Comparison("bfloat16", 128, 6, lists=False, scan_layers=True),
-    Comparison("bfloat16", 32, 32),
+    Comparison("bfloat16", 32, 32, lists=False),
     Comparison("float32", 128, 32, lists=False),
     Comparison("float32", 32, 32, lists=False),
+    Comparison("bfloat16", 128, 6, lists=False, scan_layers=False),
 )
-SMOKE = (Comparison("bfloat16", 128, 2), Comparison("float32", 128, 2, lists=False, scan_layers=True))
+SMOKE = (Comparison("bfloat16", 128, 2), Comparison("float32", 128, 2, lists=False, scan_layers=False))
 
 
 def measurements(*, smoke: bool, work: Path) -> Mapping[str, Measurement]:
     """A measurement for each comparison, and one of what computes our attention."""
     del work
-    made: dict[str, Measurement] = {}
-    for one in SMOKE if smoke else COMPARISONS:
-        name = f"{one.dtype}, batch {one.batch}, {one.thoughts} thoughts"
-        name += ", layers scanned" if one.scan_layers else ""
-        made[name] = functools.partial(measure, one, smoke=smoke)
-    made["attention by each implementation"] = functools.partial(attentions, COMPARISONS[0], smoke=smoke)
-    return made
+    first, *others = (
+        (_name(one), functools.partial(measure, one, smoke=smoke)) for one in (SMOKE if smoke else COMPARISONS)
+    )
+    implementations = functools.partial(attentions, COMPARISONS[0], smoke=smoke)
+    return dict([first, ("attention by each implementation", implementations), *others])
+
+
+def _name(one: Comparison) -> str:
+    layers = "" if one.scan_layers else ", layers one by one"
+    return f"{one.dtype}, batch {one.batch}, {one.thoughts} thoughts{layers}"
 
 
 def measure(comparison: Comparison, progress: Progress, *, smoke: bool) -> dict[str, Any]:
     """Ours with thoughts against all others, in one process, in turns."""
-    del progress
     geometry, thoughts = comparison.geometry(smoke=smoke), comparison.thoughts
     trainer = Trainer(geometry)
     plain, latent = plain_schedule(geometry, thoughts), latent_schedule(geometry, thoughts)
@@ -81,16 +84,21 @@ def measure(comparison: Comparison, progress: Progress, *, smoke: bool) -> dict[
     if not comparison.scan_layers:
         # A scanned stack leaves out no columns of its last layer.
         asked["ours, plain, every column"] = Asked(thoughts, plain, every_column=True)
+    start = time.perf_counter()
     trainer.steps(list(asked.values()))
+    compiling = time.perf_counter() - start
+    print(f"compiled {len(asked)} programs beside each other in {compiling:.1f} s", flush=True)
     sides: dict[str, Prepare] = {name: functools.partial(_ours, trainer, one) for name, one in asked.items()}
     sides |= _pytorch(comparison, geometry, trainer.parameters)
-    result = compare(sides, 2 if smoke else ROUNDS, title=f"{comparison.dtype}, {geometry.batch} rows")
-    return {**dataclasses.asdict(comparison), **latent_step.describe(geometry, trainer, ROUNDS), **result}
+    result = compare(
+        sides, 2 if smoke else ROUNDS, title=f"{comparison.dtype}, {geometry.batch} rows", progress=progress
+    )
+    sizes = {**dataclasses.asdict(comparison), **latent_step.describe(geometry, trainer, ROUNDS)}
+    return {**sizes, "compile_seconds": compiling, **result}
 
 
 def attentions(comparison: Comparison, progress: Progress, *, smoke: bool) -> dict[str, Any]:
     """Our step with thoughts, with attention by dense products, by the portable form and by the GPU's kernels."""
-    del progress
     names = ["dense", "xla", "gpu" if jax.default_backend() == "gpu" else "reference"]
     geometries = {}
     for name in names:
@@ -103,7 +111,8 @@ def attentions(comparison: Comparison, progress: Progress, *, smoke: bool) -> di
         return _ours(Trainer(geometry), asked)
 
     sides: dict[str, Prepare] = {name: functools.partial(prepare, geometry) for name, geometry in geometries.items()}
-    return {**dataclasses.asdict(comparison), **compare(sides, 2 if smoke else ROUNDS, title="attention")}
+    result = compare(sides, 2 if smoke else ROUNDS, title="attention", progress=progress)
+    return {**dataclasses.asdict(comparison), **result}
 
 
 def _ours(trainer: Trainer, asked: Asked) -> tuple[Callable[[], None], Mapping[str, Any]]:
