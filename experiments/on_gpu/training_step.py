@@ -98,8 +98,8 @@ def measure(comparison: Comparison, progress: Progress, *, smoke: bool) -> dict[
 
 
 def attentions(comparison: Comparison, progress: Progress, *, smoke: bool) -> dict[str, Any]:
-    """Our step with thoughts, with attention by dense products, by the portable form and by the GPU's kernels."""
-    names = ["dense", "xla", "gpu" if jax.default_backend() == "gpu" else "reference"]
+    """Our step with thoughts, with attention by dense products and by the kernels."""
+    names = ["dense", "gpu" if jax.default_backend() == "gpu" else "reference"]
     geometries = {}
     for name in names:
         geometry = comparison.geometry(smoke=smoke)
