@@ -9,6 +9,7 @@ casts (autocast); in float32 a GPU may form products in TensorFloat-32, as JAX's
 """
 
 import contextlib
+import importlib
 import importlib.metadata
 import os
 from collections.abc import Callable
@@ -20,6 +21,12 @@ import numpy as np
 from coconut.models.config import DecoderConfig
 from coconut.training.optimizer import OptimizerConfig
 from coconut.types import IGNORED_LABEL
+
+
+def load() -> None:
+    """Imports PyTorch and Hugging Face's models, which takes as long as compiling a step: do both at once."""
+    importlib.import_module("torch")
+    importlib.import_module("transformers.models.gpt2.modeling_gpt2")
 
 
 class TorchTrainer:
@@ -192,15 +199,14 @@ class TorchTrainer:
         predictors = every[:, -answer - 1 : -1]
         return torch.nn.functional.cross_entropy(predictors.flatten(0, 1).float(), ids[:, -answer:].flatten())
 
-    def most_memory(self, take: Callable[[], None]) -> int | None:
-        """Bytes that PyTorch held at most in a call; None on a CPU, where it does not count them."""
+    def watch_memory(self) -> Callable[[], dict[str, int]]:
+        """Gives what says how many bytes PyTorch held at most since then; nothing on a CPU, where it counts none."""
         import torch
 
         if self.device == "cpu":
-            return None
+            return dict
         torch.cuda.reset_peak_memory_stats()
-        take()
-        return int(torch.cuda.max_memory_allocated())
+        return lambda: {"most_bytes": int(torch.cuda.max_memory_allocated())}
 
     def _set(self, *, attention: str = "sdpa", fused_activation: bool = False) -> None:
         """Makes the model what a step wants, if the last step wanted something else; it is shipped as the defaults."""

@@ -19,7 +19,7 @@ from experiments.benchmarks.pytorch_steps import TorchTrainer
 from experiments.on_gpu.record import Measurement, Progress
 from experiments.on_gpu.sides import compare
 
-ROUNDS = 7
+ROUNDS = 4
 WORKLOAD = Workload(
     dataclasses.replace(GPT2_SMALL, dtype="bfloat16", param_dtype="bfloat16", scan_layers=True),
     batches=(64, 1, 512),
@@ -38,13 +38,13 @@ def measure(workload: Workload, batch: int, progress: Progress, *, smoke: bool) 
     decoder = workload.decoder
     prompts = np.random.default_rng(0).integers(0, decoder.vocabulary, (batch, workload.prompt), np.int32)
 
-    def ours() -> tuple[Callable[[], object], Mapping[str, Any]]:
+    def ours() -> tuple[Callable[[], object], Callable[[], Mapping[str, Any]]]:
         model = jax.jit(lambda key: make_model(decoder, Identity(), key))(jax.random.key(0))
         generator = Generator(workload, model)
-        return lambda: generator.answer(prompts), {"thoughts": workload.thoughts}
+        return lambda: generator.answer(prompts), lambda: {"thoughts": workload.thoughts}
 
-    def theirs() -> tuple[Callable[[], object], Mapping[str, Any]]:
-        return pytorch_generation(decoder, prompts, workload.new_tokens), {"thoughts": 0}
+    def theirs() -> tuple[Callable[[], object], Callable[[], Mapping[str, Any]]]:
+        return pytorch_generation(decoder, prompts, workload.new_tokens), lambda: {"thoughts": 0}
 
     sides = {"ours, with thoughts": ours, "Hugging Face's generate, without": theirs}
     result = compare(sides, 2 if smoke else ROUNDS, title=f"batch {batch}", progress=progress)

@@ -20,12 +20,12 @@ SIZES = {"GPT-2 medium": (24, 1_024, 16), "GPT-2 large": (36, 1_280, 20)}
 
 
 def measurements(*, smoke: bool, work: Path) -> Mapping[str, Measurement]:
-    """Each model, keeping activations and recomputing layers; from small to large, for the peak only grows."""
+    """Each model, from small to large, for the peak only grows; then the same with layers recomputed."""
     del work
     return {
         f"{model}, remat {remat}": functools.partial(measure, model, remat, smoke=smoke)
+        for remat in ("none", "full")
         for model in SIZES
-        for remat in ("full", "none")
     }
 
 

@@ -2,18 +2,18 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from experiments.benchmarks import timing
 
-Prepare = Callable[[], tuple[Callable[[], object], Mapping[str, Any]]]
-"""Gives what is timed, and what is known of the side besides its time."""
+Prepare = Callable[[], tuple[Callable[[], object], Callable[[], Mapping[str, Any]]]]
+"""Gives what is timed, and what says after the first call what else is known of the side."""
 
-SLOW = 1.0
-"""Seconds from which a call is slow: such a side takes turns with the first side alone, twice."""
+SLOW, VERY_SLOW = 1.0, 8.0
+"""Seconds from which a call is slow: such a side takes turns with the first side alone, twice or once."""
 
 
 def compare(
@@ -34,34 +34,36 @@ def compare(
     refused: dict[str, str] = {}
     calls: dict[str, Callable[[], object]] = {}
     known: dict[str, dict[str, Any]] = {}
-    slow: list[str] = []
+    slow: dict[str, int] = {}
     for name, prepare in sides.items():
         with _refusal(refused, name):
             start = time.perf_counter()
             call, about = prepare()
             seconds = _seconds(call)
-            known[name] = {**about, "seconds_until_first_call": time.perf_counter() - start}
-            # The first call of a library may load it.
-            if seconds > SLOW and _seconds(call) > SLOW:
-                slow.append(name)
+            known[name] = {**about(), "seconds_until_first_call": time.perf_counter() - start}
+            if seconds > VERY_SLOW:
+                slow[name] = 1
+            # The first call of a library may have loaded it.
+            elif seconds > SLOW and _seconds(call) > SLOW:
+                slow[name] = 2
             calls[name] = call
             print(f"  {name}: ready after {known[name]['seconds_until_first_call']:.1f} s", flush=True)
     first = next(iter(sides))
     result: dict[str, Any] = {"sides": {}, "ratios": {}, "refused": refused}
 
-    def add(seconds: Mapping[str, np.ndarray]) -> None:
-        for name, values in seconds.items():
-            if name not in result["sides"]:
-                result["sides"][name] = {**known[name], **timing.summary(values), "rounds": len(values)}
+    def add(seconds: Mapping[str, np.ndarray], names: Iterable[str]) -> None:
+        for name in names:
+            result["sides"][name] = {**known[name], **timing.summary(seconds[name]), "rounds": len(seconds[name])}
             if name != first and first in seconds:
-                result["ratios"][f"{first} / {name}"] = timing.ratio(seconds[first], values)
+                result["ratios"][f"{first} / {name}"] = timing.ratio(seconds[first], seconds[name])
         progress(result)
 
-    add(timing.interleave({name: call for name, call in calls.items() if name not in slow}, rounds, title=title))
-    for name in slow:
-        group = [x for x in dict.fromkeys((first, name)) if x in calls]
-        turns = [[_seconds(calls[x]) for x in group] for _ in range(2)]
-        add(dict(zip(group, np.asarray(turns).T, strict=True)))
+    fast = {name: call for name, call in calls.items() if name not in slow}
+    timing.interleave(fast, rounds, title=title, after_round=lambda seconds: add(seconds, fast))
+    for name, turns in slow.items():
+        group = dict.fromkeys(x for x in (first, name) if x in calls)
+        seconds = [[_seconds(calls[x]) for x in group] for _ in range(turns)]
+        add(dict(zip(group, np.asarray(seconds).T, strict=True)), group if first in slow else [name])
     for name, side in result["sides"].items():
         print(f"  {name}: {1e3 * side['median_seconds']:.2f} ms")
     for name, ratio in result["ratios"].items():
