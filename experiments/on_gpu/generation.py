@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from coconut.training.optimizer import OptimizerConfig
 from coconut.training.state import make_model
 from experiments.benchmarks.generate import SMOKE, Generator, Workload
 from experiments.benchmarks.latent_step import GPT2_SMALL
-from experiments.benchmarks.pytorch_steps import TorchTrainer
+from experiments.benchmarks.pytorch_steps import TorchTrainer, load
 from experiments.on_gpu.record import Measurement, Progress
 from experiments.on_gpu.sides import compare
 
@@ -38,12 +39,16 @@ def measure(workload: Workload, batch: int, progress: Progress, *, smoke: bool) 
     decoder = workload.decoder
     prompts = np.random.default_rng(0).integers(0, decoder.vocabulary, (batch, workload.prompt), np.int32)
 
+    loading = threading.Thread(target=load, daemon=True)
+    loading.start()
+
     def ours() -> tuple[Callable[[], object], Callable[[], Mapping[str, Any]]]:
         model = jax.jit(lambda key: make_model(decoder, Identity(), key))(jax.random.key(0))
         generator = Generator(workload, model)
         return lambda: generator.answer(prompts), lambda: {"thoughts": workload.thoughts}
 
     def theirs() -> tuple[Callable[[], object], Callable[[], Mapping[str, Any]]]:
+        loading.join()
         return pytorch_generation(decoder, prompts, workload.new_tokens), lambda: {"thoughts": 0}
 
     sides = {"ours, with thoughts": ours, "Hugging Face's generate, without": theirs}
