@@ -30,6 +30,10 @@ def compare(
     Returns:
       ``sides``, by name; ``ratios``, of the first side's time to that of each other one, round by round; ``refused``,
       the sides that do not run, and why.
+
+    Raises:
+      RuntimeError: the first side does not run: there is nothing to compare, though what was timed of the others was
+        given to ``progress``.
     """
     refused: dict[str, str] = {}
     calls: dict[str, Callable[[], object]] = {}
@@ -64,6 +68,8 @@ def compare(
         group = dict.fromkeys(x for x in (first, name) if x in calls)
         seconds = [[_seconds(calls[x]) for x in group] for _ in range(turns)]
         add(dict(zip(group, np.asarray(seconds).T, strict=True)), group if first in slow else [name])
+    if first in refused:
+        raise RuntimeError(f"{first}: {refused[first]}")
     for name, side in result["sides"].items():
         print(f"  {name}: {1e3 * side['median_seconds']:.2f} ms")
     for name, ratio in result["ratios"].items():

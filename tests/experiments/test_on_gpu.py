@@ -108,3 +108,5 @@ def test_a_side_that_does_not_run_is_named_and_slow_ones_are_compared_with_ours(
     assert result["sides"].keys() == {"ours", "fast", "slow"} and result["sides"]["slow"]["about"] == "slow"
     assert result["ratios"]["ours / fast"]["ratio"] > 1 > result["ratios"]["ours / slow"]["ratio"]
     assert calls["slow"] < calls["fast"] < calls["ours"]
+    with pytest.raises(RuntimeError, match="broken: RuntimeError: no such library"):
+        compare({"broken": broken, "fast": side("fast", 0.001)}, 1, title="", progress=lambda result: None)
