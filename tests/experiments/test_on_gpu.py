@@ -1,6 +1,7 @@
 """The program for a GPU, rehearsed on a CPU: parts are stopped, resumed and left out, and one that fails ends alone."""
 
 import json
+import time
 
 import pytest
 
@@ -85,12 +86,10 @@ def test_a_record_keeps_what_it_has(tmp_path):
 
 
 def test_a_side_that_does_not_run_is_named_and_slow_ones_are_compared_with_ours(monkeypatch):
-    monkeypatch.setattr("experiments.on_gpu.sides.SLOW", 0.02)
+    monkeypatch.setattr("experiments.on_gpu.sides.SLOW", 0.3)
     calls = {"ours": 0, "fast": 0, "slow": 0}
 
     def side(name, seconds):
-        import time
-
         def call():
             calls[name] += 1
             time.sleep(seconds)
@@ -100,7 +99,7 @@ def test_a_side_that_does_not_run_is_named_and_slow_ones_are_compared_with_ours(
     def broken():
         raise RuntimeError("no such library")
 
-    sides = {"ours": side("ours", 0.005), "fast": side("fast", 0.001), "slow": side("slow", 0.03), "broken": broken}
+    sides = {"ours": side("ours", 0.05), "fast": side("fast", 0.001), "slow": side("slow", 0.4), "broken": broken}
     seen = []
     result = compare(sides, 3, title="", progress=lambda result: seen.append(list(result["sides"])))
     assert seen == [["ours", "fast"]] * 3 + [["ours", "fast", "slow"]]
