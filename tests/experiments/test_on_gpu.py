@@ -23,7 +23,7 @@ def read(folder, part):
 
 
 @pytest.mark.slow
-def test_a_part_is_stopped_at_its_limit_and_the_others_run_and_are_not_made_again(tmp_path, quick):
+def test_a_part_is_stopped_at_its_limit_and_the_others_run_and_are_not_made_again(tmp_path, quick, capsys):
     asked = ["--output", str(tmp_path), "--smoke", "--only", "training_step", "kernels", "--commit", "abc123"]
     limits = ["--limit", "training_step=0.5", "kernels=400", "--seconds", "500"]
     assert on_gpu.main([*asked, *limits]) == 1
@@ -40,6 +40,7 @@ def test_a_part_is_stopped_at_its_limit_and_the_others_run_and_are_not_made_agai
     before = (tmp_path / "kernels.json").read_bytes()
     assert on_gpu.main([*asked, "--limit", "training_step=0.5", "kernels=0.5"]) == 1
     assert (tmp_path / "kernels.json").read_bytes() == before
+    assert "=== kernels: done before" in capsys.readouterr().out
 
 
 def test_no_time_left_begins_no_part(tmp_path, capsys):
