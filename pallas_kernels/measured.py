@@ -15,8 +15,8 @@ HOPPER = ("H100", "H200")
 SMALLEST = {"flash_attention": 1, "decode_attention": 4_096, "linear_cross_entropy": 2_560}
 """From which size on the kernel was the faster.
 
-- `flash_attention`, queries and keys: in a training step all passes together, of 160 columns and of 20; alone with 192
-  and with 2,048 columns.
+- `flash_attention`, queries and keys: in a training step with passes of 160 columns and of 20, all of whose attention
+  was by the kernels, against dense attention; alone with 192 and with 2,048 columns.
 - `decode_attention`, columns of the cache: with 4,096; with 224 XLA was the faster.
 - `linear_cross_entropy`, rows: with 2,560 and with 8,192, of 50,257 ids.
 """
