@@ -22,6 +22,12 @@ def platform() -> str:
     return next((name for name in ("tpu", "cpu") if name in kind), "gpu")
 
 
+def device_kind() -> str:
+    """The vendor's name of the device that `platform` is of."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.devices()[0].device_kind if device is None else device.device_kind
+
+
 def log_once(message: str) -> None:
     """Logs a choice the first time that it is made in this process."""
     if message not in _logged:

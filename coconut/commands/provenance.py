@@ -17,6 +17,9 @@ ENVIRONMENT = (
     *("LIBTPU_INIT_ARGS", "OMP_NUM_THREADS", "XLA_FLAGS"),
 )
 
+COMMIT = "COCONUT_COMMIT"
+"""The environment variable that names the commit of a copy without a checkout."""
+
 
 def provenance() -> dict[str, Any]:
     """Commit, hardware, versions and what the environment sets, to stand beside every reported number."""
@@ -36,7 +39,12 @@ def provenance() -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The commit of the checkout this runs from, with ``-dirty`` where it was changed; ``unknown`` outside of one."""
+    """The commit of the checkout this runs from, with ``-dirty`` where it was changed; ``unknown`` outside of one.
+
+    A copy without a checkout around it says of itself which commit it is, by the variable `COMMIT`.
+    """
+    if named := os.environ.get(COMMIT):
+        return named
     folder = Path(__file__).resolve().parent
 
     def git(*arguments: str) -> str:

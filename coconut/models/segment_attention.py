@@ -18,6 +18,7 @@ from coconut.models.config import KERNEL_DTYPES, DecoderConfig, split_implementa
 from coconut.sharding import fitting_partition
 from pallas_kernels.decode_attention import decode_attention, merge_segments
 from pallas_kernels.flash_attention import flash_attention
+from pallas_kernels.measured import gpu_kernel_is_faster
 from pallas_kernels.platform import log_once, platform
 
 FEW_QUERIES = 64
@@ -32,15 +33,19 @@ class Range(NamedTuple):
 
 
 def choose_attention(config: DecoderConfig) -> str:
-    """What ``DecoderConfig.attention`` means here: ``auto`` is the kernels on a TPU, and ``dense`` elsewhere.
+    """What ``DecoderConfig.attention`` means here: ``auto`` is the kernels on a TPU and on some GPUs, else ``dense``.
 
-    On a CPU blocks save little at the lengths of this field's questions, and no GPU has measured the kernels yet. What
-    the kernels do not take, dropout and other dtypes than `KERNEL_DTYPES`, is ``dense`` everywhere.
+    On a CPU blocks save little at the lengths of this field's questions. On a GPU the kernels are taken where they were
+    measured to make a training step faster (`pallas_kernels.measured`). What the kernels do not take, dropout and other
+    dtypes than `KERNEL_DTYPES`, is ``dense`` everywhere.
     """
     if config.attention != "auto":
         return config.attention
     device = platform()
-    chosen = "auto" if device == "tpu" and not config.dropout and config.dtype in KERNEL_DTYPES else "dense"
+    faster = device == "tpu" or (
+        device == "gpu" and gpu_kernel_is_faster("flash_attention", config.dtype, config.max_positions)
+    )
+    chosen = "auto" if faster and not config.dropout and config.dtype in KERNEL_DTYPES else "dense"
     log_once(f"attention on {device}: {'the kernels, each by its own table' if chosen == 'auto' else chosen}")
     return chosen
 

@@ -197,6 +197,7 @@ forward, backward = (functools.partial(attention, backward=backward) for backwar
 MODELS = {
     "ProsQA's prompts": AttentionSizes(32, 4, 160, 64),
     "GPT-2 small": AttentionSizes(4, 12, 1_024, 64),
+    "GPT-2 small on questions": AttentionSizes(128, 12, 192, 64),
     "long": AttentionSizes(1, 12, 4_096, 64),
     "target": AttentionSizes(8, 16, 2_048, 128),
 }
@@ -206,8 +207,14 @@ CASES: dict[str, dict[str, Callable[[str, list[str]], Case]]] = {
         for name, sizes in MODELS.items()
         for direction in (forward, backward)
     },
-    "decode_attention": {"target": functools.partial(decode, DecodeSizes())},
-    "linear_cross_entropy": {"target": functools.partial(loss, LossSizes())},
+    "decode_attention": {
+        "GPT-2 small on questions": functools.partial(decode, DecodeSizes(64, 12, 12, 224, 64)),
+        "target": functools.partial(decode, DecodeSizes()),
+    },
+    "linear_cross_entropy": {
+        "GPT-2 small on questions": functools.partial(loss, LossSizes(rows=2_560)),
+        "target": functools.partial(loss, LossSizes()),
+    },
 }
 SMOKE: dict[str, dict[str, Callable[[str, list[str]], Case]]] = {
     "flash_attention": {

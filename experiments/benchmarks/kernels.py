@@ -45,6 +45,21 @@ def peak(unit: str, dtype: str, *, smoke: bool) -> tuple[str, float, Callable[[]
     return f"{size} bytes read and written", 2 * size, functools.partial(compiled, jnp.negative, (array,))
 
 
+def measure_case(
+    make: Callable[[str, list[str]], Case],
+    dtype: str,
+    implementations: list[str],
+    rounds: int,
+    *,
+    title: str,
+    smoke: bool,
+) -> tuple[dict[str, Any], str]:
+    """`measure` of the case that ``make`` makes, and the case's unit; in float32 all products are float32's."""
+    with jax.default_matmul_precision("highest" if dtype == "float32" else "default"):
+        case = make(dtype, implementations)
+        return measure(case, dtype, rounds, title=title, smoke=smoke), case.unit
+
+
 def measure(case: Case, dtype: str, rounds: int, *, title: str, smoke: bool) -> dict[str, Any]:
     """Times all sides of a case in turn.
 
@@ -133,14 +148,13 @@ def main(arguments: list[str] | None = None) -> None:
     dtype = options.dtype or ("float32" if platform == "cpu" else "bfloat16")
     rounds = options.repeats or (2 if options.smoke else 5 if platform == "cpu" else 20)
     results: dict[str, Any] = {}
-    with jax.default_matmul_precision("highest" if dtype == "float32" else "default"):
-        for op, cases in (SMOKE if options.smoke else CASES).items():
-            for name, make in cases.items():
-                if options.op in (op, "all") and options.case in name:
-                    case = make(dtype, implementations)
-                    title = f"{op}, {name}"
-                    results[title] = measure(case, dtype, rounds, title=title, smoke=options.smoke)
-                    print(f"{title}\n{describe(results[title], case.unit)}", flush=True)
+    for op, cases in (SMOKE if options.smoke else CASES).items():
+        for name, make in cases.items():
+            if options.op in (op, "all") and options.case in name:
+                title = f"{op}, {name}"
+                measured = measure_case(make, dtype, implementations, rounds, title=title, smoke=options.smoke)
+                results[title], unit = measured
+                print(f"{title}\n{describe(results[title], unit)}", flush=True)
     if not results:
         parser.error(f"no case of {options.op} has {options.case!r} in its name")
     timing.report("kernels", results, smoke=options.smoke, output=options.output)

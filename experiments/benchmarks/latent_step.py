@@ -14,12 +14,13 @@ Face's GPT-2 (PyTorch, CPU) without thoughts against this project's with thought
 """
 
 import dataclasses
+import functools
 import importlib.metadata
-import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import jax
@@ -34,7 +35,7 @@ from coconut.training.optimizer import OptimizerConfig, make_optimizer
 from coconut.training.state import TrainState, make_state
 from coconut.training.step import make_train_step
 from coconut.types import IGNORED_LABEL, Batch, Language, Latent, Schedule
-from experiments.benchmarks import timing
+from experiments.benchmarks import pytorch_steps, timing
 
 OPTIMIZER = OptimizerConfig()
 
@@ -113,6 +114,14 @@ def latent_schedule(geometry: Geometry, thoughts: int) -> Schedule:
     return (Language(geometry.prompt), Latent(thoughts), Language(geometry.answer, geometry.answer))
 
 
+class Asked(NamedTuple):
+    """A step that a `Trainer` is asked for; the arguments of `Trainer.step`."""
+
+    thoughts: int
+    schedule: Schedule
+    every_column: bool = False
+
+
 class Trainer:
     """A model in training, with a compiled step for each batch it was shown.
 
@@ -127,7 +136,7 @@ class Trainer:
         self.template = Template.of(jax.eval_shape(make, key))
         start = lambda key: make_state(self.template, parameters_of(make(key)), self.optimizer)
         self.state: TrainState = jax.jit(start)(key)
-        self._compiled: dict[tuple[Schedule, bool], tuple[Callable[[], None], int | None]] = {}
+        self._compiled: dict[Asked, tuple[Callable[[], None], int | None]] = {}
 
     @property
     def parameters(self) -> int:
@@ -144,21 +153,36 @@ class Trainer:
           schedule: their spans.
           every_column: run the columns that nobody reads through the last layer, too.
         """
-        if (schedule, every_column) not in self._compiled:
-            views = {"main": jax.device_put(random_batch(self.geometry, thoughts, schedule))}
-            rate, key = jnp.asarray(OPTIMIZER.learning_rate), jax.random.key(1)
-            train_step: Any = make_train_step(self.template, COCONUT, self.optimizer)
-            skips = mock.patch.object(Decoder, "skips", return_value=False) if every_column else nullcontext()
-            with skips:
-                compiled = train_step.lower(self.state, views, rate, key).compile()
-            memory = compiled.memory_analysis()
+        [step] = self.steps([Asked(thoughts, schedule, every_column)])
+        return step
 
-            def take() -> None:
-                self.state, metrics = compiled(self.state, views, rate, key)
-                jax.block_until_ready((self.state, metrics))
+    def steps(self, asked: Sequence["Asked"]) -> list[tuple[Callable[[], None], int | None]]:
+        """As `step`, for several at once: their programs are compiled beside each other."""
+        missing = [one for one in dict.fromkeys(asked) if one not in self._compiled]
+        lowered = [self._lower(one) for one in missing]
+        with ThreadPoolExecutor() as pool:
+            programs = list(pool.map(lambda x: x[0].compile(), lowered))
+        for one, program, (_, inputs) in zip(missing, programs, lowered, strict=True):
+            self._compiled[one] = self._runner(program, inputs)
+        return [self._compiled[one] for one in asked]
 
-            self._compiled[schedule, every_column] = take, None if memory is None else int(memory.temp_size_in_bytes)
-        return self._compiled[schedule, every_column]
+    def _lower(self, asked: "Asked") -> tuple[Any, tuple[Any, ...]]:
+        """The step before it is compiled, and its inputs besides the state."""
+        views = {"main": jax.device_put(random_batch(self.geometry, asked.thoughts, asked.schedule))}
+        inputs = (views, jnp.asarray(OPTIMIZER.learning_rate), jax.random.key(1))
+        train_step: Any = make_train_step(self.template, COCONUT, self.optimizer)
+        skips = mock.patch.object(Decoder, "skips", return_value=False) if asked.every_column else nullcontext()
+        with skips:
+            return train_step.lower(self.state, *inputs), inputs
+
+    def _runner(self, program: Any, inputs: tuple[Any, ...]) -> tuple[Callable[[], None], int | None]:
+        memory = program.memory_analysis()
+
+        def take() -> None:
+            self.state, metrics = program(self.state, *inputs)
+            jax.block_until_ready((self.state, metrics))
+
+        return take, None if memory is None else int(memory.temp_size_in_bytes)
 
 
 def measure_ratio(name: str, geometry: Geometry, rounds: int) -> dict[str, Any]:
@@ -291,65 +315,14 @@ def transformers_steps(
     As favourable to it as to this project: logits at the labels alone, no dropout, no cache, PyTorch's fused AdamW,
     every core. All of them train one model.
     """
-    import torch
-    import transformers
-    from transformers.activations import ACT2FN
-
-    torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    torch.manual_seed(0)
-    decoder = geometry.decoder
-    config = transformers.GPT2Config(
-        vocab_size=decoder.vocabulary,
-        n_positions=decoder.max_positions,
-        n_embd=decoder.embed_dim,
-        n_layer=decoder.num_layers,
-        n_head=decoder.num_heads,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        use_cache=False,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
-    model: Any = transformers.GPT2LMHeadModel(config).train()
-    if (theirs := sum(x.numel() for x in model.parameters())) != parameters:
-        raise AssertionError(f"the models differ: {parameters} parameters against {theirs}")
-    optimizer = torch.optim.AdamW(
-        model.parameters(),
-        lr=OPTIMIZER.learning_rate,
-        betas=(OPTIMIZER.b1, OPTIMIZER.b2),
-        eps=OPTIMIZER.epsilon,
-        weight_decay=OPTIMIZER.weight_decay,
-        fused=True,
-    )
+    trainer = pytorch_steps.TorchTrainer(geometry.decoder, OPTIMIZER, parameters)
     batch = random_batch(geometry, thoughts, plain_schedule(geometry, thoughts))
-    tokens = torch.from_numpy(batch.tokens.astype(np.int64))
-    labels = tokens[:, -geometry.answer :]
-    stock_activation = config.activation_function
-    activations = {name: ACT2FN[name] for name in (stock_activation, "gelu_pytorch_tanh")}
-
-    def variant(attention: str, activation: str) -> Callable[[], None]:
-        def take() -> None:
-            model.set_attn_implementation(attention)
-            for block in model.transformer.h:
-                block.mlp.act = activations[activation]
-            optimizer.zero_grad()
-            hidden = model.transformer(input_ids=tokens).last_hidden_state
-            logits = model.lm_head(hidden[:, -geometry.answer - 1 : -1])
-            torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten()).backward()
-            optimizer.step()
-
-        return take
-
+    plain = functools.partial(trainer.plain, batch.tokens, geometry.answer)
     return {
-        "eager": variant("eager", stock_activation),
-        "sdpa": variant("sdpa", stock_activation),
-        "sdpa, fused activation": variant("sdpa", "gelu_pytorch_tanh"),
-    }, {
-        "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers")},
-        "torch_threads": torch.get_num_threads(),
-        "optimizer": "torch.optim.AdamW(fused=True)",
-    }
+        "eager": plain(attention="eager"),
+        "sdpa": plain(attention="sdpa"),
+        "sdpa, fused activation": plain(attention="sdpa", fused_activation=True),
+    }, trainer.described
 
 
 def describe(geometry: Geometry, trainer: Trainer, rounds: int) -> dict[str, Any]:

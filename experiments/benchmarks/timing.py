@@ -22,7 +22,13 @@ Seconds = dict[str, np.ndarray]
 """Seconds of each variant, one number a round."""
 
 
-def interleave(variants: Mapping[str, Callable[[], object]], rounds: int, *, title: str = "") -> Seconds:
+def interleave(
+    variants: Mapping[str, Callable[[], object]],
+    rounds: int,
+    *,
+    title: str = "",
+    after_round: Callable[[Seconds], object] = lambda seconds: None,
+) -> Seconds:
     """Times every variant once a round, after one round that is not counted.
 
     A variant is called twice in a row, and the second call is timed: outside of benchmarks a step follows its like, and
@@ -33,9 +39,14 @@ def interleave(variants: Mapping[str, Callable[[], object]], rounds: int, *, tit
       variants: what to time; a call returns when its work is done.
       rounds: rounds that count.
       title: shown beside the progress, on standard error.
+      after_round: is given what was timed so far after each round that counts.
     """
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     names = list(variants)
+
+    def counted() -> Seconds:
+        return {name: np.asarray(values[1:]) for name, values in seconds.items()}
+
     collecting = gc.isenabled()
     gc.disable()
     try:
@@ -47,10 +58,12 @@ def interleave(variants: Mapping[str, Callable[[], object]], rounds: int, *, tit
                 seconds[name].append(time.perf_counter() - start)
             gc.collect()
             print(f"{title} round {index}/{rounds}", file=sys.stderr, flush=True)
+            if index:
+                after_round(counted())
     finally:
         if collecting:
             gc.enable()
-    return {name: np.asarray(values[1:]) for name, values in seconds.items()}
+    return counted()
 
 
 def summary(seconds: np.ndarray) -> dict[str, float]:

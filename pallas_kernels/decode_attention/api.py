@@ -14,6 +14,7 @@ from jaxtyping import Array
 from pallas_kernels.decode_attention import gpu, reference, tpu, xla
 from pallas_kernels.implementations import resolve
 from pallas_kernels.logits import LogitRule
+from pallas_kernels.measured import gpu_kernel_is_faster
 from pallas_kernels.platform import vary_over, varying_axes
 
 DTYPES = (jnp.float32, jnp.bfloat16)
@@ -104,7 +105,7 @@ def decode_attention(
         interpret,
         kernels=KERNELS,
         operand=grouped,
-        choose=lambda device: choose(device, columns=k.shape[2], features=features, refusal=tpu.refusal(grouped)),
+        choose=lambda device: choose(device, grouped, k),
         about=f"decode_attention, queries {grouped.shape} to keys {k.shape} {k.dtype}",
     )
     rule = LogitRule(scale=features**-0.5 if scale is None else scale, soft_cap=soft_cap)
@@ -114,15 +115,19 @@ def decode_attention(
     return (outputs, log_normalizers.reshape(q.shape[:3])) if return_log_normalizers else outputs
 
 
-def choose(platform: str, *, columns: int, features: int, refusal: str | None = None) -> str:
-    """What ``auto`` means for a cache of ``columns`` and heads of ``features``.
+def choose(platform: str, queries: Array, keys: Array) -> str:
+    """What ``auto`` means for grouped queries ``[B, KH, R, D]`` and a cache of keys ``[B, KH, S, D]``.
 
-    ``xla`` on a CPU, and on a GPU until the kernel has been measured on one. On a TPU the kernel where the cache is
-    long, by reasoning and not by measurement: it copies only the columns that rows see, where ``xla`` reads them all;
-    with a short cache there is little to skip. But not where features do not fill the lanes: the kernel's layout pads
-    them, and the compiler then copies the cache into it (see the temporary bytes of experiments/results/benchmarks).
+    ``xla`` on a CPU. On a GPU the kernel where it applies and was measured to be faster (`pallas_kernels.measured`). On
+    a TPU the kernel where the cache is long, by reasoning and not by measurement: it copies only the columns that rows
+    see, where ``xla`` reads them all; with a short cache there is little to skip. But not where features do not fill
+    the lanes: the kernel's layout pads them, and the compiler then copies the cache into it (see the temporary bytes of
+    experiments/results/benchmarks).
     """
-    applies = platform == "tpu" and refusal is None
+    columns, features = keys.shape[2:]
+    if platform == "gpu" and gpu.refusal(queries) is None:
+        return "gpu" if gpu_kernel_is_faster("decode_attention", keys.dtype, columns) else "xla"
+    applies = platform == "tpu" and tpu.refusal(queries) is None
     return "tpu" if applies and columns >= LONG_CACHE and features % tpu.LANES == 0 else "xla"
 
 

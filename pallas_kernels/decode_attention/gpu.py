@@ -2,7 +2,8 @@
 
 Why Triton, which JAX is retiring: decoding is bound by memory and not by matrix instructions, so what Mosaic GPU
 (`plgpu.kernel`, Hopper and later) adds, warp specialisation and wider products, is not what is missing; and this is for
-Ampere too, and lowers and is interpreted anywhere. It has not been run on a GPU yet, so `auto` chooses `xla`.
+Ampere too, and lowers and is interpreted anywhere. On an H100 it reads a cache of 4,096 columns as fast as a copy does,
+as cuDNN does, too (experiments/results/on_gpu).
 
 A row's cache is split over programs, each of which visits only columns that the row sees; their outputs are merged by
 log-normalizers, as segments are.

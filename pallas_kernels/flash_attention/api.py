@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 from pallas_kernels.flash_attention import gpu, reference, tpu, xla
 from pallas_kernels.flash_attention.visibility import Options, Rows
 from pallas_kernels.implementations import resolve
+from pallas_kernels.measured import gpu_kernel_is_faster
 from pallas_kernels.platform import vary_over, varying_axes
 
 KERNELS: dict[str, ModuleType] = {"tpu": tpu, "gpu": gpu}
@@ -114,9 +115,12 @@ def choose(device: str, q: Float[Array, "B H T D"], k: Float[Array, "B M S D"]) 
     """The implementation that `auto` means.
 
     On a TPU the kernel, from 128 queries and keys on, where it applies; below, most of a block would be padding. On a
-    GPU ``xla`` until the kernel is measured to be faster. Elsewhere ``xla``.
+    GPU the kernel where it applies and was measured to be faster (`pallas_kernels.measured`). Elsewhere ``xla``.
     """
-    if device == "tpu" and min(q.shape[2], k.shape[2]) >= 128 and tpu.refusal(q) is None:
+    size = min(q.shape[2], k.shape[2])
+    if device == "gpu" and gpu.refusal(q) is None and gpu_kernel_is_faster("flash_attention", q.dtype, size):
+        return "gpu"
+    if device == "tpu" and size >= 128 and tpu.refusal(q) is None:
         return "tpu"
     return "xla"
 

@@ -3,8 +3,9 @@
 Why Triton and not Mosaic GPU, which JAX 0.11 prefers: ours must run on Ampere, take float32, any length and a range of
 keys per row. Mosaic GPU is written for Hopper's and Blackwell's tensor cores and copy engine, wants whole tiles in
 shared memory, and only a device can show that its barriers are right. Triton code runs on Ampere, Ada, Hopper and
-Blackwell alike, masks its loads, and what it computes is checked here by interpretation and by lowering to CUDA. On
-Hopper it is expected to reach less than cuDNN does. None of it was measured on a GPU, so `auto` does not choose it.
+Blackwell alike, masks its loads, and what it computes is checked here by interpretation and by lowering to CUDA. On an
+H100 it is faster than XLA, at 192 columns than cuDNN, too, and at 2,048 it has a third of cuDNN's speed
+(experiments/results/on_gpu); JAX 0.11 announces the end of this backend.
 
 A program holds one block of queries and walks over the blocks of keys that it can see, or, for the gradients of keys
 and values, one block of keys and walks over the queries of all heads that read it. No atomics: results repeat bitwise.

@@ -13,6 +13,7 @@ from pallas_kernels.implementations import resolve
 from pallas_kernels.linear_cross_entropy import gpu, reference, tpu, xla
 from pallas_kernels.linear_cross_entropy.statistics import NO_LABEL, Statistics
 from pallas_kernels.logits import LogitRule
+from pallas_kernels.measured import gpu_kernel_is_faster
 from pallas_kernels.platform import vary_over, varying_axes
 
 DTYPES = (jnp.float32, jnp.bfloat16)
@@ -77,9 +78,7 @@ def linear_cross_entropy(
         interpret,
         kernels=KERNELS,
         operand=hidden,
-        choose=lambda device: choose(
-            device, rows=hidden.shape[0], columns=vocabulary.shape[0], refusal=tpu.refusal(hidden)
-        ),
+        choose=lambda device: choose(device, hidden, vocabulary),
         about=f"linear_cross_entropy, hidden {hidden.shape} by {vocabulary.shape} {hidden.dtype}",
     )
     columns, first = vocabulary.shape[0], 0
@@ -112,16 +111,20 @@ def linear_cross_entropy(
     return LinearCrossEntropy(losses, found.log_normalizers, found.predictions)
 
 
-def choose(platform: str, *, rows: int, columns: int, refusal: str | None = None) -> str:
-    """What ``auto`` means for ``rows`` states and ``columns`` ids.
+def choose(platform: str, hidden: Array, vocabulary: Array) -> str:
+    """What ``auto`` means for these hidden states and this vocabulary.
 
-    ``xla`` on a CPU, as measured (README), and on a GPU until the kernel has been measured on one. On a TPU the
-    kernels, by arithmetic and not by measurement: they keep each block in VMEM, where ``xla`` moves it through HBM.
-    But ``xla`` where one block of its takes all logits, or where the kernels refuse the shape.
+    ``xla`` on a CPU, as measured (README). On a GPU the kernel where it was measured to be faster
+    (`pallas_kernels.measured`). On a TPU the kernels, by arithmetic and not by measurement: they keep each block in
+    VMEM, where ``xla`` moves it through HBM. But ``xla`` where one block of its takes all logits, or where the kernels
+    refuse the shape.
     """
-    if platform != "tpu" or refusal is not None or xla.block_columns(rows, columns) == columns:
+    rows, columns = hidden.shape[0], vocabulary.shape[0]
+    if xla.block_columns(rows, columns) == columns:
         return "xla"
-    return "tpu"
+    if platform == "gpu" and gpu.refusal(hidden) is None:
+        return "gpu" if gpu_kernel_is_faster("linear_cross_entropy", hidden.dtype, rows) else "xla"
+    return "tpu" if platform == "tpu" and tpu.refusal(hidden) is None else "xla"
 
 
 def _validate(

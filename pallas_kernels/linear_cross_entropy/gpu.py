@@ -2,8 +2,8 @@
 
 Why Triton, which JAX is retiring: Mosaic GPU (`plgpu.kernel`) is the successor, but its matrix instructions begin with
 Hopper, and a kernel in it says which warps copy and which multiply, by layouts that only the hardware checks. This one
-has not been run on a GPU yet, so it is of the portable sort: for Ampere and later, lowered and interpreted anywhere. It
-is time for Mosaic GPU when a measurement on Hopper says what there is to win; until then `auto` chooses `xla`.
+is of the portable sort: for Ampere and later, lowered and interpreted anywhere. On an H100 it takes 0.87 of the time
+of `xla` and 0.62 of that of full logits (experiments/results/on_gpu).
 
 Why half: with all features of a block's states and weights, the sums of the backward pass do not fit into registers,
 and atomic additions would make gradients differ from run to run. In `xla` they are matrix products of large blocks,

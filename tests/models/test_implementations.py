@@ -15,12 +15,14 @@ from coconut.latent.feedback import Identity
 from coconut.latent.generate import Generated, SamplingConfig, decode, prefill, think_on
 from coconut.latent.rollout import rollout_batch
 from coconut.losses import choose_cross_entropy, language_loss
+from coconut.models import segment_attention
 from coconut.models.config import DecoderConfig
 from coconut.models.decoder import Decoder
 from coconut.models.segment_attention import choose_attention, valid_range
 from coconut.tokenizers import symbol_tokenizer
 from coconut.training.loop import train
 from coconut.types import Batch
+from pallas_kernels import measured
 from tests.tiny_models import GPT2_STYLE, LLAMA_STYLE, quick_compilation, quick_jit, random_decoder
 from tests.tiny_pages import aligned, one_block, thinking_page
 from tests.tiny_runs import tiny_run
@@ -134,6 +136,22 @@ def test_what_auto_means_on_a_cpu() -> None:
     assert choose_cross_entropy(large, rows=8_192) == "auto"
     assert choose_cross_entropy(dataclasses.replace(large, dtype="float64"), rows=8_192) == "full"
     assert choose_cross_entropy(dataclasses.replace(small, cross_entropy="tpu"), rows=1) == "tpu"
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "expected"),
+    [
+        ("NVIDIA H100 80GB HBM3", {"dtype": "bfloat16"}, "auto"),
+        ("NVIDIA H100 80GB HBM3", {"dtype": "bfloat16", "dropout": 0.1}, "dense"),
+        ("NVIDIA H100 80GB HBM3", {}, "dense"),
+        ("NVIDIA A100-SXM4-80GB", {"dtype": "bfloat16"}, "dense"),
+    ],
+)
+def test_what_auto_means_on_a_gpu(kind, changes, expected, monkeypatch) -> None:
+    """The kernels where a training step was measured to be faster by them: experiments/results/on_gpu."""
+    monkeypatch.setattr(segment_attention, "platform", lambda: "gpu")
+    monkeypatch.setattr(measured, "device_kind", lambda: kind)
+    assert choose_attention(dataclasses.replace(LLAMA_STYLE, **changes)) == expected
 
 
 def test_a_kernel_that_does_not_apply_is_refused() -> None:

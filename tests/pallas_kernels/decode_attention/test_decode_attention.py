@@ -16,7 +16,7 @@ from jax.experimental.pallas import tpu as pltpu
 from pallas_kernels import platform
 from pallas_kernels.decode_attention import NO_COLUMN, api, decode_attention, gpu, merge_segments, tpu
 from pallas_kernels.implementations import IMPLEMENTATIONS
-from tests.pallas_kernels.devices import EVERY
+from tests.pallas_kernels.devices import EVERY, chosen
 from tests.tiny_models import quick_jit
 
 # A float32 sum is off by a few units in the last place, 6e-8 each. Outputs and gradients of bfloat16 are rounded to 8
@@ -182,18 +182,23 @@ def test_traced_bounds_outside_of_the_cache_are_those_of_the_cache():
 
 
 @pytest.mark.parametrize(
-    ("platform", "columns", "features", "refusal", "expected"),
+    ("device", "columns", "features", "queries", "dtype", "expected"),
     [
-        ("cpu", 4_096, 128, None, "xla"),
-        ("gpu", 4_096, 128, None, "xla"),
-        ("tpu", 4_096, 128, None, "tpu"),
-        ("tpu", 4_096, 128, "too many queries", "xla"),
-        ("tpu", 4_096, 64, None, "xla"),
-        ("tpu", 512, 128, None, "xla"),
+        ("cpu", 4_096, 128, 4, "bfloat16", "xla"),
+        ("NVIDIA H100 80GB HBM3", 4_096, 128, 4, "bfloat16", "gpu"),
+        ("NVIDIA H100 80GB HBM3", 224, 64, 1, "bfloat16", "xla"),
+        ("NVIDIA H100 80GB HBM3", 4_096, 128, 4, "float32", "xla"),
+        ("NVIDIA H100 80GB HBM3", 4_096, 96, 4, "bfloat16", "xla"),
+        ("NVIDIA A100-SXM4-80GB", 4_096, 128, 4, "bfloat16", "xla"),
+        ("tpu", 4_096, 128, 4, "bfloat16", "tpu"),
+        ("tpu", 4_096, 128, tpu.MOST_QUERIES + 1, "bfloat16", "xla"),
+        ("tpu", 4_096, 64, 4, "bfloat16", "xla"),
+        ("tpu", 512, 128, 4, "bfloat16", "xla"),
     ],
 )
-def test_auto(platform, columns, features, refusal, expected):
-    assert api.choose(platform, columns=columns, features=features, refusal=refusal) == expected
+def test_auto(device, columns, features, queries, dtype, expected, monkeypatch):
+    shapes = [(2, 1, length, features) for length in (queries, columns)]
+    assert chosen(api.choose, device, monkeypatch, *shapes, dtype=dtype) == expected
 
 
 def test_auto_says_once_what_it_chose(caplog, monkeypatch):

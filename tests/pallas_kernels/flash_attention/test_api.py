@@ -11,6 +11,7 @@ import pytest
 
 from pallas_kernels import platform
 from pallas_kernels.flash_attention import choose, flash_attention
+from tests.pallas_kernels.devices import chosen
 from tests.tiny_models import quick_jit
 
 Q, K = (2, 4, 5, 16), (2, 2, 7, 16)
@@ -86,7 +87,11 @@ def test_what_does_not_fit_is_refused(arrays, options, message, unchecked_types)
     ("device", "queries", "keys", "width", "dtype", "expected"),
     [
         ("cpu", 2048, 2048, 128, "bfloat16", "xla"),
-        ("gpu", 2048, 2048, 128, "bfloat16", "xla"),
+        ("NVIDIA H100 80GB HBM3", 2048, 2048, 128, "bfloat16", "gpu"),
+        ("NVIDIA H200", 20, 160, 64, "bfloat16", "gpu"),
+        ("NVIDIA H100 80GB HBM3", 2048, 2048, 128, "float32", "xla"),
+        ("NVIDIA H100 80GB HBM3", 2048, 2048, 96, "bfloat16", "xla"),
+        ("NVIDIA A100-SXM4-80GB", 2048, 2048, 128, "bfloat16", "xla"),
         ("tpu", 2048, 2048, 128, "bfloat16", "tpu"),
         ("tpu", 128, 128, 64, "float32", "tpu"),
         ("tpu", 127, 2048, 128, "bfloat16", "xla"),
@@ -95,9 +100,9 @@ def test_what_does_not_fit_is_refused(arrays, options, message, unchecked_types)
         ("tpu", 2048, 2048, 128, "float16", "xla"),
     ],
 )
-def test_auto(device, queries, keys, width, dtype, expected):
-    q, k = (jnp.zeros((1, 1, length, width), dtype) for length in (queries, keys))
-    assert choose(device, q, k) == expected
+def test_auto(device, queries, keys, width, dtype, expected, monkeypatch):
+    shapes = [(1, 1, length, width) for length in (queries, keys)]
+    assert chosen(choose, device, monkeypatch, *shapes, dtype=dtype) == expected
 
 
 def test_the_choice_is_logged_once(caplog, monkeypatch):

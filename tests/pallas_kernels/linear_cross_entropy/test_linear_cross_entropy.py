@@ -14,7 +14,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels import platform
 from pallas_kernels.linear_cross_entropy import LinearCrossEntropy, api, gpu, linear_cross_entropy, tpu, xla
-from tests.pallas_kernels.devices import EVERY
+from tests.pallas_kernels.devices import EVERY, chosen
 from tests.tiny_models import quick_jit
 
 # A float32 sum over a row is off by a few units in the last place, 6e-8 each. Gradients of bfloat16 are rounded to 8
@@ -158,18 +158,22 @@ def test_largest_array_looks_into_loops():
 
 
 @pytest.mark.parametrize(
-    ("platform", "rows", "columns", "refusal", "expected"),
+    ("device", "rows", "columns", "features", "dtype", "expected"),
     [
-        ("cpu", 8_192, 50_257, None, "xla"),
-        ("gpu", 8_192, 50_257, None, "xla"),
-        ("tpu", 8_192, 50_257, None, "tpu"),
-        ("tpu", 8_192, 50_257, "too wide", "xla"),
-        ("tpu", 64, 50_257, None, "xla"),
+        ("cpu", 8_192, 50_257, 768, "bfloat16", "xla"),
+        ("NVIDIA H100 80GB HBM3", 2_560, 50_257, 768, "bfloat16", "gpu"),
+        ("NVIDIA H100 80GB HBM3", 640, 50_257, 768, "bfloat16", "xla"),
+        ("NVIDIA H100 80GB HBM3", 8_192, 50_257, 768, "float32", "xla"),
+        ("NVIDIA A100-SXM4-80GB", 8_192, 50_257, 768, "bfloat16", "xla"),
+        ("tpu", 8_192, 50_257, 768, "bfloat16", "tpu"),
+        ("tpu", 8_192, 50_257, 2**16, "bfloat16", "xla"),
+        ("tpu", 64, 50_257, 768, "bfloat16", "xla"),
     ],
 )
-def test_auto(platform, rows, columns, refusal, expected, monkeypatch):
+def test_auto(device, rows, columns, features, dtype, expected, monkeypatch):
     monkeypatch.undo()
-    assert api.choose(platform, rows=rows, columns=columns, refusal=refusal) == expected
+    shapes = [(length, features) for length in (rows, columns)]
+    assert chosen(api.choose, device, monkeypatch, *shapes, dtype=dtype) == expected
 
 
 def test_auto_says_once_what_it_chose(caplog, monkeypatch):
