@@ -17,11 +17,11 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from coconut.commands.provenance import COMMIT
 from coconut.errors import CoconutError
 from experiments.on_gpu import one_part
 from experiments.on_gpu.parts import PARTS
 from experiments.on_gpu.record import DONE, FAILED, STOPPED, UNFINISHED, Record
-from experiments.provenance import COMMIT
 
 LEAST_SECONDS = 15.0
 """A part is not begun with less: importing and compiling take that long."""

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+from coconut.commands.provenance import provenance
 from experiments.on_gpu.parts import measurements
 from experiments.on_gpu.record import Record, machine
-from experiments.provenance import provenance
 
 
 def run(part: str, output: Path, work: Path, *, smoke: bool, command: str) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 
 from rich.console import Console
 
-from experiments import quickstart
+from coconut.commands import quickstart
+from coconut.commands.quickstart import METHODS, QuickstartConfig
 from experiments.on_gpu.record import Measurement, Progress
-from experiments.quickstart import METHODS, QuickstartConfig
 
 
 def measurements(*, smoke: bool, work: Path) -> Mapping[str, Measurement]:

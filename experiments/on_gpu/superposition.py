@@ -12,15 +12,15 @@ from typing import Any
 
 from rich.console import Console
 
+from coconut.commands.configuration import resolve_run
+from coconut.commands.evaluate import EvaluateConfig, evaluate_workdir
+from coconut.commands.train import validate
 from coconut.datasets import Dataset, load_dataset
 from coconut.training.checkpoint import Run
 from coconut.training.config import RunConfig, to_json
 from coconut.training.loop import train
 from coconut.training.state import Model
-from experiments.configuration import resolve_run
-from experiments.evaluate import EvaluateConfig, evaluate_workdir
 from experiments.on_gpu.record import Measurement, Progress
-from experiments.train import validate
 
 RUN_FILE = "gin_configs/runs/superposition.gin"
 METHODS = ("coconut", "cot", "no_cot")
