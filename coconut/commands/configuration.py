@@ -68,7 +68,9 @@ def _open_shipped(path: str) -> Any:
 
 # What gin is asked for, also by an include, is a file of that path, or else ours. Gin alone would look for a package of
 # that name next, and so import what it finds in a folder of the user's.
-gin.config._FILE_READERS[:] = [(open, os.path.isfile), (_open_shipped, _is_shipped)]  # pyright: ignore
+gin.config._FILE_READERS.clear()
+gin.config.register_file_reader(open, os.path.isfile)
+gin.config.register_file_reader(_open_shipped, _is_shipped)
 
 
 def resolve_run(gin_files: Sequence[str], bindings: Sequence[str] = ()) -> RunConfig:

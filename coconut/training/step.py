@@ -23,14 +23,21 @@ TrainStep = Callable[[TrainState, Views, float, Key[Array, ""]], tuple[TrainStat
 Weights = dict[str, Array]
 
 
-def objective(loss: Loss, weights: Weights, unit: Array) -> Array:
-    """``unit`` times the sum of a loss's terms, each divided by its weight in the whole step and times its factor.
+def objective(loss: Loss, weights: Weights) -> Array:
+    """The sum of a loss's terms: each times its factor, over its weight in the whole step, in units of `_unit`.
 
     The loss may be that of some of the step's rows. A term that weighs nothing counts nothing.
     """
+    unit = _unit(weights)
     share = lambda weight: jnp.where(weight > 0, unit / jnp.where(weight > 0, weight, 1.0), 0.0)
     terms = [term.factor * term.ratio.total * share(weights[name]) for name, term in loss.terms.items()]
     return functools.reduce(jnp.add, terms)
+
+
+def _unit(weights: Weights) -> Array:
+    """What gradients and objective are divided by once, at the end: the weight of the first term, or 1."""
+    first = next(iter(weights.values()))
+    return jnp.where(first > 0, first, 1.0)
 
 
 def term_weights(loss_of: Callable[[Parameters, Views], Loss], parameters: Parameters, views: Views) -> Weights:
@@ -63,7 +70,8 @@ def _gradients(
 ) -> tuple[Array, Parameters, Metrics]:
     """The objective of the whole step, its gradients, and the metrics.
 
-    Sums are added up over rows and microbatches, and divided once, by the weight of the first term.
+    Sums are added up over rows and microbatches, and divided once. Where there are several microbatches, each of them
+    needs the weights of all before it runs.
     """
     frozen = {name: value for name, value in parameters.items() if name not in template.trained}
 
@@ -72,31 +80,33 @@ def _gradients(
         every = constrain_tree({**trained, **frozen}, template.axes)
         return method.loss(template.model(every), views, LossContext(options=options, think=method.think, key=key))
 
-    def part(trained: Parameters, views: Views, key: Key[Array, ""]) -> tuple[Array, Metrics]:
+    def part(
+        trained: Parameters, views: Views, key: Key[Array, ""], weights: Weights | None
+    ) -> tuple[Array, tuple[Metrics, Weights]]:
         loss = loss_of(trained, views, key)
+        own = {name: jax.lax.stop_gradient(term.ratio.weight) for name, term in loss.terms.items()}
         metrics = dict(loss.metrics)
         if len(loss.terms) > 1:
             metrics |= {name: term.ratio for name, term in loss.terms.items()}
-        return objective(loss, weights, unit), metrics
+        return objective(loss, own if weights is None else weights), (metrics, own)
 
-    trained = select(parameters, template.trained)
-    weights = term_weights(lambda trained, views: loss_of(trained, views, key), trained, views)
-    unit = next(iter(weights.values()))
-    unit = jnp.where(unit > 0, unit, 1.0)
-    derive = jax.value_and_grad(part, has_aux=True)
+    trained, derive = select(parameters, template.trained), jax.value_and_grad(part, has_aux=True)
     if microbatches == 1:
-        (total, metrics), gradients = derive(trained, views, key)
+        (total, (metrics, weights)), gradients = derive(trained, views, key, None)
     else:
+        weights = term_weights(lambda trained, views: loss_of(trained, views, key), trained, views)
         # Every so-manieth row, so that each device keeps the rows it has.
         parts = jax.tree.map(lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), views)
         first = jax.tree.map(lambda x: x[0], parts)
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(derive, trained, first, key))
+        shapes = jax.eval_shape(derive, trained, first, key, weights)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
         def accumulate(sums: Any, scanned: tuple[Views, Array]) -> tuple[Any, None]:
             rows, index = scanned
-            return jax.tree.map(jnp.add, sums, derive(trained, rows, jax.random.fold_in(key, index))), None
+            return jax.tree.map(jnp.add, sums, derive(trained, rows, jax.random.fold_in(key, index), weights)), None
 
-        ((total, metrics), gradients), _ = jax.lax.scan(accumulate, zeros, (parts, jnp.arange(microbatches)))
+        ((total, (metrics, _)), gradients), _ = jax.lax.scan(accumulate, zeros, (parts, jnp.arange(microbatches)))
+    unit = _unit(weights)
     value = total / unit
     if len(weights) > 1:
         metrics["objective"] = Ratio(value, jnp.ones_like(value))
@@ -142,7 +152,7 @@ def make_train_step(
       microbatches: parts the rows are split into, one after the other, to save memory.
 
     Raises:
-      CoconutError: when it is traced: see `term_weights`.
+      CoconutError: when it is traced with several microbatches: see `term_weights`.
     """
     options = method.options() if options is None else options
 

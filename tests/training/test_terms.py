@@ -123,6 +123,7 @@ def test_a_weight_that_depends_on_the_model_is_refused() -> None:
         return own._replace(terms={**own.terms, "norm": Term(Ratio(norm, norm))})
 
     template, state = fresh()
-    step = make_train_step(template, dataclasses.replace(THREE_TERMS, loss=loss), make_optimizer(OPTIMIZER))
+    method = dataclasses.replace(THREE_TERMS, loss=loss)
+    step = make_train_step(template, method, make_optimizer(OPTIMIZER), microbatches=2)
     with pytest.raises(CoconutError, match="weight of one of the terms language, norm depends on the model"):
         step(state, VIEWS, np.float32(0.01), KEY)  # pyright: ignore[reportArgumentType]
