@@ -1,6 +1,13 @@
-"""The kernels that a test of values and gradients runs: interpreted anywhere, and as they are where their device is."""
+"""Devices for the tests of kernels.
+
+A test of values and gradients runs a kernel interpreted anywhere, and as it is where its device is. A test of lowering
+names a device that need not be there.
+"""
+
+from contextlib import AbstractContextManager
 
 import pytest
+from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 
 
 def _interpreted_and_real(device: str) -> list:
@@ -14,3 +21,9 @@ XLA = pytest.param({"implementation": "xla"}, id="xla")
 TPU = _interpreted_and_real("tpu")
 GPU = _interpreted_and_real("gpu")
 EVERY = [XLA, *TPU, *GPU]
+
+
+def one_absent_gpu() -> AbstractContextManager:
+    """Programs that are lowered in it are for a GPU, here or not. Make their arrays before it."""
+    device = AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=None, platform="gpu")
+    return use_abstract_mesh(AbstractMesh((1,), ("device",), abstract_device=device))
