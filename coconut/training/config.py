@@ -14,6 +14,7 @@ from coconut.latent.feedback import FeedbackConfig
 from coconut.latent.generate import SamplingConfig
 from coconut.latent.halting import HaltingConfig
 from coconut.methods import get_method
+from coconut.methods.method import NoOptions
 from coconut.models.config import DecoderConfig
 from coconut.pipeline import PipelineConfig
 from coconut.training.optimizer import OptimizerConfig
@@ -116,7 +117,8 @@ class RunConfig:
     def _method_options(self) -> Any:
         """The method's options: its defaults where there are none, a dataclass where there are plain values."""
         kind = get_method(self.method).options
-        if self.options is None:
+        # Those of a method without options are left behind where another method takes its place.
+        if self.options is None or type(self.options) is NoOptions:
             return kind()
         if isinstance(self.options, Mapping):
             return from_json(kind, self.options, "RunConfig.options")

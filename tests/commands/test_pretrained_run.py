@@ -9,8 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tokenizers as hf
-import torch
 from tokenizers import decoders, models, pre_tokenizers, trainers
+
+pytest.importorskip("torch")
+
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from coconut.commands.configuration import resolve_run

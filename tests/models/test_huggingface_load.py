@@ -10,8 +10,11 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from safetensors.numpy import load_file, save_file
+
+pytest.importorskip("torch")
+
+import torch
 
 from coconut.errors import CoconutError
 from coconut.models.decoder import Decoder

@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import pytest
-import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen2Config, Qwen3Config
 
 from coconut.commands.configuration import resolve_run
@@ -56,6 +55,7 @@ def huggingface_config(name: str) -> Any:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_counts_are_those_of_transformers_and_of_the_publication(name: str) -> None:
+    torch = pytest.importorskip("torch")
     # Stacked layers are traced once, which is quicker.
     stacked = dataclasses.replace(PRESETS[name], scan_layers=True)
     ours = sum(leaf.size for leaf in jax.tree.leaves(abstract_decoder(stacked)))
