@@ -96,6 +96,18 @@ def constrain(x: Array, *axes: str) -> Array:
     return jax.lax.with_sharding_constraint(x, fitting_partition(axes, x.shape))
 
 
+def stay(x: Array) -> Array:
+    """An activation where it lies, as a value of its own to the partitioner; ``x`` itself where there is no mesh.
+
+    From there it can be moved. XLA moves a value whose split axis a product has summed over by gathering all of it on
+    every device (seen with jax 0.12), even where each device needs as much of it as it has.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*[PartitionSpec.UNCONSTRAINED] * x.ndim))
+
+
 def fitting_partition(axes: Sequence[str], shape: Sequence[int]) -> PartitionSpec:
     """What splits an activation over the current mesh; an axis that does not divide stays whole, as in `constrain`."""
     mesh = jax.sharding.get_abstract_mesh()

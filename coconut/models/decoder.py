@@ -62,6 +62,7 @@ class Decoder(nnx.Module):
     def embed(self, tokens: Int[Array, "*B"]) -> Float[Array, "*B D"]:
         """Token embeddings, without positions (these are added in `trunk`, to thoughts as to tokens)."""
         # Every device looks up its share of the features, for all rows of its group: the table is not gathered.
+        tokens = constrain(tokens, *("moving_rows", "columns")[: tokens.ndim])
         embedded = constrain(self.tokens(tokens), *("moving_rows", "columns")[: tokens.ndim], "split_features")
         return constrain(embedded, *("rows", "columns")[: tokens.ndim], "features")
 
@@ -155,7 +156,7 @@ class Decoder(nnx.Module):
         T = inputs.shape[1]
         if write_at is not None and T != 1:
             raise ValueError(f"write_at is for a pass of one column, this one has {T}")
-        x = inputs.astype(self.config.compute_dtype)
+        x = constrain(inputs.astype(self.config.compute_dtype), "rows", "columns", "features")
         if self.config.position_embedding == "learned":
             x = x + self.positions(positions)
         if dropout is not None:
@@ -222,4 +223,4 @@ class Decoder(nnx.Module):
             own = tuple(own)
         if read is not None and not skips:
             x = take_columns(x, read)
-        return self.norm(x), own
+        return constrain(self.norm(x), "rows", "columns", "features"), own

@@ -231,7 +231,8 @@ def residual(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
 
 def take_columns(x: Shaped[Array, "B T *D"], read: Int[Array, "B W"]) -> Shaped[Array, "B W *D"]:
     """The columns of each row that ``read`` names."""
-    return jnp.take_along_axis(x, read.reshape(*read.shape, *[1] * (x.ndim - 2)), axis=1)
+    taken = jnp.take_along_axis(x, read.reshape(*read.shape, *[1] * (x.ndim - 2)), axis=1)
+    return constrain(taken, *("rows", "columns", "features")[: x.ndim])
 
 
 class Layer(nnx.Module):

@@ -16,6 +16,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from coconut.sharding import stay
+
 
 @jax.tree_util.register_dataclass
 @no_type_check  # JAX also builds them of abstract values, cotangents and shardings
@@ -108,7 +110,8 @@ def _lend_forward(
 def _lend_backward(
     batch: int, columns: tuple[int, ...], dtype: jnp.dtype, like: Array, returned: tuple[Lent, ...]
 ) -> tuple[Float[Array, "*L D F"]]:
-    x, y = (jnp.concatenate([getattr(loan, rows) for loan in returned], -2) for rows in ("inputs", "outputs"))
+    # The rows of a pass of one column have split features: they move to join the others.
+    x, y = (jnp.concatenate([stay(getattr(loan, rows)) for loan in returned], -2) for rows in ("inputs", "outputs"))
     wide, product = jnp.promote_types(like.dtype, dtype), "...btd,...btf->...df"
     if _may_flatten():
         x, y = (rows.reshape(*rows.shape[:-3], -1, rows.shape[-1]) for rows in (x, y))

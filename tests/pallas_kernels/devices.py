@@ -1,19 +1,11 @@
-<<<<<<< HEAD
-"""The kernels that a test of values and gradients runs: interpreted anywhere, and as they are where their device is.
-=======
 """Devices for the tests of kernels.
 
 A test of values and gradients runs a kernel interpreted anywhere, and as it is where its device is. A test of lowering
-names a device that need not be there.
-"""
-
-from contextlib import AbstractContextManager
->>>>>>> wt-versions
-
-And what ``auto`` means on devices that are not there.
+names a device that need not be there, and so does one of what ``auto`` means.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import jax
 import pytest
@@ -35,7 +27,6 @@ GPU = _interpreted_and_real("gpu")
 EVERY = [XLA, *TPU, *GPU]
 
 
-<<<<<<< HEAD
 def chosen(choose: Callable[..., str], device: str, monkeypatch: pytest.MonkeyPatch, *shapes: tuple, dtype: str) -> str:
     """What an op's ``choose`` says of arrays of these shapes on ``cpu``, ``tpu``, or a GPU by NVIDIA's name of it."""
     monkeypatch.setattr(measured, "device_kind", lambda: device)
@@ -47,9 +38,9 @@ def chosen(choose: Callable[..., str], device: str, monkeypatch: pytest.MonkeyPa
 
     jax.eval_shape(ask, *(jax.ShapeDtypeStruct(shape, dtype) for shape in shapes))
     return found[0]
-=======
+
+
 def one_absent_gpu() -> AbstractContextManager:
     """Programs that are lowered in it are for a GPU, here or not. Make their arrays before it."""
     device = AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", num_cores=None, platform="gpu")
     return use_abstract_mesh(AbstractMesh((1,), ("device",), abstract_device=device))
->>>>>>> wt-versions

@@ -16,11 +16,7 @@ from jax.experimental.pallas import tpu as pltpu
 from pallas_kernels import platform
 from pallas_kernels.decode_attention import NO_COLUMN, api, decode_attention, gpu, merge_segments, tpu
 from pallas_kernels.implementations import IMPLEMENTATIONS
-<<<<<<< HEAD
-from tests.pallas_kernels.devices import EVERY, chosen
-=======
-from tests.pallas_kernels.devices import EVERY, one_absent_gpu
->>>>>>> wt-versions
+from tests.pallas_kernels.devices import EVERY, chosen, one_absent_gpu
 from tests.tiny_models import quick_jit
 
 # A float32 sum is off by a few units in the last place, 6e-8 each. Outputs and gradients of bfloat16 are rounded to 8

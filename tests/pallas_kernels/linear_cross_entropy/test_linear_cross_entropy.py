@@ -14,11 +14,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels import platform
 from pallas_kernels.linear_cross_entropy import LinearCrossEntropy, api, gpu, linear_cross_entropy, tpu, xla
-<<<<<<< HEAD
-from tests.pallas_kernels.devices import EVERY, chosen
-=======
-from tests.pallas_kernels.devices import EVERY, one_absent_gpu
->>>>>>> wt-versions
+from tests.pallas_kernels.devices import EVERY, chosen, one_absent_gpu
 from tests.tiny_models import quick_jit
 
 # A float32 sum over a row is off by a few units in the last place, 6e-8 each. Gradients of bfloat16 are rounded to 8
