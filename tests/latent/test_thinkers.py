@@ -226,9 +226,8 @@ def test_without_a_sweep_the_markers_are_language() -> None:
 )
 def test_layouts_make_the_same_thoughts(changes: dict[str, Any], think: Thinker) -> None:
     """The kernels take no gap in a row, so that sweeps run in passes of their own there."""
-    config = dataclasses.replace(CONFIG, **changes)
-    if "attention" in changes:
-        config = dataclasses.replace(config, dtype="float32", param_dtype="float32")
+    in_float32 = {"dtype": "float32", "param_dtype": "float32"} if "attention" in changes else {}
+    config = dataclasses.replace(CONFIG, **changes, **in_float32)
     decoder, other = random_decoder(CONFIG, seed=2), random_decoder(config, seed=2)
     leaves = jax.tree.leaves(decoder)
     other = jax.tree.unflatten(
