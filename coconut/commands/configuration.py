@@ -6,7 +6,6 @@ Only this module knows gin. It makes the config dataclasses configurable under t
 
 import dataclasses
 import difflib
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -66,10 +65,9 @@ def _open_shipped(path: str) -> Any:
     return (SHIPPED_IN / path).open(encoding="utf-8")
 
 
-# What gin is asked for, also by an include, is a file of that path, or else ours. Gin alone would look for a package of
-# that name next, and so import what it finds in a folder of the user's.
-gin.config._FILE_READERS.clear()
-gin.config.register_file_reader(open, os.path.isfile)
+# What gin is asked for, also by an include, is a file of that path, or else ours. Gin's own second reader goes: it
+# looks for a package of that name, and so imports what it finds in a folder of the user's.
+del gin.config._FILE_READERS[1:]
 gin.config.register_file_reader(_open_shipped, _is_shipped)
 
 
