@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
@@ -61,8 +60,13 @@ MORE_CONFIGS: dict[str, PretrainedConfig] = {
 ALL_CONFIGS = CONFIGS | MORE_CONFIGS
 
 
-def random_model(name: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:
-    """A model none of whose parameters is at a special value, whose logits have a scale of one."""
+def random_model(name: str, seed: int = 0, dtype: Any = None) -> Any:
+    """A model none of whose parameters is at a special value, whose logits have a scale of one; in float32 by default.
+
+    PyTorch is imported here, not above: what else is in this file is used where it is not installed, too.
+    """
+    import torch
+
     model = AutoModelForCausalLM.from_config(copy.deepcopy(ALL_CONFIGS[name]), attn_implementation="eager")
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -70,7 +74,7 @@ def random_model(name: str, seed: int = 0, dtype: torch.dtype = torch.float32) -
             scale = 0.25 if parameter.ndim == 2 else 0.1
             is_norm_scale = parameter.ndim == 1 and path.endswith("weight")
             parameter.copy_(scale * torch.randn(parameter.shape, generator=generator) + is_norm_scale)
-    return model.to(dtype).eval()
+    return model.to(dtype or torch.float32).eval()
 
 
 def write_model(folder: Path, name: str, **options: Any) -> Path:

@@ -23,6 +23,8 @@ from coconut.training.checkpoint import Run, load_model
 from coconut.training.setup import initial_model, prepare
 from tests.tiny_models import quick_compilation
 
+pytestmark = pytest.mark.slow
+
 ROWS = 56  # 40 to train on, 8 to validate with, 8 to test
 
 

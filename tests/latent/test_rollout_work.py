@@ -15,6 +15,8 @@ from coconut.models.decoder import Decoder
 from coconut.types import Language, Latent, Schedule
 from tests.tiny_models import GPT2_STYLE, quick_jit, random_decoder
 
+pytestmark = pytest.mark.slow
+
 # One head: what attention weighs is a square anyway, but not as wide as what it reads.
 WIDE = dataclasses.replace(GPT2_STYLE, embed_dim=64, num_heads=1)
 IMPLEMENTATIONS = {

@@ -22,6 +22,8 @@ from coconut.types import Batch, Latent, Think
 from tests.tiny_models import GPT2_STYLE, LLAMA_STYLE, quick_jit, random_decoder
 from tests.tiny_pages import aligned, placing_at
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = 1e-10
 TOKENIZER = symbol_tokenizer([str(number) for number in range(19)])
 CURRICULUM = CurriculumConfig(c_thought=2, max_latent_stage=3)

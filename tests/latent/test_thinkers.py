@@ -20,6 +20,8 @@ from coconut.models.decoder import Decoder
 from coconut.types import Language, Latent, Schedule
 from tests.tiny_models import LLAMA_STYLE, quick_jit, random_decoder
 
+pytestmark = pytest.mark.slow
+
 CONFIG = dataclasses.replace(LLAMA_STYLE, num_layers=1, dtype="float64", param_dtype="float64")
 MARKER = 7
 BLOCKS: Schedule = (Language(3, 1), Latent(3), Language(2, 1), Latent(2), Language(2, 1))

@@ -27,6 +27,8 @@ from tests.tiny_models import GPT2_STYLE, LLAMA_STYLE, quick_compilation, quick_
 from tests.tiny_pages import aligned, one_block, thinking_page
 from tests.tiny_runs import tiny_run
 
+pytestmark = pytest.mark.slow
+
 # Heads of 16, the narrowest that the GPU's kernels take.
 GPT2 = dataclasses.replace(GPT2_STYLE, num_layers=1, head_dim=16, attention="dense", cross_entropy="full")
 LLAMA = dataclasses.replace(LLAMA_STYLE, num_layers=1, head_dim=16, attention="dense", cross_entropy="full")
