@@ -36,7 +36,10 @@ OPTIMIZER = make_optimizer(OptimizerConfig(learning_rate=1e-3, clip_norm=1.0))
 BATCH_SIZE = 16
 
 
-@pytest.mark.parametrize("name", ["equality", "sequence", "kernels", "collectives"])
+@pytest.mark.parametrize(
+    "name",
+    ["sequence", "collectives", *(pytest.param(name, marks=pytest.mark.slow) for name in ("equality", "kernels"))],
+)
 def test_on_eight_devices(name: str) -> None:
     child = subprocess.run(
         [sys.executable, "-m", "tests.training.test_mesh", name],
