@@ -26,7 +26,7 @@ def import_extensions(names: Iterable[str]) -> None:
     for name in names:
         try:
             importlib.import_module(name)
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a script that ends itself is no module to import
             if isinstance(error, ModuleNotFoundError) and error.name == name.partition(".")[0]:
                 raise CoconutError(
                     f"--import {name}: there is no module of this name in {here} or on the path"
@@ -52,7 +52,7 @@ def require_extensions(names: Iterable[str], where: str) -> None:
             raise CoconutError(f"{where}: this run was made with a module of your own; name it again: --import {name}")
 
 
-def _shortened(error: Exception) -> str:
+def _shortened(error: BaseException) -> str:
     """The frames of the module itself, without those of Python's importing."""
     own = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename][1:]
     return "".join(["\n", *traceback.format_list(own[-3:]), *traceback.format_exception_only(error)]).rstrip()

@@ -42,18 +42,12 @@ MakeParts = Callable[[DecoderConfig, Key[Array, ""]], Mapping[str, Any]]
 """(the decoder's config, key) -> what a method adds to the model, by name. Traceable."""
 
 
-def no_parts(config: DecoderConfig, key: Key[Array, ""]) -> Mapping[str, Any]:
-    """What most methods add: nothing."""
-    del config, key
-    return {}
-
-
 def make_parts(
     config: DecoderConfig,
     key: Key[Array, ""],
     *,
     feedback: FeedbackConfig = FeedbackConfig(),  # noqa: B008 - immutable
-    parts: MakeParts = no_parts,
+    parts: MakeParts = lambda config, key: {},
 ) -> Mapping[str, Any]:
     """The feedback and the parts of a method, with fresh parameters. Traceable.
 
@@ -74,7 +68,7 @@ def make_model(
     key: Key[Array, ""],
     *,
     feedback: FeedbackConfig = FeedbackConfig(),  # noqa: B008 - immutable
-    parts: MakeParts = no_parts,
+    parts: MakeParts = lambda config, key: {},
 ) -> Model:
     """A model with fresh parameters, a function of ``key`` alone. Traceable: `jax.eval_shape` gives it abstractly.
 

@@ -38,7 +38,8 @@ class Feedback(Protocol):
         Args:
           decoder: the decoder; what it would write next are the logits ``decoder.unembed(hidden)``.
           hidden: the states.
-          keys: a key for each of them, which depends on its row and its column alone; None where nothing is drawn.
+          keys: a key for each of them, which depends on its row and its position there alone; None where nothing is
+            drawn.
         """
         ...
 

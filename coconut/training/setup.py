@@ -58,7 +58,7 @@ def prepare(
 
     Raises:
       CoconutError: data that cannot be read, splits that overlap, a vocabulary that is not the tokenizer's, a model to
-        start from that is another one, examples longer than the model's positions.
+        start from that is another one, examples longer than the model's positions, a stop head that is missing.
     """
     dataset = load_dataset(config.data) if dataset is None else dataset
     tokenizer = make_tokenizer(config.data, dataset.splits["train"])
@@ -69,8 +69,24 @@ def prepare(
         validate_ids(example.ids, decoder.vocabulary, f"training example {index}")
     run = Run(config, tokenizer, data="")
     examples = fit_to_positions(examples, run)
+    check_halting(config)
     fingerprint = pipeline_fingerprint(examples, tokenizer, config.pipeline, seed=config.seed)
     return dataclasses.replace(run, data=fingerprint), dataset, examples
+
+
+def check_halting(config: RunConfig) -> None:
+    """Looks whether the model has the stop head that ends blocks, before it is first asked: at a validation.
+
+    Raises:
+      CoconutError: it has none.
+    """
+    if config.halting is not None and config.halting.stop == "head":
+        parts = jax.eval_shape(lambda: fresh_parts(config))
+        if "halt" not in parts:
+            raise CoconutError(
+                f"RunConfig.halting: HaltingConfig.stop = 'head' needs a part named 'halt', and the model of method = "
+                f"{config.method!r} has only {', '.join(sorted(parts))}"
+            )
 
 
 def vocabulary_size(config: RunConfig, tokenizer: Tokenizer, workdir: StoragePath | None) -> int:

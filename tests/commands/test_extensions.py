@@ -102,6 +102,9 @@ def test_modules_that_cannot_be_imported_are_told(folder: Path, capsys: pytest.C
     message = capsys.readouterr().err
     assert "broken_module.py" in message and "line 5, in fail" in message and message.rstrip().endswith("KeyError: 'x'")
     assert "importlib" not in message
+    (folder / "ends_itself.py").write_text("raise SystemExit(0)\n")
+    assert main([*command, "ends_itself"]) == EXIT_BAD_INPUT, "not 0, as the module would have it"
+    assert "ends_itself.py" in capsys.readouterr().err
     (folder / "needs_another.py").write_text("import nowhere_to_be_found\n")
     assert main([*command, "needs_another"]) == EXIT_BAD_INPUT
     assert "No module named 'nowhere_to_be_found'" in capsys.readouterr().err

@@ -12,6 +12,7 @@ from coconut.curriculum import CurriculumConfig
 from coconut.evaluation.reading import given_pages, latent_columns, read
 from coconut.latent.feedback import Identity
 from coconut.latent.rollout import rollout_batch
+from coconut.latent.thinkers import OneByOne, Sweeps, Thinker
 from coconut.methods import METHODS
 from coconut.model import Model
 from coconut.pages import count_thoughts
@@ -32,16 +33,24 @@ def examples() -> list[TokenizedExample]:
     ]
 
 
-@pytest.mark.parametrize("name,blocks", [("cot", 2), ("coconut", 3), ("pause", 0)])
-def test_reading_equals_the_rollout(name: str, blocks: int) -> None:
-    method = METHODS[name]
+@pytest.mark.parametrize(
+    "name,think,blocks",
+    [
+        ("cot", OneByOne(), 2),
+        ("coconut", OneByOne(), 3),
+        ("coconut", Sweeps(count=1), 3),
+        ("pause", Sweeps(count=0), 0),
+    ],
+)
+def test_reading_equals_the_rollout(name: str, think: Thinker, blocks: int) -> None:
+    method = dataclasses.replace(METHODS[name], think=think)
     model = Model(random_decoder(dataclasses.replace(GPT2_STYLE, num_layers=1)), {"feedback": Identity()})
     pages = given_pages(method, placing_at(TOKENIZER, CurriculumConfig(max_latent_stage=2), 1), examples())
     batch = aligned(pages, page_shape(pages), TOKENIZER, feeds_back=method.feeds_back)
     assert sum(isinstance(span, Latent) for span in batch.schedule) == blocks
     with quick_compilation():
         prefix, thoughts = read(model, batch, method, latent_id=TOKENIZER.latent_id)
-        output = rollout_batch(model.decoder, model.feedback, jax.tree.map(jnp.asarray, batch))
+        output = rollout_batch(model.decoder, model.feedback, jax.tree.map(jnp.asarray, batch), think=method.think)
     np.testing.assert_allclose(prefix.last, output.last, rtol=1e-4, atol=1e-5)
     assert np.asarray(prefix.length).tolist() == batch.valid.sum(1).tolist()
     assert len(thoughts) == len(output.thoughts) == blocks

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,21 +13,33 @@ import numpy as np
 import pytest
 from flax import nnx
 from rich.console import Console
+from safetensors.numpy import save_file
 
+from coconut.curriculum import CurriculumConfig
 from coconut.errors import CoconutError
+from coconut.evaluation.answers import AnswerConfig, answer_questions
+from coconut.latent.feedback import FeedbackConfig, Identity
+from coconut.latent.generate import SamplingConfig
+from coconut.latent.halting import HaltingConfig
 from coconut.losses import Loss, Term, ratio
 from coconut.methods import METHODS
 from coconut.methods.interleaved import InterleavedOptions
 from coconut.methods.method import LossContext, Method, Views
 from coconut.model import Model, parameters_of
+from coconut.models.huggingface import EXPORT_FIELD, PARTS_FILE
+from coconut.pages import question_alone
 from coconut.sharding import make_mesh
+from coconut.tokenizers import symbol_tokenizer
 from coconut.training.checkpoint import load_model
+from coconut.training.config import RunConfig, from_json, to_json
 from coconut.training.loop import train
 from coconut.training.optimizer import make_optimizer
-from coconut.training.setup import initial_model, initial_state, prepare
-from coconut.training.state import template_of
-from tests.tiny_models import quick_compilation
+from coconut.training.setup import _exported_parts, initial_model, initial_state, prepare
+from coconut.training.state import fresh_parts, template_of
+from tests.tiny_models import quick_compilation, quick_jit, random_decoder
+from tests.tiny_pages import placing_at
 from tests.tiny_runs import tiny_run
+from tests.training.test_step import CONFIG, VIEWS
 
 QUIET = Console(file=io.StringIO())
 COCONUT = METHODS["coconut"]
@@ -107,3 +120,68 @@ def test_options_belong_to_their_method() -> None:
             dataclasses.replace(tiny_run(), options=options)
     with pytest.raises(CoconutError, match=r"InterleavedOptions\.blocks = 0: must be at least 1"):
         dataclasses.replace(base, options={"blocks": 0})
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Noisy:
+    """A feedback that draws."""
+
+    draws = True
+
+    def __call__(self, decoder: Any, hidden: jax.Array, *, keys: jax.Array | None = None) -> jax.Array:
+        if keys is None:
+            return hidden
+        noise = jax.vmap(jax.vmap(lambda key: jax.random.normal(key, hidden.shape[2:], hidden.dtype)))(keys)
+        return hidden + noise
+
+
+def test_a_feedback_that_draws_has_other_keys_in_every_step_and_the_same_in_every_batch() -> None:
+    noisy = Model(random_decoder(CONFIG, seed=2), {"feedback": Noisy()})
+    quiet = noisy._replace(parts={"feedback": Identity()})
+    value = quick_jit(
+        lambda model, key: COCONUT.loss(model, VIEWS, LossContext(key=key)).terms["language"].ratio.mean()
+    )
+    first, second = (float(value(noisy, jax.random.key(seed))) for seed in (0, 1))
+    assert first != second and first == float(value(noisy, jax.random.key(0)))
+    assert float(value(quiet, jax.random.key(0))) not in (first, second)
+    # In answering a row's draws depend on its example and the seed, not on who stands beside it.
+    tokenizer = symbol_tokenizer([str(number) for number in range(CONFIG.vocabulary - 4)])
+    question = np.random.default_rng(0).integers(0, 19, (5, 4)).astype(np.int32)
+    examples = [question_alone(row, CurriculumConfig(max_latent_stage=2)) for row in question]
+    placing = placing_at(tokenizer, CurriculumConfig(max_latent_stage=2), 2)
+
+    def thoughts(model: Model, **settings: Any) -> list[np.ndarray | None]:
+        config = AnswerConfig(sampling=SamplingConfig(max_new_tokens=2), **settings)
+        return [a.thought_inputs for a in answer_questions(model, tokenizer, COCONUT, placing, examples, config)]
+
+    together, apart = thoughts(noisy, batch_size=5), thoughts(noisy, batch_size=2)
+    np.testing.assert_allclose(together, apart, rtol=1e-4, atol=1e-5)
+    for other in (thoughts(quiet, batch_size=5), thoughts(noisy, batch_size=5, seed=1)):
+        assert np.abs(np.asarray(together) - np.asarray(other)).max() > 0.1
+
+
+def test_a_stop_head_that_is_missing_is_found_before_training() -> None:
+    config = tiny_run(halting=HaltingConfig(stop="head", threshold=0.5))
+    assert from_json(RunConfig, to_json(config), "run.json") == config
+    with pytest.raises(
+        CoconutError, match=r"RunConfig\.halting: HaltingConfig\.stop = 'head' needs a part named 'halt'"
+    ):
+        prepare(config)
+
+
+def test_an_export_gives_back_the_parts_that_mean_the_same(tmp_path: Path) -> None:
+    feedback = {"kind": "norm", "factor": 0.5}
+    config = tiny_run(
+        pretrained=str(tmp_path), data={"tokenizer": "gpt2"}, feedback=feedback, decoder={"vocab_size": 9}
+    )
+    (tmp_path / "config.json").write_text(json.dumps({EXPORT_FIELD: {"feedback": to_json(config.feedback)}}))
+    stored = np.arange(16, dtype=np.float32)
+    save_file({"feedback.scale": stored}, tmp_path / PARTS_FILE)
+    fresh = fresh_parts(config)
+    np.testing.assert_array_equal(_exported_parts(config, fresh)["feedback"].scale[...], stored)
+    # Another feedback, or another shape, is not what was exported.
+    other = dataclasses.replace(config, feedback=FeedbackConfig(kind="norm", factor=2.0))
+    np.testing.assert_array_equal(_exported_parts(other, fresh)["feedback"].scale[...], fresh["feedback"].scale[...])
+    save_file({"feedback.scale": stored[:8]}, tmp_path / PARTS_FILE)
+    np.testing.assert_array_equal(_exported_parts(config, fresh)["feedback"].scale[...], fresh["feedback"].scale[...])
