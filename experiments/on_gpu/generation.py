@@ -12,7 +12,7 @@ import numpy as np
 
 from coconut.models.config import DecoderConfig
 from coconut.training.optimizer import OptimizerConfig
-from coconut.training.state import make_model
+from coconut.model import make_model
 from experiments.benchmarks.generate import SMOKE, Generator, Workload
 from experiments.benchmarks.latent_step import GPT2_SMALL
 from experiments.benchmarks.pytorch_steps import TorchTrainer, load
