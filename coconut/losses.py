@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from coconut.models.config import KERNEL_DTYPES, DecoderConfig, split_implementation
+from coconut.models.config import KERNEL_DTYPES, DecoderConfig, ExecutionConfig, split_implementation
 from coconut.models.decoder import Decoder
 from coconut.sharding import fitting_partition
 from coconut.types import IGNORED_LABEL, Batch, Language, Latent, ModelOutput, Schedule
@@ -79,18 +79,18 @@ LARGE_LOGITS = 2**28
 """Bytes of logits from which ``auto`` does not hold them."""
 
 
-def choose_cross_entropy(config: DecoderConfig, rows: int) -> str:
-    """What ``DecoderConfig.cross_entropy`` means for ``rows`` scored columns over all devices.
+def choose_cross_entropy(config: DecoderConfig, execution: ExecutionConfig, rows: int) -> str:
+    """What ``ExecutionConfig.cross_entropy`` means for ``rows`` scored columns over all devices.
 
     ``auto`` holds all logits where they are few: that is the faster way on a CPU (pallas_kernels/README.md). Larger
     ones are never made: by `linear_cross_entropy`'s own choice. But they are in dtypes that it does not take.
     """
-    if config.cross_entropy != "auto":
-        return config.cross_entropy
+    if execution.cross_entropy != "auto":
+        return execution.cross_entropy
     mesh = jax.sharding.get_abstract_mesh()
     devices = 1 if mesh.empty else mesh.size
     few = 4 * rows * config.vocabulary // devices < LARGE_LOGITS
-    return "full" if few or config.dtype not in KERNEL_DTYPES else "auto"
+    return "full" if few or execution.dtype not in KERNEL_DTYPES else "auto"
 
 
 def score_labels(
@@ -98,7 +98,7 @@ def score_labels(
 ) -> tuple[Float[Array, "B S"], Bool[Array, "B S"]]:
     """Cross-entropy in nats of each label given the state before it, 0 where ignored; and whether it is most likely."""
     B, S, D = hidden.shape
-    implementation = choose_cross_entropy(decoder.config, rows=B * S)
+    implementation = choose_cross_entropy(decoder.config, decoder.execution, rows=B * S)
     if implementation == "full" or not S:
         logits = decoder.unembed(hidden)
         return token_losses(logits, labels), jnp.argmax(logits, -1) == labels
@@ -127,7 +127,7 @@ def score_labels(
             # Interpreted kernels cannot say over which axes they differ.
             check_vma=not interpret,
         )
-    losses, predictions = local(hidden.astype(decoder.config.compute_dtype), decoder.output_matrix(), labels)
+    losses, predictions = local(hidden.astype(decoder.execution.compute_dtype), decoder.output_matrix(), labels)
     return losses, predictions == labels
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Array, Key
 
 from coconut.errors import CoconutError
 from coconut.latent.feedback import Feedback, FeedbackConfig, make_feedback
-from coconut.models.config import DecoderConfig
+from coconut.models.config import DecoderConfig, ExecutionConfig
 from coconut.models.decoder import Decoder
 from coconut.models.parameters import parameter_axes, parameter_names
 from coconut.sharding import Axes
@@ -67,6 +67,7 @@ def make_model(
     config: DecoderConfig,
     key: Key[Array, ""],
     *,
+    execution: ExecutionConfig = ExecutionConfig(),  # noqa: B008 - immutable
     feedback: FeedbackConfig = FeedbackConfig(),  # noqa: B008 - immutable
     parts: MakeParts = lambda config, key: {},
 ) -> Model:
@@ -75,7 +76,9 @@ def make_model(
     Raises:
       CoconutError: see `make_parts`.
     """
-    return Model(Decoder(config, rngs=nnx.Rngs(key)), make_parts(config, key, feedback=feedback, parts=parts))
+    return Model(
+        Decoder(config, execution, rngs=nnx.Rngs(key)), make_parts(config, key, feedback=feedback, parts=parts)
+    )
 
 
 Parameters = dict[str, Any]

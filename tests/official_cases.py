@@ -8,7 +8,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from coconut.batching import align, page_shape
-from coconut.models.config import DecoderConfig
+from coconut.models.config import DecoderConfig, ExecutionConfig
 from coconut.models.decoder import Decoder
 from coconut.models.huggingface import load_weights
 from coconut.pages import Text, Thoughts
@@ -42,10 +42,9 @@ def load_case(name: str, dtype: str) -> OfficialCase:
         num_heads=sizes["n_head"],
         max_positions=sizes["n_positions"],
         norm_epsilon=sizes["layer_norm_epsilon"],
-        dtype=dtype,
         param_dtype=dtype,
     )
-    decoder = load_weights(folder, config)
+    decoder = load_weights(folder, config, ExecutionConfig(dtype=dtype))
     pages, columns = [], []
     for ids, mask, labels in zip(batch["input_ids"], batch["attention_mask"], batch["labels"], strict=True):
         own = [column for column, kept in enumerate(mask) if kept]

@@ -62,7 +62,7 @@ def test_a_run_keeps_its_tokenizer(tmp_path):
     example = dataset.splits["train"][0]
     question = examples[0].question.tolist()
     assert run.tokenizer.decode(question) == "<|begin_of_text|>" + TEXT.write(example)[0]
-    run.save(tmp_path)
+    run.save(tmp_path, changed={}, step=0)
     loaded = Run.load(tmp_path)
     assert loaded.tokenizer == run.tokenizer and loaded.tokenizer.fingerprint == run.tokenizer.fingerprint
     assert set(MARKERS) <= set(loaded.tokenizer.special_tokens)

@@ -20,7 +20,7 @@ from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 from coconut.errors import CoconutError
 from coconut.mesh import MESH_AXES, MeshConfig
 from coconut.model import Template, make_model, parameters_of
-from coconut.models.config import DecoderConfig
+from coconut.models.config import DecoderConfig, ExecutionConfig
 from coconut.models.decoder import Decoder
 from coconut.models.huggingface import load_pretrained, save_pretrained
 from coconut.models.parameters import abstract_decoder, decoder_parameters, parameter_axes
@@ -35,14 +35,17 @@ EVERY_AXIS = AbstractMesh((2, 2, 2, 2), MESH_AXES)
 PINNED = Path(__file__).with_name("preset_shardings.txt")
 
 
+SCANNED = ExecutionConfig(scan_layers=True)
+
+
 def sharding_table() -> str:
     """Each preset's parameters, layers stacked, with what each dimension is split over, and what splits the rest."""
     lines = []
     for name, preset in PRESETS.items():
         vocabulary = 4 * -(-preset.vocabulary // 4)  # what a run sets DecoderConfig.vocab_size to on such a mesh
-        config = dataclasses.replace(preset, scan_layers=True, vocab_size=vocabulary)
+        config = dataclasses.replace(preset, vocab_size=vocabulary)
         lines.append(name)
-        decoder = abstract_decoder(config)
+        decoder = abstract_decoder(config, SCANNED)
         axes = parameter_axes(decoder)
         for parameter, leaf in decoder_parameters(decoder).items():
             spec = parameter_sharding(parameter, leaf.shape, axes[parameter], EVERY_AXIS).spec
@@ -85,8 +88,9 @@ def test_moments_lie_where_their_parameters_do() -> None:
 
 
 def test_every_parameter_of_a_decoder_says_its_axes() -> None:
-    for config in (GPT2_STYLE, LLAMA_STYLE, dataclasses.replace(LLAMA_STYLE, query_key_norm=True, scan_layers=True)):
-        decoder = abstract_decoder(config)
+    with_query_norm = dataclasses.replace(LLAMA_STYLE, query_key_norm=True)
+    for config, scan_layers in ((GPT2_STYLE, False), (LLAMA_STYLE, False), (with_query_norm, True)):
+        decoder = abstract_decoder(config, ExecutionConfig(scan_layers=scan_layers))
         axes = parameter_axes(decoder)
         assert {name: leaf.ndim for name, leaf in decoder_parameters(decoder).items()} == {
             name: len(own or ()) for name, own in axes.items()
@@ -172,8 +176,8 @@ def test_on_eight_devices() -> None:
 # --- In a process of eight devices ------------------------------------------------------------------------------
 
 CONFIGS = [
-    dataclasses.replace(GPT2_STYLE, vocab_size=24),
-    dataclasses.replace(LLAMA_STYLE, vocab_size=24, scan_layers=True),
+    (dataclasses.replace(GPT2_STYLE, vocab_size=24), ExecutionConfig()),
+    (dataclasses.replace(LLAMA_STYLE, vocab_size=24), SCANNED),
 ]
 
 
@@ -183,12 +187,12 @@ def logits(decoder: Decoder) -> jax.Array:
     return decoder.unembed(hidden)
 
 
-def check(config: DecoderConfig, folder: Path) -> None:
+def check(config: DecoderConfig, execution: ExecutionConfig, folder: Path) -> None:
     """A checkpoint loaded onto a mesh holds the same numbers, split as the table says, and computes the same."""
-    plain = random_decoder(config)
+    plain = random_decoder(config, scan_layers=execution.scan_layers)
     save_pretrained(plain, folder)
     mesh = make_mesh(MeshConfig(fsdp=2, tensor=2))
-    sharded = load_pretrained(folder, config=config, mesh=mesh)
+    sharded = load_pretrained(folder, config=config, execution=execution, mesh=mesh)
     expected, axes = decoder_parameters(plain), parameter_axes(plain)
     for name, array in decoder_parameters(sharded).items():
         np.testing.assert_array_equal(array, expected[name], name)
@@ -221,8 +225,8 @@ def check_odd_vocabulary(folder: Path) -> None:
 def main() -> None:
     assert jax.device_count() == 8
     with tempfile.TemporaryDirectory() as temporary:
-        for index, config in enumerate(CONFIGS):
-            check(config, Path(temporary) / str(index))
+        for index, (config, execution) in enumerate(CONFIGS):
+            check(config, execution, Path(temporary) / str(index))
         check_odd_vocabulary(Path(temporary) / "odd_vocabulary")
         print("placed\ncomputed")
         decoder = random_decoder(dataclasses.replace(LLAMA_STYLE, vocab_size=23, mlp_dim=25))

@@ -9,10 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
-from coconut.models.config import DecoderConfig
+from coconut.models.config import DecoderConfig, ExecutionConfig
 from coconut.models.decoder import Decoder
+from coconut.models.parameters import abstract_decoder
 
 # Standard deviations near those of trained weights, for attention and gradients that matter; 0.1 for all others.
 SCALES = {".embedding": 0.5, ".kernel": 0.3}
@@ -42,10 +42,15 @@ LLAMA_STYLE = DecoderConfig(
 )
 
 
-def random_decoder(config: DecoderConfig, seed: int = 0) -> Decoder:
+def random_decoder(config: DecoderConfig, seed: int = 0, **execution: Any) -> Decoder:
     """A decoder none of whose parameters is at a special value: biases and norm scales are random, too.
 
     The numbers are numpy's: a decoder's own initialisers compile a program for every shape.
+
+    Args:
+      config: its config.
+      seed: of the numbers.
+      execution: fields of its `ExecutionConfig`, whose dtype is that of the parameters if it is not given.
     """
     rng = np.random.default_rng(seed)
 
@@ -54,7 +59,9 @@ def random_decoder(config: DecoderConfig, seed: int = 0) -> Decoder:
         scale = next((scale for part, scale in SCALES.items() if part in name), 0.1)
         return jnp.asarray(scale * rng.normal(size=leaf.shape) + (".scale" in name), leaf.dtype)
 
-    return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0))))
+    return jax.tree_util.tree_map_with_path(
+        draw, abstract_decoder(config, ExecutionConfig(**{"dtype": config.param_dtype, **execution}))
+    )
 
 
 @functools.cache

@@ -22,7 +22,7 @@ from coconut.latent.generate import SamplingConfig
 from coconut.latent.halting import HaltingConfig
 from coconut.methods import METHODS
 from coconut.methods.method import NoOptions
-from coconut.models.config import DecoderConfig, RotaryScaling
+from coconut.models.config import DecoderConfig, ExecutionConfig, RotaryScaling
 from coconut.pipeline import PipelineConfig
 from coconut.training.config import RunConfig
 from coconut.training.optimizer import OptimizerConfig
@@ -31,6 +31,7 @@ CONFIGS = (
     CurriculumConfig,
     DataConfig,
     DecoderConfig,
+    ExecutionConfig,
     FeedbackConfig,
     HaltingConfig,
     OptimizerConfig,
@@ -107,8 +108,11 @@ def _explain(error: Exception) -> str:
         return f"{text.splitlines()[0].rstrip('.')}. Did you mean {nearest!r}?"
     if unknown := re.search(r"Configurable '([\w.]+)' doesn't have a parameter named '(\w+)'", text):
         name = unknown.group(1).rpartition(".")[2]
-        nearest = _nearest(unknown.group(2), [field.name for field in dataclasses.fields(_configurables[name])])
-        return f"unknown field '{name}.{unknown.group(2)}'. Did you mean '{name}.{nearest}'?"
+        fields = {name: [x.name for x in dataclasses.fields(config)] for name, config in _configurables.items()}
+        # A field of another config is rather that one than one of a similar name.
+        elsewhere = [f"{other}.{field}" for other, own in fields.items() for field in own if field == unknown.group(2)]
+        nearest = elsewhere[0] if elsewhere else f"{name}.{_nearest(unknown.group(2), fields[name])}"
+        return f"unknown field '{name}.{unknown.group(2)}'. Did you mean '{nearest}'?"
     return text
 
 

@@ -81,6 +81,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--dry_run", action="store_true", help="resolve, build abstractly, print the costs, and exit")
     train.add_argument("--drop_too_long", action="store_true", help="drop examples that do not fit the positions")
+    train.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="FIELD",
+        help="go on with another value of a field that changes the numbers, such as optimizer.learning_rate",
+    )
     train.add_argument("--tensorboard", action="store_true", help="also write TensorBoard events")
     _add_mesh(train, "such as data=2,fsdp=4,tensor=2; every device its own rows")
     _add_processes(train)

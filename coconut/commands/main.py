@@ -96,7 +96,12 @@ def _train(options: argparse.Namespace) -> int:
         print_dry_run(*dry_run(config, mesh), Console())
         return EXIT_DONE
     result = run_training(
-        config, options.workdir, mesh=mesh, tensorboard=options.tensorboard, console=Console(stderr=True)
+        config,
+        options.workdir,
+        mesh=mesh,
+        allow=options.allow,
+        tensorboard=options.tensorboard,
+        console=Console(stderr=True),
     )
     if not result.progress.finished:
         return _interrupted(f"the same command in the same --workdir {options.workdir}")

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import jax
 from jax.sharding import Mesh
@@ -53,16 +53,24 @@ def run_training(
     *,
     mesh: Mesh | None = None,
     dataset: Dataset | None = None,
+    allow: Collection[str] = (),
     tensorboard: bool = False,
     console: Console | None = None,
 ) -> TrainResult:
-    """Trains and validates ``config`` in ``workdir``; goes on where an earlier call stopped.
+    """Trains and validates ``config`` in ``workdir``; goes on where an earlier call stopped. See `train`.
 
     Beside checkpoints and metrics the workdir gets ``run.json`` (the resolved config) and, for a config that came from
     gin, ``operative.gin``.
     """
     result = train(
-        config, workdir, mesh=mesh, dataset=dataset, validate=validate, tensorboard=tensorboard, console=console
+        config,
+        workdir,
+        mesh=mesh,
+        dataset=dataset,
+        validate=validate,
+        allow=allow,
+        tensorboard=tensorboard,
+        console=console,
     )
     if (text := operative_config()) and jax.process_index() == 0:
         write_atomically(workdir / "operative.gin", text)

@@ -94,7 +94,7 @@ class MatchNorm:
 
     def prepared(self, decoder: Decoder) -> "Norm":
         """The same with the norm of a thought known."""
-        table = jax.lax.stop_gradient(decoder.tokens.embedding[...]).astype(decoder.config.accumulation_dtype)
+        table = jax.lax.stop_gradient(decoder.tokens.embedding[...]).astype(decoder.execution.accumulation_dtype)
         norm = self.factor * jnp.linalg.norm(table, axis=-1).mean()
         return Norm(scale=norm * table.shape[-1] ** -0.5)
 
@@ -122,7 +122,7 @@ class Norm:
     ) -> Float[Array, "*B D"]:
         """Returns the normed ``hidden`` in its dtype, computed in at least float32; zero where it is zero."""
         del keys
-        dtype = decoder.config.accumulation_dtype
+        dtype = decoder.execution.accumulation_dtype
         x = hidden.astype(dtype)
         # The epsilon keeps gradients finite at zero, which is what rows that only fill a batch feed back.
         x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), -1, keepdims=True) + 1e-12)

@@ -130,7 +130,7 @@ def prefill_program(
     """The compiled part of `prefill`."""
     if prefix is None:
         batch = tokens.shape[0]
-        nothing = jnp.zeros((batch, decoder.config.embed_dim), decoder.config.compute_dtype)
+        nothing = jnp.zeros((batch, decoder.config.embed_dim), decoder.execution.compute_dtype)
         prefix = Prefix((), nothing, jnp.zeros(batch, jnp.int32))
     place = _place(prefix, valid)
     hidden, layers = trunk(decoder, decoder.embed(tokens), place, prefix.past, last_valid_column(valid)[:, None])

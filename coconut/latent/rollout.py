@@ -127,7 +127,7 @@ def walk(
       think: how the thoughts of a span are made.
       every_hidden: see `rollout`.
     """
-    passes = _passes(schedule, think, join=choose_attention(decoder.config) == "dense")
+    passes = _passes(schedule, think, join=choose_attention(decoder.config, decoder.execution) == "dense")
     lengths = [step.end - step.start for step in passes]
     read = lengths if every_hidden else [step.number_read for step in passes]
     decoders = [decoder] * len(passes)

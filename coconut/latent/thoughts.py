@@ -8,8 +8,8 @@ that of the *parallel* map at cotangent ``G``. And ``(I - J)^-1`` is what the se
 its inputs. So the backward pass runs the scan in reverse for activations alone, which gives ``G``, then the parallel
 map once, which forms every weight gradient once instead of once a thought.
 
-Memory grows with ``K``: the reverse scan keeps of each column what it needs, or what ``DecoderConfig.remat`` says, and
-reads the keys and values of the span as they are in the end, instead of as each thought found them
+Memory grows with ``K``: the reverse scan keeps of each column what it needs, or what ``ExecutionConfig.remat`` says,
+and reads the keys and values of the span as they are in the end, instead of as each thought found them
 (`coconut.models.cache.Filling`).
 """
 
@@ -112,7 +112,7 @@ def feed_back(
 def room_behind(decoder: Decoder, place: Place, past: Past) -> Segment:
     """A segment with room for the columns of a place, to be filled by `run_one_column`."""
     batch = place.valid.shape[0]
-    inputs = jnp.zeros((batch, 1, decoder.config.embed_dim), decoder.config.compute_dtype)
+    inputs = jnp.zeros((batch, 1, decoder.config.embed_dim), decoder.execution.compute_dtype)
     layout = jax.eval_shape(lambda: trunk(decoder, inputs, place.column(jnp.asarray(0)), past)[1])
     return empty_segment(layout, batch, place.columns)
 
@@ -169,7 +169,7 @@ def _think_into(
         out, own = run_one_column(decoder, thought, here, past, own, index)
         return (jnp.where(here.valid, out, hidden), own), (thought, out)
 
-    if decoder.config.remat == "none" and choose_attention(decoder.config) == "dense":
+    if decoder.execution.remat == "none" and choose_attention(decoder.config, decoder.execution) == "dense":
         # The results of products are kept: stacking all the rest takes longer than making it again. Not with kernels:
         # the policy does not see into them, and the prompt would be attended to once more.
         step = jax.checkpoint(step, policy=_PRODUCTS, prevent_cse=False)

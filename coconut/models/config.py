@@ -1,4 +1,4 @@
-"""What a decoder is made of."""
+"""What a decoder is made of, and how it is run."""
 
 import dataclasses
 from typing import Literal, no_type_check
@@ -13,6 +13,7 @@ Mlp = Literal["gelu", "gelu_tanh", "swiglu"]
 Remat = Literal["none", "dots", "full"]
 Implementation = Literal["auto", "reference", "xla", "tpu", "gpu", "tpu_interpret", "gpu_interpret"]
 
+DTYPES = ("float32", "bfloat16", "float16", "float64")
 KERNEL_DTYPES = ("float32", "bfloat16")
 """What `pallas_kernels` computes with, in every implementation."""
 
@@ -97,20 +98,7 @@ class DecoderConfig:
         discover how to look at its neighbours before it can learn to follow an edge. 0 starts all biases at zero.
       dropout: rate after the embeddings, on the attention weights and on both residual branches; applied only
         when a key is given.
-      dtype: dtype of activations and matrix products. Softmax, norms and losses use at least float32.
       param_dtype: dtype parameters are kept in.
-      scan_layers: keep the layers stacked and scan over them (accelerators: compile time); False keeps and applies
-        them one by one (CPU: stacked weights would be sliced at every pass).
-      remat: what a backward pass recomputes: ``none``, all but matrix products (``dots``), or whole layers
-        (``full``).
-      attention: what computes attention: ``dense``, one softmax over all scores at once, or an implementation of
-        `pallas_kernels` (``auto`` and those it names; ``tpu_interpret`` and ``gpu_interpret`` run a kernel step by step
-        on any device, for tests). ``auto`` is chosen by `coconut.models.segment_attention.choose_attention`. Explicit
-        requests that do not apply raise. Dropout and dtypes other than `KERNEL_DTYPES` need ``dense`` or ``auto``,
-        which is then ``dense``.
-      cross_entropy: what computes the training loss: ``full``, from all logits, or an implementation of
-        `pallas_kernels.linear_cross_entropy`, which never holds them; ``auto`` is chosen by
-        `coconut.losses.choose_cross_entropy`.
 
     Raises:
       CoconutError: a value out of range; the message names the field and the value.
@@ -140,12 +128,7 @@ class DecoderConfig:
     kernel_stddev: float = 0.02
     offset_bias: float = 0.0
     dropout: float = 0.0
-    dtype: str = "float32"
     param_dtype: str = "float32"
-    scan_layers: bool = False
-    remat: Remat = "none"
-    attention: Implementation | Literal["dense"] = "auto"
-    cross_entropy: Implementation | Literal["full"] = "auto"
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -172,14 +155,8 @@ class DecoderConfig:
             reject("offset_bias", "needs rotary positions and qkv_bias")
         if not 0.0 <= self.dropout < 1.0:
             reject("dropout", "must be in [0, 1)")
-        if self.dropout and self.attention not in ("auto", "dense"):
-            reject("attention", f"the kernels drop no attention weights, as dropout = {self.dropout} asks for")
-        for field in ("dtype", "param_dtype"):
-            if getattr(self, field) not in ("float32", "bfloat16", "float16", "float64"):
-                reject(field, "must be one of float32, bfloat16, float16, float64")
-        for field in ("attention", "cross_entropy"):
-            if getattr(self, field) not in ("auto", "dense", "full") and self.dtype not in KERNEL_DTYPES:
-                reject(field, f"computes in {' or '.join(KERNEL_DTYPES)}, not in dtype = {self.dtype}")
+        if self.param_dtype not in DTYPES:
+            reject("param_dtype", f"must be one of {', '.join(DTYPES)}")
         for field in ("rotary_base", "norm_epsilon", "logit_scale", "embedding_stddev", "kernel_stddev"):
             if not getattr(self, field) > 0:
                 reject(field, "must be positive")
@@ -209,6 +186,61 @@ class DecoderConfig:
     def width_of_mlp(self) -> int:
         """``F``."""
         return 4 * self.embed_dim if self.mlp_dim is None else self.mlp_dim
+
+
+@no_type_check  # Its own checks name the field and the value
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExecutionConfig:
+    """How a decoder is run.
+
+    None of it changes what the decoder is. A run may go on with another one, and a checkpoint be read with another one,
+    to the same numbers up to rounding.
+
+    Attributes:
+      dtype: dtype of activations and matrix products. Softmax, norms and losses use at least float32.
+      scan_layers: keep the layers stacked and scan over them (accelerators: compile time); False keeps and applies
+        them one by one (CPU: stacked weights would be sliced at every pass).
+      remat: what a backward pass recomputes: ``none``, all but matrix products (``dots``), or whole layers
+        (``full``).
+      attention: what computes attention: ``dense``, one softmax over all scores at once, or an implementation of
+        `pallas_kernels` (``auto`` and those it names; ``tpu_interpret`` and ``gpu_interpret`` run a kernel step by step
+        on any device, for tests). ``auto`` is chosen by `coconut.models.segment_attention.choose_attention`. Explicit
+        requests that do not apply raise. Dropout and dtypes other than `KERNEL_DTYPES` need ``dense`` or ``auto``,
+        which is then ``dense``.
+      cross_entropy: what computes the training loss: ``full``, from all logits, or an implementation of
+        `pallas_kernels.linear_cross_entropy`, which never holds them; ``auto`` is chosen by
+        `coconut.losses.choose_cross_entropy`.
+
+    Raises:
+      CoconutError: a value out of range; the message names the field and the value.
+    """
+
+    dtype: str = "float32"
+    scan_layers: bool = False
+    remat: Remat = "none"
+    attention: Implementation | Literal["dense"] = "auto"
+    cross_entropy: Implementation | Literal["full"] = "auto"
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.dtype not in DTYPES:
+            self._reject("dtype", f"must be one of {', '.join(DTYPES)}")
+        for field in ("attention", "cross_entropy"):
+            if getattr(self, field) not in ("auto", "dense", "full") and self.dtype not in KERNEL_DTYPES:
+                self._reject(field, f"computes in {' or '.join(KERNEL_DTYPES)}, not in dtype = {self.dtype}")
+
+    def check(self, decoder: DecoderConfig) -> None:
+        """Looks whether a decoder can be run so.
+
+        Raises:
+          CoconutError: it cannot.
+        """
+        if decoder.dropout and self.attention not in ("auto", "dense"):
+            why = f"the kernels drop no attention weights, as DecoderConfig.dropout = {decoder.dropout} asks for"
+            self._reject("attention", why)
+
+    def _reject(self, field: str, why: str) -> None:
+        raise CoconutError(f"ExecutionConfig.{field} = {getattr(self, field)!r}: {why}")
 
     @property
     def compute_dtype(self) -> jnp.dtype:

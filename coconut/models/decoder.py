@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from coconut.models.cache import READ, Filling, KeyValue, Segment
-from coconut.models.config import DecoderConfig
+from coconut.models.config import DecoderConfig, ExecutionConfig
 from coconut.models.layers import Dropout, Layer, make_linear, make_norm, residual, take_columns
 from coconut.models.lending import lend
 from coconut.models.segment_attention import Range, choose_attention, valid_range
@@ -22,13 +22,20 @@ class Decoder(nnx.Module):
     A decoder is a JAX pytree of its parameters: differentiate, jit and map over it like over any other.
     """
 
-    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
-        self.config = config
+    def __init__(
+        self,
+        config: DecoderConfig,
+        execution: ExecutionConfig = ExecutionConfig(),  # noqa: B008 - immutable
+        *,
+        rngs: nnx.Rngs,
+    ):
+        execution.check(config)
+        self.config, self.execution = config, execution
         param_dtype = jnp.dtype(config.param_dtype)
         self.tokens = nnx.Embed(
             config.vocabulary,
             config.embed_dim,
-            dtype=config.compute_dtype,
+            dtype=execution.compute_dtype,
             param_dtype=param_dtype,
             embedding_init=nnx.initializers.normal(config.embedding_stddev),
             embedding_metadata={"axes": ("vocabulary", "embed")},
@@ -38,7 +45,7 @@ class Decoder(nnx.Module):
             self.positions = nnx.Embed(
                 config.max_positions,
                 config.embed_dim,
-                dtype=config.compute_dtype,
+                dtype=execution.compute_dtype,
                 param_dtype=param_dtype,
                 embedding_init=nnx.initializers.normal(config.kernel_stddev),
                 embedding_metadata={"axes": ("positions", "embed")},
@@ -46,17 +53,21 @@ class Decoder(nnx.Module):
             )
         # One key a layer in both layouts, so that they start from the same numbers.
         keys = jax.random.split(rngs.params(), config.num_layers)
-        if config.scan_layers:
+        if execution.scan_layers:
             indices = jnp.arange(config.num_layers)
-            self.layers: Any = jax.vmap(lambda key, index: Layer(config, index, rngs=nnx.Rngs(key)))(keys, indices)
+            self.layers: Any = jax.vmap(lambda key, index: Layer(config, execution, index, rngs=nnx.Rngs(key)))(
+                keys, indices
+            )
             for parameter in jax.tree.leaves(self.layers, is_leaf=lambda x: isinstance(x, nnx.Param)):
                 parameter.set_metadata(axes=("layers", *parameter.get_metadata("axes")))
         else:
-            self.layers = nnx.List([Layer(config, index, rngs=nnx.Rngs(key)) for index, key in enumerate(keys)])
-        self.norm = make_norm(config, rngs)
+            self.layers = nnx.List(
+                [Layer(config, execution, index, rngs=nnx.Rngs(key)) for index, key in enumerate(keys)]
+            )
+        self.norm = make_norm(config, execution, rngs)
         if not config.tied_head:
             self.head = make_linear(
-                config, config.embed_dim, config.vocabulary, ("embed", "vocabulary"), bias=False, rngs=rngs
+                config, execution, config.embed_dim, config.vocabulary, ("embed", "vocabulary"), bias=False, rngs=rngs
             )
 
     def embed(self, tokens: Int[Array, "*B"]) -> Float[Array, "*B D"]:
@@ -70,14 +81,14 @@ class Decoder(nnx.Module):
         """What makes logits of hidden states, in the compute dtype; they are scaled by ``config.logit_scale``."""
         # A method, not a second attribute: two attributes would become two parameters under jit.
         matrix = self.tokens.embedding[...] if self.config.tied_head else self.head.kernel[...].T
-        return matrix.astype(self.config.compute_dtype)
+        return matrix.astype(self.execution.compute_dtype)
 
     def unembed(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """Logits, in at least float32."""
         logits = jnp.matmul(
-            hidden.astype(self.config.compute_dtype),
+            hidden.astype(self.execution.compute_dtype),
             self.output_matrix().T,
-            preferred_element_type=self.config.accumulation_dtype,
+            preferred_element_type=self.execution.accumulation_dtype,
         )
         logits = constrain(logits, *("rows", "columns")[: logits.ndim - 1], "vocabulary")
         return logits * self.config.logit_scale if self.config.logit_scale != 1.0 else logits
@@ -91,8 +102,8 @@ class Decoder(nnx.Module):
           read: columns each pass reads (`trunk`); None for all.
         """
         borrowers = [jax.tree.map(lambda x: x, self) for _ in columns]  # new modules around the same arrays
-        dtype = self.config.compute_dtype
-        if self.config.scan_layers:
+        dtype = self.execution.compute_dtype
+        if self.execution.scan_layers:
             for borrower, layers in zip(borrowers, lend(self.layers, batch, columns, dtype), strict=True):
                 borrower.layers = layers
             return borrowers
@@ -115,9 +126,8 @@ class Decoder(nnx.Module):
         Not as one of a stack that is scanned; not with dropout, whose masks belong to columns; and the kernels see
         columns in order, or a single one.
         """
-        config = self.config
-        alike = config.scan_layers or config.dropout > 0
-        return read < columns and not alike and (read == 1 or choose_attention(config) == "dense")
+        alike = self.execution.scan_layers or self.config.dropout > 0
+        return read < columns and not alike and (read == 1 or choose_attention(self.config, self.execution) == "dense")
 
     def trunk(
         self,
@@ -156,13 +166,13 @@ class Decoder(nnx.Module):
         T = inputs.shape[1]
         if write_at is not None and T != 1:
             raise ValueError(f"write_at is for a pass of one column, this one has {T}")
-        x = constrain(inputs.astype(self.config.compute_dtype), "rows", "columns", "features")
+        x = constrain(inputs.astype(self.execution.compute_dtype), "rows", "columns", "features")
         if self.config.position_embedding == "learned":
             x = x + self.positions(positions)
         if dropout is not None:
             x = dropout.at(0).units(x)
         x = residual(x)
-        implementation = choose_attention(self.config)
+        implementation = choose_attention(self.config, self.execution)
         columns = []
         if dropout is not None:
             columns = [*(segment.columns for segment in past), *([dropout.columns] if write_at is None else [])]
@@ -200,14 +210,14 @@ class Decoder(nnx.Module):
             )
 
         skips = read is not None and self.skips(T, read.shape[1])
-        if self.config.remat != "none":
+        if self.execution.remat != "none":
             keep = jax.checkpoint_policies
             policy = keep.save_only_these_names(READ)
-            if self.config.remat == "dots":
+            if self.execution.remat == "dots":
                 policy = keep.save_from_both_policies(keep.checkpoint_dots, policy)
-            apply = jax.checkpoint(apply, policy=policy, static_argnums=() if self.config.scan_layers else (2,))
+            apply = jax.checkpoint(apply, policy=policy, static_argnums=() if self.execution.scan_layers else (2,))
 
-        if self.config.scan_layers:
+        if self.execution.scan_layers:
             x, own = jax.lax.scan(
                 lambda x, scanned: apply(scanned[0], x, scanned[1], scanned[2]),
                 x,

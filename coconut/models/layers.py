@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 from coconut.models.attention import attend, offset_query_bias, rotate
 from coconut.models.cache import Filling, KeyValue, write
-from coconut.models.config import DecoderConfig
+from coconut.models.config import DecoderConfig, ExecutionConfig
 from coconut.models.lending import Lent, apply_matrix
 from coconut.models.segment_attention import attend_by_kernels
 from coconut.sharding import constrain
@@ -56,7 +56,9 @@ class Dropout:
         return [kept[..., columns] for columns in sources]
 
 
-def make_norm(config: DecoderConfig, rngs: nnx.Rngs, *, heads: bool = False) -> nnx.LayerNorm | nnx.RMSNorm:
+def make_norm(
+    config: DecoderConfig, execution: ExecutionConfig, rngs: nnx.Rngs, *, heads: bool = False
+) -> nnx.LayerNorm | nnx.RMSNorm:
     """The configured normalisation over ``D``, or over ``H`` for heads, with statistics in at least float32."""
     axes = {"axes": ("head",) if heads else ("embed",)}
     kind, metadata = {
@@ -66,7 +68,7 @@ def make_norm(config: DecoderConfig, rngs: nnx.Rngs, *, heads: bool = False) -> 
     return kind(
         config.width_of_head if heads else config.embed_dim,
         epsilon=config.norm_epsilon,
-        dtype=config.compute_dtype,
+        dtype=execution.compute_dtype,
         param_dtype=jnp.dtype(config.param_dtype),
         # E[x^2] - E[x]^2 cancels where thoughts grow large.
         use_fast_variance=False,
@@ -87,6 +89,7 @@ class Linear(nnx.Linear):
 
 def make_linear(
     config: DecoderConfig,
+    execution: ExecutionConfig,
     inputs: int,
     outputs: int,
     axes: tuple[str, str],
@@ -100,7 +103,7 @@ def make_linear(
         inputs,
         outputs,
         use_bias=bias,
-        dtype=config.compute_dtype,
+        dtype=execution.compute_dtype,
         param_dtype=jnp.dtype(config.param_dtype),
         kernel_init=nnx.initializers.normal(config.kernel_stddev * scale),
         kernel_metadata={"axes": axes},
@@ -112,14 +115,23 @@ def make_linear(
 class Attention(nnx.Module):
     """Multi-head or grouped-query self-attention."""
 
-    def __init__(self, config: DecoderConfig, index: Int[Array, ""] | int, *, rngs: nnx.Rngs):
+    def __init__(
+        self, config: DecoderConfig, execution: ExecutionConfig, index: Int[Array, ""] | int, *, rngs: nnx.Rngs
+    ):
         D, H = config.embed_dim, config.width_of_head
         self.config = config
-        self.query = make_linear(config, D, config.num_heads * H, ("embed", "heads"), bias=config.qkv_bias, rngs=rngs)
-        self.key = make_linear(config, D, config.kv_heads * H, ("embed", "kv_heads"), bias=config.qkv_bias, rngs=rngs)
-        self.value = make_linear(config, D, config.kv_heads * H, ("embed", "kv_heads"), bias=config.qkv_bias, rngs=rngs)
+        self.query = make_linear(
+            config, execution, D, config.num_heads * H, ("embed", "heads"), bias=config.qkv_bias, rngs=rngs
+        )
+        self.key = make_linear(
+            config, execution, D, config.kv_heads * H, ("embed", "kv_heads"), bias=config.qkv_bias, rngs=rngs
+        )
+        self.value = make_linear(
+            config, execution, D, config.kv_heads * H, ("embed", "kv_heads"), bias=config.qkv_bias, rngs=rngs
+        )
         self.output = make_linear(
             config,
+            execution,
             config.num_heads * H,
             D,
             ("heads", "embed"),
@@ -128,8 +140,8 @@ class Attention(nnx.Module):
             scale=(2 * config.num_layers) ** -0.5,
         )
         if config.query_key_norm:
-            self.query_norm = make_norm(config, rngs, heads=True)
-            self.key_norm = make_norm(config, rngs, heads=True)
+            self.query_norm = make_norm(config, execution, rngs, heads=True)
+            self.key_norm = make_norm(config, execution, rngs, heads=True)
         if config.offset_bias:
             first = jnp.where(jnp.asarray(index) == 0, config.offset_bias, 0.0)
             key_bias = jnp.full((config.kv_heads, H), first, jnp.dtype(config.param_dtype))
@@ -201,14 +213,21 @@ class Attention(nnx.Module):
 class FeedForward(nnx.Module):
     """The MLP of a layer: one hidden matrix with GELU, or two with a SiLU gate."""
 
-    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: DecoderConfig, execution: ExecutionConfig, *, rngs: nnx.Rngs):
         D, F = config.embed_dim, config.width_of_mlp
         self.kind = config.mlp
-        self.up = make_linear(config, D, F, ("embed", "mlp"), bias=config.mlp_bias, rngs=rngs)
+        self.up = make_linear(config, execution, D, F, ("embed", "mlp"), bias=config.mlp_bias, rngs=rngs)
         if config.mlp == "swiglu":
-            self.gate = make_linear(config, D, F, ("embed", "mlp"), bias=config.mlp_bias, rngs=rngs)
+            self.gate = make_linear(config, execution, D, F, ("embed", "mlp"), bias=config.mlp_bias, rngs=rngs)
         self.down = make_linear(
-            config, F, D, ("mlp", "embed"), bias=config.mlp_bias, rngs=rngs, scale=(2 * config.num_layers) ** -0.5
+            config,
+            execution,
+            F,
+            D,
+            ("mlp", "embed"),
+            bias=config.mlp_bias,
+            rngs=rngs,
+            scale=(2 * config.num_layers) ** -0.5,
         )
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
@@ -238,11 +257,13 @@ def take_columns(x: Shaped[Array, "B T *D"], read: Int[Array, "B W"]) -> Shaped[
 class Layer(nnx.Module):
     """Pre-norm attention and MLP, each added to the residual stream."""
 
-    def __init__(self, config: DecoderConfig, index: Int[Array, ""] | int, *, rngs: nnx.Rngs):
-        self.attention_norm = make_norm(config, rngs)
-        self.attention = Attention(config, index, rngs=rngs)
-        self.mlp_norm = make_norm(config, rngs)
-        self.mlp = FeedForward(config, rngs=rngs)
+    def __init__(
+        self, config: DecoderConfig, execution: ExecutionConfig, index: Int[Array, ""] | int, *, rngs: nnx.Rngs
+    ):
+        self.attention_norm = make_norm(config, execution, rngs)
+        self.attention = Attention(config, execution, index, rngs=rngs)
+        self.mlp_norm = make_norm(config, execution, rngs)
+        self.mlp = FeedForward(config, execution, rngs=rngs)
 
     def __call__(
         self,

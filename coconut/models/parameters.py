@@ -7,7 +7,7 @@ import jax
 from flax import nnx
 
 from coconut.errors import CoconutError
-from coconut.models.config import DecoderConfig
+from coconut.models.config import DecoderConfig, ExecutionConfig
 from coconut.models.decoder import Decoder
 from coconut.sharding import Axes
 
@@ -33,9 +33,12 @@ def _name(path: tuple[Any, ...]) -> str:
     return ".".join(str(getattr(key, "name", getattr(key, "key", getattr(key, "idx", None)))) for key in path)
 
 
-def abstract_decoder(config: DecoderConfig) -> Decoder:
+def abstract_decoder(
+    config: DecoderConfig,
+    execution: ExecutionConfig = ExecutionConfig(),  # noqa: B008 - immutable
+) -> Decoder:
     """A decoder of `jax.ShapeDtypeStruct`s: nothing is computed or allocated."""
-    return jax.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0)))
+    return jax.eval_shape(lambda: Decoder(config, execution, rngs=nnx.Rngs(0)))
 
 
 def decoder_parameters(decoder: Decoder) -> dict[str, Any]:
@@ -43,13 +46,13 @@ def decoder_parameters(decoder: Decoder) -> dict[str, Any]:
     return dict(zip(parameter_names(decoder), jax.tree.leaves(decoder), strict=True))
 
 
-def decoder_of(config: DecoderConfig, parameters: Mapping[str, Any]) -> Decoder:
+def decoder_of(config: DecoderConfig, execution: ExecutionConfig, parameters: Mapping[str, Any]) -> Decoder:
     """The decoder that holds ``parameters``, which are not copied.
 
     Raises:
-      CoconutError: a parameter is missing, unknown, or has another shape than ``config`` gives it.
+      CoconutError: a parameter is missing, unknown, or has another shape than the configs give it.
     """
-    abstract = abstract_decoder(config)
+    abstract = abstract_decoder(config, execution)
     expected = decoder_parameters(abstract)
     if parameters.keys() != expected.keys():
         wrong = sorted(parameters.keys() ^ expected.keys())

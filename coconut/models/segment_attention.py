@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from coconut.models.cache import Filling, KeyValue, read
-from coconut.models.config import KERNEL_DTYPES, DecoderConfig, split_implementation
+from coconut.models.config import KERNEL_DTYPES, DecoderConfig, ExecutionConfig, split_implementation
 from coconut.sharding import fitting_partition
 from pallas_kernels.decode_attention import decode_attention, merge_segments
 from pallas_kernels.flash_attention import flash_attention
@@ -32,20 +32,20 @@ class Range(NamedTuple):
     end: Int[Array, " B"]
 
 
-def choose_attention(config: DecoderConfig) -> str:
-    """What ``DecoderConfig.attention`` means here: ``auto`` is the kernels on a TPU and on some GPUs, else ``dense``.
+def choose_attention(config: DecoderConfig, execution: ExecutionConfig) -> str:
+    """What ``ExecutionConfig.attention`` means here: ``auto`` is the kernels on a TPU and on some GPUs, else ``dense``.
 
     On a CPU blocks save little at the lengths of this field's questions. On a GPU the kernels are taken where they were
     measured to make a training step faster (`pallas_kernels.measured`). What the kernels do not take, dropout and other
     dtypes than `KERNEL_DTYPES`, is ``dense`` everywhere.
     """
-    if config.attention != "auto":
-        return config.attention
+    if execution.attention != "auto":
+        return execution.attention
     device = platform()
     faster = device == "tpu" or (
-        device == "gpu" and gpu_kernel_is_faster("flash_attention", config.dtype, config.max_positions)
+        device == "gpu" and gpu_kernel_is_faster("flash_attention", execution.dtype, config.max_positions)
     )
-    chosen = "auto" if faster and not config.dropout and config.dtype in KERNEL_DTYPES else "dense"
+    chosen = "auto" if faster and not config.dropout and execution.dtype in KERNEL_DTYPES else "dense"
     log_once(f"attention on {device}: {'the kernels, each by its own table' if chosen == 'auto' else chosen}")
     return chosen
 

@@ -68,7 +68,7 @@ def _with_tokens(decoder: Decoder, vocab_size: int, change: Callable[[Array, int
         if axes is not None and "vocabulary" in axes:
             new = change(parameters[name], axes.index("vocabulary"))
             parameters[name] = _placed_like(new, parameters[name], name, axes, vocab_size)
-    return decoder_of(dataclasses.replace(decoder.config, vocab_size=vocab_size), parameters)
+    return decoder_of(dataclasses.replace(decoder.config, vocab_size=vocab_size), decoder.execution, parameters)
 
 
 def _placed_like(new: Array, old: Array, name: str, axes: Axes, vocab_size: int) -> Array:

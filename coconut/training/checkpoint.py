@@ -2,7 +2,9 @@
 
 import contextlib
 import dataclasses
+import fnmatch
 import json
+import logging
 import math
 from collections.abc import Collection, Mapping
 from typing import Any, Literal
@@ -17,16 +19,35 @@ from coconut.errors import CoconutError
 from coconut.extensions import imported_extensions, require_extensions
 from coconut.methods import get_method
 from coconut.model import Model, Parameters, Template, parameters_of, part_of
+from coconut.models.config import ExecutionConfig
+from coconut.models.stacking import in_layout_of
 from coconut.pages import Markers, Placing
 from coconut.sharding import placed
 from coconut.storage import exists, read_text, storage_errors, write_atomically
 from coconut.storage_path import StoragePath, is_remote
 from coconut.tokenizers import Tokenizer
-from coconut.training.config import RunConfig, differences, from_json, to_json
+from coconut.training.config import RunConfig, differences, run_config_from_json, to_json
 from coconut.training.state import TrainState, fresh_model
 
+LOG = logging.getLogger(__name__)
 Which = Literal["best", "latest"]
 RUN_FILE = "run.json"
+
+FREE = (
+    "execution.*",
+    "microbatches",
+    "pipeline.threads",
+    "pipeline.prefetch",
+    "evaluation_batch_size",
+    "log_every",
+    "save_every",
+    "keep_latest",
+    "max_skipped_steps",
+    "norm_alert_factor",
+)
+"""Fields of a `RunConfig` in which a run may go on with another value: how it is run, and what is noted of it."""
+BY_NAME = ("optimizer.*", "decoder.dropout", "evaluate_every", "sampling.*", "halting", "halting.*")
+"""Fields that change the numbers: with another value a run goes on where the user names them."""
 NOT_VALIDATED = -1.0
 
 
@@ -93,28 +114,57 @@ class Run:
         config, markers = self.config, Markers.of(self.tokenizer)
         return Placing(curriculum=config.curriculum, stage=stage, options=config.options, markers=markers)
 
-    def check(self, workdir: StoragePath) -> None:
+    def check(self, workdir: StoragePath, allow: Collection[str] = ()) -> dict[str, str]:
         """Checks that the workdir holds no other run.
 
         Fields that its config did not have yet, when it was written, have their defaults.
 
-        Raises:
-          CoconutError: it does; the message lists what differs.
-        """
-        if not exists(workdir / RUN_FILE):
-            return
-        there = Run.load(workdir)
-        lines = differences(_identity(there), _identity(self))
-        if lines:
-            raise CoconutError(f"{workdir} holds another run. What differs:\n  " + "\n  ".join(lines))
+        Args:
+          workdir: of the run; it may be new.
+          allow: fields among `BY_NAME` that may differ, beside those of `FREE`: ``optimizer.learning_rate``.
 
-    def save(self, workdir: StoragePath) -> None:
-        """Writes ``run.json``, where there is none; of several processes the first one does."""
+        Returns:
+          The fields that differ and may, and what they are there and here.
+
+        Raises:
+          CoconutError: it holds another run, and the message lists what differs; or ``allow`` names a field that can
+            never differ.
+        """
+        for name in allow:
+            if not _fits(name, BY_NAME):
+                raise CoconutError(f"--allow {name}: only {', '.join(BY_NAME)} can be allowed to change")
+        if not exists(workdir / RUN_FILE):
+            return {}
+        found = differences(_identity(Run.load(workdir)), _identity(self))
+        changed = {name.removeprefix("config."): what for name, what in found.items()}
+        refused = {name: what for name, what in changed.items() if not _fits(name, (*FREE, *allow))}
+        if refused:
+            can = sorted(name for name in refused if _fits(name, BY_NAME))
+            hint = (
+                "" if len(can) < len(refused) else "\nTo go on all the same: " + " ".join(f"--allow {x}" for x in can)
+            )
+            lines = "\n  ".join(f"{name}: {what}" for name, what in refused.items())
+            raise CoconutError(f"{workdir} holds another run. What differs:\n  {lines}{hint}")
+        return changed
+
+    def save(self, workdir: StoragePath, *, changed: Mapping[str, str], step: int) -> None:
+        """Writes ``run.json``; of several processes the first one does.
+
+        Args:
+          workdir: of the run.
+          changed: what `check` found. Where a run goes on with other fields, the file says which and since when.
+          step: optimizer steps taken so far.
+        """
         path = workdir / RUN_FILE
-        if jax.process_index() == 0 and not exists(path):
-            imports = list(imported_extensions())
-            content = {**_identity(self), "imports": imports, "tokenizer": self.tokenizer.to_json()}
-            write_atomically(path, json.dumps(content, indent=1))
+        if jax.process_index() != 0 or (exists(path) and not changed):
+            return
+        content = {**_identity(self), "imports": list(imported_extensions()), "tokenizer": self.tokenizer.to_json()}
+        if changed:
+            for name, what in changed.items():
+                LOG.warning("going on from step %d with another %s: %s", step, name, what)
+            earlier = _read_json(path).get("changes", [])
+            content["changes"] = [*earlier, {"from_step": step, "fields": dict(changed)}]
+        write_atomically(path, json.dumps(content, indent=1))
 
     @classmethod
     def load(cls, workdir: StoragePath) -> "Run":
@@ -141,12 +191,16 @@ class Run:
                 f"{path}: the tokenizer's fingerprint is {tokenizer.fingerprint}, but the checkpoint was written with "
                 f"{content['tokenizer_fingerprint']}"
             )
-        config = from_json(RunConfig, content["config"], f"{path}: config")
+        config = run_config_from_json(content["config"], f"{path}: config")
         if tokenizer.vocab_size > config.decoder.vocabulary:
             raise CoconutError(
                 f"{path}: the tokenizer has {tokenizer.vocab_size} ids, the decoder {config.decoder.vocabulary}"
             )
         return cls(config, tokenizer, content["data_fingerprint"])
+
+
+def _fits(name: str, patterns: Collection[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _identity(run: Run) -> dict[str, Any]:
@@ -224,7 +278,8 @@ class Checkpoints:
 
         Args:
           step: a step that was saved.
-          abstract: shapes and dtypes that are expected.
+          abstract: shapes and dtypes that are expected. Layers may be stacked there and one by one in the checkpoint,
+            or the other way around.
 
         Raises:
           CoconutError: the checkpoint holds other arrays; the message names the first.
@@ -239,7 +294,8 @@ class Checkpoints:
 
         Args:
           step: a step that was saved.
-          abstract: shapes and dtypes that are expected.
+          abstract: shapes and dtypes that are expected. Layers may be stacked there and one by one in the checkpoint,
+            or the other way around.
           left_out: names of parts that the checkpoint may hold besides.
 
         Raises:
@@ -251,6 +307,8 @@ class Checkpoints:
     def _restore(
         self, step: int, expected: dict[str, Any], left_out: Collection[str] = ()
     ) -> tuple[dict[str, Any], Progress]:
+        names = self._manager.item_metadata(step)["state"].tree["parameters"].keys()
+        wanted, expected = expected, in_layout_of(names, expected)
         self._check(step, expected, left_out)
         restored: Any = self._manager.restore(
             step,
@@ -264,7 +322,12 @@ class Checkpoints:
             ),
         )
         progress = Progress(**{**restored.progress, "stages": tuple(restored.progress["stages"])})
-        return restored.state, progress
+        if expected is wanted:
+            return restored.state, progress
+        # Stacked there and one by one here, or the other way around.
+        places = jax.tree.map(lambda x: x.sharding, wanted)
+        change = jax.jit(lambda tree: in_layout_of(wanted["parameters"], tree), out_shardings=places)
+        return change(restored.state), progress
 
     def close(self) -> None:
         """Waits for Orbax's threads."""
@@ -287,7 +350,12 @@ class Checkpoints:
 
 
 def load_model(
-    workdir: StoragePath, which: Which = "best", mesh: Mesh | None = None, *, train_only: bool = False
+    workdir: StoragePath,
+    which: Which = "best",
+    mesh: Mesh | None = None,
+    *,
+    execution: ExecutionConfig | None = None,
+    train_only: bool = False,
 ) -> tuple[Run, Model, Progress]:
     """A trained model, with the run it comes from and the stage it has reached.
 
@@ -295,12 +363,15 @@ def load_model(
       workdir: of the run.
       which: the best checkpoint by validation, or the latest.
       mesh: devices to put the parameters on, whatever mesh they were trained on; None for the default device.
+      execution: how its decoder is run; None for as in training.
       train_only: load the parts that only training needs, too.
 
     Raises:
       CoconutError: the workdir holds no run, no checkpoint, or one that does not fit.
     """
     run = Run.load(workdir)
+    if execution is not None:
+        run = dataclasses.replace(run, config=dataclasses.replace(run.config, execution=execution))
     left_out = frozenset() if train_only else get_method(run.config.method).train_only
     abstract = jax.eval_shape(lambda: fresh_model(run.config))
     abstract = abstract._replace(parts={name: part for name, part in abstract.parts.items() if name not in left_out})

@@ -15,7 +15,7 @@ from coconut.latent.generate import SamplingConfig
 from coconut.latent.halting import HaltingConfig
 from coconut.methods import get_method
 from coconut.methods.method import NoOptions
-from coconut.models.config import DecoderConfig
+from coconut.models.config import DecoderConfig, ExecutionConfig
 from coconut.pipeline import PipelineConfig
 from coconut.training.optimizer import OptimizerConfig
 
@@ -31,6 +31,7 @@ class RunConfig:
         for those of JSON.
       data: where questions come from.
       decoder: the decoder; its ``vocab_size`` of None is taken from the tokenizer.
+      execution: how the decoder is run.
       curriculum: stages and thoughts.
       optimizer: AdamW and its learning rate.
       pipeline: batches.
@@ -70,6 +71,7 @@ class RunConfig:
     optimizer: OptimizerConfig
     pipeline: PipelineConfig
     options: Any = None
+    execution: ExecutionConfig = dataclasses.field(default_factory=ExecutionConfig)
     microbatches: int = 1
     seed: int = 0
     pretrained: str | None = None
@@ -95,6 +97,7 @@ class RunConfig:
             raise CoconutError(f"RunConfig.{field} = {getattr(self, field)!r}: {why}")
 
         object.__setattr__(self, "options", self._method_options())
+        self.execution.check(self.decoder)
         if self.pretrained is not None and self.init_from is not None:
             reject("init_from", f"pretrained = {self.pretrained!r} gives the parameters already")
         if self.pretrained is not None and self.data.tokenizer not in ("gpt2", "huggingface"):
@@ -170,13 +173,27 @@ def from_json(kind: type, content: Mapping[str, Any], where: str) -> Any:
         raise CoconutError(f"{where}: {error}") from error
 
 
-def differences(first: Any, second: Any, path: str = "") -> list[str]:
-    """What differs between two JSON values, one line a leaf."""
+def run_config_from_json(content: Mapping[str, Any], where: str) -> RunConfig:
+    """The `RunConfig` that `to_json` wrote, also where the fields of `ExecutionConfig` stood among the decoder's.
+
+    Raises:
+      CoconutError: see `from_json`.
+    """
+    if isinstance(content, Mapping) and "execution" not in content and isinstance(content.get("decoder"), Mapping):
+        moved = {field.name for field in dataclasses.fields(ExecutionConfig)}
+        execution = {name: value for name, value in content["decoder"].items() if name in moved}
+        decoder = {name: value for name, value in content["decoder"].items() if name not in moved}
+        content = {**content, "decoder": decoder, "execution": execution}
+    return from_json(RunConfig, content, where)
+
+
+def differences(first: Any, second: Any, path: str = "") -> dict[str, str]:
+    """What differs between two JSON values: the path of each leaf, and what it is there and here."""
     if isinstance(first, Mapping) and isinstance(second, Mapping):
-        lines = []
+        found = {}
         for key in [*first, *(key for key in second if key not in first)]:
             below = f"{path}.{key}" if path else key
             missing = "(missing)"
-            lines += differences(first.get(key, missing), second.get(key, missing), below)
-        return lines
-    return [] if first == second else [f"{path}: {first!r} there, {second!r} here"]
+            found |= differences(first.get(key, missing), second.get(key, missing), below)
+        return found
+    return {} if first == second else {path: f"{first!r} there, {second!r} here"}

@@ -6,7 +6,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 import jax
 import numpy as np
@@ -65,6 +65,7 @@ def train(
     mesh: Mesh | None = None,
     dataset: Dataset | None = None,
     validate: Validate = lambda model, run, dataset, stage: {},
+    allow: Collection[str] = (),
     tensorboard: bool = False,
     console: Console | None = None,
 ) -> TrainResult:
@@ -81,6 +82,8 @@ def train(
         on another mesh, to the same numbers up to rounding.
       dataset: what `load_dataset` gives for ``config.data``, where it is at hand already.
       validate: measures the validation split.
+      allow: fields of the config, such as ``optimizer.learning_rate``, in which a run may go on with another value
+        although that changes its numbers. How it is run may differ in any case (`coconut.training.checkpoint.FREE`).
       tensorboard: also write TensorBoard events.
       console: where the progress bar goes; standard error if None.
 
@@ -92,10 +95,11 @@ def train(
     run, dataset, examples = prepare(config, dataset, workdir)
     make_folder(workdir)
     with hold(workdir):
-        run.check(workdir)
+        changed = run.check(workdir, allow)
         with contextlib.closing(Checkpoints(workdir, keep_latest=config.keep_latest)) as checkpoints:
             return _train(
                 *(run, dataset, examples, workdir, checkpoints),
+                changed=changed,
                 mesh=make_mesh() if mesh is None else mesh,
                 validate=validate,
                 tensorboard=tensorboard,
@@ -110,6 +114,7 @@ def _train(
     workdir: StoragePath,
     checkpoints: Checkpoints,
     *,
+    changed: Mapping[str, str],
     mesh: Mesh,
     validate: Validate,
     tensorboard: bool,
@@ -125,7 +130,7 @@ def _train(
         state, progress = initial_state(run, optimizer, mesh), Progress(stage=curriculum.first_stage)
     else:
         state, progress = checkpoints.restore(latest, expected)
-    run.save(workdir)
+    run.save(workdir, changed=changed, step=progress.step)
     log = MetricsLog(workdir, start=progress.step, tensorboard=tensorboard)
     log_meter, window_meter = Meter(progress.log), Meter(progress.window)
     skips = SkippedSteps(total=progress.skipped, in_a_row=progress.skipped_in_a_row)

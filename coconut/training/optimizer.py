@@ -3,11 +3,11 @@
 import dataclasses
 from typing import Literal, no_type_check
 
-import jax
 import numpy as np
 import optax
 
 from coconut.errors import CoconutError, check_fields
+from coconut.models.stacking import is_stacked
 
 Decay = Literal["constant", "linear", "cosine"]
 
@@ -75,11 +75,12 @@ class OptimizerConfig:
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     """AdamW up to the learning rate, which the train step multiplies in: it is data, and known to the log."""
-    matrices = (lambda params: jax.tree.map(lambda x: x.ndim > 1, params)) if config.decay_matrices_only else None
+    # A vector of each layer is no matrix, where layers are stacked.
+    matrices = lambda params: {name: x.ndim - is_stacked(name) > 1 for name, x in params.items()}
     return optax.chain(
         optax.identity() if config.clip_norm is None else optax.clip_by_global_norm(config.clip_norm),
         optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.epsilon),
-        optax.add_decayed_weights(config.weight_decay, mask=matrices),
+        optax.add_decayed_weights(config.weight_decay, mask=matrices if config.decay_matrices_only else None),
     )
 
 

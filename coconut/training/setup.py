@@ -35,11 +35,7 @@ from coconut.training.state import TrainState, fresh_model, fresh_parts, make_st
 NOT_THE_MODEL = (
     "max_positions",  # with learned positions the shape of their table says more
     "dropout",
-    "dtype",
     "param_dtype",
-    "remat",
-    "attention",
-    "cross_entropy",
     "embedding_stddev",
     "kernel_stddev",
     "offset_bias",
@@ -118,7 +114,8 @@ def vocabulary_size(config: RunConfig, tokenizer: Tokenizer, workdir: StoragePat
         if other.tokenizer.fingerprint != tokenizer.fingerprint:
             raise CoconutError(f"RunConfig.init_from = {config.init_from!r}: its tokenizer is another one")
         theirs, ours = (to_json(_without_vocabulary(decoder)) for decoder in (other.config.decoder, config.decoder))
-        if lines := [line for line in differences(theirs, ours) if line.split(":")[0] not in NOT_THE_MODEL]:
+        found = differences(theirs, ours)
+        if lines := [f"{name}: {found[name]}" for name in found if name not in NOT_THE_MODEL]:
             raise CoconutError(
                 f"RunConfig.init_from = {config.init_from!r}: its decoder is another one:\n  " + "\n  ".join(lines)
             )
@@ -207,7 +204,9 @@ def initial_model(run: Run, mesh: Mesh | None = None) -> Model:
         return Model(_pretrained_decoder(run, mesh), _exported_parts(config, fresh_parts(config)))
     if config.init_from is None:
         return fresh_model(config)
-    other, loaded, _ = load_model(parse_path(config.init_from), config.init_checkpoint, mesh, train_only=True)
+    other, loaded, _ = load_model(
+        parse_path(config.init_from), config.init_checkpoint, mesh, execution=config.execution, train_only=True
+    )
     parts = dict(fresh_parts(config))
     for name in parts.keys() & loaded.parts.keys():
         there = loaded.parts[name]
@@ -248,13 +247,15 @@ def _pretrained_decoder(run: Run, mesh: Mesh | None) -> Decoder:
     config, tokenizer = run.config, run.tokenizer
     assert config.pretrained is not None
     like = _marker_source(config, tokenizer)
-    decoder = load_pretrained(config.pretrained, config=_without_vocabulary(config.decoder), mesh=mesh)
+    decoder = load_pretrained(
+        config.pretrained, config=_without_vocabulary(config.decoder), execution=config.execution, mesh=mesh
+    )
     if config.decoder.vocabulary > decoder.config.vocabulary:
         decoder = resize_vocabulary(decoder, config.decoder.vocabulary, copy_from=like)
     if not is_our_export(config.pretrained):  # whose markers have learnt what they mean
         markers = [tokenizer.start_latent_id, tokenizer.latent_id, tokenizer.end_latent_id]
         decoder = copy_token(decoder, markers, copy_from=like)
-    return decoder_of(config.decoder, decoder_parameters(decoder))
+    return decoder_of(config.decoder, config.execution, decoder_parameters(decoder))
 
 
 def _without_vocabulary(decoder: DecoderConfig) -> DecoderConfig:

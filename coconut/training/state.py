@@ -35,7 +35,13 @@ class TrainState:
 
 def fresh_model(config: RunConfig) -> Model:
     """The model of a run, with random parameters. Traceable, which gives its shapes alone."""
-    return make_model(config.decoder, jax.random.key(config.seed), feedback=config.feedback, parts=_parts_of(config))
+    return make_model(
+        config.decoder,
+        jax.random.key(config.seed),
+        execution=config.execution,
+        feedback=config.feedback,
+        parts=_parts_of(config),
+    )
 
 
 def fresh_parts(config: RunConfig) -> Mapping[str, Any]:

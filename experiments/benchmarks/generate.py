@@ -18,7 +18,7 @@ import numpy as np
 
 from coconut.latent.generate import SamplingConfig, decode, prefill, prefill_program, think_on, think_program
 from coconut.model import Model, make_model
-from coconut.models.config import DecoderConfig
+from coconut.models.config import DecoderConfig, ExecutionConfig
 from experiments.benchmarks import timing
 
 
@@ -28,6 +28,7 @@ class Workload:
 
     Attributes:
       decoder: the model.
+      execution: how it is run.
       batches: batch sizes, rising; each divides the last.
       prompt: tokens read first.
       thoughts: thoughts of every row.
@@ -36,6 +37,7 @@ class Workload:
     """
 
     decoder: DecoderConfig
+    execution: ExecutionConfig = dataclasses.field(default_factory=ExecutionConfig)
     batches: tuple[int, ...] = (1, 16, 64)
     prompt: int = 160
     thoughts: int = 6
@@ -95,7 +97,7 @@ def measure(workload: Workload, rounds: int) -> dict[str, Any]:
     """Examples per second by batch size. In every round each batch size answers the same examples."""
     examples = workload.batches[-1]
     prompts = np.random.default_rng(0).integers(0, workload.decoder.vocabulary, (examples, workload.prompt), np.int32)
-    model = jax.jit(lambda key: make_model(workload.decoder, key))(jax.random.key(0))
+    model = jax.jit(lambda key: make_model(workload.decoder, key, execution=workload.execution))(jax.random.key(0))
     generators = {batch: Generator(workload, model) for batch in workload.batches}
 
     def variant(batch: int) -> Callable[[], None]:

@@ -29,7 +29,7 @@ import numpy as np
 
 from coconut.methods.coconut import COCONUT
 from coconut.model import Template, make_model, parameters_of
-from coconut.models.config import DecoderConfig
+from coconut.models.config import DecoderConfig, ExecutionConfig
 from coconut.models.decoder import Decoder
 from coconut.training.optimizer import OptimizerConfig, make_optimizer
 from coconut.training.state import TrainState, make_state
@@ -51,6 +51,7 @@ class Geometry:
       rounds: rounds timed where the command line does not say.
       prompt: columns before the thoughts.
       answer: columns behind the thoughts, all of them labelled.
+      execution: how the model is run.
     """
 
     decoder: DecoderConfig
@@ -59,6 +60,7 @@ class Geometry:
     rounds: int
     prompt: int = 160
     answer: int = 20
+    execution: ExecutionConfig = dataclasses.field(default_factory=ExecutionConfig)
 
 
 SMALL = DecoderConfig(vocab_size=2_000, num_layers=2, embed_dim=256, num_heads=8, max_positions=256)
@@ -131,7 +133,7 @@ class Trainer:
     def __init__(self, geometry: Geometry) -> None:
         self.geometry = geometry
         self.optimizer = make_optimizer(OPTIMIZER)
-        make = lambda key: make_model(geometry.decoder, key)
+        make = lambda key: make_model(geometry.decoder, key, execution=geometry.execution)
         key = jax.random.key(0)
         self.template = Template.of(jax.eval_shape(make, key))
         start = lambda key: make_state(self.template, parameters_of(make(key)), self.optimizer)
@@ -346,7 +348,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = timing.parser("Training step with thoughts over a plain step on the same tokens.")
     parser.add_argument("--case", choices=[*CASES, "all"], default="all")
     parser.add_argument("--against", choices=["transformers"], help="time Hugging Face's GPT-2 without thoughts")
-    parser.add_argument("--attention", choices=["dense", "xla"], default="dense", help="DecoderConfig.attention")
+    parser.add_argument("--attention", choices=["dense", "xla"], default="dense", help="ExecutionConfig.attention")
     options = parser.parse_args(arguments)
     measures = MEASURES
     if options.against:
@@ -363,8 +365,7 @@ def main(arguments: list[str] | None = None) -> None:
     cases = {}
     for name in measures if options.case == "all" else [options.case]:
         geometry = smoke(CASES[name]) if options.smoke else CASES[name]
-        decoder = dataclasses.replace(geometry.decoder, attention=options.attention)
-        geometry = dataclasses.replace(geometry, decoder=decoder)
+        geometry = dataclasses.replace(geometry, execution=ExecutionConfig(attention=options.attention))
         cases[name] = measures[name](name, geometry, options.repeats or geometry.rounds)
         sys.stdout.flush()
     if options.against:

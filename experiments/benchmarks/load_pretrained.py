@@ -22,7 +22,7 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from coconut.models.config import DecoderConfig, RotaryScaling
+from coconut.models.config import DecoderConfig, ExecutionConfig, RotaryScaling
 from coconut.models.huggingface import load_pretrained, read_config, save_pretrained
 from coconut.models.parameters import abstract_decoder, decoder_of, decoder_parameters
 from experiments.benchmarks import timing
@@ -52,7 +52,6 @@ def _llama_style(**sizes: Any) -> DecoderConfig:
         output_bias=False,
         mlp_bias=False,
         tied_head=False,
-        dtype="bfloat16",
         param_dtype="bfloat16",
         **sizes,
     )
@@ -93,18 +92,22 @@ def write_random(workload: Workload, folder: Path) -> None:
         )
         for name, leaf in decoder_parameters(abstract_decoder(workload.decoder)).items()
     }
-    save_pretrained(decoder_of(workload.decoder, parameters), folder, max_shard_bytes=workload.max_shard_bytes)
+    save_pretrained(
+        decoder_of(workload.decoder, ExecutionConfig(dtype=workload.decoder.param_dtype), parameters),
+        folder,
+        max_shard_bytes=workload.max_shard_bytes,
+    )
 
 
 def load(folder: Path, layout: str, dtype: str | None) -> dict[str, Any]:
     """Loads a checkpoint and measures this process, which should have done nothing else."""
-    config = dataclasses.replace(read_config(folder), scan_layers=layout == "stacked")
-    config = dataclasses.replace(config, param_dtype=dtype or "bfloat16")
+    config = dataclasses.replace(read_config(folder), param_dtype=dtype or "bfloat16")
+    execution = ExecutionConfig(scan_layers=layout == "stacked")
     # Memory that JAX takes once, whatever is loaded, should not count as the loading's.
     jax.block_until_ready(jax.jit(lambda x: x + 1)(1.0))
     before = resident_bytes("VmRSS")
     start = time.perf_counter()
-    decoder = load_pretrained(folder, config=config)
+    decoder = load_pretrained(folder, config=config, execution=execution)
     jax.block_until_ready(jax.tree.leaves(decoder))
     seconds = time.perf_counter() - start
     peak = resident_bytes("VmHWM") - before

@@ -36,9 +36,9 @@ def run_flags(
     flags += ["--gin_file", "gin_configs/methods/coconut.gin"]
     bindings = {
         "DecoderConfig.vocab_size": vocabulary,
-        "DecoderConfig.dtype": "'bfloat16'",
-        "DecoderConfig.scan_layers": True,
-        "DecoderConfig.remat": "'full'",
+        "ExecutionConfig.dtype": "'bfloat16'",
+        "ExecutionConfig.scan_layers": True,
+        "ExecutionConfig.remat": "'full'",
         "PipelineConfig.batch_size": rows,
         "RunConfig.microbatches": 1,
     }

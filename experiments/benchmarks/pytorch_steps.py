@@ -36,13 +36,20 @@ class TorchTrainer:
       described: what the steps are run with.
     """
 
-    def __init__(self, decoder: DecoderConfig, optimizer: OptimizerConfig, parameters: int | None = None) -> None:
+    def __init__(
+        self,
+        decoder: DecoderConfig,
+        optimizer: OptimizerConfig,
+        parameters: int | None = None,
+        dtype: str = "float32",
+    ) -> None:
         """Builds model and optimizer.
 
         Args:
-          decoder: sizes and dtype.
+          decoder: sizes.
           optimizer: AdamW's numbers.
           parameters: how many the model must have; None for no check.
+          dtype: of activations; parameters are float32.
 
         Raises:
           RuntimeError: PyTorch does not reach JAX's device.
@@ -58,7 +65,7 @@ class TorchTrainer:
         torch.set_num_threads(len(affinity(0)) if affinity else os.cpu_count() or 1)
         torch.set_float32_matmul_precision("high")
         torch.manual_seed(0)
-        self.decoder = decoder
+        self.decoder, self.dtype = decoder, dtype
         config = transformers.GPT2Config(
             vocab_size=decoder.vocabulary,
             n_positions=decoder.max_positions,
@@ -237,7 +244,7 @@ class TorchTrainer:
 
         def take() -> None:
             self.optimizer.zero_grad()
-            narrow = self.decoder.dtype == "bfloat16"
+            narrow = self.dtype == "bfloat16"
             casting = torch.autocast(self.device, torch.bfloat16) if narrow else contextlib.nullcontext()
             with casting:
                 value = loss()

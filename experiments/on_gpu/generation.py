@@ -10,9 +10,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from coconut.models.config import DecoderConfig
-from coconut.training.optimizer import OptimizerConfig
 from coconut.model import make_model
+from coconut.models.config import DecoderConfig, ExecutionConfig
+from coconut.training.optimizer import OptimizerConfig
 from experiments.benchmarks.generate import SMOKE, Generator, Workload
 from experiments.benchmarks.latent_step import GPT2_SMALL
 from experiments.benchmarks.pytorch_steps import TorchTrainer, load
@@ -21,7 +21,8 @@ from experiments.on_gpu.sides import compare
 
 ROUNDS = 4
 WORKLOAD = Workload(
-    dataclasses.replace(GPT2_SMALL, dtype="bfloat16", param_dtype="bfloat16", scan_layers=True),
+    dataclasses.replace(GPT2_SMALL, param_dtype="bfloat16"),
+    ExecutionConfig(dtype="bfloat16", scan_layers=True),
     batches=(64, 1, 512),
 )
 
@@ -42,7 +43,7 @@ def measure(workload: Workload, batch: int, progress: Progress, *, smoke: bool) 
     loading.start()
 
     def ours() -> tuple[Callable[[], object], Callable[[], Mapping[str, Any]]]:
-        model = jax.jit(lambda key: make_model(decoder, key))(jax.random.key(0))
+        model = jax.jit(lambda key: make_model(decoder, key, execution=workload.execution))(jax.random.key(0))
         generator = Generator(workload, model)
         return lambda: generator.answer(prompts), lambda: {"thoughts": workload.thoughts}
 
@@ -57,10 +58,10 @@ def measure(workload: Workload, batch: int, progress: Progress, *, smoke: bool) 
     sizes = {"batch": batch, "prompt": workload.prompt, "new_tokens": workload.new_tokens}
     return {
         **sizes,
-        "dtype": decoder.dtype,
+        "dtype": workload.execution.dtype,
         "param_dtype": decoder.param_dtype,
         **result,
-        "scan_layers": decoder.scan_layers,
+        "scan_layers": workload.execution.scan_layers,
     }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from coconut.models.config import DecoderConfig
+from coconut.models.config import DecoderConfig, ExecutionConfig
 from experiments.benchmarks import latent_step
 from experiments.benchmarks.latent_step import Asked, Geometry, Trainer, latent_schedule, plain_schedule
 from experiments.on_gpu.record import Measurement, Progress
@@ -41,8 +41,8 @@ def measure(model: str, remat: Any, progress: Progress, *, smoke: bool) -> dict[
     )
     geometry = Geometry(decoder, batch=BATCH, thoughts=(THOUGHTS,), rounds=1)
     geometry = latent_step.smoke(geometry) if smoke else geometry
-    decoder = dataclasses.replace(geometry.decoder, dtype="bfloat16", scan_layers=True, remat=remat)
-    geometry = dataclasses.replace(geometry, decoder=decoder)
+    execution = ExecutionConfig(dtype="bfloat16", scan_layers=True, remat=remat)
+    geometry = dataclasses.replace(geometry, execution=execution)
     trainer = Trainer(geometry)
     asked = {
         "plain": Asked(THOUGHTS, plain_schedule(geometry, THOUGHTS)),

@@ -52,7 +52,7 @@ def measurements(*, smoke: bool, work: Path) -> Mapping[str, Measurement]:
 def run_config(method: str, share: int, *, smoke: bool) -> RunConfig:
     """The recipe in bfloat16, its epochs divided by ``share`` and none of its other numbers changed."""
     bindings = [
-        "DecoderConfig.dtype = 'bfloat16'",
+        "ExecutionConfig.dtype = 'bfloat16'",
         f"CurriculumConfig.epochs_per_stage = {max(1, 25 // share)}",
         f"CurriculumConfig.total_epochs = {300 // share}",
         "RunConfig.save_every = None",

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from coconut.models.config import ExecutionConfig
 from experiments.benchmarks import latent_step, pytorch_steps
 from experiments.benchmarks.latent_step import Asked, Geometry, Trainer, latent_schedule, plain_schedule
 from experiments.benchmarks.pytorch_steps import TorchTrainer
@@ -30,7 +31,7 @@ class Comparison:
       batch: rows.
       thoughts: columns between a prompt of 160 columns and an answer of 20.
       lists: also the loop that takes many seconds a step.
-      scan_layers: `DecoderConfig.scan_layers` of our side, True in ``gin_configs/pretrained.gin``.
+      scan_layers: `ExecutionConfig.scan_layers` of our side, True in ``gin_configs/pretrained.gin``.
     """
 
     dtype: str
@@ -43,8 +44,8 @@ class Comparison:
         """Its sizes: GPT-2 small, or tiny ones."""
         geometry = Geometry(latent_step.GPT2_SMALL, batch=self.batch, thoughts=(self.thoughts,), rounds=ROUNDS)
         geometry = latent_step.smoke(geometry) if smoke else geometry
-        decoder = dataclasses.replace(geometry.decoder, dtype=self.dtype, scan_layers=self.scan_layers)
-        return dataclasses.replace(geometry, decoder=decoder)
+        execution = ExecutionConfig(dtype=self.dtype, scan_layers=self.scan_layers)
+        return dataclasses.replace(geometry, execution=execution)
 
 
 COMPARISONS = (
@@ -106,8 +107,8 @@ def attentions(comparison: Comparison, progress: Progress, *, smoke: bool) -> di
     geometries = {}
     for name in names:
         geometry = comparison.geometry(smoke=smoke)
-        decoder = dataclasses.replace(geometry.decoder, attention=name)
-        geometries[name] = dataclasses.replace(geometry, decoder=decoder)
+        execution = dataclasses.replace(geometry.execution, attention=name)
+        geometries[name] = dataclasses.replace(geometry, execution=execution)
 
     def prepare(geometry: Geometry) -> tuple[Callable[[], None], Callable[[], Mapping[str, Any]]]:
         asked = Asked(comparison.thoughts, latent_schedule(geometry, comparison.thoughts))
@@ -127,7 +128,9 @@ def _pytorch(comparison: Comparison, geometry: Geometry, parameters: int) -> dic
     """Their steps on the same tokens."""
     thoughts, answer = comparison.thoughts, geometry.answer
     tokens = latent_step.random_batch(geometry, thoughts, plain_schedule(geometry, thoughts)).tokens
-    trainer = functools.cache(lambda: TorchTrainer(geometry.decoder, latent_step.OPTIMIZER, parameters))
+    trainer = functools.cache(
+        lambda: TorchTrainer(geometry.decoder, latent_step.OPTIMIZER, parameters, dtype=geometry.execution.dtype)
+    )
 
     def side(make: Callable[[TorchTrainer], Callable[[], None]]) -> Prepare:
         def prepare() -> tuple[Callable[[], None], Callable[[], Mapping[str, Any]]]:

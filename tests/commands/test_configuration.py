@@ -16,6 +16,7 @@ from coconut.datasets import DataConfig, load_dataset
 from coconut.errors import CoconutError
 from coconut.methods import METHODS
 from coconut.model import make_model
+from coconut.models.config import ExecutionConfig
 from coconut.models.parameters import abstract_decoder
 from coconut.models.presets import PRESETS
 from coconut.tasks import TASKS
@@ -103,12 +104,12 @@ def test_recipes_build_the_published_decoder(run: str) -> None:
     recipe, config = RECIPES[run], resolve(run)
     assert recipe.decoder is not None
     preset = PRESETS[recipe.decoder]
-    free = {name: getattr(config.decoder, name) for name in ("dtype", "param_dtype", "scan_layers", "remat")}
-    assert config.decoder == dataclasses.replace(preset, vocab_size=None, **free)
+    assert config.decoder == dataclasses.replace(preset, vocab_size=None, param_dtype=config.decoder.param_dtype)
     # Layers are traced once where they are stacked. Its parameters and the markers' rows, whatever the dtypes.
-    decoder = dataclasses.replace(config.decoder, vocab_size=preset.vocabulary + 3, scan_layers=True)
-    model = jax.eval_shape(lambda key: make_model(decoder, key), jax.random.key(0))
-    published = abstract_decoder(dataclasses.replace(preset, scan_layers=True))
+    decoder = dataclasses.replace(config.decoder, vocab_size=preset.vocabulary + 3)
+    scanned = ExecutionConfig(scan_layers=True)
+    model = jax.eval_shape(lambda key: make_model(decoder, key, execution=scanned), jax.random.key(0))
+    published = abstract_decoder(preset, scanned)
     parameters, expected = (sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (model, published))
     assert parameters == expected + 3 * preset.embed_dim
 
@@ -194,10 +195,10 @@ def test_a_missing_file_is_named() -> None:
 
 
 def test_differences_name_each_leaf() -> None:
-    assert differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}, "d": 4}) == [
-        "a.c: 2 there, 3 here",
-        "d: '(missing)' there, 4 here",
-    ]
+    assert differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}, "d": 4}) == {
+        "a.c": "2 there, 3 here",
+        "d": "'(missing)' there, 4 here",
+    }
 
 
 def test_evaluate_takes_the_validation_split_that_training_used() -> None:

@@ -108,8 +108,8 @@ def test_the_matched_norm_follows_the_table_and_sends_it_no_gradient() -> None:
 
 @pytest.mark.parametrize("kind", ["identity", *OTHERS])
 def test_thoughts_keep_the_dtype_of_hidden_states(kind: str) -> None:
-    config = dataclasses.replace(GPT2_STYLE, dtype="bfloat16")
-    decoder, feedback = random_decoder(config), make_feedback(FeedbackConfig(kind=kind), config, KEY)
+    config = GPT2_STYLE
+    decoder, feedback = random_decoder(config, dtype="bfloat16"), make_feedback(FeedbackConfig(kind=kind), config, KEY)
     hidden = jnp.asarray(100 * np.random.default_rng(2).normal(size=(2, config.embed_dim)), jnp.bfloat16)
     thought = feedback(decoder, hidden)
     assert thought.dtype == jnp.bfloat16

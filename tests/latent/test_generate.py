@@ -264,6 +264,7 @@ def test_rows_of_the_embedding_that_are_no_token_are_never_written(decoder: Deco
     liked = jnp.tile(100.0 * prefix.last.T, (1, 3))  # what the hidden state of the prefix points at
     padded = decoder_of(
         dataclasses.replace(decoder.config, vocab_size=tokens + 3),
+        decoder.execution,
         parameters
         | {
             "tokens.embedding": jnp.pad(parameters["tokens.embedding"], ((0, 3), (0, 0))),

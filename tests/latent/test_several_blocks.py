@@ -50,7 +50,7 @@ def pages() -> list[Page]:
 
 @pytest.mark.parametrize("config", [GPT2_STYLE, LLAMA_STYLE], ids=["gpt2", "llama"])
 def test_each_row_equals_the_row_alone(config: Any) -> None:
-    decoder = random_decoder(dataclasses.replace(config, num_layers=1, dtype="float64", param_dtype="float64"))
+    decoder = random_decoder(dataclasses.replace(config, num_layers=1, param_dtype="float64"))
     rows = pages()
     batch = aligned([*rows, None], page_shape(rows), TOKENIZER)
     assert sum(isinstance(span, Latent) for span in batch.schedule) == 2

@@ -17,6 +17,7 @@ pytest.importorskip("torch")
 import torch
 
 from coconut.errors import CoconutError
+from coconut.models.config import ExecutionConfig
 from coconut.models.decoder import Decoder
 from coconut.models.huggingface import load_pretrained, load_weights, read_config
 from coconut.models.parameters import decoder_parameters
@@ -43,7 +44,7 @@ def test_parameters_are_those_of_the_checkpoint_in_both_layouts(name: str, tmp_p
     one_by_one = load_pretrained(tmp_path)
     assert one_by_one.config == read_config(tmp_path)
     assert_holds(one_by_one, model)
-    stacked = load_pretrained(tmp_path, config=dataclasses.replace(one_by_one.config, scan_layers=True))
+    stacked = load_pretrained(tmp_path, execution=ExecutionConfig(scan_layers=True))
     assert decoder_parameters(stacked)["layers.mlp.up.kernel"].shape[0] == 2
     assert_holds(stacked, model)
 
@@ -64,14 +65,14 @@ def test_dtypes(stored: torch.dtype, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     name = str(stored).removeprefix("torch.")
     as_stored = load_pretrained(tmp_path)
-    assert (as_stored.config.dtype, as_stored.config.param_dtype) == (name, name)
+    assert (as_stored.execution.dtype, as_stored.config.param_dtype) == (name, name)
     assert {leaf.dtype for leaf in decoder_parameters(as_stored).values()} == {jnp.dtype(name)}
     assert_holds(as_stored, model)
     wide = load_pretrained(tmp_path, dtype="float32")
-    assert (wide.config.dtype, wide.config.param_dtype) == ("float32", "float32")
+    assert (wide.execution.dtype, wide.config.param_dtype) == ("float32", "float32")
     assert_holds(wide, model)
-    for_training = dataclasses.replace(wide.config, dtype="bfloat16")
-    assert load_pretrained(tmp_path, config=for_training).config == for_training
+    for_training = load_pretrained(tmp_path, config=wide.config, execution=ExecutionConfig(dtype="bfloat16"))
+    assert (for_training.execution.dtype, for_training.config.param_dtype) == ("bfloat16", "float32")
     with pytest.raises(CoconutError, match="jax_enable_x64"):
         load_pretrained(tmp_path, dtype="float64")
 
@@ -116,8 +117,8 @@ def test_other_layouts_of_names(name: str, tmp_path: Path) -> None:
 def test_a_caller_chooses_how_to_compute_and_not_what(tmp_path: Path) -> None:
     write_model(tmp_path, "llama")
     described = read_config(tmp_path)
-    chosen = dataclasses.replace(described, vocab_size=None, dropout=0.5, max_positions=8, remat="full")
-    decoder = load_pretrained(tmp_path, config=chosen)
+    chosen = dataclasses.replace(described, vocab_size=None, dropout=0.5, max_positions=8)
+    decoder = load_pretrained(tmp_path, config=chosen, execution=ExecutionConfig(remat="full"))
     assert decoder.config == dataclasses.replace(chosen, vocab_size=described.vocab_size)
     longer = dataclasses.replace(described, max_positions=described.max_positions + 1, rotary_scaling=None)
     with pytest.raises(CoconutError, match=r"(?s)rotary_scaling = None, but .*max_positions = 65, but .* says 64"):

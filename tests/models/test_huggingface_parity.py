@@ -15,8 +15,9 @@ import torch
 
 from coconut.latent.generate import SamplingConfig, decode, prefill
 from coconut.latent.rollout import rollout
+from coconut.models.config import ExecutionConfig
 from coconut.models.decoder import Decoder
-from coconut.models.huggingface import load_pretrained, read_config
+from coconut.models.huggingface import load_pretrained
 from coconut.types import Language, Latent
 from tests.tiny_huggingface import CONFIGS, VOCABULARY, random_model, tensors_of_decoder
 from tests.tiny_models import quick_compilation, quick_jit
@@ -44,7 +45,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     model = random_model(name)
     folder: Path = tmp_path_factory.mktemp(name)
     model.save_pretrained(folder)
-    return Pair(model, load_pretrained(folder, config=dataclasses.replace(read_config(folder), attention=attention)))
+    return Pair(model, load_pretrained(folder, execution=ExecutionConfig(attention=attention)))
 
 
 def left_padded(lengths: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

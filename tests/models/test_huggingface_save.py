@@ -16,6 +16,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from coconut.errors import CoconutError
+from coconut.models.config import ExecutionConfig
 from coconut.models.decoder import Decoder
 from coconut.models.huggingface import load_pretrained, read_config, save_pretrained
 from coconut.models.huggingface.configuration import config_json, decoder_config
@@ -37,10 +38,10 @@ def assert_same_parameters(first: Decoder, second: Decoder) -> None:
 @pytest.mark.parametrize("name", ALL_CONFIGS)
 def test_there_and_back(name: str, scan_layers: bool, tmp_path: Path) -> None:
     source = write_model(tmp_path / "theirs", name)
-    config = dataclasses.replace(read_config(source), scan_layers=scan_layers)
-    decoder = load_pretrained(source, config=config)
+    execution = ExecutionConfig(scan_layers=scan_layers)
+    decoder = load_pretrained(source, execution=execution)
     save_pretrained(decoder, tmp_path / "ours")
-    assert_same_parameters(load_pretrained(tmp_path / "ours", config=config), decoder)
+    assert_same_parameters(load_pretrained(tmp_path / "ours", execution=execution), decoder)
     assert read_config(tmp_path / "ours") == read_config(source)
     # `transformers` finds every tensor, and all of them as they were.
     before, after = (AutoModelForCausalLM.from_pretrained(folder) for folder in (source, tmp_path / "ours"))
@@ -50,16 +51,16 @@ def test_there_and_back(name: str, scan_layers: bool, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "config",
+    ("config", "scan_layers"),
     [
-        dataclasses.replace(GPT2_STYLE, dropout=0.2),
-        dataclasses.replace(LLAMA_STYLE, scan_layers=True),
-        dataclasses.replace(LLAMA_STYLE, qkv_bias=False, query_key_norm=True, tied_head=True),
+        (dataclasses.replace(GPT2_STYLE, dropout=0.2), False),
+        (LLAMA_STYLE, True),
+        (dataclasses.replace(LLAMA_STYLE, qkv_bias=False, query_key_norm=True, tied_head=True), False),
     ],
     ids=["gpt2", "qwen2", "qwen3"],
 )
-def test_transformers_computes_the_same(config: Any, tmp_path: Path) -> None:
-    decoder = random_decoder(config)
+def test_transformers_computes_the_same(config: Any, scan_layers: bool, tmp_path: Path) -> None:
+    decoder = random_decoder(config, scan_layers=scan_layers)
     save_pretrained(decoder, tmp_path / "model", max_shard_bytes=4000)
     tokens = np.random.default_rng(0).integers(0, config.vocabulary, (2, 7))
 

@@ -16,7 +16,7 @@ from coconut.latent.generate import Generated, SamplingConfig, decode, prefill, 
 from coconut.latent.rollout import rollout_batch
 from coconut.losses import choose_cross_entropy, language_loss
 from coconut.models import segment_attention
-from coconut.models.config import DecoderConfig
+from coconut.models.config import DecoderConfig, ExecutionConfig
 from coconut.models.decoder import Decoder
 from coconut.models.segment_attention import choose_attention, valid_range
 from coconut.tokenizers import symbol_tokenizer
@@ -30,8 +30,9 @@ from tests.tiny_runs import tiny_run
 pytestmark = pytest.mark.slow
 
 # Heads of 16, the narrowest that the GPU's kernels take.
-GPT2 = dataclasses.replace(GPT2_STYLE, num_layers=1, head_dim=16, attention="dense", cross_entropy="full")
-LLAMA = dataclasses.replace(LLAMA_STYLE, num_layers=1, head_dim=16, attention="dense", cross_entropy="full")
+GPT2 = dataclasses.replace(GPT2_STYLE, num_layers=1, head_dim=16)
+LLAMA = dataclasses.replace(LLAMA_STYLE, num_layers=1, head_dim=16)
+PLAIN: dict[str, Any] = {"attention": "dense", "cross_entropy": "full"}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -52,17 +53,17 @@ def make_batch() -> Batch:
 BATCH = jax.tree.map(jnp.asarray, make_batch())
 
 
-def loss_and_gradients(config: DecoderConfig) -> tuple[Any, Any]:
+def loss_and_gradients(config: DecoderConfig, **execution: Any) -> tuple[Any, Any]:
     def loss(decoder: Decoder) -> tuple[jax.Array, Any]:
         mean, metrics = language_loss(decoder, BATCH, rollout_batch(decoder, Identity(), BATCH))
         return mean.mean(), metrics
 
-    return quick_jit(jax.value_and_grad(loss, has_aux=True))(random_decoder(config))
+    return quick_jit(jax.value_and_grad(loss, has_aux=True))(random_decoder(config, **PLAIN | execution))
 
 
-def assert_same_gradients(config: DecoderConfig, changed: DecoderConfig) -> None:
+def assert_same_gradients(config: DecoderConfig, **execution: Any) -> None:
     (expected, metrics), gradients = loss_and_gradients(config)
-    (value, others), computed = loss_and_gradients(changed)
+    (value, others), computed = loss_and_gradients(config, **execution)
     np.testing.assert_allclose(value, expected, rtol=2e-6)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5), others, metrics)
     for x, y in zip(jax.tree.leaves(computed), jax.tree.leaves(gradients), strict=True):
@@ -71,18 +72,17 @@ def assert_same_gradients(config: DecoderConfig, changed: DecoderConfig) -> None
 
 @pytest.mark.parametrize("implementation", ["reference", "xla", "tpu_interpret", "gpu_interpret"])
 def test_attention_trains_through_thoughts(implementation: Any) -> None:
-    assert_same_gradients(LLAMA, dataclasses.replace(LLAMA, attention=implementation))
+    assert_same_gradients(LLAMA, attention=implementation)
 
 
 @pytest.mark.parametrize("implementation", ["reference", "xla", "tpu_interpret", "gpu_interpret"])
 @pytest.mark.parametrize("config", [GPT2, LLAMA])
 def test_the_loss_and_its_metrics(config: DecoderConfig, implementation: Any) -> None:
-    config = dataclasses.replace(config, logit_scale=0.3)
-    assert_same_gradients(config, dataclasses.replace(config, cross_entropy=implementation))
+    assert_same_gradients(dataclasses.replace(config, logit_scale=0.3), cross_entropy=implementation)
 
 
-def generate(config: DecoderConfig) -> tuple[Generated, np.ndarray]:
-    decoder = random_decoder(config)
+def generate(**execution: Any) -> tuple[Generated, np.ndarray]:
+    decoder = random_decoder(LLAMA, **PLAIN | execution)
     tokens, valid = np.asarray(BATCH.tokens[:, :7]), np.asarray(BATCH.valid[:, :7]).copy()
     valid[-1, -1] = True
     prefix = prefill(decoder, tokens, valid)
@@ -101,8 +101,8 @@ def generate(config: DecoderConfig) -> tuple[Generated, np.ndarray]:
 
 @pytest.mark.parametrize("implementation", ["reference", "xla", "tpu_interpret", "gpu_interpret"])
 def test_decoding_writes_the_same_tokens(implementation: Any) -> None:
-    expected, expected_thoughts = generate(LLAMA)
-    generated, thoughts = generate(dataclasses.replace(LLAMA, attention=implementation))
+    expected, expected_thoughts = generate()
+    generated, thoughts = generate(attention=implementation)
     np.testing.assert_array_equal(generated.tokens, expected.tokens)
     np.testing.assert_allclose(thoughts, expected_thoughts, rtol=1e-4, atol=1e-5)
 
@@ -110,8 +110,8 @@ def test_decoding_writes_the_same_tokens(implementation: Any) -> None:
 @pytest.mark.parametrize("implementation", ["xla", "tpu_interpret"])
 def test_a_run_goes_on_to_the_same_bits(implementation: Any, tmp_path: Path) -> None:
     changes = {"attention": implementation, "cross_entropy": implementation}
-    whole = train(tiny_run(decoder=changes), tmp_path / "whole")
-    run = tiny_run(decoder=changes)
+    whole = train(tiny_run(execution=changes), tmp_path / "whole")
+    run = tiny_run(execution=changes)
     stopped = tmp_path / "stopped"
 
     class Stop(Exception):
@@ -131,38 +131,39 @@ def test_a_run_goes_on_to_the_same_bits(implementation: Any, tmp_path: Path) -> 
 
 
 def test_what_auto_means_on_a_cpu() -> None:
-    assert choose_attention(LLAMA_STYLE) == "dense"
-    assert choose_attention(dataclasses.replace(LLAMA_STYLE, attention="xla")) == "xla"
+    assert choose_attention(LLAMA_STYLE, ExecutionConfig()) == "dense"
+    assert choose_attention(LLAMA_STYLE, ExecutionConfig(attention="xla")) == "xla"
     small, large = (dataclasses.replace(LLAMA_STYLE, vocab_size=size) for size in (2_000, 50_257))
-    assert choose_cross_entropy(small, rows=640) == "full"
-    assert choose_cross_entropy(large, rows=8_192) == "auto"
-    assert choose_cross_entropy(dataclasses.replace(large, dtype="float64"), rows=8_192) == "full"
-    assert choose_cross_entropy(dataclasses.replace(small, cross_entropy="tpu"), rows=1) == "tpu"
+    assert choose_cross_entropy(small, ExecutionConfig(), rows=640) == "full"
+    assert choose_cross_entropy(large, ExecutionConfig(), rows=8_192) == "auto"
+    assert choose_cross_entropy(large, ExecutionConfig(dtype="float64"), rows=8_192) == "full"
+    assert choose_cross_entropy(small, ExecutionConfig(cross_entropy="tpu"), rows=1) == "tpu"
 
 
 @pytest.mark.parametrize(
-    ("kind", "changes", "expected"),
+    ("kind", "dtype", "dropout", "expected"),
     [
-        ("NVIDIA H100 80GB HBM3", {"dtype": "bfloat16"}, "auto"),
-        ("NVIDIA H100 80GB HBM3", {"dtype": "bfloat16", "dropout": 0.1}, "dense"),
-        ("NVIDIA H100 80GB HBM3", {}, "dense"),
-        ("NVIDIA A100-SXM4-80GB", {"dtype": "bfloat16"}, "dense"),
+        ("NVIDIA H100 80GB HBM3", "bfloat16", 0.0, "auto"),
+        ("NVIDIA H100 80GB HBM3", "bfloat16", 0.1, "dense"),
+        ("NVIDIA H100 80GB HBM3", "float32", 0.0, "dense"),
+        ("NVIDIA A100-SXM4-80GB", "bfloat16", 0.0, "dense"),
     ],
 )
-def test_what_auto_means_on_a_gpu(kind, changes, expected, monkeypatch) -> None:
+def test_what_auto_means_on_a_gpu(kind, dtype, dropout, expected, monkeypatch) -> None:
     """The kernels where a training step was measured to be faster by them: experiments/results/on_gpu."""
     monkeypatch.setattr(segment_attention, "platform", lambda: "gpu")
     monkeypatch.setattr(measured, "device_kind", lambda: kind)
-    assert choose_attention(dataclasses.replace(LLAMA_STYLE, **changes)) == expected
+    config = dataclasses.replace(LLAMA_STYLE, dropout=dropout)
+    assert choose_attention(config, ExecutionConfig(dtype=dtype)) == expected
 
 
 def test_a_kernel_that_does_not_apply_is_refused() -> None:
     with pytest.raises(ValueError, match="implementation='tpu' does not apply"):
-        loss_and_gradients(dataclasses.replace(LLAMA, attention="tpu"))
-    with pytest.raises(CoconutError, match=r"DecoderConfig.cross_entropy = 'xla': computes in float32 or bfloat16"):
-        dataclasses.replace(LLAMA, cross_entropy="xla", dtype="float16")
-    with pytest.raises(CoconutError, match=r"DecoderConfig.attention = 'xla': the kernels drop no attention weights"):
-        dataclasses.replace(LLAMA, attention="xla", dropout=0.1)
+        loss_and_gradients(LLAMA, attention="tpu")
+    with pytest.raises(CoconutError, match=r"ExecutionConfig.cross_entropy = 'xla': computes in float32 or bfloat16"):
+        ExecutionConfig(cross_entropy="xla", dtype="float16")
+    with pytest.raises(CoconutError, match=r"ExecutionConfig.attention = 'xla': the kernels drop no attention weights"):
+        random_decoder(dataclasses.replace(LLAMA, dropout=0.1), attention="xla")
 
 
 def test_ranges_of_valid_columns() -> None:

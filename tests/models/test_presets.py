@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen2Con
 
 from coconut.commands.configuration import resolve_run
 from coconut.errors import CoconutError
+from coconut.models.config import ExecutionConfig
 from coconut.models.parameters import abstract_decoder
 from coconut.models.presets import PRESETS
 from coconut.training.config import RunConfig, from_json, to_json
@@ -57,8 +58,8 @@ def huggingface_config(name: str) -> Any:
 def test_counts_are_those_of_transformers_and_of_the_publication(name: str) -> None:
     torch = pytest.importorskip("torch")
     # Stacked layers are traced once, which is quicker.
-    stacked = dataclasses.replace(PRESETS[name], scan_layers=True)
-    ours = sum(leaf.size for leaf in jax.tree.leaves(abstract_decoder(stacked)))
+    stacked = abstract_decoder(PRESETS[name], ExecutionConfig(scan_layers=True))
+    ours = sum(leaf.size for leaf in jax.tree.leaves(stacked))
     with torch.device("meta"):
         theirs = AutoModelForCausalLM.from_config(huggingface_config(name))
     assert ours == sum(parameter.numel() for parameter in theirs.parameters()) == PUBLISHED[name]

@@ -318,10 +318,10 @@ def test_a_workdir_that_holds_another_run_is_left_alone(uninterrupted: tuple[Pat
         trained(tiny_run(seed=3, optimizer={"learning_rate": 0.5}), workdir)
     message = str(error.value)
     assert f"{workdir} holds another run" in message
-    assert "config.seed: 0 there, 3 here" in message
-    assert "config.optimizer.learning_rate: 0.01 there, 0.5 here" in message
+    assert "\n  seed: 0 there, 3 here" in message
+    assert "optimizer.learning_rate: 0.01 there, 0.5 here" in message
     assert "data_fingerprint" in message
-    assert "config.decoder" not in message
+    assert "decoder" not in message and "--allow" not in message
     assert {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()} == before
 
 

@@ -20,7 +20,7 @@ from coconut.commands.plan.collectives import collectives
 from coconut.mesh import MeshConfig
 from coconut.methods import METHODS
 from coconut.model import Template, make_model, parameters_of
-from coconut.models.config import DecoderConfig
+from coconut.models.config import DecoderConfig, ExecutionConfig
 from coconut.sharding import make_mesh, placed, put_rows, replicated, tree_sharding
 from coconut.tokenizers import symbol_tokenizer
 from coconut.training.optimizer import OptimizerConfig, make_optimizer
@@ -73,20 +73,28 @@ def make_batch(shape: Shape, rng: np.random.Generator, ragged: bool = True) -> B
     return aligned([*pages, None, None], shape, tokenizer)
 
 
-def fresh_state(config: DecoderConfig) -> Any:
-    model = make_model(config, jax.random.key(0))
+Configs = tuple[DecoderConfig, ExecutionConfig]
+
+
+def fresh_model(configs: Configs) -> Any:
+    config, execution = configs
+    return make_model(config, jax.random.key(0), execution=execution)
+
+
+def fresh_state(configs: Configs) -> Any:
+    model = fresh_model(configs)
     return make_state(Template.of(model), parameters_of(model), OPTIMIZER)
 
 
-def template_of(config: DecoderConfig) -> Template:
-    return Template.of(jax.eval_shape(lambda: make_model(config, jax.random.key(0))))
+def template_of(configs: Configs) -> Template:
+    return Template.of(jax.eval_shape(lambda: fresh_model(configs)))
 
 
-def train_steps(config: DecoderConfig, batches: list[Batch], mesh: Mesh) -> tuple[list[float], Any]:
+def train_steps(configs: Configs, batches: list[Batch], mesh: Mesh) -> tuple[list[float], Any]:
     """The loss of each step, and the state after them."""
-    places = tree_sharding(jax.eval_shape(lambda: fresh_state(config)), template_of(config).axes, mesh)
-    state = jax.jit(lambda: fresh_state(config), out_shardings=places)()
-    step, losses = make_train_step(template_of(config), METHOD, OPTIMIZER, microbatches=2), []
+    places = tree_sharding(jax.eval_shape(lambda: fresh_state(configs)), template_of(configs).axes, mesh)
+    state = jax.jit(lambda: fresh_state(configs), out_shardings=places)()
+    step, losses = make_train_step(template_of(configs), METHOD, OPTIMIZER, microbatches=2), []
     with jax.set_mesh(mesh):
         key = jax.jit(jax.random.key, out_shardings=replicated(mesh))(0)
         for batch in batches:
@@ -105,17 +113,15 @@ def check_equality(meshes: list[MeshConfig]) -> None:
         num_heads=8,
         num_kv_heads=8,
         head_dim=2,
-        scan_layers=True,
-        remat="full",
-        dtype="float64",
         param_dtype="float64",
     )
+    configs = (config, ExecutionConfig(dtype="float64", scan_layers=True, remat="full"))
     batches = [make_batch(one_block(6, 2, 6), np.random.default_rng(seed)) for seed in range(10)]
     with quick_compilation():
-        expected_losses, expected = train_steps(config, batches, make_mesh(devices=jax.devices()[:1]))
+        expected_losses, expected = train_steps(configs, batches, make_mesh(devices=jax.devices()[:1]))
         assert expected_losses[-1] < expected_losses[0] - 1e-3
         for mesh in meshes:
-            losses, state = train_steps(config, batches, make_mesh(mesh))
+            losses, state = train_steps(configs, batches, make_mesh(mesh))
             np.testing.assert_allclose(losses, expected_losses, rtol=1e-10, err_msg=str(mesh))
             # The moments are averages of the gradients.
             jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-12), state, expected)
@@ -123,10 +129,9 @@ def check_equality(meshes: list[MeshConfig]) -> None:
 
 def check_kernels() -> None:
     """Attention and loss of `pallas_kernels`, each device with its own rows, heads, columns and part of the ids."""
-    dense = dataclasses.replace(
-        LLAMA_STYLE, vocab_size=24, num_heads=8, num_kv_heads=4, head_dim=2, attention="dense", cross_entropy="full"
-    )
-    blocked = dataclasses.replace(dense, attention="xla", cross_entropy="xla")
+    config = dataclasses.replace(LLAMA_STYLE, vocab_size=24, num_heads=8, num_kv_heads=4, head_dim=2)
+    dense = (config, ExecutionConfig(attention="dense", cross_entropy="full"))
+    blocked = (config, ExecutionConfig(attention="xla", cross_entropy="xla"))
     batches = [make_batch(one_block(6, 2, 6), np.random.default_rng(seed)) for seed in range(3)]
     xla.BLOCK = 2  # Several blocks, so that their loops run on every device, too.
     with quick_compilation():
@@ -137,13 +142,14 @@ def check_kernels() -> None:
             np.testing.assert_allclose(losses, expected, rtol=2e-6, err_msg=str(mesh))
 
 
-def parameter_collectives(config: DecoderConfig, thoughts: int, mesh: Mesh) -> dict[str, int]:
+def parameter_collectives(configs: Configs, thoughts: int, mesh: Mesh) -> dict[str, int]:
     """How often a step gathers or reduces something as large as a matrix, a loop's body counted as often as it runs."""
     batch = make_batch(one_block(4, thoughts, 4), np.random.default_rng(0), ragged=False)
-    state = placed(jax.eval_shape(lambda: fresh_state(config)), template_of(config).axes, mesh)
+    config, _ = configs
+    state = placed(jax.eval_shape(lambda: fresh_state(configs)), template_of(configs).axes, mesh)
     with jax.set_mesh(mesh):
         key = jax.jit(jax.random.key, out_shardings=replicated(mesh))(0)
-        lowered = make_train_step(template_of(config), METHOD, OPTIMIZER).lower(
+        lowered = make_train_step(template_of(configs), METHOD, OPTIMIZER).lower(
             state, {"main": put_rows(batch, mesh, BATCH_SIZE)}, np.float32(1e-3), key
         )
         text = lowered.compile(compiler_options={"xla_backend_optimization_level": 0}).as_text()
@@ -157,13 +163,12 @@ def parameter_collectives(config: DecoderConfig, thoughts: int, mesh: Mesh) -> d
 
 
 def check_collectives() -> None:
-    config = dataclasses.replace(
-        LLAMA_STYLE, vocab_size=24, embed_dim=256, mlp_dim=512, num_heads=4, num_kv_heads=4, scan_layers=True
-    )
+    config = dataclasses.replace(LLAMA_STYLE, vocab_size=24, embed_dim=256, mlp_dim=512, num_heads=4, num_kv_heads=4)
+    configs = (config, ExecutionConfig(scan_layers=True))
     for sizes in (MeshConfig(fsdp=8), MeshConfig(fsdp=4, tensor=2)):
         mesh = make_mesh(sizes)
         # One thought of a span is no pass of its own, and a single column beside it moves no matrix at all.
-        few, many = (parameter_collectives(config, thoughts, mesh) for thoughts in (3, 7))
+        few, many = (parameter_collectives(configs, thoughts, mesh) for thoughts in (3, 7))
         assert few == many, (sizes, few, many)
         assert few["all-gather"] > 0 and few["all-reduce"] + few.get("reduce-scatter", 0) > 0, few
 

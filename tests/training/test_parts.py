@@ -151,14 +151,15 @@ def test_a_feedback_that_draws_has_other_keys_in_every_step_and_the_same_in_ever
     examples = [question_alone(row, CurriculumConfig(max_latent_stage=2)) for row in question]
     placing = placing_at(tokenizer, CurriculumConfig(max_latent_stage=2), 2)
 
-    def thoughts(model: Model, **settings: Any) -> list[np.ndarray | None]:
+    def thoughts(model: Model, **settings: Any) -> np.ndarray:
         config = AnswerConfig(sampling=SamplingConfig(max_new_tokens=2), **settings)
-        return [a.thought_inputs for a in answer_questions(model, tokenizer, COCONUT, placing, examples, config)]
+        answers = answer_questions(model, tokenizer, COCONUT, placing, examples, config)
+        return np.asarray([answer.thought_inputs for answer in answers])
 
     together, apart = thoughts(noisy, batch_size=5), thoughts(noisy, batch_size=2)
     np.testing.assert_allclose(together, apart, rtol=1e-4, atol=1e-5)
     for other in (thoughts(quiet, batch_size=5), thoughts(noisy, batch_size=5, seed=1)):
-        assert np.abs(np.asarray(together) - np.asarray(other)).max() > 0.1
+        assert np.abs(together - other).max() > 0.1
 
 
 def test_a_stop_head_that_is_missing_is_found_before_training() -> None:

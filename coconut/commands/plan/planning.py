@@ -263,14 +263,14 @@ def suggestions(config: RunConfig, mesh: Mesh) -> tuple[str, ...]:
     found = []
     if mesh.shape["data"] > 1:
         found.append(f"--mesh fsdp={mesh.shape['fsdp'] * mesh.shape['data']}: parameters and optimizer in more shards")
-    if not config.decoder.scan_layers:
-        found.append("DecoderConfig.scan_layers = True: buffers of one layer serve them all")
-    if config.decoder.remat != "full":
-        found.append("DecoderConfig.remat = 'full': activations are recomputed, for a third more arithmetic")
+    if not config.execution.scan_layers:
+        found.append("ExecutionConfig.scan_layers = True: buffers of one layer serve them all")
+    if config.execution.remat != "full":
+        found.append("ExecutionConfig.remat = 'full': activations are recomputed, for a third more arithmetic")
     if rows > 1:
         found.append(f"RunConfig.microbatches = {2 * config.microbatches}: half the rows at a time")
-    if config.decoder.dtype != "bfloat16":
-        found.append("DecoderConfig.dtype = 'bfloat16': activations of half the size")
+    if config.execution.dtype != "bfloat16":
+        found.append("ExecutionConfig.dtype = 'bfloat16': activations of half the size")
     if not found:
         found.append("a larger slice, or a mesh with more of tensor or sequence")
     return tuple(found)

@@ -15,7 +15,7 @@ from jaxtyping import Array
 
 from coconut.errors import CoconutError
 from coconut.hub import local_folder
-from coconut.models.config import DecoderConfig
+from coconut.models.config import DecoderConfig, ExecutionConfig
 from coconut.models.decoder import Decoder
 from coconut.models.huggingface.configuration import CONFIG_FILE, decoder_config, family_of, read_config, read_json
 from coconut.models.huggingface.files import DTYPES, Stored, equal, stored_tensors, widest_dtype
@@ -30,12 +30,7 @@ _CHOICES = (
     "kernel_stddev",
     "offset_bias",
     "dropout",
-    "dtype",
     "param_dtype",
-    "scan_layers",
-    "remat",
-    "attention",
-    "cross_entropy",
 )
 
 
@@ -43,6 +38,7 @@ def load_pretrained(
     path_or_repo: str | os.PathLike[str],
     *,
     config: DecoderConfig | None = None,
+    execution: ExecutionConfig | None = None,
     mesh: Mesh | None = None,
     dtype: str | None = None,
     revision: str | None = None,
@@ -55,12 +51,12 @@ def load_pretrained(
     Args:
       path_or_repo: a folder with ``config.json`` and safetensors, or the id of a repository of the Hugging Face hub
         (which needs the extra ``[hf]``).
-      config: a decoder of this architecture, such as a preset, for choices that config.json does not make: dtypes,
-        ``scan_layers``, ``remat``, dropout, fewer positions (with rotary ones). None for layers one by one in the
-        dtype of the files.
+      config: a decoder of this architecture, such as a preset, for choices that config.json does not make:
+        ``param_dtype``, dropout, fewer positions (with rotary ones). None for parameters in the dtype of the files.
+      execution: how the decoder is run; None for layers one by one that compute in the dtype of the parameters.
       mesh: devices to put the parameters on (`coconut.sharding`); None for the default device. A vocabulary that it
         does not divide is not split: training wants it resized (`coconut.models.vocabulary`).
-      dtype: dtype of parameters and activations, whatever ``config`` or the files say.
+      dtype: dtype of parameters and activations, whatever the configs or the files say.
       revision: branch, tag or commit of a repository.
 
     Returns:
@@ -78,14 +74,16 @@ def load_pretrained(
     if described is not None:
         if config is not None:
             described = _merge(described, config, problems)
-            chosen = {"dtype": described.dtype, "param_dtype": described.param_dtype}
+            kept = described.param_dtype
         else:
             floats = [tensor for tensor in stored if tensor.dtype in DTYPES]
-            chosen = dict.fromkeys(("dtype", "param_dtype"), widest_dtype(floats) if floats else "float32")
-        if dtype is not None:
-            chosen = {"dtype": dtype, "param_dtype": dtype}
-        described = dataclasses.replace(described, **chosen)
-    return _load(folder, described, stored, problems, mesh)
+            kept = widest_dtype(floats) if floats else "float32"
+        described = dataclasses.replace(described, param_dtype=dtype or kept)
+        if execution is None:
+            execution = ExecutionConfig(dtype=described.param_dtype)
+        elif dtype is not None:
+            execution = dataclasses.replace(execution, dtype=dtype)
+    return _load(folder, described, execution, stored, problems, mesh)
 
 
 def agreed_config(path_or_repo: str | os.PathLike[str], config: DecoderConfig) -> DecoderConfig:
@@ -103,23 +101,34 @@ def agreed_config(path_or_repo: str | os.PathLike[str], config: DecoderConfig) -
     return agreed
 
 
-def load_weights(folder: Path, config: DecoderConfig, *, mesh: Mesh | None = None) -> Decoder:
+def load_weights(
+    folder: Path,
+    config: DecoderConfig,
+    execution: ExecutionConfig = ExecutionConfig(),  # noqa: B008 - immutable
+    *,
+    mesh: Mesh | None = None,
+) -> Decoder:
     """`load_pretrained` for a folder without a config.json.
 
     Raises:
       CoconutError: the files or their tensors do not fit ``config``; the message names all that does not.
     """
     problems: list[str] = []
-    return _load(folder, config, stored_tensors(folder, problems), problems, mesh)
+    return _load(folder, config, execution, stored_tensors(folder, problems), problems, mesh)
 
 
 def _load(
-    folder: Path, config: DecoderConfig | None, stored: list[Stored], problems: list[str], mesh: Mesh | None
+    folder: Path,
+    config: DecoderConfig | None,
+    execution: ExecutionConfig | None,
+    stored: list[Stored],
+    problems: list[str],
+    mesh: Mesh | None,
 ) -> Decoder:
-    if config is not None:
+    if config is not None and execution is not None:
         if jnp.dtype(config.param_dtype) != jax.dtypes.canonicalize_dtype(config.param_dtype):
             raise CoconutError(f"DecoderConfig.param_dtype = {config.param_dtype!r}: JAX needs jax_enable_x64 for it")
-        abstract = abstract_decoder(config)
+        abstract = abstract_decoder(config, execution)
         shapes, axes = decoder_parameters(abstract), parameter_axes(abstract)
         tensors = tensors_of(config, shapes)
         for name, expected in shapes.items():
@@ -129,7 +138,7 @@ def _load(
                 problems.append(str(error))
         matched = _match(stored, config, tensors, problems)
         if not problems:
-            return decoder_of(config, _place(matched, shapes, axes, mesh))
+            return decoder_of(config, execution, _place(matched, shapes, axes, mesh))
     raise CoconutError(f"{folder} cannot be loaded:\n  " + "\n  ".join(problems))
 
 

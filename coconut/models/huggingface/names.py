@@ -92,7 +92,7 @@ def tensors_of(config: DecoderConfig, shapes: Mapping[str, Any] | None = None) -
 
     Args:
       config: the decoder's.
-      shapes: our parameters or their abstract values by name, where they are at hand.
+      shapes: our parameters or their abstract values by name; None for those of layers one by one.
 
     Raises:
       CoconutError: no architecture of `transformers` is this config's.
@@ -100,13 +100,13 @@ def tensors_of(config: DecoderConfig, shapes: Mapping[str, Any] | None = None) -
     family = family_of(config)
     if shapes is None:
         shapes = decoder_parameters(abstract_decoder(config))
+    one_by_one = any(name.startswith("layers.0.") for name in shapes)
     outer, layer = (_GPT2, _GPT2_LAYER) if family == "gpt2" else (_LLAMA, _LLAMA_LAYER)
     layers = "transformer.h" if family == "gpt2" else "model.layers"
     # (their module, our modules, index into stacked layers)
     modules = [(theirs, ours, None) for theirs, ours in outer.items()]
     for index in range(config.num_layers):
-        prefix = "layers" if config.scan_layers else f"layers.{index}"
-        stacked = index if config.scan_layers else None
+        prefix, stacked = (f"layers.{index}", None) if one_by_one else ("layers", index)
         modules += [
             (f"{layers}.{index}.{theirs}", tuple(f"{prefix}.{name}" for name in ours), stacked)
             for theirs, ours in layer.items()
