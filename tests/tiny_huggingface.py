@@ -86,4 +86,4 @@ def write_model(folder: Path, name: str, **options: Any) -> Path:
 def tensors_of_decoder(decoder: Decoder) -> dict[str, np.ndarray]:
     """Arrays of a decoder, such as gradients, by the names `transformers` has for them."""
     parameters = decoder_parameters(decoder)
-    return {name: gather(tensor, parameters) for name, tensor in tensors_of(decoder.config).items()}
+    return {name: gather(tensor, parameters) for name, tensor in tensors_of(decoder.config, parameters).items()}

@@ -8,7 +8,6 @@ from typing import Any
 
 from coconut.models.config import DecoderConfig
 from coconut.models.huggingface.configuration import Family, family_of
-from coconut.models.parameters import abstract_decoder, decoder_parameters
 
 # Their module -> ours; several of ours lie side by side in one of theirs.
 _GPT2 = {
@@ -87,19 +86,17 @@ class Tensor:
     transposed: bool
 
 
-def tensors_of(config: DecoderConfig, shapes: Mapping[str, Any] | None = None) -> dict[str, Tensor]:
+def tensors_of(config: DecoderConfig, shapes: Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors of a checkpoint of this config, by name, in the order of the layers.
 
     Args:
       config: the decoder's.
-      shapes: our parameters or their abstract values by name; None for those of layers one by one.
+      shapes: our parameters or their abstract values by name, with layers one by one or stacked.
 
     Raises:
       CoconutError: no architecture of `transformers` is this config's.
     """
     family = family_of(config)
-    if shapes is None:
-        shapes = decoder_parameters(abstract_decoder(config))
     one_by_one = any(name.startswith("layers.0.") for name in shapes)
     outer, layer = (_GPT2, _GPT2_LAYER) if family == "gpt2" else (_LLAMA, _LLAMA_LAYER)
     layers = "transformer.h" if family == "gpt2" else "model.layers"
