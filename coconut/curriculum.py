@@ -94,7 +94,7 @@ class CurriculumConfig:
             if self.epochs_per_stage is None or self.last_stage_factor != 1.0:
                 reject("total_epochs", "needs epochs_per_stage, and no last_stage_factor beside it")
             # As if an epoch were one step: the stages before the last, in epochs.
-            earlier = sum(_planned_steps(self, stage, 1) for stage in range(self.first_stage, self.final_stage))
+            earlier = sum(_steps_of_stage(self, stage, 1) for stage in range(self.first_stage, self.final_stage))
             if earlier >= self.total_epochs:
                 reject("total_epochs", f"the stages before the last take {earlier:g} epochs")
         bounds = (self.advance_below is not None) + (self.advance_above is not None)
@@ -108,12 +108,12 @@ class CurriculumConfig:
 
     @property
     def max_thoughts(self) -> int:
-        """Thoughts of the longest plan."""
+        """The most thoughts that a stage makes."""
         return self.c_thought * self.max_latent_stage
 
 
 @dataclasses.dataclass(frozen=True)
-class StagePlan:
+class Replacement:
     """What an example looks like at a stage.
 
     Attributes:
@@ -125,7 +125,7 @@ class StagePlan:
     thoughts: int
 
 
-def plan_stage(config: CurriculumConfig, stage: int, num_steps: int) -> StagePlan:
+def replace_steps(config: CurriculumConfig, stage: int, num_steps: int) -> Replacement:
     """Which steps of an example have become thoughts (Hao et al. 2024, figure 2).
 
     Up to ``max_latent_stage`` the stage skips as many steps, and inserts ``stage * c_thought`` thoughts, also for an
@@ -136,9 +136,9 @@ def plan_stage(config: CurriculumConfig, stage: int, num_steps: int) -> StagePla
     early stages by the number of steps). Here training and evaluation use this one rule.
     """
     if stage <= config.max_latent_stage:
-        return StagePlan(min(stage, num_steps), stage * config.c_thought)
+        return Replacement(min(stage, num_steps), stage * config.c_thought)
     steps = config.max_latent_stage if config.pad_latent_to_max else min(num_steps, config.max_latent_stage)
-    return StagePlan(num_steps, steps * config.c_thought)
+    return Replacement(num_steps, steps * config.c_thought)
 
 
 def drawable_stages(config: CurriculumConfig, stage: int, num_steps: int) -> range:
@@ -170,11 +170,11 @@ def stage_steps(config: CurriculumConfig, stage: int, steps_per_epoch: int) -> i
         earlier = sum(stage_steps(config, before, steps_per_epoch) for before in range(config.first_stage, stage))
         steps = config.total_epochs * steps_per_epoch - earlier
     else:
-        steps = _planned_steps(config, stage, steps_per_epoch)
+        steps = _steps_of_stage(config, stage, steps_per_epoch)
     return max(1, round(steps))
 
 
-def _planned_steps(config: CurriculumConfig, stage: int, steps_per_epoch: int) -> float:
+def _steps_of_stage(config: CurriculumConfig, stage: int, steps_per_epoch: int) -> float:
     """Steps of a stage by its own fields, before they are rounded."""
     if config.steps_per_stage is not None:
         steps = float(config.steps_per_stage)

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from coconut.curriculum import (
     CurriculumConfig,
-    StagePlan,
+    Replacement,
     draw_stage,
     drawable_stages,
     has_learnt,
-    plan_stage,
+    replace_steps,
     stage_steps,
 )
 from coconut.errors import CoconutError
@@ -45,36 +45,40 @@ curricula = st.builds(
 
 @given(config=curricula, stage=stages, num_steps=steps_counts)
 def test_up_to_the_last_latent_stage_a_stage_swaps_as_many_steps_for_thoughts(config, stage, num_steps):
-    plan = plan_stage(config, min(stage, config.max_latent_stage), num_steps)
+    replaced = replace_steps(config, min(stage, config.max_latent_stage), num_steps)
     stage = min(stage, config.max_latent_stage)
-    assert plan.skipped == min(stage, num_steps)
+    assert replaced.skipped == min(stage, num_steps)
     # Also for an example that has fewer steps than that.
-    assert plan.thoughts == stage * config.c_thought
+    assert replaced.thoughts == stage * config.c_thought
 
 
 @given(config=curricula, beyond=st.integers(1, 5), num_steps=steps_counts)
 def test_past_it_every_step_is_skipped_and_padding_decides_on_the_thoughts(config, beyond, num_steps):
-    plan = plan_stage(config, config.max_latent_stage + beyond, num_steps)
-    assert plan.skipped == num_steps
+    replaced = replace_steps(config, config.max_latent_stage + beyond, num_steps)
+    assert replaced.skipped == num_steps
     if config.pad_latent_to_max:
-        assert plan.thoughts == config.c_thought * config.max_latent_stage
+        assert replaced.thoughts == config.c_thought * config.max_latent_stage
     else:
-        assert plan.thoughts == config.c_thought * min(num_steps, config.max_latent_stage)
+        assert replaced.thoughts == config.c_thought * min(num_steps, config.max_latent_stage)
 
 
 def test_the_papers_own_numbers():
     prosqa = CurriculumConfig()
-    assert [plan_stage(prosqa, stage, 4) for stage in (0, 1, 4, 5, 6, 7)] == [
-        StagePlan(0, 0),
-        StagePlan(1, 1),
-        StagePlan(4, 4),
-        StagePlan(4, 5),
-        StagePlan(4, 6),
-        StagePlan(4, 6),
+    assert [replace_steps(prosqa, stage, 4) for stage in (0, 1, 4, 5, 6, 7)] == [
+        Replacement(0, 0),
+        Replacement(1, 1),
+        Replacement(4, 4),
+        Replacement(4, 5),
+        Replacement(4, 6),
+        Replacement(4, 6),
     ]
     gsm8k = CurriculumConfig(c_thought=2, max_latent_stage=3, epochs_per_stage=3.0)
-    assert [plan_stage(gsm8k, stage, 5) for stage in (1, 3, 4)] == [StagePlan(1, 2), StagePlan(3, 6), StagePlan(5, 6)]
-    assert plan_stage(dataclasses.replace(gsm8k, pad_latent_to_max=False), 4, 2) == StagePlan(2, 4)
+    assert [replace_steps(gsm8k, stage, 5) for stage in (1, 3, 4)] == [
+        Replacement(1, 2),
+        Replacement(3, 6),
+        Replacement(5, 6),
+    ]
+    assert replace_steps(dataclasses.replace(gsm8k, pad_latent_to_max=False), 4, 2) == Replacement(2, 4)
     assert (gsm8k.final_stage, gsm8k.max_thoughts) == (4, 6)
     assert dataclasses.replace(gsm8k, last_stage=2).final_stage == 2
 

@@ -55,7 +55,7 @@ class PreparedSplit:
     file: Path
 
 
-def prepare(output: Path, config: DataConfig, *, drop_without_steps: bool = False) -> list[PreparedSplit]:
+def prepare_splits(output: Path, config: DataConfig, *, drop_without_steps: bool = False) -> list[PreparedSplit]:
     """Writes the splits of a data set as the field's JSON: ``train.json``, ``validation.json`` and ``test.json``.
 
     A question that occurs in two splits stays in the one nearer to the test: training gives way to validation and test,

@@ -53,7 +53,7 @@ def _quickstart(options: argparse.Namespace) -> int:
 
 
 def _data(options: argparse.Namespace) -> int:
-    from coconut.commands.data import generate_file, prepare, prepare_report, show, statistics_report
+    from coconut.commands.data import generate_file, prepare_report, prepare_splits, show, statistics_report
     from coconut.datasets import DataConfig
 
     if options.action == "generate":
@@ -70,7 +70,7 @@ def _data(options: argparse.Namespace) -> int:
             options=dict(options.option),
             seed=options.seed,
         )
-        splits = prepare(options.output, config, drop_without_steps=options.drop_without_steps)
+        splits = prepare_splits(options.output, config, drop_without_steps=options.drop_without_steps)
         _print_markdown(prepare_report(splits))
     elif options.action == "stats":
         _print_markdown(statistics_report(options.file, options.task))

@@ -92,7 +92,7 @@ class MatchNorm:
 
     factor: float = dataclasses.field(metadata={"static": True})
 
-    def prepared(self, decoder: Decoder) -> "Norm":
+    def with_constants(self, decoder: Decoder) -> "Norm":
         """The same with the norm of a thought known."""
         table = jax.lax.stop_gradient(decoder.tokens.embedding[...]).astype(decoder.execution.accumulation_dtype)
         norm = self.factor * jnp.linalg.norm(table, axis=-1).mean()
@@ -102,7 +102,7 @@ class MatchNorm:
         self, decoder: Decoder, hidden: Float[Array, "*B D"], *, keys: Key[Array, "*B"] | None = None
     ) -> Float[Array, "*B D"]:
         """Returns ``hidden`` at its new norm, in its dtype, computed in at least float32; zero where it is zero."""
-        return self.prepared(decoder)(decoder, hidden, keys=keys)
+        return self.with_constants(decoder)(decoder, hidden, keys=keys)
 
 
 @jax.tree_util.register_dataclass
@@ -227,10 +227,10 @@ def draws(feedback: Feedback) -> bool:
     return bool(getattr(feedback, "draws", False))
 
 
-def prepare(feedback: Feedback, decoder: Decoder) -> Feedback:
-    """The feedback with whatever depends on the decoder alone computed once, where it has a method ``prepared``.
+def with_constants(feedback: Feedback, decoder: Decoder) -> Feedback:
+    """The feedback with whatever depends on the decoder alone computed once, where it has a method ``with_constants``.
 
     Thoughts are made in a loop, from which XLA does not take a sum over the whole embedding table.
     """
-    prepared = getattr(feedback, "prepared", None)
-    return feedback if prepared is None else prepared(decoder)
+    own = getattr(feedback, "with_constants", None)
+    return feedback if own is None else own(decoder)

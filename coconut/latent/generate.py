@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from coconut.errors import CoconutError, check_fields
-from coconut.latent.feedback import Feedback, prepare
+from coconut.latent.feedback import Feedback, with_constants
 from coconut.latent.halting import Blocks, Thinking
 from coconut.latent.rollout import last_valid, last_valid_column, walk
 from coconut.latent.thinkers import OneByOne, Thinker
@@ -133,9 +133,9 @@ def prefill_program(
         nothing = jnp.zeros((batch, decoder.config.embed_dim), decoder.execution.compute_dtype)
         prefix = Prefix((), nothing, jnp.zeros(batch, jnp.int32))
     place = _place(prefix, valid)
-    hidden, layers = trunk(decoder, decoder.embed(tokens), place, prefix.past, last_valid_column(valid)[:, None])
+    hidden, key_values = trunk(decoder, decoder.embed(tokens), place, prefix.past, last_valid_column(valid)[:, None])
     return Continuation(
-        Segment(layers, valid, place.columns),
+        Segment(key_values, valid, place.columns),
         jnp.where(valid.any(1)[:, None], hidden[:, 0], prefix.last),
         prefix.length + valid.sum(1, dtype=jnp.int32),
     )
@@ -189,10 +189,10 @@ def think_program(
 ) -> tuple[Continuation, Float[Array, "B K D"]]:
     """The compiled part of `think_on`."""
     place = _place(prefix, jnp.arange(room) < counts[:, None], keys)
-    feedback = prepare(feedback, decoder)
+    feedback = with_constants(feedback, decoder)
     if isinstance(think, OneByOne):
         span = think_sequentially(decoder, feedback, prefix.past, prefix.last, place)
-        thoughts, segment = span.thoughts, Segment(span.layers, place.valid, place.columns)
+        thoughts, segment = span.thoughts, Segment(span.key_values, place.valid, place.columns)
         last = last_valid(span.hidden, place.valid, prefix.last)
     else:
         if latent_id is None:
@@ -247,7 +247,7 @@ def decode(
     blocks, row_keys = None, None
     if thinking is not None:
         thinking.check()
-        thinking = dataclasses.replace(thinking, feedback=prepare(thinking.feedback, decoder))
+        thinking = dataclasses.replace(thinking, feedback=with_constants(thinking.feedback, decoder))
         room, row_keys = room + thinking.config.room, thinking.keys
         blocks = thinking.begin(~active, room, decoder.config.embed_dim, prefix.last.dtype)
     place = _place(prefix, jnp.ones((batch, room), bool), row_keys)
@@ -256,7 +256,7 @@ def decode(
         index, *_, done, _ = carry
         return (index < room) & ~done.all()
 
-    def step(carry: tuple) -> tuple:
+    def body(carry: tuple) -> tuple:
         index, last, own, tokens, done, blocks = carry
         here, logits = place.column(index), decoder.unembed(last)[:, :vocab_size]
         token = jnp.where(done, eos_id, _choose(logits, keys, index, sampling))
@@ -281,7 +281,7 @@ def decode(
 
     tokens = jnp.full((batch, room), eos_id, jnp.int32)
     start = (jnp.zeros((), jnp.int32), prefix.last, room_behind(decoder, place, prefix.past), tokens, ~active, blocks)
-    *_, tokens, _, blocks = jax.lax.while_loop(unfinished, step, start)
+    *_, tokens, _, blocks = jax.lax.while_loop(unfinished, body, start)
     if blocks is not None:
         lengths = blocks.written + blocks.thoughts - blocks.ended
         return replicate(Generated(tokens, lengths, blocks.ended, blocks))

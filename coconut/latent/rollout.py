@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from coconut.errors import CoconutError
-from coconut.latent.feedback import Feedback, Identity, prepare
+from coconut.latent.feedback import Feedback, Identity, with_constants
 from coconut.latent.thinkers import OneByOne, Sweeps, Thinker
 from coconut.latent.thoughts import Past, Place, feed_back, think_implicitly, think_sequentially, trunk
 from coconut.models.cache import Segment
@@ -68,7 +68,7 @@ def rollout(
     embedded = decoder.embed(tokens)
     return walk(
         decoder,
-        prepare(feedback, decoder),
+        with_constants(feedback, decoder),
         schedule,
         embedded=embedded,
         place=Place(positions, valid, jnp.arange(T), dropout, keys),
@@ -118,7 +118,7 @@ def walk(
 
     Args:
       decoder: the decoder.
-      feedback: how a hidden state becomes the next thought, prepared (`prepare`).
+      feedback: how a hidden state becomes the next thought, as `with_constants` returns it.
       schedule: the spans.
       embedded: token embeddings.
       place: where the columns stand.
@@ -128,46 +128,46 @@ def walk(
       every_hidden: see `rollout`.
     """
     passes = _passes(schedule, think, join=choose_attention(decoder.config, decoder.execution) == "dense")
-    lengths = [step.end - step.start for step in passes]
-    read = lengths if every_hidden else [step.number_read for step in passes]
+    lengths = [one.end - one.start for one in passes]
+    wanted = lengths if every_hidden else [one.number_wanted for one in passes]
     decoders = [decoder] * len(passes)
     if think != OneByOne(gradient="autodiff") and len(passes) > 1:
-        decoders = decoder.lend(len(last), lengths, read)
+        decoders = decoder.lend(len(last), lengths, wanted)
     # States of the columns behind ``last``, of which the next pass makes further thoughts.
     following = embedded[:, :0]
     hiddens, predictors, thoughts = [], [], []
-    for step, length, number_read, borrower in zip(passes, lengths, read, decoders, strict=True):
-        here = place.part(step.start, step.end)
-        if step.one_by_one:
+    for one, length, number_wanted, borrower in zip(passes, lengths, wanted, decoders, strict=True):
+        here = place.part(one.start, one.end)
+        if one.one_by_one:
             make = think_implicitly if think == OneByOne() else think_sequentially
-            made, hidden, layers = make(borrower, feedback, past, last, here)
+            made, hidden, key_values = make(borrower, feedback, past, last, here)
             last = last_valid(hidden, here.valid, last)
         else:
-            inputs, latent = embedded[:, step.start : step.end], here.part(0, step.latent)
+            inputs, latent = embedded[:, one.start : one.end], here.part(0, one.latent)
             if think == Sweeps(count=0):
-                made = jnp.where(latent.valid[..., None], inputs[:, : step.latent], 0.0)
+                made = jnp.where(latent.valid[..., None], inputs[:, : one.latent], 0.0)
             else:
-                before = jnp.concatenate([last[:, None], following], 1)[:, : step.latent]
+                before = jnp.concatenate([last[:, None], following], 1)[:, : one.latent]
                 # They come from a pass of one column, maybe, and join one whose columns a mesh may split.
                 made = constrain(feed_back(feedback, decoder, before, latent), "rows", "columns", "features")
-                inputs = jnp.concatenate([made, inputs[:, step.latent :]], 1)
-            predicting = _columns_before(here.valid[:, : step.kept], step.scored + 1)
-            columns, number = jnp.maximum(predicting, 0), step.scored + 1
-            if number_read < length:
-                behind = jnp.broadcast_to(jnp.arange(step.kept, length), (len(last), length - step.kept))
-                hidden, layers = trunk(borrower, inputs, here, past, jnp.concatenate([columns, behind], 1))
+                inputs = jnp.concatenate([made, inputs[:, one.latent :]], 1)
+            predicting = _columns_before(here.valid[:, : one.kept], one.scored + 1)
+            columns, number = jnp.maximum(predicting, 0), one.scored + 1
+            if number_wanted < length:
+                behind = jnp.broadcast_to(jnp.arange(one.kept, length), (len(last), length - one.kept))
+                hidden, key_values = trunk(borrower, inputs, here, past, jnp.concatenate([columns, behind], 1))
                 states, following = hidden[:, :number], hidden[:, number:]
             else:
-                hidden, layers = trunk(borrower, inputs, here, past)
-                states, following = take_columns(hidden, columns), hidden[:, step.kept :]
+                hidden, key_values = trunk(borrower, inputs, here, past)
+                states, following = take_columns(hidden, columns), hidden[:, one.kept :]
             # What predicts the first column of a pass, or follows where a row has none in it, stands before the pass.
             states = jnp.where(predicting[..., None] >= 0, states, last[:, None])
             predictors.append(states[:, :-1])
             last = states[:, -1]
-        if step.kept:
-            layers = jax.tree.map(lambda x, kept=step.kept: x[..., :kept, :], layers)
-            past = (*past, Segment(layers, here.valid[:, : step.kept], here.columns[: step.kept]))
-            hiddens.append(hidden[:, : step.kept])
+        if one.kept:
+            key_values = jax.tree.map(lambda x, kept=one.kept: x[..., :kept, :], key_values)
+            past = (*past, Segment(key_values, here.valid[:, : one.kept], here.columns[: one.kept]))
+            hiddens.append(hidden[:, : one.kept])
             thoughts.append(made)
     ends = np.cumsum([span.length for span in schedule if isinstance(span, Latent)])
     return ModelOutput(
@@ -219,8 +219,8 @@ class _Pass(NamedTuple):
     one_by_one: bool = False
 
     @property
-    def number_read(self) -> int:
-        """Columns whose states somebody reads: what predicts, the last valid one kept, and all that are not kept."""
+    def number_wanted(self) -> int:
+        """Columns whose states somebody wants: what predicts, the last valid one kept, and all that are not kept."""
         length = self.end - self.start
         return length if self.one_by_one else min(length, self.scored + 1 + length - self.kept)
 

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from coconut.latent.feedback import Feedback
-from coconut.models.cache import READ, Filling, KeyValue, Segment, empty_segment
+from coconut.models.cache import LOOKED_BACK, Filling, KeyValue, Segment, empty_segment
 from coconut.models.decoder import Decoder
 from coconut.models.layers import Dropout
 from coconut.models.lending import take_back
@@ -72,12 +72,12 @@ class LatentSpan(NamedTuple):
     Attributes:
       thoughts: the inputs of its columns; zero in columns a row does not use.
       hidden: their hidden states after the final norm.
-      layers: keys and values, in the layout of `Segment.layers`.
+      key_values: keys and values, in the layout of `Segment.key_values`.
     """
 
     thoughts: Float[Array, "B K D"]
     hidden: Float[Array, "B K D"]
-    layers: Any
+    key_values: Any
 
 
 def trunk(
@@ -85,11 +85,11 @@ def trunk(
     inputs: Float[Array, "B T D"],
     place: Place,
     past: Past,
-    read: Int[Array, "B W"] | None = None,
+    wanted: Int[Array, "B W"] | None = None,
 ) -> tuple[Array, Any]:
     """`Decoder.trunk` at a place."""
     return decoder.trunk(
-        inputs, positions=place.positions, valid=place.valid, past=past, dropout=place.dropout, read=read
+        inputs, positions=place.positions, valid=place.valid, past=past, dropout=place.dropout, wanted=wanted
     )
 
 
@@ -123,7 +123,7 @@ def run_one_column(
     """Hidden states of one column of every row, and the segment ``own`` with that column written at ``index``."""
     valid = jax.lax.dynamic_update_slice_in_dim(own.valid, here.valid, index, axis=1)
     own = dataclasses.replace(own, valid=valid)
-    hidden, layers = decoder.trunk(
+    hidden, key_values = decoder.trunk(
         inputs[:, None],
         positions=here.positions,
         valid=here.valid,
@@ -131,7 +131,7 @@ def run_one_column(
         dropout=here.dropout,
         write_at=index,
     )
-    return hidden[:, 0], dataclasses.replace(own, layers=layers)
+    return hidden[:, 0], dataclasses.replace(own, key_values=key_values)
 
 
 def think_sequentially(
@@ -161,7 +161,7 @@ def _think_into(
 ) -> LatentSpan:
     """`think_sequentially` with what is added to the thoughts, so that its cotangent is the thoughts' own."""
 
-    def step(carry: tuple[Array, Segment], scanned: tuple[Array, Array]) -> tuple[tuple[Array, Segment], Any]:
+    def body(carry: tuple[Array, Segment], scanned: tuple[Array, Array]) -> tuple[tuple[Array, Segment], Any]:
         hidden, own = carry
         index, disturbed = scanned
         here = place.column(index)
@@ -172,10 +172,10 @@ def _think_into(
     if decoder.execution.remat == "none" and choose_attention(decoder.config, decoder.execution) == "dense":
         # The results of products are kept: stacking all the rest takes longer than making it again. Not with kernels:
         # the policy does not see into them, and the prompt would be attended to once more.
-        step = jax.checkpoint(step, policy=_PRODUCTS, prevent_cse=False)
+        body = jax.checkpoint(body, policy=_PRODUCTS, prevent_cse=False)
     scanned = (jnp.arange(place.valid.shape[1]), disturbance.swapaxes(0, 1))
-    (_, own), (thoughts, hidden) = jax.lax.scan(step, (last, room), scanned)
-    return LatentSpan(thoughts.swapaxes(0, 1), hidden.swapaxes(0, 1), own.layers)
+    (_, own), (thoughts, hidden) = jax.lax.scan(body, (last, room), scanned)
+    return LatentSpan(thoughts.swapaxes(0, 1), hidden.swapaxes(0, 1), own.key_values)
 
 
 def think_in_parallel(
@@ -191,9 +191,9 @@ def think_in_parallel(
     At the span's own thoughts this is a fixed point: it returns what `think_sequentially` returns. The arguments are
     those of `think_sequentially`.
     """
-    hidden, layers = trunk(decoder, thoughts, place, past)
+    hidden, key_values = trunk(decoder, thoughts, place, past)
     before = jnp.concatenate([last[:, None], hidden[:, :-1]], 1)
-    return LatentSpan(feed_back(feedback, decoder, before, place), hidden, layers)
+    return LatentSpan(feed_back(feedback, decoder, before, place), hidden, key_values)
 
 
 @jax.custom_vjp
@@ -214,33 +214,35 @@ def _think_forward(decoder: Decoder, feedback: Feedback, past: Past, last: Array
     room = room_behind(own, place, past)
 
     def disturbed(disturbance: Array, completed: Any) -> tuple[LatentSpan, Any]:
-        filling = dataclasses.replace(room, layers=_layerwise(Filling, room.layers, completed))
+        filling = dataclasses.replace(room, key_values=_layerwise(Filling, room.key_values, completed))
         span = _think_into(filling, own, feedback, past, last, place, disturbance)
-        written, completed = (_layerwise(operator.attrgetter(part), span.layers) for part in ("written", "completed"))
-        return span._replace(layers=written), completed
+        written, completed = (
+            _layerwise(operator.attrgetter(part), span.key_values) for part in ("written", "completed")
+        )
+        return span._replace(key_values=written), completed
 
     undisturbed = jnp.zeros((*place.valid.shape, last.shape[-1]), last.dtype)
-    (span, _), pull_back = jax.vjp(disturbed, undisturbed, room.layers)
+    (span, _), pull_back = jax.vjp(disturbed, undisturbed, room.key_values)
     return span, (decoder, feedback, past, last, place, span, pull_back)
 
 
 def _think_backward(residuals: Any, cotangent: LatentSpan) -> tuple[Any, ...]:
     decoder, feedback, past, last, place, span, pull_back = residuals
     # The second is what `Filling` asks for; what it has as a cotangent of its own is nobody's.
-    reaching, _ = pull_back((cotangent, span.layers))
+    reaching, _ = pull_back((cotangent, span.key_values))
     _, pull_back_parallel = jax.vjp(
-        lambda decoder, feedback, past_layers, last: think_in_parallel(
-            decoder, feedback, _with_layers(past, past_layers), last, place, span.thoughts
+        lambda decoder, feedback, past_key_values, last: think_in_parallel(
+            decoder, feedback, _with_key_values(past, past_key_values), last, place, span.thoughts
         ),
         decoder,
         feedback,
-        [segment.layers for segment in past],
+        [segment.key_values for segment in past],
         last,
     )
-    to_decoder, to_feedback, to_layers, to_last = pull_back_parallel(cotangent._replace(thoughts=reaching))
+    to_decoder, to_feedback, to_key_values, to_last = pull_back_parallel(cotangent._replace(thoughts=reaching))
     to_past = tuple(
-        Segment(layers, *_no_cotangent((segment.valid, segment.columns)))
-        for segment, layers in zip(past, to_layers, strict=True)
+        Segment(own, *_no_cotangent((segment.valid, segment.columns)))
+        for segment, own in zip(past, to_key_values, strict=True)
     )
     return to_decoder, to_feedback, to_past, to_last, _no_cotangent(place)
 
@@ -248,18 +250,18 @@ def _think_backward(residuals: Any, cotangent: LatentSpan) -> tuple[Any, ...]:
 think_implicitly.defvjp(_think_forward, _think_backward)
 
 
-def _with_layers(past: Past, layers: list[Any]) -> Past:
-    return tuple(dataclasses.replace(segment, layers=new) for segment, new in zip(past, layers, strict=True))
+def _with_key_values(past: Past, key_values: list[Any]) -> Past:
+    return tuple(dataclasses.replace(segment, key_values=new) for segment, new in zip(past, key_values, strict=True))
 
 
 _PRODUCTS = jax.checkpoint_policies.save_from_both_policies(
-    jax.checkpoint_policies.checkpoint_dots, jax.checkpoint_policies.save_only_these_names(READ)
+    jax.checkpoint_policies.checkpoint_dots, jax.checkpoint_policies.save_only_these_names(LOOKED_BACK)
 )
 
 
-def _layerwise(function: Callable[..., Any], *layers: Any) -> Any:
-    """``function`` of each layer's keys and values, in the layout of `Segment.layers`."""
-    return jax.tree.map(function, *layers, is_leaf=lambda x: isinstance(x, KeyValue | Filling))
+def _layerwise(function: Callable[..., Any], *key_values: Any) -> Any:
+    """``function`` of each layer's keys and values, in the layout of `Segment.key_values`."""
+    return jax.tree.map(function, *key_values, is_leaf=lambda x: isinstance(x, KeyValue | Filling))
 
 
 def _no_cotangent(tree: Any) -> Any:

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from coconut.curriculum import plan_stage
+from coconut.curriculum import replace_steps
 from coconut.methods.method import Method
 from coconut.pages import Page, Placing, Text, Thoughts, take_steps, write_on
 from coconut.tokenizers import TokenizedExample
@@ -10,10 +10,10 @@ from coconut.tokenizers import TokenizedExample
 
 def write_with_thoughts(example: TokenizedExample, placing: Placing) -> Page:
     """``question <start> thoughts <end> steps[s:] answer``: thoughts for the first steps (figure 2 of the paper)."""
-    plan = plan_stage(placing.curriculum, placing.stage, example.num_steps)
-    skipped, kept = take_steps(example.steps, plan.skipped)
+    replaced = replace_steps(placing.curriculum, placing.stage, example.num_steps)
+    skipped, kept = take_steps(example.steps, replaced.skipped)
     markers = placing.markers
-    front = (Text(example.question), markers.start_text, Thoughts(plan.thoughts, skipped), markers.end_text)
+    front = (Text(example.question), markers.start_text, Thoughts(replaced.thoughts, skipped), markers.end_text)
     return front + write_on(kept, example.answer, markers)
 
 

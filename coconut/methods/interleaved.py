@@ -3,7 +3,7 @@
 import dataclasses
 from typing import no_type_check
 
-from coconut.curriculum import plan_stage
+from coconut.curriculum import replace_steps
 from coconut.errors import CoconutError, check_fields
 from coconut.latent.halting import HaltingConfig
 from coconut.methods.method import Method
@@ -39,7 +39,7 @@ def write_by_turns(example: TokenizedExample, placing: Placing) -> Page:
     ``max_latent_stage`` all of them; even-numbered steps stay written.
     """
     odd = (example.num_steps + 1) // 2
-    left = plan_stage(placing.curriculum, placing.stage, odd).skipped
+    left = replace_steps(placing.curriculum, placing.stage, odd).skipped
     parts, number = [], 0
     for step in example.steps:
         if isinstance(step, Think):

@@ -5,7 +5,7 @@
 
 import numpy as np
 
-from coconut.curriculum import plan_stage
+from coconut.curriculum import replace_steps
 from coconut.methods.method import Method
 from coconut.pages import Page, Placing, Text, index_behind, take_steps, write_on
 from coconut.tokenizers import TokenizedExample
@@ -23,7 +23,7 @@ def write_no_step(example: TokenizedExample, placing: Placing) -> Page:
 
 def write_fewer_steps(example: TokenizedExample, placing: Placing) -> Page:
     """Steps go stage by stage, as in Coconut, and nothing takes their place."""
-    return _write_without(example, placing, plan_stage(placing.curriculum, placing.stage, example.num_steps).skipped)
+    return _write_without(example, placing, replace_steps(placing.curriculum, placing.stage, example.num_steps).skipped)
 
 
 def _write_without(example: TokenizedExample, placing: Placing, count: int) -> Page:
@@ -34,7 +34,7 @@ def _write_without(example: TokenizedExample, placing: Placing, count: int) -> P
 
 def write_marked_steps(example: TokenizedExample, placing: Placing) -> Page:
     """``question <start> steps[:s] <end> steps[s:] answer``; to be answered it is ``question <start> <end>``."""
-    count = 0 if placing.answering else plan_stage(placing.curriculum, placing.stage, example.num_steps).skipped
+    count = 0 if placing.answering else replace_steps(placing.curriculum, placing.stage, example.num_steps).skipped
     markers, end = placing.markers, index_behind(example.steps, count)
     # In training what the model writes begins behind the start marker, also where the end marker is the next token.
     front = () if placing.answering else (Text(np.zeros(0, np.int32), scored=True),)

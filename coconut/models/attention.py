@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from coconut.models.cache import Filling, KeyValue, read
+from coconut.models.cache import Filling, KeyValue, look_back
 from coconut.models.config import RotaryScaling
 
 
@@ -34,7 +34,7 @@ def attend(
       dropout: rate at which ``kept`` was drawn.
 
     Returns:
-      Weighted values, in the dtype of ``query``, and the last source, from there on (`read`).
+      Weighted values, in the dtype of ``query``, and the last source, from there on (`look_back`).
     """
     B, N, T, H = query.shape
     M = jax.tree.leaves(sources)[0].shape[1]  # of the keys of the first source, whichever kind it is
@@ -53,7 +53,7 @@ def attend(
 
     sources, scores, parts = list(sources), [], []
     for index, mask in enumerate(masks):
-        score, sources[index] = read(score_keys, grouped, sources[index])
+        score, sources[index] = look_back(score_keys, grouped, sources[index])
         score = score.reshape(B, M, N // M, T, -1)
         scores.append(jnp.where(per_group(mask), score, jnp.finfo(wide).min))
     peak = jax.lax.stop_gradient(jnp.stack([score.max(-1) for score in scores]).max(0))
@@ -66,7 +66,7 @@ def attend(
         ]
     for index, weight in enumerate(weights):
         weight = weight.reshape(B, M, (N // M) * T, -1).astype(query.dtype)
-        part, sources[index] = read(weigh_values, weight, sources[index])
+        part, sources[index] = look_back(weigh_values, weight, sources[index])
         parts.append(part)
     out = functools.reduce(jnp.add, parts) / total.reshape(B, M, (N // M) * T, 1)
     return out.reshape(B, N, T, H).astype(query.dtype), sources[-1]

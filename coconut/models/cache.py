@@ -16,8 +16,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from coconut.sharding import constrain
 
-READ = "read"
-"""The `jax.checkpoint` name of what was read of a `Filling`."""
+LOOKED_BACK = "looked_back"
+"""The `jax.checkpoint` name of what a pass made by looking back on a `Filling`."""
 
 
 @jax.tree_util.register_dataclass
@@ -57,13 +57,13 @@ class Segment:
     """The columns one pass left behind.
 
     Attributes:
-      layers: a `KeyValue` with a leading layer axis where the decoder scans its layers, else a tuple of one
+      key_values: a `KeyValue` with a leading layer axis where the decoder scans its layers, else a tuple of one
         `KeyValue` a layer; or a `Filling` in the place of each.
       valid: which columns may be attended to.
       columns: index of each column in the whole sequence (dropout draws its masks by column).
     """
 
-    layers: Any
+    key_values: Any
     valid: Bool[Array, "B C"]
     columns: Int[Array, " C"]
 
@@ -86,39 +86,39 @@ def write(room: KeyValue | Filling, new: KeyValue, start: Int[Array, ""] | int) 
     return jax.tree.map(put, room, new)
 
 
-def read(
+def look_back(
     function: Callable[[Any, KeyValue], Any], x: Any, columns: KeyValue | Filling
 ) -> tuple[Any, KeyValue | Filling]:
-    """``function(x, columns)``, and the columns from there on: what is read of a `Filling`, is read by this.
+    """``function(x, columns)``, and the columns from there on: a `Filling` is looked back on by this alone.
 
     Args:
-      function: what is read. Columns that are not written yet must have no part in its derivatives.
+      function: what is made of the columns. Columns that are not written yet must have no part in its derivatives.
       x: its other arguments.
       columns: keys and values of one layer.
     """
     if not isinstance(columns, Filling):
         return function(x, columns), columns
-    y, completed = _read(function, x, columns.written, columns.completed)
+    y, completed = _look_back(function, x, columns.written, columns.completed)
     # Not to be made again by `jax.checkpoint`, which would keep what is written so far for it.
-    return checkpoint_name(y, READ), dataclasses.replace(columns, completed=completed)
+    return checkpoint_name(y, LOOKED_BACK), dataclasses.replace(columns, completed=completed)
 
 
-def _read_written(
+def _look_back_written(
     function: Callable[[Any, KeyValue], Any], x: Any, written: KeyValue, completed: KeyValue
 ) -> tuple[Any, KeyValue]:
     return function(x, written), completed
 
 
-_read = jax.custom_vjp(_read_written, nondiff_argnums=(0,))
+_look_back = jax.custom_vjp(_look_back_written, nondiff_argnums=(0,))
 
 
-def _read_forward(
+def _look_back_forward(
     function: Callable[[Any, KeyValue], Any], x: Any, written: KeyValue, completed: KeyValue
 ) -> tuple[tuple[Any, KeyValue], Any]:
     return (function(x, written), completed), x
 
 
-def _read_backward(
+def _look_back_backward(
     function: Callable[[Any, KeyValue], Any], x: Any, cotangents: tuple[Any, KeyValue]
 ) -> tuple[Any, KeyValue, KeyValue]:
     of_result, completed = cotangents
@@ -127,17 +127,17 @@ def _read_backward(
     return to_x, to_written, completed
 
 
-_read.defvjp(_read_forward, _read_backward)
+_look_back.defvjp(_look_back_forward, _look_back_backward)
 
 
-def empty_segment(layers: Any, batch: int, columns: Int[Array, " C"]) -> Segment:
+def empty_segment(key_values: Any, batch: int, columns: Int[Array, " C"]) -> Segment:
     """A segment with room for ``C`` columns, none of them valid yet.
 
     Args:
-      layers: keys and values of any length, or their `jax.eval_shape`, for layout, heads and dtype.
+      key_values: keys and values of any length, or their `jax.eval_shape`, for layout, heads and dtype.
       batch: ``B``.
       columns: index of each column in the whole sequence.
     """
     room = len(columns)
-    zeros = jax.tree.map(lambda x: jnp.zeros((*x.shape[:-2], room, x.shape[-1]), x.dtype), layers)
+    zeros = jax.tree.map(lambda x: jnp.zeros((*x.shape[:-2], room, x.shape[-1]), x.dtype), key_values)
     return Segment(zeros, jnp.zeros((batch, room), bool), columns)

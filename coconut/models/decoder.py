@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from coconut.models.cache import READ, Filling, KeyValue, Segment
+from coconut.models.cache import LOOKED_BACK, Filling, KeyValue, Segment
 from coconut.models.config import DecoderConfig, ExecutionConfig
 from coconut.models.layers import Dropout, Layer, make_linear, make_norm, residual, take_columns
 from coconut.models.lending import lend
@@ -93,41 +93,31 @@ class Decoder(nnx.Module):
         logits = constrain(logits, *("rows", "columns")[: logits.ndim - 1], "vocabulary")
         return logits * self.config.logit_scale if self.config.logit_scale != 1.0 else logits
 
-    def lend(self, batch: int, columns: Sequence[int], read: Sequence[int] | None = None) -> list["Decoder"]:
+    def lend(self, batch: int, columns: Sequence[int], wanted: Sequence[int] | None = None) -> list["Decoder"]:
         """This decoder, once for each of several passes that share their weight gradients (`coconut.models.lending`).
 
         Args:
           batch: ``B``.
           columns: ``T`` of each pass; its `trunk` must be called exactly once.
-          read: columns each pass reads (`trunk`); None for all.
+          wanted: columns that each pass wants (`trunk`); None for all.
         """
         borrowers = [jax.tree.map(lambda x: x, self) for _ in columns]  # new modules around the same arrays
-        dtype = self.execution.compute_dtype
-        if self.execution.scan_layers:
-            for borrower, layers in zip(borrowers, lend(self.layers, batch, columns, dtype), strict=True):
-                borrower.layers = layers
-            return borrowers
-        # The matrices of the last layer but for those of keys and values see the columns read alone.
-        applied = [W if self.skips(T, W) else T for T, W in zip(columns, read or columns, strict=True)]
-        *earlier, last = self.layers
-        on_all = [*earlier, last.attention.key, last.attention.value]
-        on_read = [last.attention.query, last.attention.output, last.mlp]
-        loans = zip(lend(on_all, batch, columns, dtype), lend(on_read, batch, applied, dtype), strict=True)
-        for borrower, ((*layers, key, value), (query, output, mlp)) in zip(borrowers, loans, strict=True):
-            attention = borrower.layers[-1].attention
-            attention.query, attention.key, attention.value, attention.output = query, key, value, output
-            borrower.layers[-1].mlp = mlp
-            borrower.layers = nnx.List([*layers, borrower.layers[-1]])
+        fewer = [self.seen_by_last_layer(T, W) for T, W in zip(columns, wanted or columns, strict=True)]
+        narrow = [] if self.execution.scan_layers else self.layers[-1].on_wanted_columns()
+        loans = lend(self.layers, batch, columns, self.execution.compute_dtype, narrow=narrow, fewer=fewer)
+        for borrower, layers in zip(borrowers, loans, strict=True):
+            borrower.layers = layers
         return borrowers
 
-    def skips(self, columns: int, read: int) -> bool:
-        """Whether the last layer leaves out the columns that are not read, of so many.
+    def seen_by_last_layer(self, columns: int, wanted: int) -> int:
+        """How many of a pass's columns the last layer computes: those that are wanted, where it can leave out others.
 
-        Not as one of a stack that is scanned; not with dropout, whose masks belong to columns; and the kernels see
-        columns in order, or a single one.
+        All others are in it only to be looked back on. It leaves none out as one of a stack that is scanned; nor with
+        dropout, whose masks belong to columns; and the kernels see columns in order, or a single one.
         """
         alike = self.execution.scan_layers or self.config.dropout > 0
-        return read < columns and not alike and (read == 1 or choose_attention(self.config, self.execution) == "dense")
+        dense = choose_attention(self.config, self.execution) == "dense"
+        return wanted if wanted < columns and not alike and (wanted == 1 or dense) else columns
 
     def trunk(
         self,
@@ -137,7 +127,7 @@ class Decoder(nnx.Module):
         valid: Bool[Array, "B T"],
         past: Sequence[Segment] = (),
         dropout: Dropout | None = None,
-        read: Int[Array, "B W"] | None = None,
+        wanted: Int[Array, "B W"] | None = None,
         write_at: Int[Array, ""] | None = None,
     ) -> tuple[Float[Array, "B _ D"], Any]:
         """All layers and the final norm over ``T`` columns.
@@ -152,13 +142,13 @@ class Decoder(nnx.Module):
             valid columns of its own pass.
           past: segments earlier passes left; all their columns come before this pass's.
           dropout: masks to draw; None applies no dropout.
-          read: the columns of each row whose hidden states are returned; None for all.
+          wanted: the columns of each row whose hidden states are returned; None for all.
           write_at: for a pass of one column: where in the last segment of ``past`` its keys and values are written, to
             be attended to there. That segment's ``valid`` includes this column already.
 
         Returns:
-          Hidden states after the final norm of the columns read, and keys and values in the layout of `Segment.layers`:
-          of all columns of this pass, or of the segment it wrote into.
+          Hidden states after the final norm of the columns wanted; and keys and values of all columns of this pass, or
+          of the segment it wrote into, in the layout of `Segment.key_values`.
 
         Raises:
           ValueError: ``write_at`` for a pass of several columns.
@@ -177,16 +167,16 @@ class Decoder(nnx.Module):
         if dropout is not None:
             columns = [*(segment.columns for segment in past), *([dropout.columns] if write_at is None else [])]
 
-        def visible_to(read: Array | None) -> list[Any]:
+        def visible_to(wanted: Array | None) -> list[Any]:
             dense = implementation == "dense"
             before = [segment.valid[:, None, :] if dense else valid_range(segment.valid) for segment in past]
             if write_at is not None:
                 return before
             if dense:
-                queries = jnp.arange(T)[None] if read is None else read
+                queries = jnp.arange(T)[None] if wanted is None else wanted
                 return [*before, (jnp.arange(T) <= queries[..., None]) & valid[:, None, :]]
             start, end = valid_range(valid)
-            return [*before, Range(start, end if read is None else jnp.minimum(end, read[:, 0] + 1))]
+            return [*before, Range(start, end if wanted is None else jnp.minimum(end, wanted[:, 0] + 1))]
 
         visible_to_all = visible_to(None)
 
@@ -195,24 +185,24 @@ class Decoder(nnx.Module):
             x: Array,
             index: int | Array,
             layer_past: list[KeyValue | Filling],
-            read: Array | None = None,
+            wanted: Array | None = None,
         ) -> tuple[Array, KeyValue | Filling]:
             return layer(
                 x,
                 positions=positions,
                 past=layer_past,
-                visible=visible_to_all if read is None else visible_to(read),
+                visible=visible_to_all if wanted is None else visible_to(wanted),
                 implementation=implementation,
                 dropout=None if dropout is None else dropout.at(index + 1),
                 columns=columns,
-                read=read,
+                wanted=wanted,
                 write_at=write_at,
             )
 
-        skips = read is not None and self.skips(T, read.shape[1])
+        leaves_out = wanted is not None and self.seen_by_last_layer(T, wanted.shape[1]) < T
         if self.execution.remat != "none":
             keep = jax.checkpoint_policies
-            policy = keep.save_only_these_names(READ)
+            policy = keep.save_only_these_names(LOOKED_BACK)
             if self.execution.remat == "dots":
                 policy = keep.save_from_both_policies(keep.checkpoint_dots, policy)
             apply = jax.checkpoint(apply, policy=policy, static_argnums=() if self.execution.scan_layers else (2,))
@@ -221,16 +211,16 @@ class Decoder(nnx.Module):
             x, own = jax.lax.scan(
                 lambda x, scanned: apply(scanned[0], x, scanned[1], scanned[2]),
                 x,
-                (self.layers, jnp.arange(self.config.num_layers), [segment.layers for segment in past]),
+                (self.layers, jnp.arange(self.config.num_layers), [segment.key_values for segment in past]),
             )
         else:
             own = []
             for index, layer in enumerate(self.layers):
                 is_last = index == self.config.num_layers - 1
-                layer_past = [segment.layers[index] for segment in past]
-                x, layer_own = apply(layer, x, index, layer_past, read if is_last and skips else None)
+                layer_past = [segment.key_values[index] for segment in past]
+                x, layer_own = apply(layer, x, index, layer_past, wanted if is_last and leaves_out else None)
                 own.append(layer_own)
             own = tuple(own)
-        if read is not None and not skips:
-            x = take_columns(x, read)
+        if wanted is not None and not leaves_out:
+            x = take_columns(x, wanted)
         return constrain(self.norm(x), "rows", "columns", "features"), own

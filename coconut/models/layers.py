@@ -159,7 +159,7 @@ class Attention(nnx.Module):
         implementation: str,
         dropout: Dropout | None,
         columns: list[Int[Array, " _"]],
-        read: Int[Array, "B W"] | None = None,
+        wanted: Int[Array, "B W"] | None = None,
         write_at: Int[Array, ""] | None = None,
     ) -> tuple[Float[Array, "B _ D"], KeyValue | Filling]:
         """Attends to ``past`` and to the columns of ``x``.
@@ -172,14 +172,14 @@ class Attention(nnx.Module):
           implementation: ``dense`` for `attend`, else one of `attend_by_kernels`.
           dropout: of the attention weights, or None.
           columns: index of each column of ``past`` and ``x`` in the whole sequence, where there is dropout.
-          read: the columns of ``x`` that attend, which ``visible`` is about; None for all.
+          wanted: the columns of ``x`` that attend, which ``visible`` is about; None for all.
           write_at: where in the last of ``past`` the keys and values of ``x`` are written, to be attended to there.
 
         Returns:
-          The attention's output at the columns read, and keys and values of all columns of ``x``, or of what they were
-          written into.
+          The attention's output at the columns wanted, and keys and values of all columns of ``x``, or of what they
+          were written into.
         """
-        reading = x if read is None else take_columns(x, read)
+        reading = x if wanted is None else take_columns(x, wanted)
         B, T, _ = reading.shape
         query, key, value = (
             constrain(layer(x).reshape(*x.shape[:2], -1, self.config.width_of_head), "rows", "columns", heads, "head")
@@ -192,7 +192,7 @@ class Attention(nnx.Module):
         if self.config.query_key_norm:
             query, key = self.query_norm(query), self.key_norm(key)
         if self.config.position_embedding == "rotary":
-            of_queries = positions if read is None else take_columns(positions, read)
+            of_queries = positions if wanted is None else take_columns(positions, wanted)
             query = rotate(query, of_queries, self.config.rotary_base, self.config.rotary_scaling)
             key = rotate(key, positions, self.config.rotary_base, self.config.rotary_scaling)
         # Whole along the columns: every query looks back on all of them.
@@ -248,9 +248,9 @@ def residual(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
     return constrain(x, rows_of(x), "columns", "split_features" if x.shape[1] == 1 else "features")
 
 
-def take_columns(x: Shaped[Array, "B T *D"], read: Int[Array, "B W"]) -> Shaped[Array, "B W *D"]:
-    """The columns of each row that ``read`` names."""
-    taken = jnp.take_along_axis(x, read.reshape(*read.shape, *[1] * (x.ndim - 2)), axis=1)
+def take_columns(x: Shaped[Array, "B T *D"], wanted: Int[Array, "B W"]) -> Shaped[Array, "B W *D"]:
+    """The columns of each row that ``wanted`` names."""
+    taken = jnp.take_along_axis(x, wanted.reshape(*wanted.shape, *[1] * (x.ndim - 2)), axis=1)
     return constrain(taken, *("rows", "columns", "features")[: x.ndim])
 
 
@@ -265,6 +265,10 @@ class Layer(nnx.Module):
         self.mlp_norm = make_norm(config, execution, rngs)
         self.mlp = FeedForward(config, execution, rngs=rngs)
 
+    def on_wanted_columns(self) -> list[nnx.Module]:
+        """What a pass applies to the wanted columns alone; its keys and values are made of all of them."""
+        return [self.attention.query, self.attention.output, self.mlp]
+
     def __call__(
         self,
         x: Float[Array, "B T D"],
@@ -275,10 +279,10 @@ class Layer(nnx.Module):
         implementation: str,
         dropout: Dropout | None,
         columns: list[Int[Array, " _"]],
-        read: Int[Array, "B W"] | None = None,
+        wanted: Int[Array, "B W"] | None = None,
         write_at: Int[Array, ""] | None = None,
     ) -> tuple[Float[Array, "B _ D"], KeyValue | Filling]:
-        """One layer, whose output has the columns read alone; see `Attention` for the arguments."""
+        """One layer, whose output has the columns wanted alone; see `Attention` for the arguments."""
         drop = (lambda y, site: y) if dropout is None else (lambda y, site: dropout.at(site).units(y))
         branch, own = self.attention(
             self.attention_norm(x),
@@ -288,8 +292,8 @@ class Layer(nnx.Module):
             implementation=implementation,
             dropout=None if dropout is None else dropout.at(0),
             columns=columns,
-            read=read,
+            wanted=wanted,
             write_at=write_at,
         )
-        x = residual((x if read is None else take_columns(x, read)) + drop(branch, 1))
+        x = residual((x if wanted is None else take_columns(x, wanted)) + drop(branch, 1))
         return residual(x + drop(self.mlp(self.mlp_norm(x)), 2)), own

@@ -40,7 +40,15 @@ class Lent:
         return _apply(x, self.kernel.astype(x.dtype), self.inputs, self.outputs)
 
 
-def lend(layers: Any, batch: int, columns: Sequence[int], dtype: jnp.dtype) -> list[Any]:
+def lend(
+    layers: Any,
+    batch: int,
+    columns: Sequence[int],
+    dtype: jnp.dtype,
+    *,
+    narrow: Sequence[nnx.Module] = (),
+    fewer: Sequence[int] | None = None,
+) -> list[Any]:
     """The layers, once for each pass, with the matrices of every `nnx.Linear` on loan where that saves work.
 
     Joining the ``B T`` rows of passes copies ``B T (D + F)`` numbers and keeps them until the end; it saves writing and
@@ -52,12 +60,16 @@ def lend(layers: Any, batch: int, columns: Sequence[int], dtype: jnp.dtype) -> l
       batch: ``B``.
       columns: ``T`` of each pass. Each must use all layers exactly once.
       dtype: dtype of the rows.
+      narrow: modules of ``layers`` that a pass applies to ``fewer`` columns.
+      fewer: how many of its columns, for each pass.
     """
+    narrow_ones = {id(linear) for module in narrow for linear in _linears(module)}
     passes = [jax.tree.map(lambda x: x, layers) for _ in columns]  # new modules around the same arrays
-    for borrowers in zip(*[_linears(copy) for copy in passes], strict=True):
+    for own, *borrowers in zip(_linears(layers), *[_linears(copy) for copy in passes], strict=True):
         kernel = borrowers[0].kernel[...]
         D, F = kernel.shape[-2:]
-        few = [(borrower, T) for borrower, T in zip(borrowers, columns, strict=True) if batch * T * (D + F) <= D * F]
+        applied = columns if fewer is None or id(own) not in narrow_ones else fewer
+        few = [(borrower, T) for borrower, T in zip(borrowers, applied, strict=True) if batch * T * (D + F) <= D * F]
         if len(few) < 2:
             continue
         loans = _lend(batch, tuple(T for _, T in few), jnp.dtype(dtype), kernel)

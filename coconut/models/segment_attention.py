@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from coconut.models.cache import Filling, KeyValue, read
+from coconut.models.cache import Filling, KeyValue, look_back
 from coconut.models.config import KERNEL_DTYPES, DecoderConfig, ExecutionConfig, split_implementation
 from coconut.sharding import fitting_partition
 from pallas_kernels.decode_attention import decode_attention, merge_segments
@@ -71,7 +71,7 @@ def attend_by_kernels(
 
     Returns:
       Weighted values, in the dtype of ``query``, 0 where a query may see nothing; and the last source, from there on
-      (`read`).
+      (`look_back`).
 
     Raises:
       ValueError: the implementation does not apply here.
@@ -80,7 +80,7 @@ def attend_by_kernels(
     for index, (source, visible) in enumerate(zip(sources, ranges, strict=True)):
         causal = index == len(sources) - 1
         attend = functools.partial(_attend_to, causal=causal, implementation=implementation)
-        (out, normalizer), source = read(attend, (query, visible), source)
+        (out, normalizer), source = look_back(attend, (query, visible), source)
         outputs.append(out)
         normalizers.append(normalizer)
     return merge_segments(outputs, normalizers)[0] if len(outputs) > 1 else outputs[0], source

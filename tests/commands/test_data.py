@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from coconut.commands.data import prepare, prepare_report, show, statistics_report
+from coconut.commands.data import prepare_report, prepare_splits, show, statistics_report
 from coconut.commands.main import EXIT_BAD_INPUT, EXIT_DONE, main
 from coconut.datasets import DataConfig, load_dataset
 from coconut.errors import CoconutError
@@ -30,7 +30,7 @@ def test_training_gives_way_to_validation_and_both_to_test(tmp_path):
     validation = write(tmp_path / "b.json", problem(4), problem(6), spaced)
     test = write(tmp_path / "c.json", problem(7), problem(6))
     config = DataConfig(task="gsm8k", train=train, validation=validation, test=test)
-    splits = prepare(tmp_path / "new" / "data", config)
+    splits = prepare_splits(tmp_path / "new" / "data", config)
     counts = {
         split.split: (split.read, split.overlapping, split.without_steps, split.dropped, split.repeated)
         for split in splits
@@ -54,7 +54,7 @@ def test_training_questions_without_steps_are_dropped_on_request(tmp_path):
     both = (problem(1), problem(2, steps=0))
     train, test = write(tmp_path / "a.json", *both), write(tmp_path / "b.json", problem(3, steps=0))
     config = DataConfig(task="gsm8k", train=train, test=test)
-    splits = {split.split: split for split in prepare(tmp_path, config, drop_without_steps=True)}
+    splits = {split.split: split for split in prepare_splits(tmp_path, config, drop_without_steps=True)}
     assert (splits["train"].without_steps, splits["train"].dropped) == (1, 1)
     assert load_examples(tmp_path / "train.json") == [problem(1)]
     assert load_examples(tmp_path / "test.json") == [problem(3, steps=0)]
@@ -65,12 +65,12 @@ def test_nothing_is_written_before_everything_was_read(tmp_path):
     good, bad = write(tmp_path / "a.json", problem(1)), tmp_path / "bad.txt"
     bad.write_text("What is 1?||<<1+1=2>> #### 1\nWhat?\n")
     with pytest.raises(CoconutError, match=r"bad\.txt: record 1 \(line 2\)"):
-        prepare(tmp_path / "out", DataConfig(task="gsm8k", train=str(bad), test=good))
+        prepare_splits(tmp_path / "out", DataConfig(task="gsm8k", train=str(bad), test=good))
     with pytest.raises(CoconutError, match="nothing is left of 1 questions, 1 of which are in another split"):
-        prepare(tmp_path / "out", DataConfig(task="gsm8k", train=good, test=good))
+        prepare_splits(tmp_path / "out", DataConfig(task="gsm8k", train=good, test=good))
     assert not (tmp_path / "out").exists()
     with pytest.raises(CoconutError, match=r"a\.json: cannot be made"):
-        prepare(tmp_path / "a.json", DataConfig(task="multiplication", train=5))
+        prepare_splits(tmp_path / "a.json", DataConfig(task="multiplication", train=5))
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_nothing_is_written_before_everything_was_read(tmp_path):
 )
 def test_generated_splits_are_those_of_a_run(tmp_path, task, options):
     config = DataConfig(task=task, train=30, validation=5, test=6, options=options, seed=3)
-    prepare(tmp_path, config)
+    prepare_splits(tmp_path, config)
     expected = load_dataset(config).splits
     for split, examples in expected.items():
         assert load_examples(tmp_path / f"{split}.json") == examples
@@ -156,9 +156,9 @@ def test_part_of_a_file(tmp_path):
 
 
 def test_prepare_does_not_overwrite_what_it_reads(tmp_path: Path) -> None:
-    prepare(tmp_path, DataConfig(task="multiplication", train=20, options={"digits": [2, 2]}))
+    prepare_splits(tmp_path, DataConfig(task="multiplication", train=20, options={"digits": [2, 2]}))
     before = (tmp_path / "train.json").read_bytes()
     for source in ("train.json", "train.json[:10]"):
         with pytest.raises(CoconutError, match="would be overwritten"):
-            prepare(tmp_path, DataConfig(task="multiplication", train=str(tmp_path / source)))
+            prepare_splits(tmp_path, DataConfig(task="multiplication", train=str(tmp_path / source)))
     assert (tmp_path / "train.json").read_bytes() == before
