@@ -81,8 +81,8 @@ def evaluate_model(
     Returns:
       Plain values: ``trained`` for the trained number of thoughts, ``thoughts`` for each other number, ``choices`` for
       the accuracy of choosing between the two options of a graph question (`coconut.evaluation.choices`) by number of
-      thoughts (``trained`` where questions differ in it), what was evaluated, and where. The stage is the checkpoint's
-      own.
+      thoughts (``trained`` where questions differ in it), ``not_repeated`` for numbers of thoughts that were asked for
+      although the model thinks none, what was evaluated, and where. The stage is the checkpoint's own.
     """
     method = get_method(run.config.method)
     task, text_format = get_task(run.config.data.task), text_format_of(run.config.data)
@@ -167,6 +167,7 @@ def evaluate_model(
         "trained": trained.to_json(),
         "thoughts": {str(count): result.to_json() for count, result in by_thoughts.items()},
         "choices": choices,
+        "not_repeated": [] if thinks else [count for count in config.thoughts if count],
         "provenance": provenance(),
     }
 
@@ -218,4 +219,11 @@ def describe(result: dict[str, Any]) -> str:
         accuracy = f"{100 * entry['accuracy']:.1f} ({100 * low:.1f}-{100 * high:.1f})"
         setting = "as trained" if count == "trained" else f"{count} thoughts"
         rows.append([f"{setting}, choosing between the two options", accuracy, "", count, rows[0][-1]])
-    return markdown_table(("setting", "accuracy % (95 %)", "tokens", "thoughts", "questions"), rows)
+    lines = [markdown_table(("setting", "accuracy % (95 %)", "tokens", "thoughts", "questions"), rows)]
+    for name, entry in (("as trained", result["trained"]), *result["thoughts"].items()):
+        if entry["cut"]:
+            lines.append(f"{100 * entry['cut']:.1f} % of answers ({name}) ended where thoughts began with no room left")
+    if result["not_repeated"]:
+        asked = ", ".join(map(str, result["not_repeated"]))
+        lines.append(f"not repeated with {asked} thoughts: at stage {result['stage']} this model thinks none")
+    return "\n\n".join(lines)

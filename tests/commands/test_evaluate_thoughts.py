@@ -75,3 +75,8 @@ def test_thoughts_asked_of_a_method_that_gives_none_are_an_error(tmp_path: Path)
     # An evaluation has no such control to show.
     result = evaluated(tmp_path, EXAMPLES[:1], "cot", thoughts=(0, 2))
     assert (result["thoughts"], result["choices"]) == ({}, {})
+    # It says so, where thoughts were asked for; without thoughts it is what it was trained to be.
+    assert result["not_repeated"] == [2]
+    assert describe(result).endswith("not repeated with 2 thoughts: at stage 4 this model thinks none")
+    result["trained"]["cut"] = 0.125
+    assert "12.5 % of answers (as trained) ended where thoughts began with no room left" in describe(result)
