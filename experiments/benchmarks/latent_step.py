@@ -330,9 +330,11 @@ def transformers_steps(
 
 def describe(geometry: Geometry, trainer: Trainer, rounds: int) -> dict[str, Any]:
     """The sizes a case was run with."""
-    sizes = ("num_layers", "embed_dim", "num_heads", "vocab_size", "dtype", "attention")
+    sizes = ("num_layers", "embed_dim", "num_heads", "vocab_size")
     return {
         **{field: getattr(geometry.decoder, field) for field in sizes},
+        "dtype": geometry.execution.dtype,
+        "attention": geometry.execution.attention,
         "parameters": trainer.parameters,
         "batch": geometry.batch,
         "prompt": geometry.prompt,

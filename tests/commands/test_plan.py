@@ -40,7 +40,7 @@ def text_of(function: Any, *arguments: Any) -> str:
 
 
 def planned_run(**changes: Any) -> RunConfig:
-    return tiny_run(decoder={"vocab_size": 32, "scan_layers": True, "num_layers": 3}, **changes)
+    return tiny_run(decoder={"vocab_size": 32, "num_layers": 3}, execution={"scan_layers": True}, **changes)
 
 
 # --- Programs -----------------------------------------------------------------------------------------------------
