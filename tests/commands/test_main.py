@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from coconut.commands.flags import parse_arguments
 from coconut.commands.main import EXIT_BAD_INPUT, EXIT_DIVERGED, EXIT_DONE, main
 from coconut.models.huggingface import read_config
 from tests.tiny_huggingface import write_model
+from tests.tiny_models import process_environment, quick_compilation
 
 REPOSITORY = Path(__file__).parents[2]
 RUN = ["--gin_file", "gin_configs/runs/small_graphs.gin", "--gin_file", "gin_configs/methods/coconut.gin"]
@@ -28,6 +30,12 @@ TINY = [
     "--gin.RunConfig.evaluation_batch_size=8",
 ]
 QUESTION = "<eos> 0 4 | 4 5 | 5 6 | 1 7 | 7 8 | 8 9 | 0 2 | 8 2 | 1 3 | 5 3 | 7 10 | 4 11 | [Q] 6 9 [R] 0"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_quickly() -> Iterator[None]:
+    with quick_compilation():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +125,12 @@ def test_the_readme_example_runs() -> None:
     [example] = blocks
     assert len(example.splitlines()) < 30
     done = subprocess.run(
-        [sys.executable, "-c", example], capture_output=True, text=True, check=False, timeout=300, cwd=REPOSITORY
+        [sys.executable, "-c", example],
+        cwd=REPOSITORY,
+        env=process_environment(devices=1),
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
 
