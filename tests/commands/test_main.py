@@ -1,5 +1,6 @@
 """The command line as a user meets it: exit codes, one clear message, the README's own example."""
 
+import dataclasses
 import json
 import re
 import shlex
@@ -12,6 +13,7 @@ import pytest
 
 from coconut.commands.flags import parse_arguments
 from coconut.commands.main import EXIT_BAD_INPUT, EXIT_DIVERGED, EXIT_DONE, main
+from coconut.commands.quickstart import QuickstartConfig
 from coconut.models.huggingface import read_config
 from tests.tiny_huggingface import write_model
 from tests.tiny_models import process_environment, quick_compilation
@@ -120,6 +122,7 @@ def test_data_generate_stats_show(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "did you mean 'prosqa'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_readme_example_runs() -> None:
     blocks = re.findall(r"```python\n(import jax\n.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
     [example] = blocks
@@ -157,7 +160,15 @@ def test_the_readme_names_commands_that_exist() -> None:
         parse_arguments(shlex.split(command))  # exits where it does not
 
 
-def test_the_quickstart_runs_in_small(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.slow
+def test_the_quickstart_runs_in_small(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With one stage of thoughts; the notebook's test runs all three."""
+    smoke = QuickstartConfig.smoke(seed=0)
+    one_stage = ("CurriculumConfig.max_latent_stage = 1", "CurriculumConfig.last_stage = 1")
+    small = dataclasses.replace(smoke, bindings=(*smoke.bindings, *one_stage))
+    monkeypatch.setattr(QuickstartConfig, "smoke", lambda seed: dataclasses.replace(small, seed=seed))
     assert main(["quickstart", "--smoke", "--outdir", str(tmp_path)]) == EXIT_DONE
     assert "thoughts removed" in capsys.readouterr().out
     results = json.loads((tmp_path / "results.json").read_text())

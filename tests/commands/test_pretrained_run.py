@@ -27,7 +27,7 @@ from tests.tiny_models import quick_compilation
 pytestmark = pytest.mark.slow
 
 ROWS = 24  # 16 to train on, 4 to validate with, 4 to test
-RELEASED = Path(__file__).parents[2] / "shared" / "data" / "gsm8k_train.jsonl"
+RELEASED = Path(__file__).parents[3] / "shared" / "data" / "gsm8k_train.jsonl"
 
 
 @pytest.fixture(scope="module", autouse=True)

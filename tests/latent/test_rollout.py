@@ -169,7 +169,7 @@ def library(
 
 
 def slow_loop(decoder: Decoder, feedback: Feedback, rows: Rows, schedule: Schedule) -> Seen:
-    """The definition: before each thought everything is run again, of which it sees what is before it; then once more."""
+    """The definition: before each thought everything is run again, for the column before it; then once more."""
     batch, total = rows.tokens.shape
     # For each column the last valid one before it, for the end the last valid one of all.
     own = jnp.where(rows.valid, jnp.arange(total), -1)
@@ -285,7 +285,9 @@ def valid_parts(seen: dict[str, Array], rows: Rows, schedule: Schedule) -> dict[
 # --- The tests --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [name if name == "gpt2-all_scored" else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
+)
 def test_equals_the_slow_loop_in_values_and_gradients(name: str) -> None:
     decoder, feedback, rows = setup(name)
     schedule = CASES[name][1]
@@ -302,6 +304,7 @@ def test_equals_the_slow_loop_in_values_and_gradients(name: str) -> None:
         assert_close(own_gradients, gradients)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WAYS_UNREAD)
 def test_leaving_out_what_nobody_reads_changes_no_value_and_no_gradient(name: str) -> None:
     """The last layer's work for prompt columns; they are there in every schedule of `CASES`."""
@@ -317,6 +320,7 @@ def test_leaving_out_what_nobody_reads_changes_no_value_and_no_gradient(name: st
         assert_close(own_gradients, gradients)
 
 
+@pytest.mark.slow
 def test_pause_tokens_in_passes_of_their_own_are_pause_tokens_in_one() -> None:
     """Multi-pass pause, the control with as many sequential passes as Coconut, is the pause control to the last digit.
 
@@ -373,6 +377,7 @@ def test_what_columns_that_are_not_valid_hold_does_not_matter() -> None:
     assert_close(with_filler, with_a_row)
 
 
+@pytest.mark.slow
 def test_each_row_alone_and_unpadded_equals_the_row_in_its_batch() -> None:
     decoder, feedback, rows = setup("gpt2-one_block")
     _, schedule, lengths, _ = CASES["gpt2-one_block"]
@@ -415,6 +420,7 @@ def test_each_row_alone_and_unpadded_equals_the_row_in_its_batch() -> None:
     assert_close(total, gradients[0])
 
 
+@pytest.mark.slow
 def test_layouts_and_rematerialisation_give_the_same_values_and_gradients() -> None:
     template, feedback, rows = setup("gpt2-one_block")
 
@@ -468,6 +474,7 @@ def with_config(model: Decoder, config: DecoderConfig, **execution: Any) -> Deco
     return jax.tree.unflatten(structure, [leaves[jax.tree_util.keystr(path)] for path, _ in paths])
 
 
+@pytest.mark.slow
 def test_dropout_drops_the_same_units_in_both_gradients() -> None:
     """A thought is computed alone on the way forward and beside its neighbours on the way back."""
     config = dataclasses.replace(ONE_LAYER, dropout=0.3, **IN_FLOAT64)

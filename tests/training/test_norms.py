@@ -19,6 +19,7 @@ from tests.tiny_runs import tiny_run
 from tests.training.test_step import BATCH, CONFIG
 
 
+@pytest.mark.slow
 def test_norms_are_means_over_valid_columns() -> None:
     decoder = random_decoder(CONFIG, seed=2)
     with quick_compilation():
