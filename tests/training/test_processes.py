@@ -83,6 +83,7 @@ def assert_same_run(workdir: Path, results: list[dict], alone: tuple[Path, dict]
     np.testing.assert_allclose(results[0]["norm"], expected["norm"], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_stops_both_and_the_run_goes_on_as_one(tmp_path: Path, alone: tuple[Path, dict]) -> None:
     stopped = finish(start(tmp_path, 2, "stop"))
     assert [result["finished"] for result in stopped] == [False, False]
