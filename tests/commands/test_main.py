@@ -57,7 +57,7 @@ def test_train_leaves_what_it_promises(workdir: Path) -> None:
 def test_another_run_in_the_same_workdir_says_what_differs(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["train", *RUN, *TINY, "--gin.RunConfig.seed=5", "--workdir", str(workdir)]
     assert main(arguments) == EXIT_BAD_INPUT
-    assert "config.seed: 0 there, 5 here" in capsys.readouterr().err
+    assert "seed: 0 there, 5 here" in capsys.readouterr().err
 
 
 def test_evaluate_and_generate(workdir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
