@@ -5,6 +5,7 @@ import random
 from pathlib import Path
 
 import numpy as np
+import pytest
 from rich.console import Console
 
 from coconut.curriculum import CurriculumConfig
@@ -83,6 +84,7 @@ def learnt(
     return result, evaluation, answers
 
 
+@pytest.mark.slow
 def test_coconut_learns_through_its_curriculum(tmp_path: Path) -> None:
     _, evaluation, _ = learnt(tmp_path, questions(2200), "coconut", stages=1)
     assert evaluation.accuracy >= 0.95
@@ -90,6 +92,7 @@ def test_coconut_learns_through_its_curriculum(tmp_path: Path) -> None:
     assert (evaluation.thoughts, evaluation.tokens) == (1, 3)
 
 
+@pytest.mark.slow
 def test_interleaved_learns_and_begins_to_think_again_by_itself(tmp_path: Path) -> None:
     examples = questions(2200, steps=(0, 2, 1))
     _, evaluation, answers = learnt(tmp_path, examples, "interleaved", stages=2)

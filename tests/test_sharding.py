@@ -97,6 +97,7 @@ def test_every_parameter_of_a_decoder_says_its_axes() -> None:
         }
 
 
+@pytest.mark.slow
 def test_a_part_that_says_nothing_lies_whole_on_every_device() -> None:
     part = {"bare": jnp.ones(3), "split": nnx.Param(jnp.ones((4, 8)), axes=("embed", "mlp"))}
     template = Template.of(make_model(GPT2_STYLE, jax.random.key(0), parts=lambda config, key: {"reader": part}))
@@ -161,6 +162,7 @@ def test_a_batch_that_does_not_divide_is_refused() -> None:
         own_rows(mesh, 12, 4)
 
 
+@pytest.mark.slow
 def test_on_eight_devices() -> None:
     child = subprocess.run(
         [sys.executable, "-m", "tests.test_sharding"],

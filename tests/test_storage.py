@@ -238,6 +238,7 @@ def store_address() -> Iterator[str]:
         process.kill()
 
 
+@pytest.mark.slow
 def test_a_run_in_an_object_store(tmp_path: Path, store_address: str) -> None:
     addresses = {"STORAGE_EMULATOR_HOST": store_address, "TENSORSTORE_GCS_HTTP_URL": store_address}
     # Neither belongs to the run: a project the client asks for, and a question about the bucket that needs credentials.

@@ -104,6 +104,7 @@ def test_learning_curves_refuse_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_belief(tmp_path):
     graph = small_graphs.generate(1, seed=1, config="e12_matched")[0].graph
     assert graph is not None
@@ -132,6 +133,7 @@ def test_belief(tmp_path):
         plot_belief(graph, 2 * beliefs, path)
 
 
+@pytest.mark.slow
 def test_belief_panels_wrap(tmp_path):
     graph = small_graphs.generate(1, seed=1, config="e8")[0].graph
     assert graph is not None

@@ -48,6 +48,7 @@ def belief(subject, method: str, **options) -> np.ndarray:
     return belief_over_nodes(model, tokenizer, get_method(method), placing, example, tokenized, SYMBOLS, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "forced"), [("coconut", None), ("coconut", ""), ("pause", "")])
 def test_belief_equals_a_rollout_of_each_number_of_thoughts(subject, method, forced):
     found = belief(subject, method, forced=forced)

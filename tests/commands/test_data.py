@@ -84,6 +84,7 @@ def test_generated_splits_are_those_of_a_run(tmp_path, task, options):
         assert load_examples(tmp_path / f"{split}.json") == examples
 
 
+@pytest.mark.slow
 def test_prontoqa_is_split_as_coconut_does(tmp_path, shared_data, capsys):
     file = str(shared_data / "prontoqa_5hop_0shot_random.json")
     arguments = ["data", "prepare", "--task", "prontoqa", "--output", str(tmp_path)]
@@ -94,6 +95,7 @@ def test_prontoqa_is_split_as_coconut_does(tmp_path, shared_data, capsys):
     assert load_examples(tmp_path / "validation.json") == whole[9000:]
 
 
+@pytest.mark.slow
 def test_gsm8k_without_its_known_overlap(tmp_path, shared_data, capsys):
     train, validation = str(shared_data / "gsm8k_train.jsonl"), str(shared_data / "icot_gsm8k_valid.txt")
     arguments = ["data", "prepare", "--task", "gsm8k", "--train", train, "--validation", validation]

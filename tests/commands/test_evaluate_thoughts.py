@@ -44,6 +44,7 @@ def evaluated(folder: Path, examples: list[Example], method: str = "coconut", **
     return evaluate_model(run, model, progress, EvaluateConfig(split=str(folder / "questions.json"), **settings))
 
 
+@pytest.mark.slow
 def test_controls_do_not_vanish_where_thoughts_depend_on_the_steps(tmp_path: Path) -> None:
     result = evaluated(tmp_path, EXAMPLES, thoughts=(0, 1))
     assert {len(example.steps) for example in EXAMPLES} == {3}
@@ -59,6 +60,7 @@ def test_controls_do_not_vanish_where_thoughts_depend_on_the_steps(tmp_path: Pat
     assert "as trained, choosing between the two options" in describe(result)
 
 
+@pytest.mark.slow
 def test_a_question_whose_steps_nobody_knows_has_the_thoughts_of_a_long_one() -> None:
     run, model = untrained()
     for stage, thoughts in ((0, 0), (2, 2), (4, 3)):

@@ -55,6 +55,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_one_file_outside_the_package_does_it_all(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     own = ["--import", MODULE]
     bindings = [f"--gin.{name}={value}" for name, value in RUN.items()]

@@ -78,6 +78,7 @@ def run_python(arguments: Sequence[str], folder: Path, installed: Path) -> subpr
     return subprocess.run([sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_a_wheel_adds_two_import_names_and_carries_the_gin_files(wheel: Path) -> None:
     names = ZipFile(wheel).namelist()
     described = f"coconut_jax-{version('coconut-jax')}.dist-info"

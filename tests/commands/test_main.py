@@ -1,18 +1,22 @@
 """The command line as a user meets it: exit codes, one clear message, the README's own example."""
 
+import dataclasses
 import json
 import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from coconut.commands.flags import parse_arguments
 from coconut.commands.main import EXIT_BAD_INPUT, EXIT_DIVERGED, EXIT_DONE, main
+from coconut.commands.quickstart import QuickstartConfig
 from coconut.models.huggingface import read_config
 from tests.tiny_huggingface import write_model
+from tests.tiny_models import process_environment, quick_compilation
 
 REPOSITORY = Path(__file__).parents[2]
 RUN = ["--gin_file", "gin_configs/runs/small_graphs.gin", "--gin_file", "gin_configs/methods/coconut.gin"]
@@ -28,6 +32,12 @@ TINY = [
     "--gin.RunConfig.evaluation_batch_size=8",
 ]
 QUESTION = "<eos> 0 4 | 4 5 | 5 6 | 1 7 | 7 8 | 8 9 | 0 2 | 8 2 | 1 3 | 5 3 | 7 10 | 4 11 | [Q] 6 9 [R] 0"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_quickly() -> Iterator[None]:
+    with quick_compilation():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +57,7 @@ def test_train_leaves_what_it_promises(workdir: Path) -> None:
 def test_another_run_in_the_same_workdir_says_what_differs(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["train", *RUN, *TINY, "--gin.RunConfig.seed=5", "--workdir", str(workdir)]
     assert main(arguments) == EXIT_BAD_INPUT
-    assert "config.seed: 0 there, 5 here" in capsys.readouterr().err
+    assert "seed: 0 there, 5 here" in capsys.readouterr().err
 
 
 def test_evaluate_and_generate(workdir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -112,12 +122,18 @@ def test_data_generate_stats_show(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "did you mean 'prosqa'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_readme_example_runs() -> None:
     blocks = re.findall(r"```python\n(import jax\n.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
     [example] = blocks
     assert len(example.splitlines()) < 30
     done = subprocess.run(
-        [sys.executable, "-c", example], capture_output=True, text=True, check=False, timeout=300, cwd=REPOSITORY
+        [sys.executable, "-c", example],
+        cwd=REPOSITORY,
+        env=process_environment(devices=1),
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
 
@@ -144,7 +160,15 @@ def test_the_readme_names_commands_that_exist() -> None:
         parse_arguments(shlex.split(command))  # exits where it does not
 
 
-def test_the_quickstart_runs_in_small(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.slow
+def test_the_quickstart_runs_in_small(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With one stage of thoughts; the notebook's test runs all three."""
+    smoke = QuickstartConfig.smoke(seed=0)
+    one_stage = ("CurriculumConfig.max_latent_stage = 1", "CurriculumConfig.last_stage = 1")
+    small = dataclasses.replace(smoke, bindings=(*smoke.bindings, *one_stage))
+    monkeypatch.setattr(QuickstartConfig, "smoke", lambda seed: dataclasses.replace(small, seed=seed))
     assert main(["quickstart", "--smoke", "--outdir", str(tmp_path)]) == EXIT_DONE
     assert "thoughts removed" in capsys.readouterr().out
     results = json.loads((tmp_path / "results.json").read_text())

@@ -185,6 +185,7 @@ def test_links_that_a_collective_keeps_busy() -> None:
     assert links(Slice("one", V5E, (1,), ()), 0) == 1
 
 
+@pytest.mark.slow
 def test_a_plan_of_a_tiny_run() -> None:
     config, here = planned_run(), Slice("one", V5E, (1,), (jax.devices()[0],))
     step = make_step(config, here, MeshConfig(), COLUMNS)
@@ -214,6 +215,7 @@ def test_a_plan_of_a_tiny_run() -> None:
     assert any("remat" in suggestion for suggestion in refused.suggestions)
 
 
+@pytest.mark.slow
 def test_a_plan_of_generation() -> None:
     here = Slice("one", V5E, (1,), (jax.devices()[0],))
     with quick_compilation():
@@ -228,6 +230,7 @@ def test_a_plan_of_generation() -> None:
     assert json.loads(json.dumps(plan.to_json()))["phases"]["decoding"]["turns"] == 4
 
 
+@pytest.mark.slow
 def test_plans_for_a_slice_that_is_not_there() -> None:
     """By the TPU's own compiler: both steps of a run whose rows, matrices and heads are split."""
     pytest.importorskip("libtpu")
@@ -320,6 +323,7 @@ def test_the_command_says_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> N
     assert "--answers -1: must be at least 0" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_plan_for_this_machine_is_compared_with_a_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "plan.json"
     columns = ("--columns", "24", "--suffix", "6", "--output", str(output))

@@ -1,5 +1,6 @@
 """From a checkpoint on disk to Coconut and back: CoT from a small random GPT-2, Coconut from its best, export."""
 
+import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -25,7 +26,8 @@ from tests.tiny_models import quick_compilation
 
 pytestmark = pytest.mark.slow
 
-ROWS = 56  # 40 to train on, 8 to validate with, 8 to test
+ROWS = 24  # 16 to train on, 4 to validate with, 4 to test
+RELEASED = Path(__file__).parents[3] / "shared" / "data" / "gsm8k_train.jsonl"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -34,7 +36,7 @@ def compiled_quickly() -> Iterator[None]:
         yield
 
 
-def synthetic_rows() -> str:
+def synthetic_rows() -> list[str]:
     """Lines in the form of grade-school-math."""
     rows = []
     for i in range(ROWS):
@@ -42,22 +44,24 @@ def synthetic_rows() -> str:
         first, second = f"<<{a}*{b}={a * b}>>{a * b}", f"<<{a * b}+1={a * b + 1}>>{a * b + 1}"
         answer = f"In the bags are {first} nuts.\nWith the other one {second}.\n#### {a * b + 1}"
         rows.append(json.dumps({"question": f"Tom has {a} bags of {b} nuts and one more. How many?", "answer": answer}))
-    return "\n".join(rows) + "\n"
+    return rows
 
 
-@pytest.fixture(scope="module", params=["synthetic", "gsm8k"])
-def data(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file of rows in the released format."""
-    if request.param == "synthetic":
-        file = tmp_path_factory.mktemp("data") / "rows.jsonl"
-        file.write_text(synthetic_rows())
-        return file
-    return request.getfixturevalue("shared_data") / "gsm8k_train.jsonl"
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of rows in the released format; every second one is released, where those lie beside the checkout."""
+    rows = synthetic_rows()
+    if RELEASED.is_file():
+        with RELEASED.open() as released:
+            rows[::2] = [line.rstrip("\n") for line in itertools.islice(released, len(rows[::2]))]
+    file = tmp_path_factory.mktemp("data") / "rows.jsonl"
+    file.write_text("\n".join(rows) + "\n")
+    return file
 
 
 @pytest.fixture(scope="module")
 def gpt2(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as `transformers` writes it: a random GPT-2 of two layers, and a tokenizer learnt from the rows."""
+    """A folder as `transformers` writes it: a random GPT-2 of one layer, and a tokenizer learnt from the rows."""
     folder = tmp_path_factory.mktemp("gpt2")
     tokenizer = hf.Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -68,13 +72,13 @@ def gpt2(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(data.read_text().splitlines()[:ROWS], trainer)
+    tokenizer.train_from_iterator(data.read_text().splitlines(), trainer)
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     torch.manual_seed(0)
     sizes = GPT2Config(
-        vocab_size=tokenizer.get_vocab_size(), n_positions=512, n_embd=16, n_layer=2, n_head=2, eos_token_id=0
+        vocab_size=tokenizer.get_vocab_size(), n_positions=512, n_embd=16, n_layer=1, n_head=2, eos_token_id=0
     )
     GPT2LMHeadModel(sizes).save_pretrained(folder)
     return folder
@@ -83,20 +87,21 @@ def gpt2(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def flags(gpt2: Path, data: Path, run: str) -> list[str]:
     """What turns a GSM8K recipe into one that takes seconds."""
     values = {
-        "DecoderConfig.num_layers": 2,
+        "DecoderConfig.num_layers": 1,
         "DecoderConfig.embed_dim": 16,
         "DecoderConfig.num_heads": 2,
         "DecoderConfig.max_positions": 512,
         "DataConfig.tokenizer": "huggingface",
         "DataConfig.tokenizer_path": str(gpt2),
-        "DataConfig.train": f"{data}[:40]",
-        "DataConfig.validation": f"{data}[40:48]",
-        "DataConfig.test": f"{data}[48:56]",
-        "PipelineConfig.batch_size": 8,
-        "RunConfig.evaluation_batch_size": 8,
+        "DataConfig.train": f"{data}[:16]",
+        "DataConfig.validation": f"{data}[16:20]",
+        "DataConfig.test": f"{data}[20:24]",
+        "PipelineConfig.batch_size": 4,
+        "RunConfig.evaluation_batch_size": 4,
         "RunConfig.evaluate_every": None,
-        "CurriculumConfig.epochs_per_stage": 0.4,
-        "CurriculumConfig.total_epochs": 2,
+        "CurriculumConfig.max_latent_stage": 1,
+        "CurriculumConfig.epochs_per_stage": 0.5,
+        "CurriculumConfig.total_epochs": 1,
         "SamplingConfig.max_new_tokens": 8,
     }
     method = "cot" if run == "gsm8k_cot" else "coconut"
@@ -125,7 +130,7 @@ def coconut(gpt2: Path, data: Path, cot: Path, tmp_path_factory: pytest.TempPath
 def test_coconut_begins_at_the_stage_after_the_written_steps(coconut: Path) -> None:
     run, _, progress = load_model(coconut, "latest")
     assert run.config.curriculum.first_stage == 1
-    assert [stage["stage"] for stage in progress.stages] == [1, 2, 3, 4]
+    assert [stage["stage"] for stage in progress.stages] == [1, 2]
     lines = [json.loads(line) for line in (coconut / "metrics.jsonl").read_text().splitlines()]
     assert all(np.isfinite(line["loss"]) for line in lines if line["kind"] == "train")
 
@@ -155,8 +160,8 @@ def test_evaluate_reports_it(coconut: Path, tmp_path: Path) -> None:
     output = tmp_path / "result.json"
     assert main(["evaluate", "--workdir", str(coconut), "--output", str(output)]) == EXIT_DONE
     result = json.loads(output.read_text())
-    assert result["trained"]["examples"] == result["thoughts"]["0"]["examples"] == 8
-    assert result["trained"]["thoughts"] == 6
+    assert result["trained"]["examples"] == result["thoughts"]["0"]["examples"] == 4
+    assert result["trained"]["thoughts"] == 2
     assert result["config"]["init_checkpoint"] == "best"
     assert result["training_seconds"] > 0
 
@@ -229,7 +234,7 @@ def test_what_does_not_fit_is_one_error(
 def test_a_tokenizer_with_more_ids_than_the_embedding_is_an_error(gpt2: Path, data: Path, tmp_path: Path) -> None:
     other = tmp_path / "smaller"
     GPT2LMHeadModel(
-        GPT2Config(vocab_size=100, n_positions=512, n_embd=16, n_layer=2, n_head=2, eos_token_id=0)
+        GPT2Config(vocab_size=100, n_positions=512, n_embd=16, n_layer=1, n_head=2, eos_token_id=0)
     ).save_pretrained(other)
     arguments = flags(gpt2, data, "gsm8k_cot")
     files = [a.partition("=")[2] for a in arguments if a.startswith("--gin_file")]

@@ -29,6 +29,7 @@ def test_the_other_option_replaces_the_target_alone() -> None:
         with_other_option(Example(question="1 + 1", steps=(), answer="2"))
 
 
+@pytest.mark.slow
 def test_choices_are_those_of_one_option_at_a_time() -> None:
     examples = get_task("small_graphs").generate(7, 0, config="e8")
     symbols = sorted({symbol for example in examples for symbol in f"{example.question} [A]".split()})

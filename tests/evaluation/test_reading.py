@@ -18,7 +18,7 @@ from coconut.model import Model
 from coconut.pages import count_thoughts
 from coconut.tokenizers import TokenizedExample, symbol_tokenizer
 from coconut.types import Latent, Think
-from tests.tiny_models import GPT2_STYLE, quick_compilation, random_decoder
+from tests.tiny_models import GPT2_STYLE, quick_compilation, quick_jit, random_decoder
 from tests.tiny_pages import aligned, placing_at
 
 TOKENIZER = symbol_tokenizer([str(number) for number in range(19)])
@@ -36,8 +36,8 @@ def examples() -> list[TokenizedExample]:
 @pytest.mark.parametrize(
     "name,think,blocks",
     [
-        ("cot", OneByOne(), 2),
-        ("coconut", OneByOne(), 3),
+        pytest.param("cot", OneByOne(), 2, marks=pytest.mark.slow),
+        pytest.param("coconut", OneByOne(), 3, marks=pytest.mark.slow),
         ("coconut", Sweeps(count=1), 3),
         ("pause", Sweeps(count=0), 0),
     ],
@@ -50,7 +50,10 @@ def test_reading_equals_the_rollout(name: str, think: Thinker, blocks: int) -> N
     assert sum(isinstance(span, Latent) for span in batch.schedule) == blocks
     with quick_compilation():
         prefix, thoughts = read(model, batch, method, latent_id=TOKENIZER.latent_id)
-        output = rollout_batch(model.decoder, model.feedback, jax.tree.map(jnp.asarray, batch), think=method.think)
+        roll_out = quick_jit(
+            lambda model, batch: rollout_batch(model.decoder, model.feedback, batch, think=method.think)
+        )
+        output = roll_out(model, jax.tree.map(jnp.asarray, batch))
     np.testing.assert_allclose(prefix.last, output.last, rtol=1e-4, atol=1e-5)
     assert np.asarray(prefix.length).tolist() == batch.valid.sum(1).tolist()
     assert len(thoughts) == len(output.thoughts) == blocks

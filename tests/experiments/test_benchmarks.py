@@ -15,6 +15,7 @@ def short_turns(monkeypatch):
     monkeypatch.setattr(kernels, "SHORTEST_TURN", 0.0)
 
 
+@pytest.mark.slow
 def test_every_case_is_measured_against_what_there_is(tmp_path, capsys):
     path = tmp_path / "kernels.json"
     kernels.main(["--smoke", "--repeats", "2", "--output", str(path)])
@@ -35,6 +36,7 @@ def test_every_case_is_measured_against_what_there_is(tmp_path, capsys):
         assert case["sides"][OURS]["temporary_bytes"] is not None
 
 
+@pytest.mark.slow
 def test_what_does_not_run_is_reported_after_the_rest(capsys):
     asked = ["--smoke", "--op", "decode_attention", "--implementation", "tpu", "xla", "--dtype", "bfloat16"]
     with pytest.raises(SystemExit, match="did not run: decode_attention, smoke: pallas_kernels, tpu"):

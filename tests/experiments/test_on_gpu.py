@@ -86,6 +86,7 @@ def test_a_record_keeps_what_it_has(tmp_path):
         Record(tmp_path, "part", smoke=True)
 
 
+@pytest.mark.slow
 def test_a_side_that_does_not_run_is_named_and_slow_ones_are_compared_with_ours(monkeypatch):
     monkeypatch.setattr("experiments.on_gpu.sides.SLOW", 0.3)
     calls = {"ours": 0, "fast": 0, "slow": 0}

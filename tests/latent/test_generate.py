@@ -257,6 +257,7 @@ def test_top_1_is_greedy(decoder: Decoder) -> None:
     assert (np.asarray(decoded(decoder, prefix, sampling=sampling).tokens) == decoded(decoder, prefix).tokens).all()
 
 
+@pytest.mark.slow
 def test_rows_of_the_embedding_that_are_no_token_are_never_written(decoder: Decoder) -> None:
     """Published embeddings are often larger than the tokenizer: an id from there has no text."""
     prefix = thought_through(decoder, PROMPTS[:1], [1], [END])
@@ -309,6 +310,7 @@ def answers(decoder: Decoder, stage: int = 3, method: str = "coconut", **setting
     return list(answer_questions(model, TOKENIZER, METHODS[method], placing, EXAMPLES, config))
 
 
+@pytest.mark.slow
 def test_each_program_compiles_once_over_batches_stages_and_counts(decoder: Decoder) -> None:
     programs = {"prefill": prefill_program, "think_on": think_program, "decode": decode}
     before = {name: program._cache_size() for name, program in programs.items()}  # pyright: ignore

@@ -201,6 +201,7 @@ class Drawing:
 jax.tree_util.register_static(Drawing)
 
 
+@pytest.mark.slow
 def test_a_row_knows_nothing_of_its_neighbours() -> None:
     decoder, config = random_decoder(CONFIG, seed=3), HaltingConfig(least=0, most=4, room=ROOM)
 
@@ -218,6 +219,7 @@ def test_a_row_knows_nothing_of_its_neighbours() -> None:
         np.testing.assert_allclose(ours[jnp.asarray([0, 1, 4])], theirs[jnp.asarray([3, 0, 1])], rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_block_that_the_prefix_opens_equals_a_block_of_a_known_number() -> None:
     """The machine against `think_on` and `decode`, also where the feedback draws."""
     decoder, prompts, counts = random_decoder(CONFIG, seed=3), PROMPTS[:3], jnp.asarray([2, 0, 3])
@@ -238,6 +240,7 @@ def test_a_block_that_the_prefix_opens_equals_a_block_of_a_known_number() -> Non
         np.testing.assert_allclose(seen.blocks.inputs[row, :count], thoughts[row, :count], rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_without_a_start_marker_tokens_are_those_of_a_row_that_cannot_think() -> None:
     decoder = random_decoder(CONFIG, seed=3)
     plain = generated(decoder, PROMPTS, None)
@@ -264,6 +267,7 @@ def scripted(following: dict[int, int]) -> Decoder:
     return decoder
 
 
+@pytest.mark.slow
 def test_a_row_that_opens_a_block_without_room_for_it_is_cut() -> None:
     # Behind every block the next one is opened at once; token 3 is followed by 4 for ever.
     decoder = scripted({START: 5, END: START, 1: START, 3: 4, 4: 4, 2: EOS})

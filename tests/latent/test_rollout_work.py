@@ -63,7 +63,8 @@ def test_the_last_thought_is_no_pass_of_its_own(thoughts: int) -> None:
 @pytest.mark.parametrize("execution", IMPLEMENTATIONS.values(), ids=IMPLEMENTATIONS)
 def test_memory_of_a_gradient_grows_with_the_thoughts_and_not_with_their_square(execution: dict[str, Any]) -> None:
     """The keys and values of a span are as long as the span: to keep what each thought saw of them is its square."""
-    decoder, used = random_decoder(WIDE, **execution), []
+    layers = 2 if "scan_layers" in execution else 1
+    decoder, used = random_decoder(dataclasses.replace(WIDE, num_layers=layers), **execution), []
     for thoughts in (32, 64, 128):
         schedule = (Language(3), Latent(thoughts), Language(2, 1))
         T = sum(span.length for span in schedule)

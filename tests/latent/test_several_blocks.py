@@ -19,7 +19,7 @@ from coconut.models.decoder import Decoder
 from coconut.pages import Page
 from coconut.tokenizers import TokenizedExample, symbol_tokenizer
 from coconut.types import Batch, Latent, Think
-from tests.tiny_models import GPT2_STYLE, LLAMA_STYLE, quick_jit, random_decoder
+from tests.tiny_models import GPT2_STYLE, quick_jit, random_decoder
 from tests.tiny_pages import aligned, placing_at
 
 pytestmark = pytest.mark.slow
@@ -48,9 +48,8 @@ def pages() -> list[Page]:
     return [page(2, 1, 2, 1, 1), page(1, 2, 1, 2), page(0, 2, 1), page(2, 1), page(0, 1, Think(1), 2, Think(3))]
 
 
-@pytest.mark.parametrize("config", [GPT2_STYLE, LLAMA_STYLE], ids=["gpt2", "llama"])
-def test_each_row_equals_the_row_alone(config: Any) -> None:
-    decoder = random_decoder(dataclasses.replace(config, num_layers=1, param_dtype="float64"))
+def test_each_row_equals_the_row_alone() -> None:
+    decoder = random_decoder(dataclasses.replace(GPT2_STYLE, num_layers=1, param_dtype="float64"))
     rows = pages()
     batch = aligned([*rows, None], page_shape(rows), TOKENIZER)
     assert sum(isinstance(span, Latent) for span in batch.schedule) == 2

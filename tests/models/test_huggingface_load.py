@@ -82,6 +82,7 @@ def rewrite(folder: Path, change: Callable[[dict[str, np.ndarray]], dict[str, np
     save_file(change(load_file(folder / WEIGHTS)), folder / WEIGHTS, {"format": "pt"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gpt2", "qwen3"])
 def test_other_layouts_of_names(name: str, tmp_path: Path) -> None:
     model = random_model(name)
@@ -114,6 +115,7 @@ def test_other_layouts_of_names(name: str, tmp_path: Path) -> None:
         load_pretrained(tmp_path / "1")
 
 
+@pytest.mark.slow
 def test_a_caller_chooses_how_to_compute_and_not_what(tmp_path: Path) -> None:
     write_model(tmp_path, "llama")
     described = read_config(tmp_path)

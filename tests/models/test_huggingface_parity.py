@@ -35,7 +35,10 @@ class Pair:
 # Every family, and every implementation of attention; heads of 16 are the narrowest that the GPU's kernels take.
 PAIRS = [
     *((name, "dense") for name in CONFIGS),
-    *(("llama_wide_heads", attention) for attention in ("reference", "xla", "tpu_interpret", "gpu_interpret")),
+    *(
+        pytest.param(("llama_wide_heads", attention), marks=pytest.mark.slow)
+        for attention in ("reference", "xla", "tpu_interpret", "gpu_interpret")
+    ),
 ]
 
 

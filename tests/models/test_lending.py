@@ -44,6 +44,7 @@ def test_the_gradient_is_autodiffs(rows: tuple[int, ...]) -> None:
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-5, atol=2e-5), gradients, expected_gradients)
 
 
+@pytest.mark.slow
 def test_stacked_layers() -> None:
     layers, rows = make_layers(stacked=True), (2, 3, 40)
     inputs = [jax.random.normal(jax.random.key(i), (3, 2, n, D)) for i, n in enumerate(rows)]

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 CODE = """
 import sys
 
@@ -38,6 +40,7 @@ assert jnp.allclose(attended, 1.0) and jnp.allclose(decoded, 1.0) and jnp.allclo
 """
 
 
+@pytest.mark.slow
 def test_without_coconut() -> None:
     child = subprocess.run(
         [sys.executable, "-c", CODE],

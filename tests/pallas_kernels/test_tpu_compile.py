@@ -10,6 +10,7 @@ import pytest
 from experiments.benchmarks import tpu_compile
 
 
+@pytest.mark.slow
 def test_kernels_compile() -> None:
     pytest.importorskip("libtpu")
     # Sizes that are no multiple of anything find what a compiler has to object to. The large ones take minutes and are

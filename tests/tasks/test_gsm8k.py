@@ -40,6 +40,7 @@ def exact(expression: str) -> Fraction:
     return eval(fractions, {"Fraction": Fraction})
 
 
+@pytest.mark.slow
 def test_the_released_file_has_its_known_figures(released):
     assert len(released) == 7473 == len(set(map(content_hash, released)))
     steps = Counter(len(example.steps) for example in released)
@@ -54,6 +55,7 @@ def test_the_released_file_has_its_known_figures(released):
     assert sum(exact(answer) == exact(result) for answer, result in results) == 7001
 
 
+@pytest.mark.slow
 def test_every_released_step_evaluates(released):
     for example in released:
         for step in example.written_steps:

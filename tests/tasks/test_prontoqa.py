@@ -150,6 +150,7 @@ def some_official(official):
     return measure(official[:1500])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "value", "told_by"),
     [

@@ -47,6 +47,7 @@ def test_statistics_by_hand():
     }
 
 
+@pytest.mark.slow
 def test_the_official_questions_need_no_deduction(shared_data):
     official = prontoqa.load(shared_data / "prontoqa_5hop_0shot_random.json")
     measured = statistics(official)

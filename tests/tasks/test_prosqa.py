@@ -70,6 +70,7 @@ def check_text(example):
     assert list(example.steps) == [said(*edge) for edge in itertools.pairwise(walk)]
 
 
+@pytest.mark.slow
 def test_every_record_is_true(generated):
     for example in generated:
         check_text(example)
@@ -115,6 +116,7 @@ def test_generated_cannot_be_told_from_released(generated, official):
     assert min(values.values()) > 0.005, values
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -156,6 +158,7 @@ def all_walks_tie(graph: Graph, source: int) -> bool:
     return True
 
 
+@pytest.mark.slow
 def test_depth_matched_options_are_twins(matched):
     for example in matched:
         check_text(example)

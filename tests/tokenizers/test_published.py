@@ -18,6 +18,7 @@ from tests.tokenizers import published
 FAMILIES = pytest.mark.parametrize("family", published.FAMILIES)
 
 
+@pytest.mark.slow
 @FAMILIES
 def test_ten_thousand_texts_have_the_ids_of_hugging_face(family):
     ours, theirs = load_tokenizer(published.folder(family)), published.trained(family)
@@ -106,6 +107,7 @@ def test_saved_with_a_checkpoint_it_is_the_same(family, tmp_path):
     assert loaded.encode(text) == ours.encode(text) and loaded.leading_ids == ours.leading_ids
 
 
+@pytest.mark.slow
 def test_gpt2_from_every_kind_of_file(tmp_path, monkeypatch):
     expected = load_tokenizer(published.folder("gpt2"))
     model = json.loads(published.content("gpt2"))["model"]

@@ -362,6 +362,7 @@ def test_encode_symbol_example():
     assert encoded.answer.tolist() == [4, 12, 0]
 
 
+@pytest.mark.slow
 def test_every_official_question_survives(shared_data):
     rows = json.loads((shared_data / "prosqa_valid.json").read_text())
     examples = [Example(question=row["question"], steps=tuple(row["steps"]), answer=row["answer"]) for row in rows]

@@ -106,6 +106,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory, compiled_once: Any) 
 # --- Stages -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_goes_through_its_stages_and_says_so(uninterrupted: tuple[Path, TrainResult]) -> None:
     workdir, result = uninterrupted
     assert result.progress.finished
@@ -141,6 +142,7 @@ def test_a_run_goes_through_its_stages_and_says_so(uninterrupted: tuple[Path, Tr
         assert (np.asarray(a) == b).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bound,steps,learnt", [(100.0, 3, True), (1e-6, 7, False)])
 def test_a_metric_ends_a_stage_or_its_cap_does(tmp_path: Path, bound: float, steps: int, learnt: bool) -> None:
     """The last stage has no next one to hurry to: it lasts its full length."""
@@ -157,6 +159,7 @@ def test_a_metric_ends_a_stage_or_its_cap_does(tmp_path: Path, bound: float, ste
     assert lines_of(tmp_path, "train")[-1]["step"] == steps + 7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "reset,steps",
     # Stages of 7 steps, epochs of 6.
@@ -214,6 +217,7 @@ def killed(config: RunConfig, workdir: Path, last_line: int, environment: dict[s
     assert len((workdir / "metrics.jsonl").read_text().splitlines()) == last_line
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_its_second_stage_ends_with_the_same_bits(
     tmp_path: Path, uninterrupted: tuple[Path, TrainResult], compiled_once: dict[str, str]
 ) -> None:
@@ -228,6 +232,7 @@ def test_a_run_killed_in_its_second_stage_ends_with_the_same_bits(
     assert_same_run(tmp_path, uninterrupted[0])
 
 
+@pytest.mark.slow
 def test_a_run_with_drawn_stages_and_dropout_killed_in_its_first_stage_ends_with_the_same_bits(
     tmp_path: Path, compiled_once: dict[str, str]
 ) -> None:
@@ -269,6 +274,7 @@ def test_an_interrupted_run_saves_and_goes_on_to_the_same_bits(
     assert_same_run(tmp_path, uninterrupted[0])
 
 
+@pytest.mark.slow
 def test_a_warm_up_of_a_stage_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     optimizer = {"warmup_steps": 2, "stage_warmup_steps": 4}
     config = tiny_run(log_every=1, optimizer=optimizer, curriculum={"reset_optimizer": "stage"}, **LANGUAGE)
@@ -334,6 +340,7 @@ def test_two_processes_do_not_train_in_one_workdir(tmp_path: Path) -> None:
 # --- What is kept -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_validation_chooses_the_best_of_the_last_stage(tmp_path: Path) -> None:
     accuracies = iter([0.9, 1.0, 0.5, 0.3, 0.8, 0.4])
     seen = []
@@ -360,6 +367,7 @@ def test_validation_after_each_epoch(tmp_path: Path) -> None:
     assert [line["step"] for line in lines_of(tmp_path, "validation")] == [6, 7, 12, 14]
 
 
+@pytest.mark.slow
 def test_a_validation_that_is_not_finite_stops_the_run_and_saves_nothing(tmp_path: Path) -> None:
     values = iter([0.5, float("nan")])
 
@@ -376,6 +384,7 @@ def test_a_validation_that_is_not_finite_stops_the_run_and_saves_nothing(tmp_pat
 # --- What stops a run -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax's own threads complain, too.
 def test_a_disk_that_fills_during_a_save_leaves_the_earlier_checkpoint(tmp_path: Path) -> None:
     """A limit on the size of files stands for the full disk: the system refuses to write on."""
@@ -404,6 +413,7 @@ def test_a_disk_that_fills_during_a_save_leaves_the_earlier_checkpoint(tmp_path:
     assert_same_run(tmp_path, tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_run_whose_gradients_stay_infinite_ends_and_says_so(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -435,6 +445,7 @@ def test_a_run_whose_gradients_stay_infinite_ends_and_says_so(
         trained(config, tmp_path / "rarely")
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_past_steps_that_are_not_finite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One example spoils the batch that holds it, in each epoch of six batches."""
     method = METHODS["no_cot"]
@@ -479,6 +490,7 @@ def test_checkpoints_are_closed_where_a_run_diverges(tmp_path: Path, monkeypatch
     assert len(closed) == 1
 
 
+@pytest.mark.slow
 def test_the_rate_is_that_of_the_steps_since_the_last_line(tmp_path: Path) -> None:
     meter = loop.Meter({"tokens": [300.0, 3.0], "loss": [2.0, 4.0], "accuracy": [1.0, 4.0]})
     assert loop._numbers(meter, 2.0) == "loss 0.500  accuracy 0.250  150 tokens/s"

@@ -4,7 +4,6 @@ What needs eight devices runs in processes of its own: ``python -m tests.trainin
 """
 
 import dataclasses
-import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -37,8 +36,7 @@ BATCH_SIZE = 16
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["sequence", "collectives", *(pytest.param(name, marks=pytest.mark.slow) for name in ("equality", "kernels"))],
+    "name", ["collectives", *(pytest.param(name, marks=pytest.mark.slow) for name in ("equality", "kernels"))]
 )
 def test_on_eight_devices(name: str) -> None:
     child = subprocess.run(
@@ -104,8 +102,11 @@ def train_steps(configs: Configs, batches: list[Batch], mesh: Mesh) -> tuple[lis
     return losses, state
 
 
-def check_equality(meshes: list[MeshConfig]) -> None:
-    """In float64, where rounding cannot hide an error: Adam would blow up a gradient of almost nothing in float32."""
+def check_equality() -> None:
+    """In float64, where rounding cannot hide an error: Adam would blow up a gradient of almost nothing in float32.
+
+    Every axis beside every other, and the two that split parameters as wide as they go.
+    """
     jax.config.update("jax_enable_x64", True)
     config = dataclasses.replace(
         LLAMA_STYLE,
@@ -116,11 +117,15 @@ def check_equality(meshes: list[MeshConfig]) -> None:
         param_dtype="float64",
     )
     configs = (config, ExecutionConfig(dtype="float64", scan_layers=True, remat="full"))
-    batches = [make_batch(one_block(6, 2, 6), np.random.default_rng(seed)) for seed in range(10)]
+    batches = 2 * [make_batch(one_block(6, 2, 6), np.random.default_rng(seed)) for seed in range(2)]
     with quick_compilation():
         expected_losses, expected = train_steps(configs, batches, make_mesh(devices=jax.devices()[:1]))
-        assert expected_losses[-1] < expected_losses[0] - 1e-3
-        for mesh in meshes:
+        assert expected_losses[2] < expected_losses[0] - 1e-3
+        for mesh in (
+            MeshConfig(data=2, fsdp=2, tensor=2),
+            MeshConfig(data=2, fsdp=2, sequence=2),
+            MeshConfig(sequence=2, tensor=4),
+        ):
             losses, state = train_steps(configs, batches, make_mesh(mesh))
             np.testing.assert_allclose(losses, expected_losses, rtol=1e-10, err_msg=str(mesh))
             # The moments are averages of the gradients.
@@ -132,14 +137,13 @@ def check_kernels() -> None:
     config = dataclasses.replace(LLAMA_STYLE, vocab_size=24, num_heads=8, num_kv_heads=4, head_dim=2)
     dense = (config, ExecutionConfig(attention="dense", cross_entropy="full"))
     blocked = (config, ExecutionConfig(attention="xla", cross_entropy="xla"))
-    batches = [make_batch(one_block(6, 2, 6), np.random.default_rng(seed)) for seed in range(3)]
+    batches = [make_batch(one_block(6, 2, 6), np.random.default_rng(seed)) for seed in range(2)]
     xla.BLOCK = 2  # Several blocks, so that their loops run on every device, too.
     with quick_compilation():
         expected, _ = train_steps(dense, batches, make_mesh(devices=jax.devices()[:1]))
         assert expected[-1] != expected[0]
-        for mesh in (MeshConfig(data=2, fsdp=2, tensor=2), MeshConfig(fsdp=2, sequence=2, tensor=2)):
-            losses, _ = train_steps(blocked, batches, make_mesh(mesh))
-            np.testing.assert_allclose(losses, expected, rtol=2e-6, err_msg=str(mesh))
+        losses, _ = train_steps(blocked, batches, make_mesh(MeshConfig(fsdp=2, sequence=2, tensor=2)))
+        np.testing.assert_allclose(losses, expected, rtol=2e-6)
 
 
 def parameter_collectives(configs: Configs, thoughts: int, mesh: Mesh) -> dict[str, int]:
@@ -165,31 +169,16 @@ def parameter_collectives(configs: Configs, thoughts: int, mesh: Mesh) -> dict[s
 def check_collectives() -> None:
     config = dataclasses.replace(LLAMA_STYLE, vocab_size=24, embed_dim=256, mlp_dim=512, num_heads=4, num_kv_heads=4)
     configs = (config, ExecutionConfig(scan_layers=True))
-    for sizes in (MeshConfig(fsdp=8), MeshConfig(fsdp=4, tensor=2)):
-        mesh = make_mesh(sizes)
-        # One thought of a span is no pass of its own, and a single column beside it moves no matrix at all.
-        few, many = (parameter_collectives(configs, thoughts, mesh) for thoughts in (3, 7))
-        assert few == many, (sizes, few, many)
-        assert few["all-gather"] > 0 and few["all-reduce"] + few.get("reduce-scatter", 0) > 0, few
+    mesh = make_mesh(MeshConfig(fsdp=4, tensor=2))
+    # One thought of a span is no pass of its own, and a single column beside it moves no matrix at all.
+    few, many = (parameter_collectives(configs, thoughts, mesh) for thoughts in (3, 7))
+    assert few == many, (few, many)
+    assert few["all-gather"] > 0 and few["all-reduce"] + few.get("reduce-scatter", 0) > 0, few
 
 
 def main(name: str) -> None:
     assert jax.device_count() == 8
-    if name == "equality":
-        powers = (1, 2, 4, 8)
-        check_equality(
-            [
-                MeshConfig(data=data, fsdp=fsdp, tensor=tensor)
-                for data, fsdp, tensor in itertools.product(powers, powers, powers)
-                if data * fsdp * tensor == 8
-            ]
-        )
-    elif name == "sequence":
-        check_equality([MeshConfig(fsdp=2, sequence=2, tensor=2)])
-    elif name == "kernels":
-        check_kernels()
-    else:
-        check_collectives()
+    {"equality": check_equality, "kernels": check_kernels, "collectives": check_collectives}[name]()
     print("done")
 
 

@@ -14,15 +14,15 @@ from coconut.losses import norm_metrics
 from coconut.training.config import RunConfig
 from coconut.training.norms import NormAlert
 from coconut.types import Language
-from tests.tiny_models import quick_compilation, random_decoder
+from tests.tiny_models import quick_jit, random_decoder
 from tests.tiny_runs import tiny_run
 from tests.training.test_step import BATCH, CONFIG
 
 
+@pytest.mark.slow
 def test_norms_are_means_over_valid_columns() -> None:
     decoder = random_decoder(CONFIG, seed=2)
-    with quick_compilation():
-        output = rollout_batch(decoder, Identity(), BATCH)
+    output = quick_jit(lambda decoder: rollout_batch(decoder, Identity(), BATCH))(decoder)
     (thoughts,) = map(np.asarray, output.thoughts)
     # Unused columns hold zeros, which count as thoughts of no length if they count at all.
     used = np.asarray(BATCH.valid)[:, 5:7]

@@ -67,6 +67,7 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 def test_what_only_training_needs_is_saved_and_left_out(tmp_path: Path) -> None:
     result = train(tiny_run(method="with_reader"), tmp_path / "run", console=QUIET)
     trained = parameters_of(result.model)["reader.kernel"]
@@ -86,6 +87,7 @@ def test_what_only_training_needs_is_saved_and_left_out(tmp_path: Path) -> None:
             assert "reader.kernel" not in taken
 
 
+@pytest.mark.slow
 def test_what_a_run_freezes_stays_to_the_bit(tmp_path: Path) -> None:
     config = tiny_run(freeze=("decoder.tokens.*", "decoder.layers.0.mlp.*"), save_every=None)
     result = train(config, tmp_path / "run", console=QUIET)
@@ -136,6 +138,7 @@ class Noisy:
         return hidden + noise
 
 
+@pytest.mark.slow
 def test_a_feedback_that_draws_has_other_keys_in_every_step_and_the_same_in_every_batch() -> None:
     noisy = Model(random_decoder(CONFIG, seed=2), {"feedback": Noisy()})
     quiet = noisy._replace(parts={"feedback": Identity()})

@@ -56,6 +56,7 @@ def earlier(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TrainResult
     return workdir, train(tiny_run(), workdir, console=QUIET)
 
 
+@pytest.mark.slow
 def test_a_run_can_start_from_anothers_parameters(earlier: tuple[Path, TrainResult]) -> None:
     workdir, result = earlier
     run, _, _ = prepare(tiny_run(seed=4, method="cot", init_from=str(workdir)))
@@ -66,6 +67,7 @@ def test_a_run_can_start_from_anothers_parameters(earlier: tuple[Path, TrainResu
     assert any((np.asarray(value) != given[name]).any() for name, value in parameters_of(initial_model(fresh)).items())
 
 
+@pytest.mark.slow
 def test_the_feedback_travels_with_the_checkpoint(tmp_path: Path, earlier: tuple[Path, TrainResult]) -> None:
     result = train(tiny_run(feedback={"kind": "norm", "factor": 0.5}), tmp_path, console=QUIET)
     run, model, _ = load_model(tmp_path, "latest")

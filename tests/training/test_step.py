@@ -62,6 +62,7 @@ def assert_close(ours: Any, theirs: Any, tolerance: float) -> None:
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance, err_msg=jax.tree_util.keystr(path))
 
 
+@pytest.mark.slow
 def test_microbatches_change_nothing_and_the_update_is_optax_adamws():
     """Rows have different numbers of labels: a mean of the microbatches' means would be another update."""
     template, state = fresh()
@@ -113,6 +114,7 @@ def poisoned_loss(where: str) -> LossFunction:
     return loss
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where,microbatches", [("loss", 1), ("gradient", 1), ("gradient", 4)])
 def test_a_step_that_is_not_finite_is_skipped_to_the_bit(where: str, microbatches: int):
     template, state = fresh()
@@ -140,6 +142,7 @@ def test_a_step_that_is_not_finite_is_skipped_to_the_bit(where: str, microbatche
     assert_close(seen[3], expected, 0.0)
 
 
+@pytest.mark.slow
 def test_every_step_drops_other_units():
     template, state = fresh(dataclasses.replace(CONFIG, dropout=0.3))
     step = make_train_step(template, METHOD, make_optimizer(OPTIMIZER))

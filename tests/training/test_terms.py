@@ -63,6 +63,7 @@ def fresh(trains: Any = lambda name: True) -> tuple[Template, Any]:
     return template, make_state(template, parameters_of(model), make_optimizer(OPTIMIZER))
 
 
+@pytest.mark.slow
 def test_terms_add_up_exactly_over_microbatches() -> None:
     template, state = fresh()
     _, other = fresh()
@@ -93,6 +94,7 @@ def test_terms_add_up_exactly_over_microbatches() -> None:
     assert float(metrics["tokens"].total) == 2 * np.asarray(BATCH.valid).sum()
 
 
+@pytest.mark.slow
 def test_what_is_frozen_stays_to_the_bit_and_has_no_moments() -> None:
     template, state = fresh(lambda name: name.startswith("reader.") or name == "decoder.norm.scale")
     before = {name: np.array(value) for name, value in state.parameters.items()}
@@ -104,6 +106,7 @@ def test_what_is_frozen_stays_to_the_bit_and_has_no_moments() -> None:
     assert moved == {"reader.scale", "decoder.norm.scale"}
 
 
+@pytest.mark.slow
 def test_a_term_that_weighs_nothing_counts_nothing() -> None:
     template, state = fresh()
     silent = dataclasses.replace(TEACHER, labels=jnp.full_like(TEACHER.labels, IGNORED_LABEL))

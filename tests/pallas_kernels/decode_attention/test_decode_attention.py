@@ -115,6 +115,7 @@ def test_random_cases(options, case):
     check(case, **options)
 
 
+@pytest.mark.slow
 def test_tpu_without_races():
     try:
         check(SEVERAL_BLOCKS, BOUNDS, implementation="tpu", interpret=pltpu.InterpretParams(detect_races=True))

@@ -27,6 +27,7 @@ def tpu_devices():
     return topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [GROUPED, "segments", "few queries"])
 def test_compiles_for_a_tpu(name, tpu_devices):
     """Forward and gradients in one program; `auto` means the kernel wherever there are enough queries."""
@@ -44,6 +45,7 @@ def test_compiles_for_a_tpu(name, tpu_devices):
     assert text.count('custom_call_target="tpu_custom_call"') == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("implementation", ["tpu", "xla"])
 def test_compiles_for_a_pod_with_heads_and_rows_split(tpu_devices, implementation):
     mesh = Mesh(np.asarray(tpu_devices[:4]).reshape(2, 2), ("data", "tensor"))

@@ -38,6 +38,7 @@ def check(problem: Problem, **implementation: Any) -> None:
     assert_close(solve(problem, **implementation), solve(problem, implementation="reference"))
 
 
+@pytest.mark.slow
 @given(problems(widths=(1, 8)))
 @settings(max_examples=14)
 @example(SEVERAL_BLOCKS)
@@ -48,6 +49,7 @@ def test_xla(problem):
     check(problem, implementation="xla")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("implementation", TPU)
 @given(problems(widths=(8, 24)))
 @settings(max_examples=3)
@@ -59,6 +61,7 @@ def test_tpu(implementation, problem):
     check(problem, **implementation)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("implementation", GPU)
 @given(problems(widths=(16,)))
 @settings(max_examples=3)
@@ -70,6 +73,7 @@ def test_gpu(implementation, problem):
     check(problem, **implementation)
 
 
+@pytest.mark.slow
 def test_tpu_has_no_races_and_leaves_nothing_unwritten():
     """Memory is NaN before it is written; two cores share what the grid calls parallel; one row sees nothing."""
     problem = Problem(lengths=(20, 36), width=8)
@@ -86,6 +90,7 @@ def test_tpu_has_no_races_and_leaves_nothing_unwritten():
         pltpu.reset_tpu_interpret_mode_state()
 
 
+@pytest.mark.slow
 def test_the_reference_is_attention():
     """Against numpy, a query at a time."""
     problem = Problem(heads=(4, 2), lengths=(5, 9), width=3, segments=True, window=6, soft_cap=1.5)

@@ -12,12 +12,14 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax.sharding import AxisType, PartitionSpec
 
 from pallas_kernels.linear_cross_entropy import linear_cross_entropy
 from tests.tiny_models import process_environment
 
 
+@pytest.mark.slow
 def test_on_eight_devices() -> None:
     child = subprocess.run(
         [sys.executable, "-m", "tests.pallas_kernels.linear_cross_entropy.test_sharded_vocabulary"],
