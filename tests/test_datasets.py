@@ -6,7 +6,7 @@ from coconut.commands.configuration import resolve_run
 from coconut.datasets import DataConfig, make_tokenizer
 from coconut.errors import CoconutError
 from coconut.tokenizers import MARKERS, TEXT, gpt2_tokenizer, load_tokenizer
-from coconut.training.checkpoint import Run
+from coconut.training.run import Run
 from coconut.training.setup import prepare
 from tests.tokenizers import published
 

@@ -29,6 +29,7 @@ _LLAMA_STYLE: dict[str, Any] = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 64,
 }
+_ONE_LAYER: dict[str, Any] = _LLAMA_STYLE | {"num_hidden_layers": 1}
 _GPT2: dict[str, Any] = {"vocab_size": VOCABULARY, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 32}
 # Of four wavelengths one stays, one is stretched by less than the factor, and two by all of it.
 _LLAMA3 = {
@@ -51,7 +52,7 @@ CONFIGS: dict[str, PretrainedConfig] = {
 MORE_CONFIGS: dict[str, PretrainedConfig] = {
     "gpt2_untied": GPT2Config(**_GPT2, n_inner=24, activation_function="gelu", tie_word_embeddings=False),
     "llama_biased": LlamaConfig(**_LLAMA_STYLE, attention_bias=True, mlp_bias=True, tie_word_embeddings=True),
-    "llama_wide_heads": LlamaConfig(**_LLAMA_STYLE | {"num_hidden_layers": 1}, head_dim=16, rope_parameters=_LLAMA3),
+    "llama_wide_heads": LlamaConfig(**_ONE_LAYER, head_dim=16, rope_parameters=_LLAMA3),
     "qwen2_untied": Qwen2Config(**_LLAMA_STYLE, tie_word_embeddings=False),
     "qwen3_biased": Qwen3Config(**_LLAMA_STYLE, head_dim=8, attention_bias=True, tie_word_embeddings=True),
 }

@@ -25,9 +25,10 @@ from coconut.storage import write_atomically
 from coconut.storage_path import StoragePath
 from coconut.tasks import content_hash, get_task
 from coconut.tokenizers import encode_example
-from coconut.training.checkpoint import Progress, Run, Which, load_model
+from coconut.training.checkpoint import Progress, Which, load_model
 from coconut.training.config import to_json
 from coconut.training.metrics import progress_bar
+from coconut.training.run import Run
 from coconut.types import Example
 
 

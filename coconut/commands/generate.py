@@ -12,7 +12,8 @@ from coconut.pages import question_alone
 from coconut.storage import exists
 from coconut.storage_path import StoragePath
 from coconut.tokenizers import encode_example
-from coconut.training.checkpoint import RUN_FILE, Progress, Run, Which, load_model
+from coconut.training.checkpoint import Progress, Which, load_model
+from coconut.training.run import RUN_FILE, Run
 from coconut.types import Example
 
 

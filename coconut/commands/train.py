@@ -18,10 +18,10 @@ from coconut.pipeline import BatchSource
 from coconut.sharding import make_mesh, own_rows, put_rows, replicated
 from coconut.storage import write_atomically
 from coconut.storage_path import StoragePath
-from coconut.training.checkpoint import Run
 from coconut.training.config import RunConfig, to_json
 from coconut.training.loop import TrainResult, train
 from coconut.training.optimizer import make_optimizer
+from coconut.training.run import Run
 from coconut.training.setup import abstract_state, prepare
 from coconut.training.step import make_train_step
 

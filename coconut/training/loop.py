@@ -25,11 +25,12 @@ from coconut.sharding import make_mesh, own_rows, put_rows, replicated
 from coconut.storage import hold, make_folder
 from coconut.storage_path import StoragePath
 from coconut.tokenizers import TokenizedExample
-from coconut.training.checkpoint import Checkpoints, Progress, Run
+from coconut.training.checkpoint import Checkpoints, Progress
 from coconut.training.config import RunConfig
 from coconut.training.metrics import Meter, MetricsLog, SkippedSteps, progress_bar
 from coconut.training.norms import NormAlert
 from coconut.training.optimizer import learning_rate_at, make_optimizer
+from coconut.training.run import Run
 from coconut.training.setup import abstract_state, initial_state, prepare
 from coconut.training.state import restart_optimizer
 from coconut.training.step import make_train_step
@@ -83,7 +84,7 @@ def train(
       dataset: what `load_dataset` gives for ``config.data``, where it is at hand already.
       validate: measures the validation split.
       allow: fields of the config, such as ``optimizer.learning_rate``, in which a run may go on with another value
-        although that changes its numbers. How it is run may differ in any case (`coconut.training.checkpoint.FREE`).
+        although that changes its numbers. How it is run may differ in any case (`coconut.training.run.FREE`).
       tensorboard: also write TensorBoard events.
       console: where the progress bar goes; standard error if None.
 

@@ -16,9 +16,9 @@ from coconut.commands.configuration import resolve_run
 from coconut.commands.evaluate import EvaluateConfig, evaluate_workdir
 from coconut.commands.train import validate
 from coconut.datasets import Dataset, load_dataset
-from coconut.training.checkpoint import Run
 from coconut.training.config import RunConfig, to_json
 from coconut.training.loop import train
+from coconut.training.run import Run
 from coconut.training.state import Model
 from experiments.on_gpu.record import Measurement, Progress
 

@@ -21,8 +21,8 @@ from coconut.models.parameters import abstract_decoder
 from coconut.models.presets import PRESETS
 from coconut.tasks import TASKS
 from coconut.tokenizers import symbol_tokenizer
-from coconut.training.checkpoint import Run
 from coconut.training.config import RunConfig, differences, from_json, to_json
+from coconut.training.run import Run
 from tests.tiny_runs import tiny_run
 
 CONFIGS = Path(__file__).parents[2] / "gin_configs"

@@ -12,7 +12,8 @@ from coconut.commands.generate import answer_question
 from coconut.errors import CoconutError
 from coconut.tasks import get_task, save_examples
 from coconut.tokenizers import symbol_tokenizer
-from coconut.training.checkpoint import Progress, Run
+from coconut.training.checkpoint import Progress
+from coconut.training.run import Run
 from coconut.training.state import Model, make_model
 from coconut.types import Example
 from tests.tiny_models import quick_compilation

@@ -20,9 +20,10 @@ from coconut.model import Model, parameters_of
 from coconut.models.config import ExecutionConfig
 from coconut.models.stacking import in_layout_of
 from coconut.sharding import make_mesh
-from coconut.training.checkpoint import Checkpoints, Run, load_model
+from coconut.training.checkpoint import Checkpoints, load_model
 from coconut.training.loop import TrainResult, train
 from coconut.training.optimizer import OptimizerConfig, make_optimizer
+from coconut.training.run import Run
 from coconut.training.setup import abstract_state, initial_model, prepare
 from tests.tiny_models import GPT2_STYLE, quick_compilation, random_decoder
 from tests.tiny_runs import tiny_run

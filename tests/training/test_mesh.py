@@ -105,7 +105,7 @@ def train_steps(configs: Configs, batches: list[Batch], mesh: Mesh) -> tuple[lis
 def check_equality() -> None:
     """In float64, where rounding cannot hide an error: Adam would blow up a gradient of almost nothing in float32.
 
-    Every axis beside every other, and the two that split parameters as wide as they go.
+    Three meshes in which every axis splits something, beside others.
     """
     jax.config.update("jax_enable_x64", True)
     config = dataclasses.replace(
