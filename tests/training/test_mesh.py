@@ -10,15 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh
 
 from coconut.batching import Shape
 from coconut.commands.plan.collectives import collectives
+from coconut.losses import Loss, Term, language_loss, ratio
 from coconut.mesh import MeshConfig
 from coconut.methods import METHODS
-from coconut.model import Template, make_model, parameters_of
+from coconut.methods.method import LossContext, Views
+from coconut.model import Model, Template, make_model, parameters_of
 from coconut.models.config import DecoderConfig, ExecutionConfig
 from coconut.sharding import make_mesh, placed, put_rows, replicated, tree_sharding
 from coconut.tokenizers import symbol_tokenizer
@@ -33,6 +36,18 @@ from tests.tiny_pages import aligned, one_block, thinking_page
 METHOD = METHODS["coconut"]
 OPTIMIZER = make_optimizer(OptimizerConfig(learning_rate=1e-3, clip_norm=1.0))
 BATCH_SIZE = 16
+
+
+def loss_of_two_terms(model: Model, views: Views, context: LossContext) -> Loss:
+    """Their weights lie unevenly on the devices: labels, and the columns of each row."""
+    output = context.rollout(model, views["main"])
+    language, metrics = language_loss(model.decoder, views["main"], output)
+    size = ratio(jnp.square(output.last).mean(1), 1.0 * views["main"].valid.sum(1))
+    return Loss({"language": Term(language), "size": Term(size, 0.5)}, metrics)
+
+
+# Beside all else that is compared on meshes, several terms are exact over the devices.
+TWO_TERMS = dataclasses.replace(METHOD, loss=loss_of_two_terms)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +107,7 @@ def train_steps(configs: Configs, batches: list[Batch], mesh: Mesh) -> tuple[lis
     """The loss of each step, and the state after them."""
     places = tree_sharding(jax.eval_shape(lambda: fresh_state(configs)), template_of(configs).axes, mesh)
     state = jax.jit(lambda: fresh_state(configs), out_shardings=places)()
-    step, losses = make_train_step(template_of(configs), METHOD, OPTIMIZER, microbatches=2), []
+    step, losses = make_train_step(template_of(configs), TWO_TERMS, OPTIMIZER, microbatches=2), []
     with jax.set_mesh(mesh):
         key = jax.jit(jax.random.key, out_shardings=replicated(mesh))(0)
         for batch in batches:

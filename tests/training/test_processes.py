@@ -19,8 +19,6 @@ from coconut.sharding import make_mesh
 from tests.tiny_models import process_environment, quick_compilation
 from tests.tiny_runs import tiny_run
 
-RUN = tiny_run(microbatches=2, evaluation_batch_size=4)
-
 
 def start(workdir: Path, processes: int, *others: str) -> list[subprocess.Popen]:
     with socket.socket() as free:
@@ -103,6 +101,9 @@ def main(workdir: str, address: str, processes: str, process: str, *others: str)
     from coconut.commands.evaluate import EvaluateConfig, evaluate_workdir
     from coconut.commands.train import validate
     from coconut.training.loop import train
+    from tests import outside_module  # Its method has a loss of two terms over two views.
+
+    assert outside_module.taught
 
     def preempted(model, run, dataset, stage):
         # Between the two stages, of the second process alone, which passes it on as a SIGTERM: both are tested.
@@ -110,9 +111,10 @@ def main(workdir: str, address: str, processes: str, process: str, *others: str)
             signal.raise_signal(signal.SIGINT)
         return validate(model, run, dataset, stage)
 
+    config = tiny_run(method="taught", microbatches=2, evaluation_batch_size=4)
     mesh = make_mesh(MeshConfig(fsdp=2))
     with quick_compilation():
-        result = train(RUN, Path(workdir), mesh=mesh, validate=preempted)
+        result = train(config, Path(workdir), mesh=mesh, validate=preempted)
         print(result.progress.step, file=sys.stderr)
         evaluation = None
         if result.progress.finished:
