@@ -73,8 +73,8 @@ class Run:
             never differ.
         """
         for name in allow:
-            if not _fits(name, BY_NAME):
-                raise CoconutError(f"--allow {name}: only {', '.join(BY_NAME)} can be allowed to change")
+            if not (_fits(name, BY_NAME) and _has(to_json(self.config), name)):
+                raise CoconutError(f"--allow {name}: only fields of {', '.join(BY_NAME)} can be allowed to change")
         if not exists(workdir / RUN_FILE):
             return {}
         found = differences(_identity(Run.load(workdir)), _identity(self))
@@ -143,6 +143,14 @@ class Run:
 
 def _fits(name: str, patterns: Collection[str]) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _has(content: Any, name: str) -> bool:
+    for part in name.split("."):
+        if not isinstance(content, Mapping) or part not in content:
+            return False
+        content = content[part]
+    return True
 
 
 def _identity(run: Run) -> dict[str, Any]:
