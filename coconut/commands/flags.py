@@ -34,6 +34,8 @@ def check_together(options: argparse.Namespace) -> None:
         _check_processes(options)
     if options.command == "train" and options.workdir is None and not options.dry_run:
         raise CoconutError("--workdir is missing (or --dry_run, which needs none)")
+    if options.command == "train" and options.allow and options.dry_run:
+        raise CoconutError(f"--allow {options.allow[0]}: --dry_run goes on with no run, give one or the other")
     if options.command == "plan":
         if options.search and options.mesh is not None:
             raise CoconutError("--search tries all meshes: give it or --mesh, not both")
