@@ -15,10 +15,14 @@ class CoconutError(ValueError):
     """
 
 
-class DivergedError(CoconutError):
-    """Training made no finite gradient for too many steps in a row; the command line exits with code 3.
+class NotFiniteError(CoconutError):
+    """A model gives infinities or NaN where answers or losses are made of its numbers."""
 
-    Started again the run would come to the same point: another config is needed.
+
+class DivergedError(CoconutError):
+    """Training made no finite gradient for too many steps in a row, or a model that gives nothing finite.
+
+    The command line exits with code 3. Started again the run would come to the same point: another config is needed.
     """
 
 

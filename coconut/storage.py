@@ -9,8 +9,9 @@ import errno
 import io
 import logging
 import os
+import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -33,7 +34,7 @@ def exists(path: StoragePath) -> bool:
     Raises:
       CoconutError: the object store cannot be asked.
     """
-    with _explained(path):
+    with explained(path):
         return path.exists()
 
 
@@ -46,7 +47,7 @@ def make_folder(path: StoragePath) -> None:
     if isinstance(path, Path) and path.parts[:1] == (SCHEME.rstrip("/"),):
         raise CoconutError(f"{path}: pathlib does not know {SCHEME}; make the path by coconut.storage_path.parse_path")
     if not is_remote(path):
-        with _explained(path):
+        with explained(path):
             path.mkdir(parents=True, exist_ok=True)
 
 
@@ -56,7 +57,7 @@ def read_text(path: StoragePath) -> str:
     Raises:
       CoconutError: there is none, or it cannot be read.
     """
-    with _explained(path):
+    with explained(path):
         # As bytes: epath's text mode leaves the encoding to the machine.
         return path.read_bytes().decode("utf-8")
 
@@ -68,13 +69,105 @@ def write_atomically(path: StoragePath, text: str) -> None:
       CoconutError: it cannot be written.
     """
     content = text.encode("utf-8")
-    with _explained(path):
+    with explained(path):
         if is_remote(path):
             path.write_bytes(content)
         else:
             temporary = path.with_name(f".{path.name}.{os.getpid()}")
-            temporary.write_bytes(content)
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
             temporary.replace(path)
+            _sync(path.parent)
+
+
+def files_below(folder: StoragePath) -> list[str]:
+    """The files in a folder and in those below it, as paths from it with ``/``, in order.
+
+    Raises:
+      CoconutError: it cannot be read.
+    """
+    found: list[str] = []
+    with explained(folder):
+        for path in folder.iterdir():
+            found += [f"{path.name}/{name}" for name in files_below(path)] if path.is_dir() else [path.name]
+    return sorted(found)
+
+
+def remove(path: StoragePath) -> None:
+    """Removes a file, or a folder with all that it holds; nothing where it is gone already.
+
+    Raises:
+      CoconutError: it cannot be removed.
+    """
+    with explained(path), contextlib.suppress(FileNotFoundError):
+        if not path.is_dir():
+            path.unlink()
+        elif isinstance(path, Path):
+            shutil.rmtree(path)
+        else:
+            path.rmtree()
+
+
+def move(path: StoragePath, target: StoragePath) -> None:
+    """Gives a file or folder another name; on a disk at once, and for good when this returns.
+
+    Raises:
+      CoconutError: it cannot be moved.
+    """
+    make_folder(target.parent)
+    with explained(path):
+        path.rename(target)
+        if not is_remote(path):
+            _sync(target.parent)
+            _sync(path.parent)
+
+
+def sync_below(folder: StoragePath) -> None:
+    """Returns when the disk itself has what was written to the files of a folder, and to those below it.
+
+    An object store has an object as soon as it is written.
+
+    Raises:
+      CoconutError: the disk refuses: it may be full only now.
+    """
+    if is_remote(folder):
+        return
+    with explained(folder):
+        for name in files_below(folder):
+            _sync(folder / name)
+        for path in {(folder / name).parent for name in files_below(folder)} | {folder}:
+            _sync(path)
+
+
+def _sync(path: StoragePath) -> None:
+    """Flushes a file or folder of a disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def by_first_process(action: Callable[[], None]) -> None:
+    """Does something in the first of several processes, while the others wait for its end.
+
+    Raises:
+      CoconutError: it failed there; all processes raise.
+    """
+    failure: CoconutError | None = None
+    if jax.process_index() == 0:
+        try:
+            action()
+        except CoconutError as error:
+            failure = error
+    if jax.process_count() > 1:
+        failed = bool(multihost_utils.broadcast_one_to_all(np.asarray(failure is not None)))
+        if failed and failure is None:
+            failure = CoconutError("the first process failed; its own message says why")
+    if failure is not None:
+        raise failure
 
 
 @contextlib.contextmanager
@@ -144,26 +237,50 @@ class LineLog:
         self._text, self._written, self._clock = [text], 1, time.monotonic()
 
     def write(self, line: str) -> None:
-        """Adds one line."""
+        """Adds one line.
+
+        Raises:
+          CoconutError: it cannot be written, or the file is no longer where it was: its folder was moved or deleted.
+        """
         if self._file is not None:
-            self._file.write(line + "\n")
-            self._file.flush()
+            with explained(self._path):
+                self._check_place()
+                self._file.write(line + "\n")
+                self._file.flush()
             return
         self._text.append(line + "\n")
         if time.monotonic() - self._clock >= self._rewrite_seconds:
             self.flush()
 
     def flush(self) -> None:
-        """Returns when every line so far is in the file."""
-        if self._file is None and self._written < len(self._text):
+        """Returns when every line so far is in the file, and the file on the disk.
+
+        Raises:
+          CoconutError: it cannot be written.
+        """
+        if self._file is not None:
+            with explained(self._path):
+                os.fsync(self._file.fileno())
+        elif self._written < len(self._text):
             write_atomically(self._path, "".join(self._text))
             self._written, self._clock = len(self._text), time.monotonic()
 
     def close(self) -> None:
         """Flushes, and closes the file."""
-        self.flush()
-        if self._file is not None:
-            self._file.close()
+        with explained(self._path), contextlib.ExitStack() as closing:
+            if self._file is not None:
+                closing.callback(self._file.close)
+            self.flush()
+
+    def _check_place(self) -> None:
+        """An open file can be written to when nobody will ever find it again."""
+        assert self._file is not None
+        try:
+            there = os.path.samestat(os.stat(self._path), os.fstat(self._file.fileno()))
+        except FileNotFoundError:
+            there = False
+        if not there:
+            raise CoconutError(f"{self._path} was moved, deleted or replaced while it was being written")
 
 
 def storage_errors(path: StoragePath) -> tuple[type[Exception], ...]:
@@ -178,9 +295,12 @@ def storage_errors(path: StoragePath) -> tuple[type[Exception], ...]:
 
 
 @contextlib.contextmanager
-def _explained(path: StoragePath) -> Iterator[None]:
+def explained(path: StoragePath) -> Iterator[None]:
+    """Makes of what reading or writing ``path`` raises a `CoconutError` that names it."""
     try:
         yield
+    except CoconutError:
+        raise  # It says what it is already.
     except storage_errors(path) as error:
         why = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
         raise CoconutError(f"{path}: {why}") from error

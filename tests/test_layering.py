@@ -17,6 +17,8 @@ LAYERS = (
     "coconut.mesh",
     "coconut.types",
     "coconut.storage",
+    "coconut.provenance",
+    "coconut.interruption",
     "coconut.hub",
     "coconut.tasks",
     "coconut.tokenizers",

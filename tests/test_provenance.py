@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from coconut.commands.provenance import provenance
+from coconut.provenance import provenance
 
 
 def test_what_a_user_sets_is_named_and_what_names_a_machine_is_not(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -182,7 +182,8 @@ for name, call in {
 
 # A run that stops in its second stage, as a preempted one does, goes on from the store, and ends as one on a disk.
 from coconut.analysis.curves import read_metrics
-from coconut.training.checkpoint import Checkpoints, load_model
+from coconut.training.checkpoint import Checkpoints
+from coconut.training.loading import load_model
 from coconut.training.loop import train
 
 config = tiny_run(save_every=9)
@@ -191,8 +192,8 @@ save, saved = Checkpoints.save, []
 class Killed(BaseException):
     pass
 
-def save_and_die(self, state, progress, validation):
-    save(self, state, progress, validation)
+def save_and_die(self, state, progress, validation, **others):
+    save(self, state, progress, validation, **others)
     saved.append(progress.step)
     if progress.step == 9:
         raise Killed

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,8 +10,7 @@ import jax
 from jax.sharding import Mesh
 from rich.console import Console
 
-from coconut.commands.provenance import provenance
-from coconut.datasets import load_split, text_format_of
+from coconut.datasets import load_dataset, load_split, text_format_of
 from coconut.errors import CoconutError
 from coconut.evaluation.answers import Answer, AnswerConfig
 from coconut.evaluation.choices import choose
@@ -20,16 +20,21 @@ from coconut.latent.generate import SamplingConfig
 from coconut.methods import get_method
 from coconut.model import Model
 from coconut.pages import Thoughts
+from coconut.provenance import provenance
 from coconut.sharding import make_mesh
 from coconut.storage import write_atomically
 from coconut.storage_path import StoragePath
-from coconut.tasks import content_hash, get_task
+from coconut.tasks import content_hash, get_task, without_overlap
 from coconut.tokenizers import encode_example
-from coconut.training.checkpoint import Progress, Which, load_model
+from coconut.training.checkpoint import Which
 from coconut.training.config import to_json
+from coconut.training.loading import load_model
 from coconut.training.metrics import progress_bar
-from coconut.training.run import Run
+from coconut.training.progress import Progress
+from coconut.training.run import Run, split_fingerprint
 from coconut.types import Example
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,23 +43,28 @@ class EvaluateConfig:
 
     Attributes:
       split: ``test`` or ``validation`` of the run's own data, or a file of questions.
-      which: the ``best`` checkpoint by validation, or the ``latest``.
+      which: the ``best`` checkpoint by validation, the ``latest``, or that of a step.
+      verify: compare the checkpoint's files with their SHA-256 first.
       thoughts: numbers of thoughts to try besides the trained one; for each the answer is forced behind them, so that
         the model cannot fall back on writing the steps. ``(0,)`` is the model with its thoughts removed.
       forced: text that every answer has to go on from, for the trained number of thoughts.
       batch_size: rows decoded together; None for the run's own.
       sampling: how tokens are chosen; None for the run's own.
       limit: the first so many questions only; None for all.
+      allow_overlap: answer questions of a file although the run was trained on some of them; the result says on how
+        many.
       answers_file: where to write every answer as JSON lines; None for nowhere.
     """
 
     split: str = "test"
-    which: Which = "best"
+    which: Which | int = "best"
+    verify: bool = True
     thoughts: tuple[int, ...] = (0,)
     forced: str = ""
     batch_size: int | None = None
     sampling: SamplingConfig | None = None
     limit: int | None = None
+    allow_overlap: bool = False
     answers_file: StoragePath | None = None
 
 
@@ -62,7 +72,7 @@ def questions_of(run: Run, split: str) -> list[Example]:
     """A split of the run's data, or the questions of a file.
 
     Raises:
-      CoconutError: the run has no such split, or the file cannot be read.
+      CoconutError: the run has no such split, or it is not the one that the run began with; or the file cannot be read.
     """
     if split in ("validation", "test"):
         # As in training, where generated validation questions give way to those of the test split.
@@ -70,8 +80,23 @@ def questions_of(run: Run, split: str) -> list[Example]:
         examples = load_split(run.config.data, split, exclude=frozenset(map(content_hash, tested)))
         if not examples:
             raise CoconutError(f"the run has no {split} split (DataConfig.{split} = 0)")
+        if run.splits.get(split, split_fingerprint(examples)) != split_fingerprint(examples):
+            raise CoconutError(
+                f"DataConfig.{split} = {getattr(run.config.data, split)!r}: these are not the {split} questions that "
+                "the run began with; to answer a file whatever it holds, name it: --split FILE"
+            )
         return examples
     return get_task(run.config.data.task).load(split)
+
+
+def also_trained_on(run: Run, examples: Sequence[Example]) -> int | None:
+    """How many questions are among those that the run was trained on; None where its training data cannot be read."""
+    try:
+        training = load_dataset(run.config.data).splits["train"]
+    except CoconutError as error:
+        LOG.warning("whether questions were trained on is not known: %s", error)
+        return None
+    return len(examples) - len(without_overlap(examples, training))
 
 
 def evaluate_model(
@@ -82,12 +107,20 @@ def evaluate_model(
     Returns:
       Plain values: ``trained`` for the trained number of thoughts, ``thoughts`` for each other number, ``choices`` for
       the accuracy of choosing between the two options of a graph question (`coconut.evaluation.choices`) by number of
-      thoughts (``trained`` where questions differ in it), ``not_repeated`` for numbers of thoughts that were asked for
+      thoughts (``trained`` where questions differ in it), ``also_trained_on`` for how many questions of a file were
+      trained on (None where that is not known), ``not_repeated`` for numbers of thoughts that were asked for
       although the model thinks none, what was evaluated, and where. The stage is the checkpoint's own.
     """
     method = get_method(run.config.method)
     task, text_format = get_task(run.config.data.task), text_format_of(run.config.data)
     examples = questions_of(run, config.split)[: config.limit]
+    # The run's own splits share none: that was seen before training, and they are still the same.
+    overlap = 0 if config.split in ("validation", "test") else also_trained_on(run, examples)
+    if overlap and not config.allow_overlap:
+        raise CoconutError(
+            f"{config.split}: {overlap} of {len(examples)} questions are among those that the run was trained on "
+            "(--allow_overlap answers them all the same, and says so)"
+        )
     tokenized = [encode_example(run.tokenizer, example, text_format) for example in examples]
     default = AnswerConfig(
         batch_size=config.batch_size or run.config.evaluation_batch_size,
@@ -168,6 +201,7 @@ def evaluate_model(
         "trained": trained.to_json(),
         "thoughts": {str(count): result.to_json() for count, result in by_thoughts.items()},
         "choices": choices,
+        "also_trained_on": overlap,
         "not_repeated": [] if thinks else [count for count in config.thoughts if count],
         "provenance": provenance(),
     }
@@ -185,7 +219,7 @@ def evaluate_workdir(
       console: where the progress bar goes; standard error if None.
     """
     mesh = make_mesh() if mesh is None else mesh
-    run, model, progress = load_model(workdir, config.which, mesh)
+    run, model, progress = load_model(workdir, config.which, mesh, verify=config.verify)
     with jax.set_mesh(mesh):
         result = evaluate_model(run, model, progress, config, console=console)
     how = {"training_seconds": progress.seconds, "stages": list(progress.stages), "config": to_json(run.config)}
@@ -224,6 +258,8 @@ def describe(result: dict[str, Any]) -> str:
     for name, entry in (("as trained", result["trained"]), *result["thoughts"].items()):
         if entry["cut"]:
             lines.append(f"{100 * entry['cut']:.1f} % of answers ({name}) ended where thoughts began with no room left")
+    if result["also_trained_on"]:
+        lines.append(f"{result['also_trained_on']} of these questions were trained on")
     if result["not_repeated"]:
         asked = ", ".join(map(str, result["not_repeated"]))
         lines.append(f"not repeated with {asked} thoughts: at stage {result['stage']} this model thinks none")

@@ -10,11 +10,12 @@ from coconut.model import parameters_of, part_of
 from coconut.models.huggingface import EXPORT_FIELD, PARTS_FILE, save_pretrained
 from coconut.storage_path import StoragePath
 from coconut.tokenizers import huggingface_files
-from coconut.training.checkpoint import Which, load_model
+from coconut.training.checkpoint import Which
 from coconut.training.config import to_json
+from coconut.training.loading import load_model
 
 
-def export(workdir: StoragePath, folder: Path, which: Which = "best") -> None:
+def export(workdir: StoragePath, folder: Path, which: Which | int = "best", *, verify: bool = True) -> None:
     """Writes the decoder and the tokenizer, the latent markers among its special tokens, to ``folder``.
 
     `transformers` computes the same logits from it. That thoughts are hidden states fed back is not in the files:
@@ -22,11 +23,17 @@ def export(workdir: StoragePath, folder: Path, which: Which = "best") -> None:
     parts, the loop needs them, too: config.json names them, and `PARTS_FILE` holds their parameters, by the names they
     have in a checkpoint of ours. What only training needs is left out.
 
+    Args:
+      workdir: of a trained run.
+      folder: where the files go.
+      which: the best checkpoint, the latest, or that of a step.
+      verify: compare the checkpoint's files with their SHA-256 first.
+
     Raises:
       CoconutError: the workdir holds no checkpoint, its decoder is of no architecture that `transformers` has, or the
         folder holds something.
     """
-    run, model, progress = load_model(workdir, which)
+    run, model, progress = load_model(workdir, which, verify=verify)
     tokenizer, files = run.tokenizer, huggingface_files(run.tokenizer)
     fields = {
         "method": run.config.method,

@@ -90,6 +90,10 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FIELD",
         help="go on with another value of a field that changes the numbers, such as optimizer.learning_rate",
     )
+    train.add_argument(
+        "--from_step", type=int, metavar="N", help="go back to the checkpoint of this step; later ones are set aside"
+    )
+    _add_verification(train)
     train.add_argument("--tensorboard", action="store_true", help="also write TensorBoard events")
     _add_mesh(train, "such as data=2,fsdp=4,tensor=2; every device its own rows")
     _add_processes(train)
@@ -115,11 +119,14 @@ def _parser() -> argparse.ArgumentParser:
     _add_imports(evaluate)
     evaluate.add_argument("--workdir", type=_path, required=True)
     evaluate.add_argument("--split", default="test", help="test, validation, or a file of questions")
-    evaluate.add_argument("--which", choices=("best", "latest"), default="best", help="which checkpoint")
+    _add_which(evaluate)
     evaluate.add_argument(
         "--thoughts", type=int, action="append", default=None, metavar="K", help="also with K thoughts; repeatable (0)"
     )
     evaluate.add_argument("--force", default="", metavar="TEXT", help="text every answer has to go on from")
+    evaluate.add_argument(
+        "--allow_overlap", action="store_true", help="answer a file's questions although some were trained on"
+    )
     evaluate.add_argument("--limit", type=int, help="the first so many questions")
     evaluate.add_argument("--batch_size", type=int, help="rows decoded together")
     evaluate.add_argument("--output", type=_path, help="write the result as JSON")
@@ -131,19 +138,49 @@ def _parser() -> argparse.ArgumentParser:
     _add_imports(export)
     export.add_argument("--workdir", type=_path, required=True)
     export.add_argument("--output", type=Path, required=True, help="a folder that does not exist yet")
-    export.add_argument("--which", choices=("best", "latest"), default="best", help="which checkpoint")
+    _add_which(export)
 
     ask = command("generate", "ask a trained workdir a question; its thoughts are shown")
     _add_imports(ask)
     ask.add_argument("--workdir", type=_path, required=True, help="a run's, or a quickstart's")
     ask.add_argument("--question", help="asked on the terminal, until an empty line, if not given")
-    ask.add_argument("--which", choices=("best", "latest"), default="best", help="which checkpoint")
+    _add_which(ask)
     ask.add_argument("--thoughts", type=int, metavar="K", help="number of thoughts; the trained number if not given")
     ask.add_argument("--force", default="", metavar="TEXT", help="text the answer has to go on from")
     ask.add_argument("--temperature", type=float, default=0.0, help="0 takes the most likely token")
     ask.add_argument("--seed", type=int, default=0, help="seed of the draws")
     ask.add_argument("--top", type=int, default=3, help="tokens shown for each thought")
+
+    checkpoint = command("checkpoint", "the checkpoints of a workdir: which there are, and whether they are whole")
+    actions = checkpoint.add_subparsers(dest="action", required=True, metavar="ACTION")
+    for name, text in (
+        ("list", "each with its stage, accuracy and size"),
+        ("verify", "compare every file with what was saved; exits with 2 where one is not"),
+        ("show", "what one says of itself, as JSON"),
+    ):
+        action = actions.add_parser(name, help=text, allow_abbrev=False)
+        action.add_argument("workdir", type=_path)
+        if name == "show":
+            action.add_argument("--step", type=int, metavar="N", help="the latest that is whole if not given")
+
+    replay = command("replay", "do the step again that a diverged run ended with, and look for what is not finite")
+    _add_imports(replay)
+    replay.add_argument("bundle", type=_path, help="WORKDIR/diverged/STEP")
+    replay.add_argument("--output", type=_path, help="write the result as JSON")
     return parser
+
+
+def _add_which(command: argparse.ArgumentParser) -> None:
+    which = command.add_mutually_exclusive_group()
+    which.add_argument("--which", choices=("best", "latest"), default="best", help="which checkpoint")
+    which.add_argument("--step", type=int, metavar="N", help="the checkpoint of this step instead")
+    _add_verification(command)
+
+
+def _add_verification(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--skip_verification", action="store_true", help="do not compare the checkpoint's files with their SHA-256"
+    )
 
 
 def _add_imports(command: argparse.ArgumentParser) -> None:

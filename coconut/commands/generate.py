@@ -12,7 +12,9 @@ from coconut.pages import question_alone
 from coconut.storage import exists
 from coconut.storage_path import StoragePath
 from coconut.tokenizers import encode_example
-from coconut.training.checkpoint import Progress, Which, load_model
+from coconut.training.checkpoint import Which
+from coconut.training.loading import load_model
+from coconut.training.progress import Progress
 from coconut.training.run import RUN_FILE, Run
 from coconut.types import Example
 
@@ -86,11 +88,11 @@ def answer_question(
     return Reply(answer=answer, thoughts=read)
 
 
-def load(workdir: StoragePath, which: Which = "best") -> tuple[Run, Model, Progress]:
+def load(workdir: StoragePath, which: Which | int = "best", *, verify: bool = True) -> tuple[Run, Model, Progress]:
     """The model of a workdir; a quickstart's folder stands for its Coconut run."""
     if not exists(workdir / RUN_FILE) and exists(workdir / "coconut" / RUN_FILE):
         workdir = workdir / "coconut"
-    return load_model(workdir, which)
+    return load_model(workdir, which, verify=verify)
 
 
 def describe(reply: Reply) -> str:

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from coconut.commands.flags import check_together, parse_arguments
 from coconut.errors import CoconutError, DivergedError
 from coconut.extensions import import_extensions
+from coconut.interruption import interruptible
 
 EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_DIVERGED, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -100,6 +101,8 @@ def _train(options: argparse.Namespace) -> int:
         options.workdir,
         mesh=mesh,
         allow=options.allow,
+        from_step=options.from_step,
+        verify=not options.skip_verification,
         tensorboard=options.tensorboard,
         console=Console(stderr=True),
     )
@@ -128,11 +131,13 @@ def _evaluate(options: argparse.Namespace) -> int:
 
     config = EvaluateConfig(
         split=options.split,
-        which=options.which,
+        which=options.which if options.step is None else options.step,
+        verify=not options.skip_verification,
         thoughts=(0,) if options.thoughts is None else tuple(options.thoughts),
         forced=options.force,
         batch_size=options.batch_size,
         limit=options.limit,
+        allow_overlap=options.allow_overlap,
         answers_file=options.answers,
     )
     join(options)
@@ -148,7 +153,8 @@ def _evaluate(options: argparse.Namespace) -> int:
 def _export(options: argparse.Namespace) -> int:
     from coconut.commands.export import export
 
-    export(options.workdir, options.output, options.which)
+    which = options.which if options.step is None else options.step
+    export(options.workdir, options.output, which, verify=not options.skip_verification)
     print(f"wrote {options.output}")
     return EXIT_DONE
 
@@ -157,7 +163,8 @@ def _generate(options: argparse.Namespace) -> int:
     from coconut.commands.generate import answer_question, describe, load
     from coconut.latent.generate import SamplingConfig
 
-    run, model, progress = load(options.workdir, options.which)
+    which = options.which if options.step is None else options.step
+    run, model, progress = load(options.workdir, which, verify=not options.skip_verification)
     sampling = SamplingConfig(max_new_tokens=run.config.sampling.max_new_tokens, temperature=options.temperature)
 
     def reply(question: str) -> None:
@@ -185,6 +192,31 @@ def _generate(options: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
+def _checkpoint(options: argparse.Namespace) -> int:
+    from coconut.commands.checkpoint import list_checkpoints, show_checkpoint, verify_checkpoints
+
+    if options.action == "list":
+        _print_markdown(list_checkpoints(options.workdir))
+    elif options.action == "show":
+        print(json.dumps(show_checkpoint(options.workdir, options.step), indent=1))
+    else:
+        table, whole = verify_checkpoints(options.workdir)
+        _print_markdown(table)
+        return EXIT_DONE if whole else EXIT_BAD_INPUT
+    return EXIT_DONE
+
+
+def _replay(options: argparse.Namespace) -> int:
+    from coconut.storage import write_atomically
+    from coconut.training.divergence import describe, replay
+
+    result = replay(options.bundle)
+    if options.output is not None:
+        write_atomically(options.output, json.dumps(result, indent=1) + "\n")
+    print(describe(result))
+    return EXIT_DONE
+
+
 COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = MappingProxyType(
     {
         "quickstart": _quickstart,
@@ -194,6 +226,8 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = MappingProxyType(
         "evaluate": _evaluate,
         "export": _export,
         "generate": _generate,
+        "checkpoint": _checkpoint,
+        "replay": _replay,
     }
 )
 
@@ -220,8 +254,12 @@ def run() -> None:
     # One line is enough: XLA's own start-up messages help nobody here.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
-        code = main()
-    except (KeyboardInterrupt, EOFError):
+        with interruptible():
+            code = main()
+    except EOFError:
+        code = EXIT_INTERRUPTED
+    except KeyboardInterrupt:
+        print("interrupted; what was saved before is still there", file=sys.stderr)
         code = EXIT_INTERRUPTED
     sys.exit(code)
 

@@ -19,16 +19,16 @@ from coconut.analysis.plots import plot_accuracy_by_thoughts, plot_belief, plot_
 from coconut.analysis.probes import belief_over_nodes
 from coconut.commands.configuration import resolve_run
 from coconut.commands.evaluate import EvaluateConfig, evaluate_workdir, markdown_table
-from coconut.commands.provenance import provenance
 from coconut.commands.train import run_training
 from coconut.datasets import Dataset, load_dataset, text_format_of
 from coconut.errors import CoconutError
 from coconut.methods import get_method
+from coconut.provenance import provenance
 from coconut.storage import write_atomically
 from coconut.tasks.shortcuts import shortcut_accuracies
 from coconut.tokenizers import encode_example
-from coconut.training.checkpoint import load_model
 from coconut.training.config import RunConfig, to_json
+from coconut.training.loading import load_model
 from coconut.training.loop import TrainResult
 
 FROM_SCRATCH = "coconut_without_curriculum"

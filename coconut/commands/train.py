@@ -54,6 +54,8 @@ def run_training(
     mesh: Mesh | None = None,
     dataset: Dataset | None = None,
     allow: Collection[str] = (),
+    from_step: int | None = None,
+    verify: bool = True,
     tensorboard: bool = False,
     console: Console | None = None,
 ) -> TrainResult:
@@ -69,6 +71,8 @@ def run_training(
         dataset=dataset,
         validate=validate,
         allow=allow,
+        from_step=from_step,
+        verify=verify,
         tensorboard=tensorboard,
         console=console,
     )

@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Int, Key
 
 from coconut.batching import align, page_shape
-from coconut.errors import CoconutError, check_fields
+from coconut.errors import CoconutError, NotFiniteError, check_fields
 from coconut.evaluation.reading import given_pages, latent_columns, read
 from coconut.latent.feedback import draws
 from coconut.latent.generate import Generated, SamplingConfig, decode
@@ -110,6 +110,7 @@ def answer_questions(
     Raises:
       CoconutError: a row would be longer than the model's positions, or has no place for the thoughts that are asked
         for.
+      NotFiniteError: the model gives numbers that are not finite, so that its answers mean nothing.
     """
     if not examples:
         return
@@ -161,6 +162,9 @@ def answer_questions(
         given = np.concatenate([np.asarray(block) for block in thoughts], 1) if thoughts else None
         used = batch.valid[:, latent_columns(batch)]
         written = jax.tree.map(np.asarray, generated)
+        if not (finite := written.finite[:count]).all():
+            first = start + int(np.argmin(finite))
+            raise NotFiniteError(f"the model's numbers are not finite at question {first} and others: it is broken")
         for index in range(count):
             inputs = None if given is None else given[index, used[index]]
             number = count_thoughts(pages[start + index])

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from coconut.batching import align, page_shape
-from coconut.errors import CoconutError
+from coconut.errors import CoconutError, NotFiniteError
 from coconut.evaluation.reading import given_pages
 from coconut.latent.rollout import rollout_batch
 from coconut.latent.thinkers import Thinker
@@ -70,6 +70,7 @@ def choose(
 
     Raises:
       CoconutError: an example has no graph, or no place for the thoughts that are asked for.
+      NotFiniteError: the model gives numbers that are not finite.
     """
     options = [option for example in examples for option in (example, with_other_option(example))]
     encoded = [encode_example(tokenizer, option, text_format) for option in options]
@@ -89,7 +90,10 @@ def choose(
             feeds_back=method.feeds_back,
         )
         losses.append(np.asarray(_answer_losses(model, batch, method.think)))
-    right, wrong = np.concatenate(losses)[: len(pages)].reshape(-1, 2).T
+    scores = np.concatenate(losses)[: len(pages)]
+    if not np.isfinite(scores).all():
+        raise NotFiniteError("the probability of an option is not finite: the model is broken")
+    right, wrong = scores.reshape(-1, 2).T
     return int((right < wrong).sum())
 
 

@@ -97,12 +97,15 @@ class Generated(NamedTuple):
       tokens: new token ids, the latent marker's where a row thought; EOS after a row's end.
       lengths: columns of each row before its EOS, or before the limit: new tokens and thoughts.
       ended: whether the row ended by itself, by EOS.
+      finite: whether all states that the row's tokens were chosen from were finite. Where they are not the model is
+        broken, and its tokens mean nothing.
       blocks: what the rows thought and where; None where they could not.
     """
 
     tokens: Int[Array, "B S"]
     lengths: Int[Array, " B"]
     ended: Bool[Array, " B"]
+    finite: Bool[Array, " B"]
     blocks: Blocks | None = None
 
 
@@ -253,11 +256,13 @@ def decode(
     place = _place(prefix, jnp.ones((batch, room), bool), row_keys)
 
     def unfinished(carry: tuple) -> Array:
-        index, *_, done, _ = carry
+        index, *_, done, _, _ = carry
         return (index < room) & ~done.all()
 
     def body(carry: tuple) -> tuple:
-        index, last, own, tokens, done, blocks = carry
+        index, last, own, tokens, done, finite, blocks = carry
+        # A row that is done may run on past what the model has positions for.
+        finite &= done | jnp.isfinite(last).all(-1)
         here, logits = place.column(index), decoder.unembed(last)[:, :vocab_size]
         token = jnp.where(done, eos_id, _choose(logits, keys, index, sampling))
         if thinking is None:
@@ -277,17 +282,19 @@ def decode(
             blocks = blocks.keep(thought, thinks, index)
         tokens = jax.lax.dynamic_update_slice_in_dim(tokens, token[:, None], index, axis=1)
         hidden, own = run_one_column(decoder, inputs, here, prefix.past, own, index)
-        return index + 1, hidden, own, tokens, done, blocks
+        return index + 1, hidden, own, tokens, done, finite, blocks
 
     tokens = jnp.full((batch, room), eos_id, jnp.int32)
-    start = (jnp.zeros((), jnp.int32), prefix.last, room_behind(decoder, place, prefix.past), tokens, ~active, blocks)
-    *_, tokens, _, blocks = jax.lax.while_loop(unfinished, body, start)
+    own, finite = room_behind(decoder, place, prefix.past), jnp.ones(batch, bool)
+    start = (jnp.zeros((), jnp.int32), prefix.last, own, tokens, ~active, finite, blocks)
+    *_, tokens, _, finite, blocks = jax.lax.while_loop(unfinished, body, start)
     if blocks is not None:
         lengths = blocks.written + blocks.thoughts - blocks.ended
-        return replicate(Generated(tokens, lengths, blocks.ended, blocks))
+        return replicate(Generated(tokens, lengths, blocks.ended, finite, blocks))
     ends = tokens == eos_id
     ended = ends.any(1)
-    return replicate(Generated(tokens, jnp.where(ended, jnp.argmax(ends, 1), room).astype(jnp.int32), ended))
+    lengths = jnp.where(ended, jnp.argmax(ends, 1), room).astype(jnp.int32)
+    return replicate(Generated(tokens, lengths, ended, finite))
 
 
 def _place(prefix: Prefix, valid: Bool[Array, "B T"], keys: Key[Array, " B"] | None = None) -> Place:

@@ -3,10 +3,14 @@
 import contextlib
 import dataclasses
 import logging
+import math
+import shlex
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,26 +18,31 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from rich.console import Console
 
+from coconut import interruption
 from coconut.curriculum import has_learnt, may_advance
 from coconut.datasets import Dataset
-from coconut.errors import DivergedError
+from coconut.errors import CoconutError, DivergedError, NotFiniteError
 from coconut.methods import get_method
 from coconut.methods.method import Views
 from coconut.model import Model
 from coconut.pipeline import BatchSource, make_iterator
+from coconut.provenance import provenance
 from coconut.sharding import make_mesh, own_rows, put_rows, replicated
-from coconut.storage import hold, make_folder
+from coconut.storage import exists, hold, make_folder
 from coconut.storage_path import StoragePath
 from coconut.tokenizers import TokenizedExample
-from coconut.training.checkpoint import Checkpoints, Progress
+from coconut.training.checkpoint import Checkpoints
 from coconut.training.config import RunConfig
+from coconut.training.divergence import save_bundle
+from coconut.training.events import Events
 from coconut.training.metrics import Meter, MetricsLog, SkippedSteps, progress_bar
 from coconut.training.norms import NormAlert
 from coconut.training.optimizer import learning_rate_at, make_optimizer
-from coconut.training.run import Run
+from coconut.training.progress import Progress
+from coconut.training.run import BY_NAME, RUN_FILE, Run
 from coconut.training.setup import abstract_state, initial_state, prepare
-from coconut.training.state import restart_optimizer
-from coconut.training.step import make_train_step
+from coconut.training.state import TrainState, restart_optimizer
+from coconut.training.step import make_loss, make_train_step
 from coconut.types import Schedule
 
 LOG = logging.getLogger(__name__)
@@ -67,13 +76,17 @@ def train(
     dataset: Dataset | None = None,
     validate: Validate = lambda model, run, dataset, stage: {},
     allow: Collection[str] = (),
+    from_step: int | None = None,
+    verify: bool = True,
     tensorboard: bool = False,
     console: Console | None = None,
 ) -> TrainResult:
     """Trains a run to its end, or goes on where it was stopped.
 
     The same config, seed and versions give the same bits, however often the run was killed and started again. A first
-    Ctrl-C (or SIGTERM) saves a checkpoint and returns; a second one is Python's own.
+    Ctrl-C (or SIGTERM) saves a checkpoint and returns; a second one is Python's own. One that comes before the first
+    step raises KeyboardInterrupt. Where a checkpoint is damaged it is set aside, and the run goes on from the one
+    before.
 
     Args:
       config: the run.
@@ -85,22 +98,35 @@ def train(
       validate: measures the validation split.
       allow: fields of the config, such as ``optimizer.learning_rate``, in which a run may go on with another value
         although that changes its numbers. How it is run may differ in any case (`coconut.training.run.FREE`).
+      from_step: go back to the checkpoint of this step, and set later ones aside; None for the latest that is whole.
+      verify: compare each file of the checkpoint with its SHA-256 first.
       tensorboard: also write TensorBoard events.
       console: where the progress bar goes; standard error if None.
 
     Raises:
       CoconutError: bad input (before any long work starts), a workdir that holds another run or that another process
-        trains in, a checkpoint that cannot be saved.
-      DivergedError: ``config.max_skipped_steps`` steps in a row were skipped.
+        trains in, a checkpoint that cannot be saved, none that is whole.
+      DivergedError: ``config.max_skipped_steps`` steps in a row were skipped, or the model gives nothing finite where
+        it is validated or done. What `coconut.training.divergence.replay` needs to do that step again is in the
+        workdir.
     """
     run, dataset, examples = prepare(config, dataset, workdir)
     make_folder(workdir)
-    with hold(workdir):
+    with hold(workdir), contextlib.closing(Events(workdir)) as events:
         changed = run.check(workdir, allow)
-        with contextlib.closing(Checkpoints(workdir, keep_latest=config.keep_latest)) as checkpoints:
+        events.write("start", {"command": shlex.join(sys.argv), "changed": changed, **provenance()})
+        with _ending(events), contextlib.ExitStack() as opened:
+            checkpoints = Checkpoints(
+                workdir, run.identity(), keep_latest=config.keep_latest, verify=verify, note=events.write
+            )
+            opened.callback(checkpoints.close)
+            if from_step is not None:
+                checkpoints.put_aside_later(from_step)
             return _train(
-                *(run, dataset, examples, workdir, checkpoints),
+                *(run, dataset, examples, workdir, checkpoints, events),
                 changed=changed,
+                # Where run.json is gone, a checkpoint has to be of this very run.
+                allow=(*allow, *(BY_NAME if exists(workdir / RUN_FILE) else ())),
                 mesh=make_mesh() if mesh is None else mesh,
                 validate=validate,
                 tensorboard=tensorboard,
@@ -114,8 +140,10 @@ def _train(
     examples: list[TokenizedExample],
     workdir: StoragePath,
     checkpoints: Checkpoints,
+    events: Events,
     *,
     changed: Mapping[str, str],
+    allow: Collection[str],
     mesh: Mesh,
     validate: Validate,
     tensorboard: bool,
@@ -127,20 +155,54 @@ def _train(
     optimizer = make_optimizer(config.optimizer)
     template, expected = abstract_state(config, optimizer, mesh)
     train_step = make_train_step(template, method, optimizer, options=config.options, microbatches=config.microbatches)
-    if (latest := checkpoints.step("latest")) is None:
-        state, progress = initial_state(run, optimizer, mesh), Progress(stage=curriculum.first_stage)
-    else:
-        state, progress = checkpoints.restore(latest, expected)
+    state, progress = _restored(run, checkpoints, expected, allow) or (
+        initial_state(run, optimizer, mesh),
+        Progress(stage=curriculum.first_stage),
+    )
     run.save(workdir, changed=changed, step=progress.step)
     log = MetricsLog(workdir, start=progress.step, tensorboard=tensorboard)
     log_meter, window_meter = Meter(progress.log), Meter(progress.window)
     skips = SkippedSteps(total=progress.skipped, in_a_row=progress.skipped_in_a_row)
     norm_alert = NormAlert(config.norm_alert_factor)
+    loss = make_loss(template, method, options=config.options, microbatches=config.microbatches)
     programs: dict[tuple[Schedule, ...], jax.stages.Compiled] = {}
     key = jax.jit(jax.random.key, out_shardings=replicated(mesh))(config.seed)
+    host: Views = {}
 
-    with jax.set_mesh(mesh), progress_bar(console) as bar, interruption() as interrupted, contextlib.closing(log):
+    def diverged(why: str, **numbers: Any) -> DivergedError:
+        """What to raise, once everything that explains it is on disk."""
+        log.write("diverged", progress.step, {"stage": progress.stage, **numbers})
+        bundle = save_bundle(workdir, run, state, progress, host, rows) if host else None
+        events.write("diverged", {"step": progress.step, "why": why, "bundle": str(bundle), **numbers})
+        checkpoints.put_aside_broken(progress.step - skips.in_a_row, why)
+        hint = "" if bundle is None else f". To do that step again: coconut replay {bundle}"
+        return DivergedError(f"{why}; the latest checkpoint is that of step {checkpoints.step('latest')}{hint}")
+
+    def measured(views: Views | None) -> tuple[Mapping[str, float], bool]:
+        """The validation of this step, and whether the model is seen to give finite numbers."""
+        # Several processes have to do the same: there a signal waits.
+        with interruption.raised() if jax.process_count() == 1 else contextlib.nullcontext():
+            try:
+                validation = validate(template.model(state.parameters), run, dataset, progress.stage)
+                if progress.finished and not validation and views is not None:
+                    # No later step will show it.
+                    value = float(loss(state.parameters, views, key))
+                    if not math.isfinite(value):
+                        raise NotFiniteError(f"the loss of its last batch is {value}")
+            except NotFiniteError as error:
+                raise diverged(f"after step {progress.step} the model is broken: {error}") from error
+        if validation:
+            log.write("validation", progress.step, {"stage": progress.stage, **validation})
+        return validation, bool(validation) or progress.finished
+
+    interruption.check()
+    with jax.set_mesh(mesh), progress_bar(console) as bar, stop_asked() as interrupted, contextlib.closing(log):
         task = bar.add_task(config.method, numbers="")
+        if progress.validation_due:
+            ended = progress.stage_ended and progress.stage == curriculum.final_stage
+            progress = dataclasses.replace(progress, validation_due=False, finished=ended)
+            validation, proven = measured(None)
+            checkpoints.save(state, progress, validation, proven=proven and bool(validation))
         stopping = False
         while not (progress.finished or stopping):
             # --- A stage begins, or goes on.
@@ -173,7 +235,8 @@ def _train(
                     stage_steps=length,
                     is_last_stage=is_last,
                 )
-                views: Views = put_rows(next(iterator), mesh, config.pipeline.batch_size)
+                host = next(iterator)
+                views: Views = put_rows(host, mesh, config.pipeline.batch_size)
                 arguments = (state, views, np.float32(learning_rate), key)
                 schedules = tuple(view.schedule for view in views.values())
                 if schedules not in programs:
@@ -185,7 +248,7 @@ def _train(
                 state, metrics = programs[schedules](*arguments)
                 for meter in (log_meter, window_meter):
                     meter.add(metrics)
-                skips.add(metrics["skipped"])
+                skips.add(metrics["skipped"], progress.step + 1, host["main"].examples)
                 progress = dataclasses.replace(progress, step=progress.step + 1, stage_step=progress.stage_step + 1)
 
                 # --- Every so many steps.
@@ -200,9 +263,9 @@ def _train(
                     continue
                 averages, skipped_in_a_row = log_meter.averages(), skips.count()
                 now = time.perf_counter()
-                if skips.total > progress.skipped:
-                    message = "step %d: %d steps skipped since the last look, their gradients were not finite"
-                    LOG.warning(message, progress.step, skips.total - progress.skipped)
+                for step, ids in skips.seen:
+                    LOG.warning("step %d was skipped: its gradient is not finite; examples %s", step, ids)
+                    events.write("skip", {"step": step, "stage": stage, "examples": ids})
                 progress = dataclasses.replace(
                     progress,
                     seconds=progress.seconds + now - clock,
@@ -210,11 +273,12 @@ def _train(
                     skipped_in_a_row=skips.in_a_row,
                 )
                 if skipped_in_a_row >= config.max_skipped_steps:
-                    why = {"stage": stage, "skipped_in_a_row": skipped_in_a_row, "learning_rate": learning_rate}
-                    log.write("diverged", progress.step, {**averages, **why})
-                    raise DivergedError(
+                    raise diverged(
                         f"{skipped_in_a_row} steps in a row had a gradient that is not finite, the last of them up to "
-                        f"step {progress.step}; the latest checkpoint is that of step {checkpoints.step('latest')}"
+                        f"step {progress.step}",
+                        skipped_in_a_row=skipped_in_a_row,
+                        learning_rate=learning_rate,
+                        **averages,
                     )
                 learnt = False
                 if at_window:
@@ -236,16 +300,21 @@ def _train(
                     judged = learnt if may_advance(curriculum, stage) else None
                     outcome = {"stage": stage, "steps": progress.stage_step, "learnt": judged}
                     log.write("stage", progress.step, outcome)
+                    events.write("stage", {"step": progress.step, **outcome})
                     if judged is False and jax.process_index() == 0:
                         bar.console.print(f"stage {stage} was not learnt within {length} steps: going on all the same")
                     progress = progress.end_stage(outcome, finished=is_last)
 
                 # --- Measure and save.
                 validation: Mapping[str, float] = {}
+                proven = False
                 if at_validation or progress.stage_ended:
-                    validation = validate(template.model(state.parameters), run, dataset, stage)
-                    if validation:
-                        log.write("validation", progress.step, {"stage": stage, **validation})
+                    try:
+                        validation, proven = measured(views)
+                    except KeyboardInterrupt:
+                        # Saved at once; the run begins with this validation when it goes on.
+                        progress = dataclasses.replace(progress, validation_due=True, finished=False)
+                        stopping = True
                 # Skipped steps changed nothing, and what no longer gives finite gradients must not displace what does.
                 at_save = at_save and not skips.in_a_row
                 if at_save or validation or progress.stage_ended or stopping:
@@ -254,45 +323,67 @@ def _train(
                     )
                     # A resumed run writes the lines after its checkpoint again, never those before it.
                     log.flush()
-                    checkpoints.save(state, progress, validation)
+                    try:
+                        checkpoints.save(state, progress, validation, proven=proven)
+                    except NotFiniteError as error:
+                        raise diverged(str(error)) from error
                 clock = time.perf_counter()
     return TrainResult(run=run, model=template.model(state.parameters), progress=progress, compilations=len(programs))
 
 
+def _restored(
+    run: Run, checkpoints: Checkpoints, expected: TrainState, allow: Collection[str]
+) -> tuple[TrainState, Progress] | None:
+    """The newest checkpoint that is whole; None where there is none yet."""
+    curriculum = run.config.curriculum
+
+    def read(step: int) -> tuple[TrainState, Progress]:
+        where = f"the checkpoint of step {step}"
+        run.check_checkpoint(checkpoints.manifest(step).run, where, allow)
+        state, progress = checkpoints.restore(step, expected)
+        progress.check_stage(curriculum.first_stage, curriculum.final_stage, where)
+        return state, progress
+
+    return checkpoints.newest_good("latest", read)
+
+
 @contextlib.contextmanager
-def interruption() -> Iterator[Callable[[int], bool]]:
+def _ending(events: Events) -> Iterator[None]:
+    """Writes down how a call of `train` ended."""
+    try:
+        yield
+    except BaseException as error:
+        with contextlib.suppress(CoconutError):  # The disk that is full may be why.
+            events.write("stop", {"error": type(error).__name__, "message": str(error)})
+        raise
+    events.write("stop", {})
+
+
+@contextlib.contextmanager
+def stop_asked() -> Iterator[Callable[[int], bool]]:
     """Whether to stop behind a step, given its number.
 
     A process stops after its first SIGINT or SIGTERM; the second one acts as usual. Several processes agree on the step
     to stop behind after a signal to any of them: JAX tells the others of a SIGTERM, which is how a preemption is
     announced, and a SIGINT is passed on as one.
     """
-    event = threading.Event()
-    several = jax.process_count() > 1
-    stop = multihost_utils.reached_preemption_sync_point if several else lambda step: event.is_set()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    signals = (signal.SIGINT,) if several else (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.getsignal(number) for number in signals}
+    several, passed_on = jax.process_count() > 1, False
+    with contextlib.ExitStack() as noticing:
+        if threading.current_thread() is threading.main_thread():
+            signals = (signal.SIGINT,) if several else interruption.SIGNALS
+            noticing.enter_context(interruption.interruptible(signals))
+        noticed = noticing.enter_context(interruption.awaited())
 
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        def asked(step: int) -> bool:
+            nonlocal passed_on
+            if not several:
+                return noticed()
+            if noticed() and not passed_on:
+                passed_on = True
+                signal.raise_signal(signal.SIGTERM)
+            return bool(multihost_utils.reached_preemption_sync_point(step))
 
-    def handle(number: int, frame: object) -> None:
-        del number, frame
-        restore()
-        event.set()
-        if several:
-            signal.raise_signal(signal.SIGTERM)
-
-    for number in before:
-        signal.signal(number, handle)
-    try:
-        yield stop
-    finally:
-        restore()
+        yield asked
 
 
 def _numbers(meter: Meter, seconds: float) -> str:

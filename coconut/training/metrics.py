@@ -1,6 +1,7 @@
 """Metrics of a run: sums on the host, lines of JSON on disk, a bar on the terminal."""
 
 import json
+import logging
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -10,8 +11,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from coconut.errors import CoconutError
-from coconut.storage import LineLog, exists, read_text
+from coconut.storage import LineLog, exists, read_text, write_atomically
 from coconut.storage_path import StoragePath
+
+LOG = logging.getLogger(__name__)
 
 
 class Meter:
@@ -46,15 +49,19 @@ class SkippedSteps:
     Args:
       total: those of the run so far.
       in_a_row: how many of them were the last steps of all.
+
+    Attributes:
+      seen: those that the last call of `count` found: the step's number, and the examples that it held.
     """
 
     def __init__(self, *, total: int = 0, in_a_row: int = 0):
         self.total, self.in_a_row = total, in_a_row
-        self._pending: list[Any] = []
+        self.seen: list[tuple[int, list[int]]] = []
+        self._pending: list[tuple[Any, int, Any]] = []
 
-    def add(self, skipped: Any) -> None:
-        """Adds one step's ``skipped``, which may still be under way on the device."""
-        self._pending.append(skipped.total)
+    def add(self, skipped: Any, step: int, examples: Any) -> None:
+        """Adds one step's ``skipped``, which may still be under way on the device, its number and its examples' ids."""
+        self._pending.append((skipped.total, step, examples))
 
     def count(self) -> int:
         """Counts the steps added since the last call.
@@ -62,11 +69,14 @@ class SkippedSteps:
         Returns:
           Length of the longest row of skipped steps that reached into them.
         """
-        longest = 0
-        for skipped in jax.device_get(self._pending):
+        longest, self.seen = 0, []
+        flags = jax.device_get([skipped for skipped, *_ in self._pending])
+        for skipped, (_, step, examples) in zip(flags, self._pending, strict=True):
             self.in_a_row = self.in_a_row + 1 if skipped else 0
             self.total += bool(skipped)
             longest = max(longest, self.in_a_row)
+            if skipped:
+                self.seen.append((step, [int(example) for example in examples if example >= 0]))
         self._pending.clear()
         return longest
 
@@ -84,15 +94,16 @@ class MetricsLog:
         if jax.process_index():
             return
         self.path = workdir / "metrics.jsonl"
-        kept = []
+        kept: list[str] = []
         if exists(self.path):
-            for line in read_text(self.path).splitlines():
-                try:
-                    content = json.loads(line)
-                except ValueError:
-                    break  # The last line of a run that was killed may be torn.
-                if content["step"] <= start:
-                    kept.append(line)
+            lines = read_text(self.path).splitlines()
+            steps = [_step_of(line) for line in lines]
+            # The last line of a run that was killed may be torn. Others were not written so.
+            if damaged := [number for number, step in enumerate(steps[:-1], 1) if step is None]:
+                kept_at = self.path.with_name(f"{self.path.name}.damaged")
+                write_atomically(kept_at, "\n".join(lines) + "\n")
+                LOG.warning("%s: left out lines %s, which are damaged; all is in %s", self.path, damaged, kept_at)
+            kept = [line for line, step in zip(lines, steps, strict=True) if step is not None and step <= start]
         self._lines = LineLog(self.path, kept)
         self._tensorboard = _summary_writer(workdir) if tensorboard else None
 
@@ -118,6 +129,15 @@ class MetricsLog:
             self._lines.close()
         if self._tensorboard is not None:
             self._tensorboard.close()
+
+
+def _step_of(line: str) -> int | None:
+    """The step of a line of metrics; None if it is none."""
+    try:
+        step = json.loads(line)["step"]
+    except (ValueError, TypeError, KeyError, IndexError, RecursionError):
+        return None
+    return step if isinstance(step, int) else None
 
 
 def _finite(value: Any) -> Any:

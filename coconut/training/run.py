@@ -2,9 +2,12 @@
 
 import dataclasses
 import fnmatch
+import hashlib
 import json
 import logging
-from collections.abc import Collection, Mapping
+import shlex
+import sys
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,10 +15,12 @@ import jax
 from coconut.errors import CoconutError
 from coconut.extensions import imported_extensions, require_extensions
 from coconut.pages import Markers, Placing
+from coconut.provenance import provenance
 from coconut.storage import exists, read_text, write_atomically
 from coconut.storage_path import StoragePath
 from coconut.tokenizers import Tokenizer
 from coconut.training.config import RunConfig, differences, run_config_from_json, to_json
+from coconut.types import Example
 
 LOG = logging.getLogger(__name__)
 RUN_FILE = "run.json"
@@ -33,8 +38,11 @@ FREE = (
     "norm_alert_factor",
 )
 """Fields of a `RunConfig` in which a run may go on with another value: how it is run, and what is noted of it."""
-BY_NAME = ("optimizer.*", "decoder.dropout", "evaluate_every", "sampling.*", "halting", "halting.*")
-"""Fields that change the numbers: with another value a run goes on where the user names them."""
+BY_NAME = (
+    *("optimizer.*", "decoder.dropout", "evaluate_every", "sampling.*", "halting", "halting.*"),
+    *("data.validation", "data.test", "splits.validation", "splits.test"),
+)
+"""What changes the numbers, or what they are measured on: if it differs, a run goes on where the user names it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,11 +53,13 @@ class Run:
       config: the resolved configuration, its vocabulary known.
       tokenizer: the tokenizer.
       data: fingerprint of the training data and its order.
+      splits: fingerprint of each split (`split_fingerprint`); empty for a run of a version that wrote none.
     """
 
     config: RunConfig
     tokenizer: Tokenizer
     data: str
+    splits: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def placing(self, stage: int) -> Placing:
         """What the run's pages are written by at a stage."""
@@ -73,11 +83,30 @@ class Run:
             never differ.
         """
         for name in allow:
-            if not (_fits(name, BY_NAME) and _has(to_json(self.config), name)):
+            if not (_fits(name, BY_NAME) and _has({**to_json(self.config), "splits": self.splits}, name)):
                 raise CoconutError(f"--allow {name}: only fields of {', '.join(BY_NAME)} can be allowed to change")
         if not exists(workdir / RUN_FILE):
             return {}
-        found = differences(_identity(Run.load(workdir)), _identity(self))
+        return self._compare(Run.load(workdir).identity(), f"{workdir} holds another run", allow)
+
+    def check_checkpoint(self, identity: Mapping[str, Any], where: str, allow: Collection[str] = ()) -> None:
+        """Checks that a checkpoint is of this run: `check`, of what its manifest says.
+
+        Raises:
+          CoconutError: it is another run's; the message begins with ``where`` and lists what differs.
+        """
+        if not isinstance(identity.get("config"), Mapping):
+            raise CoconutError(f"{where}: its manifest does not say of which run it is")
+        # Fields that there were not yet have their defaults.
+        config = to_json(run_config_from_json(identity["config"], f"{where}: config"))
+        self._compare({**identity, "config": json.loads(json.dumps(config))}, f"{where} is of another run", allow)
+
+    def _compare(self, there: Mapping[str, Any], message: str, allow: Collection[str]) -> dict[str, str]:
+        here = self.identity()
+        if not there.get("splits"):  # A version that wrote none.
+            here = {name: value for name, value in here.items() if name != "splits"}
+            there = {name: value for name, value in there.items() if name != "splits"}
+        found = differences(there, here)
         changed = {name.removeprefix("config."): what for name, what in found.items()}
         refused = {name: what for name, what in changed.items() if not _fits(name, (*FREE, *allow))}
         if refused:
@@ -86,7 +115,7 @@ class Run:
                 "" if len(can) < len(refused) else "\nTo go on all the same: " + " ".join(f"--allow {x}" for x in can)
             )
             lines = "\n  ".join(f"{name}: {what}" for name, what in refused.items())
-            raise CoconutError(f"{workdir} holds another run. What differs:\n  {lines}{hint}")
+            raise CoconutError(f"{message}. What differs:\n  {lines}{hint}")
         return changed
 
     def save(self, workdir: StoragePath, *, changed: Mapping[str, str], step: int) -> None:
@@ -100,7 +129,11 @@ class Run:
         path = workdir / RUN_FILE
         if jax.process_index() != 0 or (exists(path) and not changed):
             return
-        content = {**_identity(self), "imports": list(imported_extensions()), "tokenizer": self.tokenizer.to_json()}
+        content = {**self.identity(), "imports": list(imported_extensions()), "tokenizer": self.tokenizer.to_json()}
+        if exists(path):
+            content["started"] = _read_json(path).get("started")
+        else:
+            content["started"] = {"command": shlex.join(sys.argv), **provenance()}
         if changed:
             for name, what in changed.items():
                 LOG.warning("going on from step %d with another %s: %s", step, name, what)
@@ -123,6 +156,9 @@ class Run:
         for key in ("config", "tokenizer", "tokenizer_fingerprint", "data_fingerprint"):
             if key not in content:
                 raise CoconutError(f"{path}: {key!r} is missing")
+        splits = content.get("splits", {})
+        if not (isinstance(splits, dict) and all(isinstance(value, str) for value in splits.values())):
+            raise CoconutError(f"{path}: splits = {splits!r:.80}: must be a fingerprint for each split")
         imports = content.get("imports", [])
         if not (isinstance(imports, list) and all(isinstance(name, str) for name in imports)):
             raise CoconutError(f"{path}: imports = {imports!r}: must be a list of names of modules")
@@ -138,7 +174,25 @@ class Run:
             raise CoconutError(
                 f"{path}: the tokenizer has {tokenizer.vocab_size} ids, the decoder {config.decoder.vocabulary}"
             )
-        return cls(config, tokenizer, content["data_fingerprint"])
+        return cls(config, tokenizer, content["data_fingerprint"], splits)
+
+    def identity(self) -> dict[str, Any]:
+        """What tells two runs apart, as JSON holds it."""
+        content = {
+            "config": to_json(self.config),
+            "tokenizer_fingerprint": self.tokenizer.fingerprint,
+            "data_fingerprint": self.data,
+            "splits": dict(self.splits),
+        }
+        return json.loads(json.dumps(content))
+
+
+def split_fingerprint(examples: Sequence[Example]) -> str:
+    """A SHA-256 of a split: every text and graph in it, in order; 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(json.dumps(dataclasses.asdict(example), sort_keys=True).encode() + b"\n")
+    return digest.hexdigest()
 
 
 def _fits(name: str, patterns: Collection[str]) -> bool:
@@ -153,19 +207,12 @@ def _has(content: Any, name: str) -> bool:
     return True
 
 
-def _identity(run: Run) -> dict[str, Any]:
-    """What tells two runs apart, as JSON holds it."""
-    content = {
-        "config": to_json(run.config),
-        "tokenizer_fingerprint": run.tokenizer.fingerprint,
-        "data_fingerprint": run.data,
-    }
-    return json.loads(json.dumps(content))
-
-
 def _read_json(path: StoragePath) -> Any:
     text = read_text(path)
     try:
-        return json.loads(text)
-    except ValueError as error:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise CoconutError(f"{path}: {error}") from error
+    if not isinstance(content, dict):
+        raise CoconutError(f"{path}: must be an object, not {content!r:.80}")
+    return content

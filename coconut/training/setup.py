@@ -27,9 +27,9 @@ from coconut.sharding import check_heads, placed
 from coconut.storage import exists
 from coconut.storage_path import StoragePath, parse_path
 from coconut.tokenizers import TokenizedExample, Tokenizer, validate_ids
-from coconut.training.checkpoint import load_model
 from coconut.training.config import RunConfig, differences, to_json
-from coconut.training.run import RUN_FILE, Run
+from coconut.training.loading import load_model
+from coconut.training.run import RUN_FILE, Run, split_fingerprint
 from coconut.training.state import TrainState, fresh_model, fresh_parts, make_state, template_of
 
 # Fields of a decoder that may differ from those of the run it starts from: they do not change what its parameters mean.
@@ -68,7 +68,8 @@ def prepare(
     examples = fit_to_positions(examples, run)
     check_halting(config)
     fingerprint = pipeline_fingerprint(examples, tokenizer, config.pipeline, seed=config.seed)
-    return dataclasses.replace(run, data=fingerprint), dataset, examples
+    splits = {name: split_fingerprint(split) for name, split in dataset.splits.items()}
+    return dataclasses.replace(run, data=fingerprint, splits=splits), dataset, examples
 
 
 def check_halting(config: RunConfig) -> None:

@@ -113,6 +113,25 @@ def _gradients(
     return value, jax.tree.map(lambda g: g / unit.astype(g.dtype), gradients), metrics
 
 
+def make_loss(
+    template: Template, method: Method, *, options: Any = None, microbatches: int = 1
+) -> Callable[[Parameters, Views, Key[Array, ""]], Array]:
+    """Builds ``loss(parameters, views, key)``: the objective of a step's first microbatch, without a gradient.
+
+    Whether it is finite tells whether the parameters are any good.
+    """
+    options = method.options() if options is None else options
+
+    @jax.jit
+    def loss(parameters: Parameters, views: Views, key: Key[Array, ""]) -> Array:
+        rows = jax.tree.map(lambda x: x.reshape(-1, microbatches, *x.shape[1:])[:, 0], views)
+        made = method.loss(template.model(parameters), rows, LossContext(options=options, think=method.think, key=key))
+        weights = {name: term.ratio.weight for name, term in made.terms.items()}
+        return replicate(objective(made, weights) / _unit(weights))
+
+    return loss
+
+
 def _updated(
     optimizer: optax.GradientTransformation,
     gradients: Parameters,

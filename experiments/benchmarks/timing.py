@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from coconut.commands.provenance import provenance
+from coconut.provenance import provenance
 
 Seconds = dict[str, np.ndarray]
 """Seconds of each variant, one number a round."""

@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from coconut.commands.provenance import COMMIT
+from coconut.provenance import COMMIT
 from coconut.errors import CoconutError
 from experiments.on_gpu import one_part
 from experiments.on_gpu.parts import PARTS

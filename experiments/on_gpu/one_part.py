@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from coconut.commands.provenance import provenance
+from coconut.provenance import provenance
 from experiments.on_gpu.parts import measurements
 from experiments.on_gpu.record import Record, machine
 

@@ -100,7 +100,7 @@ class Record:
 
 
 def machine() -> dict[str, Any]:
-    """What else than `coconut.commands.provenance.provenance` says identifies a GPU and what drives it."""
+    """What else than `coconut.provenance.provenance` says identifies a GPU and what drives it."""
     found: dict[str, Any] = {"packages": {}}
     for name in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

@@ -1,5 +1,6 @@
 """Whether questions have thoughts is read from their pages, also where each has as many as its own steps."""
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,11 @@ import pytest
 
 from coconut.commands.evaluate import EvaluateConfig, describe, evaluate_model
 from coconut.commands.generate import answer_question
+from coconut.datasets import load_dataset
 from coconut.errors import CoconutError
 from coconut.tasks import get_task, save_examples
 from coconut.tokenizers import symbol_tokenizer
-from coconut.training.checkpoint import Progress
+from coconut.training.progress import Progress
 from coconut.training.run import Run
 from coconut.training.state import Model, make_model
 from coconut.types import Example
@@ -42,7 +44,28 @@ def evaluated(folder: Path, examples: list[Example], method: str = "coconut", **
     save_examples(folder / "questions.json", examples)
     run, model = untrained(method)
     progress = Progress(stage=run.config.curriculum.final_stage)
-    return evaluate_model(run, model, progress, EvaluateConfig(split=str(folder / "questions.json"), **settings))
+    # These are questions that a run of this config is trained on.
+    config = EvaluateConfig(split=str(folder / "questions.json"), allow_overlap=True, **settings)
+    return evaluate_model(run, model, progress, config)
+
+
+def test_questions_that_were_trained_on_are_refused_or_counted(tmp_path: Path) -> None:
+    """Copying train.json over test.json is easily done."""
+    run, model = untrained("cot")
+    training = load_dataset(run.config.data).splits["train"][:2]
+    other = dataclasses.replace(training[0], question=training[0].question.replace(" 2 ", " 3 ", 1) + " [R] 0")
+    save_examples(tmp_path / "test.json", [*training, other])
+    config = EvaluateConfig(split=str(tmp_path / "test.json"), thoughts=())
+    with pytest.raises(CoconutError, match=r"test\.json: 2 of 3 questions are among those that the run was trained on"):
+        evaluate_model(run, model, Progress(), config)
+    save_examples(tmp_path / "test.json", training)
+    result = evaluate_model(run, model, Progress(), dataclasses.replace(config, allow_overlap=True))
+    assert result["also_trained_on"] == 2
+    assert "2 of these questions were trained on" in describe(result)
+    # The run's own splits have to be those it began with.
+    changed = dataclasses.replace(run, splits={"validation": "0" * 64})
+    with pytest.raises(CoconutError, match="these are not the validation questions that the run began with"):
+        evaluate_model(changed, model, Progress(), EvaluateConfig(split="validation"))
 
 
 @pytest.mark.slow

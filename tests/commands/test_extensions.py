@@ -13,7 +13,7 @@ from coconut.commands.main import EXIT_BAD_INPUT, EXIT_DONE, main
 from coconut.errors import CoconutError
 from coconut.model import parameters_of
 from coconut.storage_path import parse_path
-from coconut.training.checkpoint import load_model
+from coconut.training.loading import load_model
 from coconut.training.setup import initial_model
 from tests.tiny_models import quick_compilation
 

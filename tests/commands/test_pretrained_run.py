@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 from coconut.commands.configuration import resolve_run
 from coconut.commands.main import EXIT_BAD_INPUT, EXIT_DONE, main
 from coconut.errors import CoconutError
-from coconut.training.checkpoint import load_model
+from coconut.training.loading import load_model
 from coconut.training.run import Run
 from coconut.training.setup import initial_model, prepare
 from tests.tiny_models import quick_compilation

@@ -7,28 +7,32 @@ import jax.numpy as jnp
 import pytest
 
 from coconut.errors import CoconutError
-from coconut.training.checkpoint import Checkpoints, Progress
+from coconut.training.checkpoint import Checkpoints
+from coconut.training.progress import Progress
 from coconut.training.state import TrainState
 
 
 @pytest.mark.parametrize(
     "saved,kept,best",
     [
-        # (stage, accuracy or None) of steps 1, 2, ..; the latest is always kept.
+        # (stage, accuracy or None) of steps 1, 2, ..; what was not validated is proven by the step behind it.
         ([(0, 0.5), (0, 0.9), (0, 0.7)], [2, 3], 2),
         ([(0, 0.5), (0, 0.9), (0, 0.9)], [3], 3),
         ([(0, 1.0), (1, 0.0), (1, None)], [2, 3], 2),
-        ([(0, 1.0), (1, None), (1, None)], [3], 3),
-        ([(0, 0.3), (0, None), (0, None)], [1, 3], 1),
+        ([(0, 1.0), (1, None), (1, None)], [2, 3], 2),
+        ([(0, 0.3), (0, None), (0, None)], [1, 2, 3], 1),
         ([(0, 0.0), (1, 0.2), (1, 0.1), (2, 0.05)], [4], 4),
         ([(0, None)], [1], 1),
     ],
 )
-def test_the_best_and_the_latest_are_kept(tmp_path: Path, saved: list, kept: list[int], best: int) -> None:
+def test_the_best_the_latest_and_what_is_not_proven_are_kept(
+    tmp_path: Path, saved: list, kept: list[int], best: int
+) -> None:
     checkpoints = Checkpoints(tmp_path, keep_latest=1)
     for step, (stage, accuracy) in enumerate(saved, 1):
         validation = {} if accuracy is None else {"accuracy": accuracy, "loss": 3.0}
-        checkpoints.save(small_state(step), Progress(step=step, stage=stage), validation)
+        proven = accuracy is not None
+        checkpoints.save(small_state(step), Progress(step=step, stage=stage), validation, proven=proven)
     assert (checkpoints.step("best"), checkpoints.step("latest")) == (best, len(saved))
     checkpoints.close()
     assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == kept

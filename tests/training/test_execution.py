@@ -21,7 +21,8 @@ from coconut.model import Model, parameters_of
 from coconut.models.config import ExecutionConfig
 from coconut.models.stacking import in_layout_of
 from coconut.sharding import make_mesh
-from coconut.training.checkpoint import Checkpoints, load_model
+from coconut.training.checkpoint import Checkpoints
+from coconut.training.loading import load_model
 from coconut.training.loop import TrainResult, train
 from coconut.training.optimizer import OptimizerConfig, make_optimizer
 from coconut.training.run import Run

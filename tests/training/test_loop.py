@@ -23,14 +23,17 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from rich.console import Console
 
-from coconut.errors import CoconutError, DivergedError
+from coconut.errors import CoconutError, DivergedError, NotFiniteError
 from coconut.losses import Term
 from coconut.methods import METHODS
 from coconut.storage import LOCK, hold
 from coconut.training import loop
-from coconut.training.checkpoint import Checkpoints, Progress, load_model
+from coconut.training.checkpoint import Checkpoints
 from coconut.training.config import RunConfig, to_json
+from coconut.training.divergence import replay
+from coconut.training.loading import load_model
 from coconut.training.loop import TrainResult, train
+from coconut.training.progress import Progress
 from tests.tiny_runs import tiny_run
 
 QUIET = Console(file=io.StringIO())
@@ -77,8 +80,7 @@ def final_state(workdir: Path) -> tuple[Mapping[str, np.ndarray], Progress]:
     checkpoints = Checkpoints(workdir, read_only=True)
     step = checkpoints.step("latest")
     assert step is not None
-    metadata = checkpoints._manager.item_metadata(step)["state"].tree
-    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), metadata)
+    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), checkpoints.arrays(step))
     state, progress = checkpoints._restore(step, abstract)
     checkpoints.close()
     leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]}
@@ -413,13 +415,29 @@ def test_a_disk_that_fills_during_a_save_leaves_the_earlier_checkpoint(tmp_path:
     assert_same_run(tmp_path, tmp_path / "whole")
 
 
+def break_above(monkeypatch: pytest.MonkeyPatch, largest: float) -> None:
+    """The loss of No-CoT is no number where a parameter is larger."""
+    method = METHODS["no_cot"]
+
+    def breaking(model: Any, views: Any, context: Any) -> Any:
+        loss = method.loss(model, views, context)
+        own = loss.terms["language"].ratio
+        broken = jnp.stack([jnp.abs(leaf).max() for leaf in jax.tree.leaves(model)]).max() > largest
+        return loss._replace(terms={"language": Term(own._replace(total=jnp.where(broken, jnp.nan, own.total)))})
+
+    monkeypatch.setitem(METHODS, "no_cot", dataclasses.replace(method, loss=breaking))
+
+
 @pytest.mark.slow
 def test_a_run_whose_gradients_stay_infinite_ends_and_says_so(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first update makes the parameters infinite; nothing after it is finite."""
-    config = tiny_run(log_every=1, save_every=1, max_skipped_steps=3, optimizer={"learning_rate": 1e38}, **LANGUAGE)
-    with pytest.raises(DivergedError, match=r"3 steps in a row .* step 4; the latest checkpoint is that of step 1"):
+    """The first update breaks the model; nothing after it is finite."""
+    break_above(monkeypatch, 100.0)
+    config = tiny_run(log_every=1, save_every=1, max_skipped_steps=3, optimizer={"learning_rate": 1e6}, **LANGUAGE)
+    # What was saved of the broken model is set aside.
+    message = r"3 steps in a row .* step 4; the latest checkpoint is that of step None. To do .* coconut replay .*/4"
+    with pytest.raises(DivergedError, match=message):
         trained(config, tmp_path)
     assert [(line["step"], line["skipped"], "loss" in line) for line in lines_of(tmp_path, "train")] == [
         (1, 0, True),
@@ -428,21 +446,60 @@ def test_a_run_whose_gradients_stay_infinite_ends_and_says_so(
     ]
     (line,) = lines_of(tmp_path, "diverged")
     assert (line["step"], line["stage"], line["skipped_in_a_row"]) == (4, 0, 3)
-    assert [record.getMessage().split(":")[0] for record in caplog.records if "skipped" in record.getMessage()] == [
-        "step 2",
-        "step 3",
-        "step 4",
-    ]
+    skipped = [record.getMessage() for record in caplog.records if "was skipped" in record.getMessage()]
+    assert [text.split(" was")[0] for text in skipped] == ["step 2", "step 3", "step 4"]
+    events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    assert all(len(event["examples"]) in (8, 4) for event in events if event["kind"] == "skip")
+    assert [path.name for path in (tmp_path / "checkpoints" / "set_aside").iterdir()] == ["1.diverged"]
+    # The step can be done again: no example is to blame.
+    result = replay(tmp_path / "diverged" / "4")
+    assert np.isnan(result["loss"])
+    assert "decoder.tokens.embedding" in result["parameters"]
+    assert all(np.isnan(row["loss"]) for row in result["rows"])
     # The count goes on where the run was stopped.
     with monkeypatch.context() as patched:
         interrupt_at(patched, 2)
         assert trained(config, tmp_path / "stopped").progress.skipped_in_a_row == 2
-    with pytest.raises(DivergedError, match=r"3 steps in a row .* step 4; the latest checkpoint is that of step 3"):
+    with pytest.raises(DivergedError, match=r"3 steps in a row .* step 4; the latest checkpoint is that of step None"):
         trained(config, tmp_path / "stopped")
     # Between two looks, too: the steps are counted one by one.
     config = dataclasses.replace(config, log_every=6, save_every=None)
     with pytest.raises(DivergedError, match=r"5 steps in a row .* step 6; the latest checkpoint is that of step None"):
         trained(config, tmp_path / "rarely")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ending", ["finish", "validation", "signal", "infinite"])
+def test_a_wrecked_model_displaces_no_good_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    """One wild update in the last step before a checkpoint that is not the periodic one."""
+    break_above(monkeypatch, 100.0)
+    config = tiny_run(save_every=3, keep_latest=1, **LANGUAGE)
+    rate = loop.learning_rate_at
+    wild = 1e38 if ending == "infinite" else 1e6
+    monkeypatch.setattr(loop, "learning_rate_at", lambda *a, **k: wild if k["step"] == 13 else rate(*a, **k))
+    if ending == "signal":
+        interrupt_at(monkeypatch, 13)
+        # The process has to go: what it had is saved beside what is known to be good.
+        assert trained(config, tmp_path).progress.step == 14
+        assert Checkpoints(tmp_path, read_only=True).steps() == [12, 14]
+        assert load_model(tmp_path, "best")[2].step == 12
+        return
+
+    def validate(model: Any, run: Any, dataset: Any, stage: int) -> Mapping[str, float]:
+        largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(model))
+        if ending == "validation" and largest > 100:
+            raise NotFiniteError("question 0")
+        return {"accuracy": 0.5} if ending == "validation" else {}
+
+    with pytest.raises(DivergedError, match="step 14"):
+        trained(config, tmp_path, validate=validate)
+    for which in ("best", "latest"):
+        _, model, progress = load_model(tmp_path, which)
+        # Without a validation the best is what a later checkpoint has proven.
+        assert progress.step == {"latest": 12, "best": 9}[which]
+        assert all(float(jnp.abs(leaf).max()) < 100 for leaf in jax.tree.leaves(model))
 
 
 @pytest.mark.slow

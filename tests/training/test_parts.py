@@ -30,8 +30,8 @@ from coconut.models.huggingface import EXPORT_FIELD, PARTS_FILE
 from coconut.pages import question_alone
 from coconut.sharding import make_mesh
 from coconut.tokenizers import symbol_tokenizer
-from coconut.training.checkpoint import load_model
 from coconut.training.config import RunConfig, from_json, to_json
+from coconut.training.loading import load_model
 from coconut.training.loop import train
 from coconut.training.optimizer import make_optimizer
 from coconut.training.setup import _exported_parts, initial_model, initial_state, prepare

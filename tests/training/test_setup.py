@@ -14,7 +14,7 @@ from coconut.errors import CoconutError
 from coconut.latent.feedback import FeedbackConfig, Norm
 from coconut.model import parameters_of
 from coconut.tokenizers import TokenizedExample, symbol_tokenizer
-from coconut.training.checkpoint import load_model
+from coconut.training.loading import load_model
 from coconut.training.loop import TrainResult, train
 from coconut.training.run import Run
 from coconut.training.setup import fit_to_positions, initial_model, prepare

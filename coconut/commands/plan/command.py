@@ -15,9 +15,9 @@ from coconut.commands.plan.hardware import make_slice
 from coconut.commands.plan.planning import Columns, Plan, make_step, read_plan
 from coconut.commands.plan.report import describe, describe_comparison, describe_generation, describe_mesh, ranking
 from coconut.commands.plan.search import search
-from coconut.commands.provenance import provenance
 from coconut.errors import CoconutError
 from coconut.mesh import MeshConfig
+from coconut.provenance import provenance
 from coconut.storage import write_atomically
 
 
