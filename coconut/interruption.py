@@ -85,11 +85,11 @@ def raised() -> Iterator[None]:
         notice.waits = before
 
 
-def check() -> None:
-    """Raises what a library may have swallowed.
+def check(error: Exception | None = None) -> None:
+    """Raises what a library may have swallowed, or turned into ``error``.
 
     Raises:
       KeyboardInterrupt: a signal has come.
     """
     if _notice is not None and _notice.requested:
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(*([] if error is None else [f"{type(error).__name__}: {error}"])) from error

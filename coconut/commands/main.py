@@ -11,10 +11,10 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
+from coconut import interruption
 from coconut.commands.flags import check_together, parse_arguments
 from coconut.errors import CoconutError, DivergedError
 from coconut.extensions import import_extensions
-from coconut.interruption import interruptible
 
 EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_DIVERGED, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -254,13 +254,22 @@ def run() -> None:
     # One line is enough: XLA's own start-up messages help nobody here.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
-        with interruptible():
-            code = main()
+        with interruption.interruptible():
+            try:
+                code = main()
+            except Exception as error:
+                # A library may make an error of its own of the exception that a signal raises in the middle of it.
+                interruption.check(error)
+                raise
     except EOFError:
         code = EXIT_INTERRUPTED
-    except KeyboardInterrupt:
-        print("interrupted; what was saved before is still there", file=sys.stderr)
-        code = EXIT_INTERRUPTED
+    except KeyboardInterrupt as interrupt:
+        while_doing = f" ({interrupt})" if str(interrupt) else ""
+        print(f"interrupted{while_doing}; what was saved before is still there", file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # Libraries' threads may be at work still, and crash where Python takes itself down around them.
+        os._exit(EXIT_INTERRUPTED)
     sys.exit(code)
 
 
