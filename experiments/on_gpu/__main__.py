@@ -17,8 +17,8 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from coconut.provenance import COMMIT
 from coconut.errors import CoconutError
+from coconut.provenance import COMMIT
 from experiments.on_gpu import one_part
 from experiments.on_gpu.parts import PARTS
 from experiments.on_gpu.record import DONE, FAILED, STOPPED, UNFINISHED, Record
