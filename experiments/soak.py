@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -74,6 +75,7 @@ def main(arguments: list[str] | None = None) -> None:
     found = {"command": " ".join(["python -m experiments.soak", *sys.argv[1:]]), **found, "provenance": provenance()}
     write_atomically(options.output, json.dumps(found, indent=1) + "\n")
     print(json.dumps({name: value for name, value in found.items() if name not in ("provenance", "memory")}, indent=1))
+    sys.exit(int(bool("failed" in found or found["different"] or found["leftovers"])))
 
 
 def soak(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -91,6 +93,7 @@ def soak(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     assert _run(folder, straight, options.processes, None)["code"] == 0
     alone = time.monotonic() - start
     rng, kills, memory, round_ends = random.Random(options.seed), 0, [], 0
+    different: list[str] = []
     start = time.monotonic()
     while True:
         more = kills < options.kills or time.monotonic() - start < options.seconds
@@ -101,30 +104,23 @@ def soak(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         elif ended["code"]:
             return {"failed": ended["errors"], "kills": kills}
         elif more:
-            # It is done before its time: it goes back to an early checkpoint's place, and on.
+            # It is done before its time: once more from the start.
             round_ends += 1
-            _compare(straight, disturbed)
-            _forget(disturbed)
+            different += _compare(straight, disturbed)
+            shutil.rmtree(disturbed)
         else:
             break
-    differences = _compare(straight, disturbed)
+    different += _compare(straight, disturbed)
     return {
         "kills": kills,
         "rounds": round_ends + 1,
         "seconds": round(time.monotonic() - start),
         "seconds_of_an_undisturbed_run": round(alone),
-        "different_arrays": differences["arrays"],
-        "different_lines": differences["lines"],
+        "different": different,
         "leftovers": sorted(path.name for path in (disturbed / "checkpoints").iterdir() if not path.name.isdecimal()),
         "events": sum(1 for _ in (disturbed / EVENTS_FILE).open()),
         "memory": memory,
     }
-
-
-def _forget(workdir: Path) -> None:
-    """Begins the run anew in the same workdir."""
-    for path in sorted(workdir.rglob("*"), reverse=True):
-        path.rmdir() if path.is_dir() else path.unlink()
 
 
 def _run(folder: Path, workdir: Path, processes: int, seconds: float | None) -> dict[str, Any]:
@@ -164,7 +160,7 @@ def _free_port() -> int:
         return server.getsockname()[1]
 
 
-def _compare(one: Path, two: Path) -> dict[str, list[str]]:
+def _compare(one: Path, two: Path) -> list[str]:
     """The arrays and the lines of metrics that differ between two finished runs."""
     arrays, lines = [], []
     for workdir in (one, two):
@@ -194,9 +190,7 @@ def _compare(one: Path, two: Path) -> dict[str, list[str]]:
     unequal = [str(a) for a, b in zip(*lines, strict=False) if a != b]
     if len(lines[0]) != len(lines[1]):
         unequal.append(f"{len(lines[0])} and {len(lines[1])} lines")
-    if different or unequal:
-        raise AssertionError(f"arrays {different}; lines {unequal[:5]}")
-    return {"arrays": different, "lines": unequal}
+    return different + unequal
 
 
 if __name__ == "__main__":
