@@ -90,6 +90,9 @@ def attacks(workdir: Path) -> Iterator[tuple[str, Callable[[Path, random.Random]
     for name in files(workdir, NEWEST):
         for damage in DAMAGES:
             yield name, damage
+    # What JSON makes of a flipped bit is often JSON again.
+    for _ in range(40):
+        yield MANIFEST, flip
 
 
 def restored(workdir: Path, *, read_only: bool) -> tuple[int, TrainState]:
@@ -195,3 +198,22 @@ def test_progress_is_not_trusted(field: str, value: object, message: str) -> Non
         Progress.from_json({**good, "other": 1}, "here")
     with pytest.raises(CoconutError, match="stage = 3: the curriculum has stages 0 to 2"):
         Progress(stage=3).check_stage(0, 2, "here")
+
+
+def test_a_reader_goes_on_to_the_newer_one_where_training_removes_what_it_reads(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with contextlib.closing(Checkpoints(tmp_path, {"config": {}}, keep_latest=1)) as training:
+        training.save(state_of(GOOD), Progress(step=GOOD), {}, proven=True)
+
+        def read(step: int) -> TrainState:
+            reader.verify(step)
+            if step == GOOD:
+                training.save(state_of(NEWEST), Progress(step=NEWEST), {}, proven=True)
+            return reader.restore(step, state_of(0))[0]
+
+        with contextlib.closing(Checkpoints(tmp_path, read_only=True)) as reader:
+            found = reader.newest_good("latest", read)
+    assert found is not None and int(found.step) == NEWEST
+    # What is gone is not damaged.
+    assert not caplog.records
