@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args, no_type_check
 
 from coconut.errors import CoconutError, check_fields
 from coconut.hub import local_folder
-from coconut.tasks import Task, assert_disjoint, content_hash, get_task
+from coconut.tasks import BadRecords, Task, assert_disjoint, content_hash, get_task
 from coconut.tokenizers import (
     SYMBOLS,
     TEXT,
@@ -52,6 +52,8 @@ class DataConfig:
       eos_token: name of the token that ends a sequence of a ``huggingface`` tokenizer; None for the one its files name.
       markers: where the latent markers of a ``huggingface`` tokenizer go: ``appended`` behind its last id, or
         ``reserved`` on special tokens its makers left unused.
+      skip_bad_records: malformed records of each file that are left out, each logged with its line and the reason;
+        one more is an error.
       drop_too_long: leave out examples longer than the model's positions, with a count, instead of an error.
 
     Raises:
@@ -70,6 +72,7 @@ class DataConfig:
     eos_token: str | None = None
     markers: MarkerPlace = "appended"
     drop_too_long: bool = False
+    skip_bad_records: int = 0
 
     def __post_init__(self) -> None:
         self._check_tokenizer()
@@ -79,6 +82,8 @@ class DataConfig:
             value = getattr(self, split)
             if isinstance(value, int) and value < 0:
                 raise CoconutError(f"DataConfig.{split} = {value!r}: must be a count of at least 0, or a file")
+        if self.skip_bad_records < 0:
+            raise CoconutError(f"DataConfig.skip_bad_records = {self.skip_bad_records!r}: must be at least 0")
         if not self.train:
             raise CoconutError(f"DataConfig.train = {self.train!r}: there is nothing to learn from")
         if taken := sorted({"count", "seed", "start", "exclude"} & self.options.keys()):
@@ -119,11 +124,14 @@ class Dataset:
       task: the task.
       text_format: how the parts of an example are written.
       splits: the examples of each of `SPLITS`; may be empty but for ``train``.
+      left_out: for each split some of whose malformed records were left out, a message for each of these: file,
+        record, line and what is wrong.
     """
 
     task: Task
     text_format: TextFormat
     splits: Mapping[str, list[Example]]
+    left_out: Mapping[str, list[str]] = dataclasses.field(default_factory=dict)
 
     def tokenized(self, split: str, tokenizer: Tokenizer) -> list[TokenizedExample]:
         """The ids of a split."""
@@ -135,15 +143,19 @@ def text_format_of(config: DataConfig) -> TextFormat:
     return SYMBOLS if config.tokenizer == "symbols" else TEXT
 
 
-def load_split(config: DataConfig, split: str, *, exclude: frozenset[str] = frozenset()) -> list[Example]:
+def load_split(
+    config: DataConfig, split: str, *, exclude: frozenset[str] = frozenset(), bad: BadRecords | None = None
+) -> list[Example]:
     """One split, read or generated; generated questions avoid the content hashes in ``exclude``.
+
+    ``bad`` takes the messages of malformed records that are left out, at most ``config.skip_bad_records``.
 
     Raises:
       CoconutError: the file cannot be read, or the generator refuses its options.
     """
     source, task = getattr(config, split), get_task(config.task)
     if isinstance(source, str):
-        return task.load(source)
+        return task.load(source, BadRecords(most=config.skip_bad_records) if bad is None else bad)
     if source == 0:
         return []
     # Each split draws from a seed of its own, so that growing one does not move another.
@@ -158,15 +170,19 @@ def load_dataset(config: DataConfig) -> Dataset:
       CoconutError: a file cannot be read, or splits overlap.
     """
     splits: dict[str, list[Example]] = {}
+    left_out: dict[str, list[str]] = {}
     seen: frozenset[str] = frozenset()
     # Evaluation first: training gives way.
     for split in reversed(SPLITS):
-        splits[split] = load_split(config, split, exclude=seen)
+        bad = BadRecords(most=config.skip_bad_records)
+        splits[split] = load_split(config, split, exclude=seen, bad=bad)
+        if bad.reasons:
+            left_out[split] = bad.reasons
         if split != "train":
             seen |= {content_hash(example) for example in splits[split]}
     for first, second in (("train", "validation"), ("train", "test"), ("validation", "test")):
         assert_disjoint(splits[first], splits[second], first, second)
-    return Dataset(task=get_task(config.task), text_format=text_format_of(config), splits=splits)
+    return Dataset(task=get_task(config.task), text_format=text_format_of(config), splits=splits, left_out=left_out)
 
 
 def make_tokenizer(config: DataConfig, examples: Sequence[Example]) -> Tokenizer:

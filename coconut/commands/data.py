@@ -1,17 +1,19 @@
 """``coconut data``: generate questions, prepare splits of files, look at them, and measure their shortcuts."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from coconut.commands.evaluate import markdown_table
 from coconut.datasets import SPLITS, DataConfig, load_split
 from coconut.errors import CoconutError
-from coconut.tasks import TASKS, Task, content_hash, get_task, save_examples, without_overlap
+from coconut.tasks import TASKS, BadRecords, Task, content_hash, get_task, save_examples, without_overlap
 from coconut.tasks.gsm8k import is_number
 from coconut.tasks.statistics import Marginal, answer_shares, text_statistics
 from coconut.types import Example
+
+T = TypeVar("T")
 
 
 def generate_file(path: Path, task: str, count: int, seed: int, options: Mapping[str, Any]) -> list[Example]:
@@ -40,6 +42,7 @@ class PreparedSplit:
       without_steps: of the rest, those without steps.
       dropped: of these, left out because they were asked to be.
       repeated: questions that occur earlier in the split; they are kept.
+      left_out: a message for each malformed record that was left out (``DataConfig.skip_bad_records``).
       examples: what was written.
       file: where.
     """
@@ -51,6 +54,7 @@ class PreparedSplit:
     without_steps: int
     dropped: int
     repeated: int
+    left_out: list[str]
     examples: list[Example] = dataclasses.field(repr=False)
     file: Path
 
@@ -80,7 +84,9 @@ def prepare_splits(output: Path, config: DataConfig, *, drop_without_steps: bool
         if not (source := getattr(config, split)):
             continue
         taken = [later.examples for later in splits]
-        read = load_split(config, split, exclude=frozenset(content_hash(e) for later in taken for e in later))
+        bad = BadRecords(most=config.skip_bad_records)
+        exclude = frozenset(content_hash(example) for later in taken for example in later)
+        read = load_split(config, split, exclude=exclude, bad=bad)
         apart = without_overlap(read, *taken)
         drops = drop_without_steps and split == "train"
         kept = [example for example in apart if example.steps or not drops]
@@ -98,6 +104,7 @@ def prepare_splits(output: Path, config: DataConfig, *, drop_without_steps: bool
                 without_steps=sum(not example.steps for example in apart),
                 dropped=len(apart) - len(kept),
                 repeated=_repeated(kept),
+                left_out=bad.reasons,
                 examples=kept,
                 file=output / f"{split}.json",
             )
@@ -112,7 +119,7 @@ def prepare_splits(output: Path, config: DataConfig, *, drop_without_steps: bool
 
 
 def prepare_report(splits: Sequence[PreparedSplit]) -> str:
-    """Markdown: what became of every split."""
+    """Markdown: what became of every split, and which malformed records were left out."""
     rows = [
         [
             prepared.split,
@@ -133,7 +140,8 @@ def prepare_report(splits: Sequence[PreparedSplit]) -> str:
         for prepared in splits
     ]
     columns = ("split", "source", "read", "in another split", "without steps", "dropped", "repeated", "written", "file")
-    return markdown_table(columns, rows)
+    left_out = [f"left out: {reason}" for prepared in splits for reason in prepared.left_out]
+    return "\n\n".join([markdown_table(columns, rows), *left_out])
 
 
 def statistics_report(path: Path, task: str | None = None) -> str:
@@ -163,13 +171,15 @@ def statistics_report(path: Path, task: str | None = None) -> str:
     if numbers := sum(is_number(example.answer) for example in examples):
         report.append(f"{numbers:,} of {len(examples):,} answers are numbers")
     if kind and kind.statistics:
-        report.append(_marginal_table(kind.statistics(examples)))
+        measured, left_out = _measure(kind.statistics, examples, "these statistics")
+        report += ([_marginal_table(measured)] if measured else []) + left_out
     if kind and kind.shortcuts:
+        measured, left_out = _measure(kind.shortcuts, examples, "these rules")
         rules = [
             [name, f"{100 * accuracy.value:.1f} +- {100 * accuracy.half_width:.1f}"]
-            for name, accuracy in kind.shortcuts(examples).items()
+            for name, accuracy in measured.items()
         ]
-        report.append(markdown_table(("shortcut rule", "accuracy % (95 %)"), rules))
+        report += ([markdown_table(("shortcut rule", "accuracy % (95 %)"), rules)] if rules else []) + left_out
     return "\n\n".join(report)
 
 
@@ -203,14 +213,37 @@ def _load(path: Path, task: str | None) -> list[Example]:
         raise CoconutError(f"{error} (a file in a task's own format needs --task)") from error
 
 
+def _measure(
+    measure: Callable[[Sequence[Example]], Mapping[str, T]], examples: Sequence[Example], name: str
+) -> tuple[Mapping[str, T], list[str]]:
+    """What can be measured, and a line on the records that cannot, if there are any."""
+    try:
+        return measure(examples), []
+    except CoconutError:
+        reasons = {index: reason for index, example in enumerate(examples) if (reason := _refusal(measure, example))}
+    kept = [example for index, example in enumerate(examples) if index not in reasons]
+    if not reasons:
+        raise CoconutError(f"{name} can be taken of each question alone, but not of all of them")
+    first, reason = next(iter(reasons.items()))
+    line = (
+        f"{len(reasons):,} of {len(examples):,} questions are left out of {name}; the first is record {first}: {reason}"
+    )
+    return (measure(kept) if kept else {}), [line]
+
+
+def _refusal(measure: Callable[[Sequence[Example]], Any], example: Example) -> str | None:
+    """Why a question cannot be measured."""
+    try:
+        measure([example])
+    except CoconutError as error:
+        return str(error)
+    return None
+
+
 def _task_of(examples: Sequence[Example]) -> Task | None:
-    """The task whose statistics can be taken; graph questions in symbols go by the first."""
+    """The task whose statistics can be taken of one of the first questions."""
     for task in TASKS.values():
-        if task.statistics is not None:
-            try:
-                task.statistics(examples[:1])
-            except CoconutError:
-                continue
+        if task.statistics is not None and any(_refusal(task.statistics, e) is None for e in examples[:20]):
             return task
     return None
 

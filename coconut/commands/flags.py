@@ -83,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--dry_run", action="store_true", help="resolve, build abstractly, print the costs, and exit")
     train.add_argument("--drop_too_long", action="store_true", help="drop examples that do not fit the positions")
+    _add_skip_bad_records(train)
     train.add_argument(
         "--allow",
         action="append",
@@ -218,6 +219,7 @@ def _add_data_actions(data: argparse.ArgumentParser) -> None:
         prepare.add_argument(f"--{split}", type=_count_or_file, required=split == "train", default=0, help=text)
     prepare.add_argument("--seed", type=int, default=0, help="seed of generated questions")
     _add_task_options(prepare, "of the generator")
+    _add_skip_bad_records(prepare)
     prepare.add_argument("--drop_without_steps", action="store_true", help="drop training questions without steps")
     prepare.add_argument("--output", type=Path, required=True, help="folder for train.json, validation.json, test.json")
     stats = actions.add_parser("stats", help="what can be counted in a file, and each known shortcut's accuracy")
@@ -228,6 +230,11 @@ def _add_data_actions(data: argparse.ArgumentParser) -> None:
     for action in (stats, show):
         action.add_argument("file", type=Path, help="a file of questions, or part of one: questions.json[9000:]")
         action.add_argument("--task", help="the task in whose own format the file is; the field's JSON if not given")
+
+
+def _add_skip_bad_records(parser: argparse.ArgumentParser) -> None:
+    text = "malformed records of each file to leave out, each logged; one more is an error"
+    parser.add_argument("--skip_bad_records", type=int, metavar="N", help=text)
 
 
 def _add_task_options(parser: argparse.ArgumentParser, text: str) -> None:

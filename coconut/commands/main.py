@@ -70,6 +70,7 @@ def _data(options: argparse.Namespace) -> int:
             test=options.test,
             options=dict(options.option),
             seed=options.seed,
+            skip_bad_records=options.skip_bad_records or 0,
         )
         splits = prepare_splits(options.output, config, drop_without_steps=options.drop_without_steps)
         _print_markdown(prepare_report(splits))
@@ -90,6 +91,8 @@ def _train(options: argparse.Namespace) -> int:
     from coconut.sharding import make_mesh
 
     bindings = [*options.gin_binding, *(["DataConfig.drop_too_long = True"] if options.drop_too_long else [])]
+    if options.skip_bad_records is not None:
+        bindings.append(f"DataConfig.skip_bad_records = {options.skip_bad_records}")
     config = resolve_run(options.gin_file, bindings)
     join(options)
     mesh = make_mesh(options.mesh)

@@ -10,7 +10,7 @@ True
 from coconut.errors import CoconutError
 from coconut.tasks import gsm8k, multiplication, prontoqa, prontoqa_shortcuts, prosqa, shortcuts, small_graphs
 from coconut.tasks.hashing import assert_disjoint, content_hash, without_overlap
-from coconut.tasks.records import load_examples, save_examples
+from coconut.tasks.records import BadRecords, load_examples, save_examples
 from coconut.tasks.task import Task, extract_answer, unknown
 
 TASKS: dict[str, Task] = {
@@ -66,6 +66,7 @@ def get_task(name: str) -> Task:
 
 __all__ = [
     "TASKS",
+    "BadRecords",
     "Task",
     "assert_disjoint",
     "content_hash",

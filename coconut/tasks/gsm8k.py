@@ -20,11 +20,12 @@ from typing import Any
 from coconut.errors import CoconutError
 from coconut.tasks.icot import Line, read_lines
 from coconut.tasks.records import (
+    BadRecords,
     is_json,
     load_examples,
-    parse_lines,
     read_example,
     read_field,
+    read_lines_of_json,
     read_text,
     require_object,
     require_text,
@@ -33,31 +34,32 @@ from coconut.tasks.records import (
 from coconut.types import Example
 
 _STEP = re.compile(r"<<([^<>]*=[^<>]*)>>")
-_NUMBER = re.compile(r"-?(\d+\.?\d*|\.\d+)", re.ASCII)
+_NUMBER = re.compile(r"-?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 
 
-def load(path: str | os.PathLike[str]) -> list[Example]:
+def load(path: str | os.PathLike[str], *, bad: BadRecords | None = None) -> list[Example]:
     """Reads a file in any of the three formats.
 
     An answer that is no number is an error in a released file, which has none. Among the lines of the implicit
-    chain-of-thought files there are some (``2/5``): they are kept, and `is_number` tells them.
+    chain-of-thought files there are some (``2/5``): they are kept, and `is_number` tells them. ``bad`` says how many
+    malformed records may be left out, and keeps the list of them.
 
     Raises:
       CoconutError: naming file, record, line, field and value of what is malformed.
     """
     if not is_json(path):
-        return [_read_line(line) for line in read_lines(path)]
+        return read_lines(path, _read_line, bad)
     text = read_text(path)
     if text.lstrip().startswith("["):
-        return load_examples(path)
-    examples = [_read_record(record, where) for where, record in parse_lines(path, text)]
+        return load_examples(path, bad=bad)
+    examples = read_lines_of_json(path, text, _read_record, bad)
     if not examples:
         raise CoconutError(f"{path}: holds no records")
     return examples
 
 
 def is_number(answer: str) -> bool:
-    """Whether an answer is a number in digits, commas stripped: not a fraction, not one with a unit."""
+    """Whether an answer is a number in digits (``2.01e-06`` too), commas stripped: no fraction, and without a unit."""
     return bool(_NUMBER.fullmatch(answer.replace(",", "")))
 
 

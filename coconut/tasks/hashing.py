@@ -2,33 +2,46 @@
 
 import hashlib
 import re
+import unicodedata
 from collections.abc import Iterable
 
 from coconut.errors import CoconutError
 from coconut.types import Example
 
-_OPTIONS = re.compile(r"^(Is \S+ an? )(\S+)( or )(\S+)\?$")
+_OPTIONS = re.compile(r"^(Is \S+ an? )(\S+)( or )(\S+)\?$", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"(?<=[.?!])\s+")
 
 
 def content_hash(example: Example) -> str:
-    """Hashes what a question asks, whatever the order in which it says so.
+    """Hashes what a question asks, whatever the order and the letters in which it says so.
 
-    Sentences (or the edges of the symbol form) are sorted, and so are the two options; blanks are normalised. Steps and
+    Sentences (or the edges of the symbol form) are sorted, and so are the two options; blanks are normalised. Case, a
+    final full stop, the Unicode form (NFKC) and invisible characters make no difference. Steps and
     answer do not enter: the same question with another solution is still the same question. Two graphs that differ
     only in the names of their nodes are different questions.
 
     Returns:
       32 hexadecimal digits.
     """
-    question = example.question
+    return _digest(example.question, exact=False)
+
+
+def _digest(question: str, exact: bool) -> str:
+    """The hash; ``exact`` keeps case, full stops, Unicode form and invisible characters."""
+    if not exact and not question.isascii():
+        # Normalised first, so that an invisible character between a letter and its accent cannot keep them apart.
+        question = "".join(c for c in question if unicodedata.category(c) != "Cf")
+        question = unicodedata.normalize("NFKC", question)
     head, mark, tail = question.rpartition("[Q]")
     if mark:
         parts = sorted([" ".join(part.split()) for part in head.removeprefix("<eos>").split("|")])
         candidates, _, root = tail.partition("[R]")
         parts += ["[Q]", *sorted(candidates.split()), "[R]", root.strip()]
+        parts = parts if exact else [part.casefold() for part in parts]
     else:
         *parts, last = _SENTENCE_END.split(" ".join(question.split()))
+        if not exact:
+            *parts, last = (part.rstrip(".").casefold() for part in (*parts, last))
         if options := _OPTIONS.match(last):
             is_a, first, or_, second = options.groups()
             last = f"{is_a}{min(first, second)}{or_}{max(first, second)}?"
@@ -51,8 +64,10 @@ def assert_disjoint(
     """Checks that no evaluation question is also a training question.
 
     Raises:
-      CoconutError: naming both splits, how many evaluation records overlap, and the first of them.
+      CoconutError: naming both splits, how many evaluation records overlap (and how many of these differ in case, a
+        full stop, Unicode form or invisible characters), and the first of them.
     """
+    train = list(train)
     first_seen: dict[str, int] = {}
     for index, example in enumerate(train):
         first_seen.setdefault(content_hash(example), index)
@@ -64,7 +79,10 @@ def assert_disjoint(
     if overlaps:
         index, train_index, question = overlaps[0]
         shown = question if len(question) <= 120 else question[:117] + "..."
+        exact = {_digest(example.question, exact=True) for example in train}
+        near = sum(_digest(text, exact=True) not in exact for _, _, text in overlaps)
+        unequal = f", {near} of them but for case, a full stop, Unicode form or invisible characters" if near else ""
         raise CoconutError(
-            f"{len(overlaps)} question(s) of {evaluation_name} are also in {train_name}; the first is record {index} "
-            f"of {evaluation_name}, record {train_index} of {train_name}: {shown!r}"
+            f"{len(overlaps)} question(s) of {evaluation_name} are also in {train_name}{unequal}; the first is record "
+            f"{index} of {evaluation_name}, record {train_index} of {train_name}: {shown!r}"
         )

@@ -5,10 +5,11 @@ One question a line, ``question||reasoning #### answer``: arithmetic and multipl
 
 import dataclasses
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from coconut.errors import CoconutError
-from coconut.tasks.records import read_text, show_value
+from coconut.tasks.records import BadRecords, filled_lines, read_each, read_text, show_value
+from coconut.types import Example
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,18 +29,22 @@ class Line:
     where: str
 
 
-def read_lines(path: str | os.PathLike[str]) -> list[Line]:
-    """Reads every line of a file, or none; blank lines are skipped.
+def read_lines(
+    path: str | os.PathLike[str], read: Callable[[Line], Example], bad: BadRecords | None = None
+) -> list[Example]:
+    """Reads every line of a file, or none, and makes an example of each; blank lines are skipped.
+
+    ``bad`` says how many malformed lines may be left out, and keeps the list of them.
 
     Raises:
       CoconutError: naming the file, record, line and the part that is missing or blank. A file without a question is
         an error, too.
     """
-    # Not `splitlines`, which also splits at characters a question may hold.
-    filled = [(number, line) for number, line in enumerate(read_text(path).split("\n"), 1) if line.strip()]
-    if not filled:
+    lines = filled_lines(path, read_text(path))
+    examples = read_each(lines, lambda item: read(_read_line(item[2], item[0])), bad)
+    if not examples:
         raise CoconutError(f"{path}: holds no records")
-    return [_read_line(line, f"{path}: record {index} (line {number})") for index, (number, line) in enumerate(filled)]
+    return examples
 
 
 def _read_line(line: str, where: str) -> Line:

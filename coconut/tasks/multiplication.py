@@ -22,8 +22,8 @@ from typing import Any
 
 from coconut.errors import CoconutError
 from coconut.tasks.hashing import content_hash
-from coconut.tasks.icot import read_lines
-from coconut.tasks.records import is_json, load_examples, show_value
+from coconut.tasks.icot import Line, read_lines
+from coconut.tasks.records import BadRecords, is_json, load_examples, show_value
 from coconut.tasks.sampling import draw_unique
 from coconut.types import Example
 
@@ -92,35 +92,37 @@ def generate(
     return examples
 
 
-def load(path: str | os.PathLike[str]) -> list[Example]:
+def load(path: str | os.PathLike[str], *, bad: BadRecords | None = None) -> list[Example]:
     """Reads lines of the implicit chain-of-thought files, or the field's JSON.
+
+    ``bad`` says how many malformed records may be left out, and keeps the list of them.
 
     Raises:
       CoconutError: naming file, record and line of what is no multiplication of this form, or is wrong.
     """
     if is_json(path):
-        return load_examples(path)
-    examples = []
-    for line in read_lines(path):
-        asked = _QUESTION.fullmatch(line.question)
-        if not asked:
+        return load_examples(path, bad=bad)
+    return read_lines(path, _read_line, bad)
+
+
+def _read_line(line: Line) -> Example:
+    asked = _QUESTION.fullmatch(line.question)
+    if not asked:
+        raise CoconutError(
+            f"{line.where}: the question must be two numbers, digit by digit, such as '2 1 * 4 3', got "
+            f"{show_value(line.question)}"
+        )
+    example = write_example(*(len(number.split()) for number in asked.groups()), *map(read_digits, asked.groups()))
+    # Arithmetic is its own check: a line that differs is no example to learn from.
+    for part, found, right in (
+        ("steps", line.reasoning, " ".join(example.written_steps)),
+        ("answer", line.answer, example.answer),
+    ):
+        if found != right:
             raise CoconutError(
-                f"{line.where}: the question must be two numbers, digit by digit, such as '2 1 * 4 3', got "
-                f"{show_value(line.question)}"
+                f"{line.where}: the {part} of {line.question!r} must be {show_value(right)}, got {show_value(found)}"
             )
-        example = write_example(*(len(number.split()) for number in asked.groups()), *map(read_digits, asked.groups()))
-        # Arithmetic is its own check: a line that differs is no example to learn from.
-        for part, found, right in (
-            ("steps", line.reasoning, " ".join(example.written_steps)),
-            ("answer", line.answer, example.answer),
-        ):
-            if found != right:
-                raise CoconutError(
-                    f"{line.where}: the {part} of {line.question!r} must be {show_value(right)}, got "
-                    f"{show_value(found)}"
-                )
-        examples.append(example)
-    return examples
+    return example
 
 
 def write_example(first_digits: int, second_digits: int, first: int, second: int) -> Example:

@@ -33,8 +33,10 @@ from typing import Any
 from coconut.errors import CoconutError
 from coconut.tasks.ontology import FORMS, QUERY, SYMBOLS, Statement, write_statement
 from coconut.tasks.records import (
+    BadRecords,
     load_examples,
     parse_json,
+    read_each,
     read_field,
     read_text,
     require_object,
@@ -110,19 +112,24 @@ def generate(
     return draw_unique(draw, count, stream=f"prontoqa/{hops}", seed=seed, start=start, exclude=exclude)
 
 
-def load(path: str | os.PathLike[str]) -> list[Example]:
+def load(path: str | os.PathLike[str], *, bad: BadRecords | None = None) -> list[Example]:
     """Reads the official generator's JSON, or the field's.
 
     The query is put behind the question. The chain of thought becomes steps as in Coconut's files: two sentences each,
-    the last alone, so that five hops are six steps.
+    the last alone, so that five hops are six steps. ``bad`` says how many malformed records may be left out, and keeps
+    the list of them.
 
     Raises:
       CoconutError: naming file, record, field and value of what is malformed.
     """
     text = read_text(path)
     if not _OFFICIAL_START.match(text):
-        return load_examples(path)
-    return [_read_record(record, f"{path}: record {key!r}") for key, record in parse_json(text, path).items()]
+        return load_examples(path, bad=bad)
+    records = parse_json(text, path).items()
+    examples = read_each(records, lambda item: _read_record(item[1], f"{path}: record {item[0]!r}"), bad)
+    if not examples:
+        raise CoconutError(f"{path}: holds no records")
+    return examples
 
 
 def _read_record(record: Any, where: str) -> Example:
@@ -141,6 +148,7 @@ def _read_record(record: Any, where: str) -> Example:
 
 
 def _steps(chain: Sequence[str]) -> tuple[str, ...]:
+    chain = [sentence for sentence in chain if sentence.strip()]
     return tuple([" ".join(chain[index : index + 2]) for index in range(0, len(chain), 2)])
 
 

@@ -1,28 +1,70 @@
 """Reading and writing the field's question files.
 
 One record is ``{"question": str, "steps": [str], "answer": str}``; ProsQA adds the graph as ``idx_to_symbol`` (node
-names), ``edges`` (pairs of node ids), ``root``, ``target`` and ``neg_target`` (node ids): all five or none. Other
-fields are ignored. A file is a JSON list of records, or JSONL: one record a line.
+names), ``edges`` (pairs of node ids), ``root``, ``target`` and ``neg_target`` (node ids): all five or none. A
+blank step is no step. Other fields are ignored. A file is a JSON list of records, or JSONL: one record a line.
 
 A step may also be ``{"think": 2}``: a block of two thoughts at this place, whatever the method.
 """
 
+import dataclasses
 import json
+import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from coconut.errors import CoconutError
 from coconut.types import Example, Graph, Think
 
+T = TypeVar("T")
+
 GRAPH_FIELDS = ("idx_to_symbol", "edges", "root", "target", "neg_target")
+GRAPH_MARKS = ("idx_to_symbol", "neg_target")
+"""Fields that nothing but a graph has: records of other tasks may have a ``target`` or a ``root`` of their own."""
+
+LOG = logging.getLogger(__name__)
 
 
-def load_examples(path: str | os.PathLike[str]) -> list[Example]:
+@dataclasses.dataclass(kw_only=True)
+class BadRecords:
+    """The malformed records of one file that are left out.
+
+    Attributes:
+      most: how many may be; one more is an error.
+      reasons: for each that was, a message with file, record, line and what is wrong.
+    """
+
+    most: int = 0
+    reasons: list[str] = dataclasses.field(default_factory=list)
+
+
+def read_each(records: Iterable[T], read: Callable[[T], Example], bad: BadRecords | None) -> list[Example]:
+    """Reads records one by one; leaves as many malformed ones out as may be, and logs each.
+
+    Raises:
+      CoconutError: of the first malformed record that may not be left out.
+    """
+    examples = []
+    for record in records:
+        try:
+            examples.append(read(record))
+        except CoconutError as error:
+            if bad is None or not bad.most:
+                raise
+            if len(bad.reasons) >= bad.most:
+                raise CoconutError(f"{error} ({bad.most:,} malformed records were left out already)") from error
+            bad.reasons.append(str(error))
+            LOG.warning("left out: %s", error)
+    return examples
+
+
+def load_examples(path: str | os.PathLike[str], *, bad: BadRecords | None = None) -> list[Example]:
     """Reads every record of a file, or none.
 
     A file named ``*.jsonl`` is JSONL and one named ``*.json`` a list; any other is a list if it starts with ``[``.
+    ``bad`` says how many malformed records may be left out, and keeps the list of them.
 
     Raises:
       CoconutError: naming the file, and the line and column of a syntax error, or the record (counted from 0), field
@@ -31,8 +73,10 @@ def load_examples(path: str | os.PathLike[str]) -> list[Example]:
     path = Path(path)
     text = read_text(path)
     lines = path.suffix == ".jsonl" or (path.suffix != ".json" and not text.lstrip().startswith("["))
-    records = parse_lines(path, text) if lines else _parse_list(path, text)
-    examples = [read_example(record, where) for where, record in records]
+    if lines:
+        examples = read_lines_of_json(path, text, read_example, bad)
+    else:
+        examples = read_each(_parse_list(path, text), lambda item: read_example(item[1], item[0]), bad)
     if not examples:
         raise CoconutError(f"{path}: holds no records")
     return examples
@@ -101,16 +145,28 @@ def _parse_list(path: Path, text: str) -> Iterator[tuple[str, Any]]:
         yield f"{path}: record {index}", record
 
 
-def parse_lines(path: str | os.PathLike[str], text: str) -> Iterator[tuple[str, Any]]:
-    """For each filled line of a JSONL text, where it stands and what it says.
-
-    Raises:
-      CoconutError: naming the file, and the line and column of a syntax error.
-    """
-    # Not `splitlines`, which also splits at characters that JSON allows inside a string.
+def filled_lines(path: str | os.PathLike[str], text: str) -> Iterator[tuple[str, int, str]]:
+    """For each filled line of a text: file, record and line for messages, the line's number from 1, and the line."""
+    # Not `splitlines`, which also splits at characters that JSON and questions may hold.
     filled = ((number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip())
     for index, (number, line) in enumerate(filled):
-        yield f"{path}: record {index} (line {number})", parse_json(line, path, first_line=number)
+        yield f"{path}: record {index} (line {number})", number, line
+
+
+def read_lines_of_json(
+    path: str | os.PathLike[str], text: str, read: Callable[[Any, str], Example], bad: BadRecords | None
+) -> list[Example]:
+    """The examples of a JSONL text; ``read`` is given what a line says, and where it stands.
+
+    Raises:
+      CoconutError: naming the file, and the line and column of a syntax error, or what ``read`` found.
+    """
+
+    def read_line(item: tuple[str, int, str]) -> Example:
+        where, number, line = item
+        return read(parse_json(line, path, first_line=number), where)
+
+    return read_each(filled_lines(path, text), read_line, bad)
 
 
 def parse_json(text: str, path: str | os.PathLike[str], first_line: int = 1) -> Any:
@@ -145,8 +201,10 @@ def read_example(record: Any, where: str) -> Example:
         require_text(value, name, where)
     if not isinstance(steps, list):
         raise CoconutError(f"{where}: field 'steps' must be a list of texts, got {show_value(steps)}")
-    steps = tuple(_read_step(step, f"{where}: field 'steps'[{index}]") for index, step in enumerate(steps))
-    graph = _read_graph(record, where) if any(name in record for name in GRAPH_FIELDS) else None
+    read = [_read_step(step, f"{where}: field 'steps'[{index}]") for index, step in enumerate(steps)]
+    # The official preprocessing of GSM8K writes `"steps": [""]` where there are none.
+    steps = tuple([step for step in read if isinstance(step, Think) or step.strip()])
+    graph = _read_graph(record, where) if any(name in record for name in GRAPH_MARKS) else None
     return Example(question=question, steps=steps, answer=answer, graph=graph)
 
 

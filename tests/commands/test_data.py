@@ -1,5 +1,6 @@
 """`coconut data`: splits that share no question, with everything that was left out counted; and reports on any task."""
 
+import dataclasses
 import json
 import os
 import re
@@ -164,3 +165,38 @@ def test_prepare_does_not_overwrite_what_it_reads(tmp_path: Path) -> None:
         with pytest.raises(CoconutError, match="would be overwritten"):
             prepare_splits(tmp_path, DataConfig(task="multiplication", train=str(tmp_path / source)))
     assert (tmp_path / "train.json").read_bytes() == before
+
+
+def test_statistics_say_what_they_leave_out(tmp_path):
+    lost = get_task("prosqa").generate(3, seed=0)
+    # Its target cannot be reached any more.
+    graph = dataclasses.replace(
+        lost[0].graph, edges=tuple(e for e in lost[0].graph.edges if e[1] != lost[0].graph.target)
+    )
+    lost[0] = dataclasses.replace(lost[0], graph=graph)
+    report = statistics_report(Path(write(tmp_path / "a.json", *lost)), "prosqa")
+    assert "1 of 3 questions are left out of these statistics; the first is record 0: the target cannot be" in report
+    assert "shortest_path" in report and "shortcut rule" in report
+    # Without the task's name the first record must not decide alone.
+    assert "(prosqa)" in statistics_report(tmp_path / "a.json")
+    alien = [*get_task("prontoqa").generate(2, seed=0), Example(question="Is a cat a dog?", steps=(), answer="False")]
+    report = statistics_report(Path(write(tmp_path / "b.json", *alien)), "prontoqa")
+    assert "1 of 3 questions are left out of these statistics; the first is record 2" in report
+    assert "1 of 3 questions are left out of these rules" in report
+
+
+def test_a_data_set_lists_the_bad_records_it_leaves_out(tmp_path, capsys):
+    lines = [json.dumps({"question": f"What is {n}?", "steps": [], "answer": str(n)}) for n in range(3)]
+    train = tmp_path / "a.jsonl"
+    train.write_text("\n".join([lines[0], "{", lines[1], lines[2]]))
+    dataset = load_dataset(DataConfig(task="gsm8k", train=str(train), test=0, skip_bad_records=1))
+    assert list(dataset.left_out) == ["train"] and len(dataset.splits["train"]) == 3
+    assert re.match(r"\S+a\.jsonl: line 2, column 2: not JSON", dataset.left_out["train"][0])
+    with pytest.raises(CoconutError, match="line 2, column 2: not JSON"):
+        load_dataset(DataConfig(task="gsm8k", train=str(train)))
+    with pytest.raises(CoconutError, match=r"DataConfig\.skip_bad_records = -1"):
+        DataConfig(task="gsm8k", train=1, skip_bad_records=-1)
+    command = ["data", "prepare", "--task", "gsm8k", "--train", str(train), "--output", str(tmp_path / "out")]
+    assert main(command) == EXIT_BAD_INPUT
+    assert main([*command, "--skip_bad_records", "1"]) == EXIT_DONE
+    assert "left out" in capsys.readouterr().out and len(load_examples(tmp_path / "out" / "train.json")) == 3

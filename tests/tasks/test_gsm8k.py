@@ -94,12 +94,12 @@ def test_known_overlaps_are_removed(released, shared_data):
     assert len(without_overlap(augmented, validation, released)) == 3000 - 58
 
 
-@pytest.mark.parametrize("text", ["72", "-3", "1,234,567", "0.5", ".45", "36."])
+@pytest.mark.parametrize("text", ["72", "-3", "1,234,567", "0.5", ".45", "36.", "2.01e-06", "1E3"])
 def test_numbers(text):
     assert is_number(text)
 
 
-@pytest.mark.parametrize("text", ["", ".", "-", "2/5", "$3", "10%", "two", "1e3", "3 4", "\u0663"])
+@pytest.mark.parametrize("text", ["", ".", "-", "2/5", "$3", "10%", "two", "e3", "1e", "3 4", "\u0663"])
 def test_no_numbers(text):
     assert not is_number(text)
 

@@ -42,6 +42,9 @@ def test_every_task_generates_what_it_accepts(name):
         ("5 6 7 [A] 7", "7"),
         ("[A] 3 [A] 4 ", "4"),
         ("", ""),
+        ("### C#", "C#"),
+        ("It is C#", "It is C#"),
+        ("C####", ""),
     ],
 )
 def test_answers_are_what_follows_the_last_mark(text, answer):
@@ -51,6 +54,34 @@ def test_answers_are_what_follows_the_last_mark(text, answer):
 @given(st.text(alphabet="#[A], 1x\n"))
 def test_an_extracted_answer_is_its_own(text):
     assert extract_answer(extract_answer(text)) == extract_answer(text)
+
+
+def test_a_reference_is_not_cut():
+    example, task = Example(question="Which language?", steps=(), answer="C#"), get_task("gsm8k")
+    assert task.check("### C#", example)
+    for wrong in ("####", "### ", "", "C", "### C", "C####"):
+        assert not task.check(wrong, example)
+
+
+NEAR = [
+    "Is Tom a cafe\u0301?",
+    "is tom a CAF\xc9?",
+    "Is  Tom a caf\xe9?",
+    "Is T\u200bom a caf\xe9\ufeff?",
+    "Is \uff34om a caf\xe9?",
+]
+
+
+def test_near_duplicates_are_the_same_question():
+    def of(question):
+        return Example(question=question, steps=(), answer="yes")
+
+    assert len({content_hash(of(question)) for question in NEAR}) == 1
+    assert content_hash(of("Tom is here. Go.")) == content_hash(of("Tom is here. go"))
+    assert content_hash(of("Tom is here?")) != content_hash(of("Tom is here!"))
+    test = [of("is tom a CAF\xc9?"), of(NEAR[2]), of("Another.")]
+    with pytest.raises(CoconutError, match=r"^2 question\(s\) of test are also in train, 1 of them but for case"):
+        assert_disjoint([of("Is Tom a caf\xe9?")], test, "train", "test")
 
 
 def test_graph_answers_are_compared_whole():

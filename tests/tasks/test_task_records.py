@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coconut.errors import CoconutError
-from coconut.tasks import TASKS, content_hash, get_task, load_examples, save_examples
+from coconut.tasks import TASKS, BadRecords, Task, content_hash, get_task, load_examples, save_examples
 from coconut.tasks.statistics import text_statistics
 from coconut.types import Example, Graph, Think
 
@@ -40,7 +40,7 @@ def graph_fields(draw):
 example_fields = st.fixed_dictionaries(
     {
         "question": filled,
-        "steps": st.lists(st.text(), max_size=4).map(tuple),
+        "steps": st.lists(filled, max_size=4).map(tuple),
         "answer": filled,
         "graph": st.none() | graph_fields(),
     }
@@ -208,3 +208,73 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     assert os.listdir(tmp_path) == ["questions.json"]
     with pytest.raises(CoconutError, match="cannot be written"):
         save_examples(tmp_path / "nowhere" / "questions.json", old)
+
+
+@pytest.mark.parametrize("steps", [[""], [" ", "\n"], []])
+def test_blank_steps_are_no_steps(tmp_path, steps):
+    (tmp_path / "a.json").write_text(json.dumps([{**GOOD, "steps": steps}]))
+    assert load_examples(tmp_path / "a.json")[0].steps == ()
+
+
+@pytest.mark.parametrize("extra", [{"target": "lempus"}, {"edges": 3}, {"root": None, "target": 1, "edges": []}])
+def test_fields_of_other_tasks_are_no_graph(tmp_path, extra):
+    (tmp_path / "a.json").write_text(json.dumps([{**GOOD, **extra}]))
+    assert load_examples(tmp_path / "a.json")[0].graph is None
+
+
+@pytest.mark.parametrize("answer", [",", " , ,"])
+def test_an_empty_reference_is_named(tmp_path, answer):
+    (tmp_path / "a.json").write_text(json.dumps([GOOD, {**GOOD, "answer": answer}]))
+    with pytest.raises(
+        CoconutError, match=r"a\.json: record 1: field 'answer' must be .* not blank without its commas"
+    ):
+        get_task("prosqa").load(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("answer", ["#### 5", "a #b", "[A] 7", "C ###"])
+def test_a_reference_that_no_text_can_give_is_named(tmp_path, answer):
+    (tmp_path / "a.json").write_text(json.dumps([{**GOOD, "answer": answer}]))
+    with pytest.raises(CoconutError, match=r"a\.json: record 0: field 'answer' holds a mark"):
+        get_task("gsm8k").load(tmp_path / "a.json")
+
+
+OFFICIAL = {"question": "Max is a x.", "query": "True or false: Max is a x.", "chain_of_thought": [], "answer": "True"}
+FILES = {
+    "field.json": ("prosqa", json.dumps([3, GOOD, {**GOOD, "answer": 3}]), ["record 0: ", "record 2: "]),
+    "field.jsonl": ("prosqa", f"{{\n{json.dumps(GOOD)}\n\n[]\n", [": line 1, column ", "record 2 (line 4): "]),
+    "released.jsonl": ("gsm8k", '{"question": "a", "answer": "#### 1"}\n{}\nnull', ["(line 2): ", "(line 3): "]),
+    "icot.txt": ("gsm8k", "a||#### 1\na|#### 1\n||#### 1", ["record 1 (line 2): ", "record 2 (line 3): "]),
+    "products.txt": (
+        "multiplication",
+        "2 * 3||6 0 #### 6 0\n2 * 3||6 0 #### 7 0\nx||#### 1",
+        ["record 1 (line 2): ", "record 2 (line 3): "],
+    ),
+    "official.json": (
+        "prontoqa",
+        json.dumps({"example1": {"test_example": OFFICIAL}, "example2": 3, "example3": {}}),
+        ["'example2'", "'example3'"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_bad_records_are_left_out_and_listed(tmp_path, name, caplog):
+    task, content, places = FILES[name]
+    path = tmp_path / name
+    path.write_text(content)
+    bad = BadRecords(most=2)
+    assert len(get_task(task).load(path, bad)) == 1
+    assert len(bad.reasons) == 2 and len(caplog.records) == 2
+    for reason, place in zip(bad.reasons, places, strict=True):
+        assert str(path) in reason and place in reason and f"left out: {reason}" in caplog.text
+    with pytest.raises(CoconutError, match=re.escape(places[1]) + r".*\(1 malformed records were left out already\)"):
+        get_task(task).load(path, BadRecords(most=1))
+    with pytest.raises(CoconutError, match=re.escape(places[0])):
+        get_task(task).load(path)
+
+
+def test_a_loader_that_cannot_leave_out_says_so(tmp_path):
+    task = Task(name="own", loader=lambda path: [Example(question="a", steps=(), answer="b")])
+    assert len(task.load("x")) == 1
+    with pytest.raises(CoconutError, match="loader of task 'own' has no parameter 'bad'"):
+        task.load("x", BadRecords(most=1))
