@@ -115,6 +115,8 @@ def train(
     with hold(workdir), contextlib.closing(Events(workdir)) as events:
         changed = run.check(workdir, allow)
         events.write("start", {"command": shlex.join(sys.argv), "changed": changed, **provenance()})
+        for split, messages in dataset.left_out.items():
+            events.write("left_out", {"split": split, "records": messages})
         with _ending(events), contextlib.ExitStack() as opened:
             checkpoints = Checkpoints(
                 workdir, run.identity(), keep_latest=config.keep_latest, verify=verify, note=events.write
