@@ -18,6 +18,7 @@ from coconut.errors import CoconutError
 from coconut.evaluation.reading import given_pages
 from coconut.latent.rollout import rollout_batch
 from coconut.latent.thinkers import Thinker
+from coconut.latent.thoughts import check_positions
 from coconut.losses import scored_columns, token_losses
 from coconut.methods.method import Method
 from coconut.model import Model
@@ -69,7 +70,8 @@ def choose(
       batch_size: options scored together.
 
     Raises:
-      CoconutError: an example has no graph, or no place for the thoughts that are asked for.
+      CoconutError: an example has no graph, or no place for the thoughts that are asked for; or a row is longer than
+        a learned table of positions.
     """
     options = [option for example in examples for option in (example, with_other_option(example))]
     encoded = [encode_example(tokenizer, option, text_format) for option in options]
@@ -88,6 +90,8 @@ def choose(
             latent_id=tokenizer.latent_id,
             feeds_back=method.feeds_back,
         )
+        positions = np.where(batch.valid, batch.positions, -1)
+        check_positions(model.decoder, int(positions.max()) + 1, "a question, its thoughts and an option")
         losses.append(np.asarray(_answer_losses(model, batch, method.think)))
     right, wrong = np.concatenate(losses)[: len(pages)].reshape(-1, 2).T
     return int((right < wrong).sum())
