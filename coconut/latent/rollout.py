@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from coconut.errors import CoconutError
@@ -65,7 +66,7 @@ def rollout(
     T = tokens.shape[1]
     if sum(span.length for span in schedule) != T or not isinstance(schedule[0], Language):
         raise CoconutError(f"the schedule {schedule} must start with language and have {T} columns, as the tokens do")
-    if not isinstance(positions, jax.core.Tracer) and not isinstance(valid, jax.core.Tracer):
+    if not isinstance(positions, Tracer) and not isinstance(valid, Tracer):
         check_positions(decoder, int(np.max(np.where(valid, positions, -1))) + 1, "the valid columns")
     dropout = None
     if dropout_key is not None and decoder.config.dropout > 0:

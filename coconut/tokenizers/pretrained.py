@@ -10,8 +10,10 @@ that of Unicode 9, ours is Python's, so a combining mark younger than that may b
 """
 
 import base64
+import itertools
 import random
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -56,6 +58,8 @@ LLAMA3_SPECIAL_TOKENS = (
 )
 
 _RESERVED = re.compile(r"<\|reserved_special_token_(\d+)\|>")
+# All texts that a pattern is tried on take a small part of a second together, unless it is made to take for ever.
+_SECONDS = 20.0
 # Every script's letters, digits, marks, spaces and punctuation begin below.
 _PROBES = [chr(code) for code in range(0x3100)]
 
@@ -236,7 +240,12 @@ def _tokenizer(vocabulary: Vocabulary, eos_token: str, markers: MarkerPlace, whe
         )
     except CoconutError as error:
         raise CoconutError(f"{where}: {error}") from error
-    for text in (*_PROBES, *_random_texts(vocabulary.pattern)):
+    end = time.monotonic() + _SECONDS
+    for text in itertools.chain(_random_texts(vocabulary.pattern), _PROBES):
+        if time.monotonic() > end:
+            raise CoconutError(
+                f"{where}: the pattern {vocabulary.pattern!r:.200} takes too long on texts as short as {text!r}"
+            )
         try:
             tokenizer.encode(text)
         except CoconutError as error:

@@ -16,7 +16,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float
@@ -252,7 +251,7 @@ def _index(block: Any) -> Array:
 
 def _whole(x: Any) -> Any:
     """The whole last axis; a bare slice would start at an int64 beside our int32, where 64 bits are enabled."""
-    return pl.ds(np.int32(0), x.shape[-1])
+    return pl.ds(jnp.int32(0), x.shape[-1])
 
 
 def _load(x: Any, block: Any, start: Any, end: Any, *head: Any) -> Array:

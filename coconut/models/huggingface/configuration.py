@@ -134,7 +134,7 @@ def _decoder_config(content: Mapping[str, Any], problems: list[str]) -> DecoderC
     elif family not in ARCHITECTURES:
         found.append(f"model_type = {family!r} is not one of {', '.join(ARCHITECTURES)}")
     else:
-        found += unsupported(family, ARCHITECTURES[family], content)
+        found += unsupported(str(family), ARCHITECTURES[str(family)], content)
         theirs = GPT2_SIZES if family == "gpt2" else LLAMA_SIZES
         for name, their in theirs.items():
             if their not in content and their not in _OPTIONAL:
