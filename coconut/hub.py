@@ -8,6 +8,7 @@ from coconut.errors import CoconutError
 # Only data: configuration, what tokenizers are made of, and weights as safetensors. Never pickles or code.
 DESCRIPTION = (
     "config.json",
+    "adapter_config.json",
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -32,10 +33,14 @@ def local_folder(path_or_repo: str | os.PathLike[str], revision: str | None = No
       weights: whether the weights are wanted, too.
 
     Raises:
-      CoconutError: see `download`; or a folder was given a revision.
+      CoconutError: see `download`; or a folder was given a revision, or a name that no folder can have.
     """
     folder = Path(path_or_repo)
-    if not folder.is_dir():
+    try:
+        found = folder.is_dir()
+    except OSError as error:
+        raise CoconutError(f"{folder!s:.80}: cannot be looked at: {error.strerror}") from error
+    if not found:
         name, _, after = os.fspath(path_or_repo).partition("@")
         return download(name, revision or after or None, weights=weights)
     if revision is not None:

@@ -18,6 +18,7 @@ from coconut.errors import CoconutError, NotFiniteError
 from coconut.evaluation.reading import given_pages
 from coconut.latent.rollout import rollout_batch
 from coconut.latent.thinkers import Thinker
+from coconut.latent.thoughts import check_positions
 from coconut.losses import scored_columns, token_losses
 from coconut.methods.method import Method
 from coconut.model import Model
@@ -69,7 +70,8 @@ def choose(
       batch_size: options scored together.
 
     Raises:
-      CoconutError: an example has no graph, or no place for the thoughts that are asked for.
+      CoconutError: an example has no graph, or no place for the thoughts that are asked for; or a row is longer than
+        a learned table of positions.
       NotFiniteError: the model gives numbers that are not finite.
     """
     options = [option for example in examples for option in (example, with_other_option(example))]
@@ -89,6 +91,8 @@ def choose(
             latent_id=tokenizer.latent_id,
             feeds_back=method.feeds_back,
         )
+        positions = np.where(batch.valid, batch.positions, -1)
+        check_positions(model.decoder, int(positions.max()) + 1, "a question, its thoughts and an option")
         losses.append(np.asarray(_answer_losses(model, batch, method.think)))
     scores = np.concatenate(losses)[: len(pages)]
     if not np.isfinite(scores).all():

@@ -23,7 +23,16 @@ from coconut.latent.feedback import Feedback, with_constants
 from coconut.latent.halting import Blocks, Thinking
 from coconut.latent.rollout import last_valid, last_valid_column, walk
 from coconut.latent.thinkers import OneByOne, Thinker
-from coconut.latent.thoughts import Past, Place, feed_back, room_behind, run_one_column, think_sequentially, trunk
+from coconut.latent.thoughts import (
+    Past,
+    Place,
+    check_positions,
+    feed_back,
+    room_behind,
+    run_one_column,
+    think_sequentially,
+    trunk,
+)
 from coconut.models.cache import Segment
 from coconut.models.decoder import Decoder
 from coconut.sharding import replicate
@@ -122,6 +131,10 @@ def prefill(
       tokens: token ids.
       valid: columns that belong to the row; a row may have none of them, and is then left as it was.
       prefix: what the tokens follow.
+
+    Raises:
+      CoconutError: with those of the prefix there are more columns, padding included, than a learned table has
+        positions.
     """
     return prefill_program(decoder, tokens, valid, prefix).behind(() if prefix is None else prefix.past)
 
@@ -135,7 +148,7 @@ def prefill_program(
         batch = tokens.shape[0]
         nothing = jnp.zeros((batch, decoder.config.embed_dim), decoder.execution.compute_dtype)
         prefix = Prefix((), nothing, jnp.zeros(batch, jnp.int32))
-    place = _place(prefix, valid)
+    place = _place(decoder, prefix, valid)
     hidden, key_values = trunk(decoder, decoder.embed(tokens), place, prefix.past, last_valid_column(valid)[:, None])
     return Continuation(
         Segment(key_values, valid, place.columns),
@@ -170,7 +183,8 @@ def think_on(
       keys: a key for each row, for feedbacks that draw.
 
     Raises:
-      CoconutError: sweeps without the marker's id.
+      CoconutError: sweeps without the marker's id; or more columns than positions, as in `prefill`, with the whole
+        ``room``.
     """
     following, thoughts = think_program(
         decoder, feedback, prefix, counts, room=room, think=think, latent_id=latent_id, keys=keys
@@ -191,7 +205,7 @@ def think_program(
     keys: Key[Array, " B"] | None = None,
 ) -> tuple[Continuation, Float[Array, "B K D"]]:
     """The compiled part of `think_on`."""
-    place = _place(prefix, jnp.arange(room) < counts[:, None], keys)
+    place = _place(decoder, prefix, jnp.arange(room) < counts[:, None], keys)
     feedback = with_constants(feedback, decoder)
     if isinstance(think, OneByOne):
         span = think_sequentially(decoder, feedback, prefix.past, prefix.last, place)
@@ -242,7 +256,8 @@ def decode(
         rows that are no token.
 
     Raises:
-      CoconutError: parts of ``thinking`` that do not fit each other (`Thinking.check`).
+      CoconutError: parts of ``thinking`` that do not fit each other (`Thinking.check`); or more columns than positions,
+        as in `prefill`, with all tokens and thoughts that there is room for.
     """
     batch, room = active.shape[0], sampling.max_new_tokens
     if forced is not None and forced.shape[1]:
@@ -253,7 +268,7 @@ def decode(
         thinking = dataclasses.replace(thinking, feedback=with_constants(thinking.feedback, decoder))
         room, row_keys = room + thinking.config.room, thinking.keys
         blocks = thinking.begin(~active, room, decoder.config.embed_dim, prefix.last.dtype)
-    place = _place(prefix, jnp.ones((batch, room), bool), row_keys)
+    place = _place(decoder, prefix, jnp.ones((batch, room), bool), row_keys)
 
     def unfinished(carry: tuple) -> Array:
         index, *_, done, _, _ = carry
@@ -297,10 +312,12 @@ def decode(
     return replicate(Generated(tokens, lengths, ended, finite))
 
 
-def _place(prefix: Prefix, valid: Bool[Array, "B T"], keys: Key[Array, " B"] | None = None) -> Place:
-    """The columns that follow a prefix."""
+def _place(decoder: Decoder, prefix: Prefix, valid: Bool[Array, "B T"], keys: Key[Array, " B"] | None = None) -> Place:
+    """The columns that follow a prefix, if the decoder has positions for all of them; which are padding is data."""
     positions = prefix.length[:, None] + jnp.cumsum(valid, 1, dtype=jnp.int32) - 1
     before = sum(segment.valid.shape[1] for segment in prefix.past)
+    T = valid.shape[1]
+    check_positions(decoder, before + T, f"{before} columns of a prefix and {T} behind it, padding included,")
     return Place(jnp.where(valid, positions, 0), valid, before + jnp.arange(valid.shape[1]), keys=keys)
 
 

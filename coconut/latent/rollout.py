@@ -10,12 +10,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from coconut.errors import CoconutError
 from coconut.latent.feedback import Feedback, Identity, with_constants
 from coconut.latent.thinkers import OneByOne, Sweeps, Thinker
-from coconut.latent.thoughts import Past, Place, feed_back, think_implicitly, think_sequentially, trunk
+from coconut.latent.thoughts import Past, Place, check_positions, feed_back, think_implicitly, think_sequentially, trunk
 from coconut.models.cache import Segment
 from coconut.models.decoder import Decoder
 from coconut.models.layers import Dropout, take_columns
@@ -46,7 +47,10 @@ def rollout(
       decoder: the decoder.
       schedule: spans whose lengths sum to ``T``. Static under jit.
       tokens: token ids. Those of latent columns are read by `Sweeps` alone, as what the columns hold at first.
-      positions: position of each column in its row.
+      positions: position of each column in its row. With learned positions those of valid columns must be below
+        ``DecoderConfig.max_positions``: behind their table a row's states are NaN. Traced positions cannot be looked
+        at, and how many of ``T`` columns are padding is data; `coconut.training` and `coconut.evaluation` look at
+        the data before.
       valid: columns that belong to the row.
       feedback: how a hidden state becomes the next thought.
       think: how the thoughts of a span are made. Static under jit.
@@ -56,11 +60,14 @@ def rollout(
         reads (`Decoder.trunk`).
 
     Raises:
-      CoconutError: the schedule does not fit ``T``, or starts with a latent span.
+      CoconutError: the schedule does not fit ``T``, or starts with a latent span; or, outside of jit, a position of a
+        valid column is behind a learned table.
     """
     T = tokens.shape[1]
     if sum(span.length for span in schedule) != T or not isinstance(schedule[0], Language):
         raise CoconutError(f"the schedule {schedule} must start with language and have {T} columns, as the tokens do")
+    if not isinstance(positions, Tracer) and not isinstance(valid, Tracer):
+        check_positions(decoder, int(np.max(np.where(valid, positions, -1))) + 1, "the valid columns")
     dropout = None
     if dropout_key is not None and decoder.config.dropout > 0:
         dropout = Dropout(dropout_key, jnp.arange(T), T, decoder.config.dropout)

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from coconut.errors import CoconutError
 from coconut.latent.feedback import Feedback
 from coconut.models.cache import LOOKED_BACK, Filling, KeyValue, Segment, empty_segment
 from coconut.models.decoder import Decoder
@@ -64,6 +65,24 @@ class Place:
         columns = take(self.columns)
         dropout = None if self.dropout is None else dataclasses.replace(self.dropout, columns=columns)
         return Place(take(self.positions), take(self.valid), columns, dropout, self.keys)
+
+
+def check_positions(decoder: Decoder, needed: int, what: str) -> None:
+    """Looks whether a table of positions has one for every column; a missing one would be NaN, and so all that follows.
+
+    Rotary positions have no table and no end.
+
+    Args:
+      decoder: the decoder.
+      needed: positions that are needed.
+      what: what needs them, for the error message.
+
+    Raises:
+      CoconutError: the table is shorter.
+    """
+    limit = decoder.config.max_positions
+    if decoder.config.position_embedding == "learned" and needed > limit:
+        raise CoconutError(f"DecoderConfig.max_positions = {limit}: {what} need {needed} positions")
 
 
 class LatentSpan(NamedTuple):

@@ -17,6 +17,12 @@ DTYPES = ("float32", "bfloat16", "float16", "float64")
 KERNEL_DTYPES = ("float32", "bfloat16")
 """What `pallas_kernels` computes with, in every implementation."""
 
+MOST_LAYERS = 1_000
+LARGEST_SIZE = 2**31 - 1
+"""Sizes beyond these are slips or malice: building so many layers takes for ever, and XLA's indices end there."""
+LARGEST_NUMBER = 3e38
+"""The largest a number may be: float32 ends there. JSON and gin both know infinity and integers of any length."""
+
 
 def split_implementation(name: str) -> tuple[str, bool]:
     """``tpu_interpret`` -> the kernel for TPUs, interpreted on any device; other names as they are."""
@@ -50,8 +56,8 @@ class RotaryScaling:
     def __post_init__(self) -> None:
         check_fields(self)
         for field in ("factor", "low_frequency_factor", "high_frequency_factor", "original_positions"):
-            if not getattr(self, field) > 0:
-                raise CoconutError(f"RotaryScaling.{field} = {getattr(self, field)!r}: must be positive")
+            if not 0 < getattr(self, field) <= LARGEST_NUMBER:
+                raise CoconutError(f"RotaryScaling.{field} = {getattr(self, field)!r:.80}: must be positive and finite")
         if not self.low_frequency_factor < self.high_frequency_factor:
             raise CoconutError(
                 f"RotaryScaling.high_frequency_factor = {self.high_frequency_factor!r}: must be larger than "
@@ -134,7 +140,7 @@ class DecoderConfig:
         check_fields(self)
 
         def reject(field: str, why: str) -> None:
-            raise CoconutError(f"DecoderConfig.{field} = {getattr(self, field)!r}: {why}")
+            raise CoconutError(f"DecoderConfig.{field} = {getattr(self, field)!r:.80}: {why}")
 
         for field in ("num_layers", "embed_dim", "num_heads", "max_positions"):
             if getattr(self, field) < 1:
@@ -143,6 +149,12 @@ class DecoderConfig:
             value = getattr(self, field)
             if value is not None and value < 1:
                 reject(field, "must be None or at least 1")
+        for field in ("vocab_size", "num_layers", "embed_dim", "num_heads", "max_positions", "head_dim", "mlp_dim"):
+            limit = MOST_LAYERS if field == "num_layers" else LARGEST_SIZE
+            if (getattr(self, field) or 0) > limit:
+                reject(field, f"must be at most {limit:,}")
+        if self.num_heads * self.width_of_head > LARGEST_SIZE:
+            reject("num_heads", f"times a width of {self.width_of_head} for each is more than {LARGEST_SIZE:,}")
         if self.head_dim is None and self.embed_dim % self.num_heads:
             reject("embed_dim", f"must be a multiple of num_heads = {self.num_heads} where head_dim is None")
         if self.num_heads % self.kv_heads:
@@ -158,8 +170,10 @@ class DecoderConfig:
         if self.param_dtype not in DTYPES:
             reject("param_dtype", f"must be one of {', '.join(DTYPES)}")
         for field in ("rotary_base", "norm_epsilon", "logit_scale", "embedding_stddev", "kernel_stddev"):
-            if not getattr(self, field) > 0:
-                reject(field, "must be positive")
+            if not 0 < getattr(self, field) <= LARGEST_NUMBER:
+                reject(field, "must be positive and finite")
+        if not abs(self.offset_bias) <= LARGEST_NUMBER:
+            reject("offset_bias", "must be finite")
 
     @property
     def vocabulary(self) -> int:

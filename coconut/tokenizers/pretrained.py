@@ -10,16 +10,18 @@ that of Unicode 9, ours is Python's, so a combining mark younger than that may b
 """
 
 import base64
-import dataclasses
-import json
+import itertools
+import random
 import re
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import tiktoken
 
 from coconut.errors import CoconutError
+from coconut.tokenizers.settings import Settings, read_bytes, read_json, read_settings, with_settings
 from coconut.tokenizers.tokenizer import MARKERS, Tokenizer
 from coconut.tokenizers.tokenizer_json import (
     GPT2_PATTERN,
@@ -56,7 +58,9 @@ LLAMA3_SPECIAL_TOKENS = (
 )
 
 _RESERVED = re.compile(r"<\|reserved_special_token_(\d+)\|>")
-# Every script's letters, digits, marks, spaces and punctuation begin below; a pattern that drops text drops some here.
+# All texts that a pattern is tried on take a small part of a second together, unless it is made to take for ever.
+_SECONDS = 20.0
+# Every script's letters, digits, marks, spaces and punctuation begin below.
 _PROBES = [chr(code) for code in range(0x3100)]
 
 
@@ -79,17 +83,22 @@ def load_tokenizer(path: str | Path, *, eos_token: str | None = None, markers: M
         normalizer other than NFC, ...), or no end-of-sequence token is known. The message names file, field, value.
     """
     path = Path(path)
-    file = path if path.is_file() else _find(path)
+    try:
+        file = path if path.is_file() else _find(path)
+    except OSError as error:
+        raise CoconutError(f"{path!s:.80}: cannot be looked at: {error.strerror}") from error
     # Meta's own file lies one folder below the settings.
     folder = file.parent.parent if file.parent.name == "original" else file.parent
-    settings, default_eos = _read_json(folder / "tokenizer_config.json"), None
+    settings, default_eos = read_settings(folder), None
     if file.name in ("vocab.json", "encoder.json"):
-        vocabulary = _read_merges(file, settings)
+        vocabulary, begin = _read_merges(file, settings)
+        vocabulary = with_settings(vocabulary, settings, from_tokenizer_json=False, begin=begin)
     elif file.suffix == ".json":
-        vocabulary = read_tokenizer_json(_read_json(file, required=True), str(file))
+        vocabulary = read_tokenizer_json(read_json(file, required=True), str(file), settings.added)
+        vocabulary = with_settings(vocabulary, settings, from_tokenizer_json=True, begin=None)
     else:
+        # `transformers` does not read this file: the special tokens are Meta's own, whatever lies beside it.
         vocabulary, default_eos = _read_ranks(file), "<|end_of_text|>"
-    vocabulary = _with_flags(vocabulary, settings, f"{folder / 'tokenizer_config.json'}")
     if eos_token is None:
         eos_token = _declared_eos(folder, settings, vocabulary) or default_eos
     if eos_token is None:
@@ -137,44 +146,47 @@ def _find(folder: Path) -> Path:
     raise CoconutError(f"{folder}: {missing} (looked for {looked_for})")
 
 
-def _read_merges(file: Path, settings: Mapping[str, Any]) -> Vocabulary:
-    """A vocabulary from ``vocab.json`` and ``merges.txt``; which model's it is, ``tokenizer_class`` says."""
-    kind = settings.get("tokenizer_class", "GPT2Tokenizer")
-    families = {"GPT2Tokenizer": (GPT2_PATTERN, ""), "Qwen2Tokenizer": (QWEN2_PATTERN, "NFC")}
+def _read_merges(file: Path, settings: Settings) -> tuple[Vocabulary, str | None]:
+    """A vocabulary from ``vocab.json`` and ``merges.txt``, and the token that its class puts before a text if told to.
+
+    Which model's it is, ``tokenizer_class`` says, or else config.json.
+    """
+    config = read_json(file.parent / "config.json")
+    model_class = {"qwen2": "Qwen2Tokenizer", "qwen3": "Qwen2Tokenizer"}.get(str(config.get("model_type")))
+    kind = settings.fields.get("tokenizer_class") or config.get("tokenizer_class") or model_class or "GPT2Tokenizer"
+    families = {
+        "GPT2Tokenizer": (GPT2_PATTERN, "", "<|endoftext|>"),
+        "Qwen2Tokenizer": (QWEN2_PATTERN, "NFC", None),
+    }
     if not isinstance(kind, str) or kind.removesuffix("Fast") not in families:
         raise CoconutError(
-            f"{file.parent / 'tokenizer_config.json'}: tokenizer_class = {kind!r}: of vocab.json and merges.txt only "
+            f"{settings.where}: tokenizer_class = {kind!r:.80}: of vocab.json and merges.txt only "
             f"{' and '.join(families)} are known"
         )
-    pattern, normalization = families[kind.removesuffix("Fast")]
+    pattern, normalization, begin = families[kind.removesuffix("Fast")]
     merges_file = file.with_name("merges.txt" if file.name == "vocab.json" else "vocab.bpe")
-    lines = _read(merges_file).decode("utf-8", "replace").splitlines()
+    lines = read_bytes(merges_file).decode("utf-8", "replace").splitlines()
     merges = [line for line in lines if line and not line.startswith("#version")]
-    ids = _read_json(file, required=True)
-    try:
-        added = [{**token, "id": int(token_id)} for token_id, token in settings.get("added_tokens_decoder", {}).items()]
-    except (TypeError, AttributeError, ValueError) as error:
-        raise CoconutError(
-            f"{file.parent / 'tokenizer_config.json'}: added_tokens_decoder must map ids to tokens: {error}"
-        ) from error
-    special, spelled = read_added_tokens(added, normalization, str(file.parent / "tokenizer_config.json"))
+    ids = read_json(file, required=True)
+    special, spelled = read_added_tokens(settings.added, normalization, settings.where)
     # What is neither a byte nor made by a merge was never cut from text: <|endoftext|> and its like.
     made = {line.replace(" ", "") for line in merges}
     special |= {token: token_id for token, token_id in ids.items() if len(token) > 1 and token not in made}
-    return Vocabulary(
+    vocabulary = Vocabulary(
         ids=vocabulary_ids(ids, merges, special, str(file)),
         special_ids=special,
         pattern=pattern,
         spelled=spelled,
         normalization=normalization,
     )
+    return vocabulary, begin
 
 
 def _read_ranks(file: Path) -> Vocabulary:
     """Llama 3's ``tokenizer.model``: a token in base 64 and its id on each line; the special tokens follow."""
     ids: dict[bytes, int] = {}
     # Not tiktoken.load: it keeps what it read by path, and would not see a file that has changed.
-    for number, line in enumerate(_read(file).splitlines(), 1):
+    for number, line in enumerate(read_bytes(file).splitlines(), 1):
         if not line.strip():
             continue
         try:
@@ -189,35 +201,18 @@ def _read_ranks(file: Path) -> Vocabulary:
     return Vocabulary(ids=ids, special_ids=special, pattern=LLAMA3_PATTERN, leading=LLAMA3_SPECIAL_TOKENS[:1])
 
 
-def _with_flags(vocabulary: Vocabulary, settings: Mapping[str, Any], where: str) -> Vocabulary:
-    """A vocabulary as the flags of ``tokenizer_config.json`` change it; where they are set, they win."""
-    if settings.get("add_eos_token"):
-        raise CoconutError(f"{where}: add_eos_token = True: not supported (the end of a sequence is ours to place)")
-    begin = _name(settings.get("bos_token"))
-    if settings.get("add_bos_token") is True and begin is not None:
-        return dataclasses.replace(vocabulary, leading=(begin,))
-    if settings.get("add_bos_token") is False:
-        return dataclasses.replace(vocabulary, leading=())
-    return vocabulary
-
-
-def _declared_eos(folder: Path, settings: Mapping[str, Any], vocabulary: Vocabulary) -> str | None:
-    if (name := _name(settings.get("eos_token"))) is not None:
+def _declared_eos(folder: Path, settings: Settings, vocabulary: Vocabulary) -> str | None:
+    if (name := settings.name("eos_token")) is not None:
         return name
     names = {token_id: name for name, token_id in vocabulary.special_ids.items()}
     for file in (folder / "generation_config.json", folder / "config.json"):
-        declared = _read_json(file).get("eos_token_id")
+        declared = read_json(file).get("eos_token_id")
         token_id = declared[0] if isinstance(declared, list) and declared else declared
         if token_id is not None:
-            if token_id not in names:
-                raise CoconutError(f"{file}: eos_token_id = {declared!r} is no special token of the vocabulary")
+            if type(token_id) is not int or token_id not in names:
+                raise CoconutError(f"{file}: eos_token_id = {declared!r:.80} is no special token of the vocabulary")
             return names[token_id]
     return None
-
-
-def _name(token: Any) -> str | None:
-    """The name of a token in ``tokenizer_config.json``: a string, or an object that holds it."""
-    return token.get("content") if isinstance(token, Mapping) else token
 
 
 def _tokenizer(vocabulary: Vocabulary, eos_token: str, markers: MarkerPlace, where: str) -> Tokenizer:
@@ -245,10 +240,28 @@ def _tokenizer(vocabulary: Vocabulary, eos_token: str, markers: MarkerPlace, whe
         )
     except CoconutError as error:
         raise CoconutError(f"{where}: {error}") from error
-    for character in _PROBES:
-        if tokenizer.encoding.decode(tokenizer.encoding.encode_ordinary(character)) != character:
-            raise CoconutError(f"{where}: the pattern {vocabulary.pattern!r} drops text such as {character!r}")
+    end = time.monotonic() + _SECONDS
+    for text in itertools.chain(_random_texts(vocabulary.pattern), _PROBES):
+        if time.monotonic() > end:
+            raise CoconutError(
+                f"{where}: the pattern {vocabulary.pattern!r:.200} takes too long on texts as short as {text!r}"
+            )
+        try:
+            tokenizer.encode(text)
+        except CoconutError as error:
+            raise CoconutError(f"{where}: {error}") from error
     return tokenizer
+
+
+def _random_texts(pattern: str, count: int = 2000) -> Iterator[str]:
+    """Short texts of letters, digits, marks, spaces and what the pattern itself is made of; always the same ones."""
+    draw = random.Random(0)
+    usual = "abstvmledrABZ éßЖ漢ひ한😀\u0301\u0915\u093f012345789٣²½'\u2019.,;-_#$(<|>\"\\ \t\n\r\u00a0\u3000\u200b\x00"
+    own = "".join(dict.fromkeys(pattern))
+    for _ in range(count):
+        pool = draw.choice((usual, own, usual + own))
+        few = draw.choices(pool, k=3)
+        yield "".join(draw.choices(draw.choice((few, pool)), k=draw.randint(2, 8)))
 
 
 def _with_markers(vocabulary: Vocabulary, eos_token: str, place: MarkerPlace, where: str) -> dict[str, int]:
@@ -267,23 +280,3 @@ def _with_markers(vocabulary: Vocabulary, eos_token: str, place: MarkerPlace, wh
     for marker, number in zip(missing, sorted(reserved), strict=False):
         special[marker] = special.pop(reserved[number])
     return special
-
-
-def _read(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise CoconutError(f"{file}: cannot read it: {error.strerror}") from error
-
-
-def _read_json(file: Path, *, required: bool = False) -> dict[str, Any]:
-    """A JSON object; an empty one where the file may be missing and is."""
-    if not required and not file.exists():
-        return {}
-    try:
-        content = json.loads(_read(file))
-    except (ValueError, RecursionError) as error:
-        raise CoconutError(f"{file}: not a JSON file: {error}") from error
-    if not isinstance(content, dict):
-        raise CoconutError(f"{file}: must hold a JSON object, not {content!r:.80}")
-    return content

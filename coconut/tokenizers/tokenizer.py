@@ -132,7 +132,9 @@ class Tokenizer:
                     raise CoconutError(f"tokens: a {self.kind} vocabulary needs every single byte; {value} is missing")
         try:
             _ = self.encoding  # Built now, so that a bad pattern is reported where it came from.
-        except ValueError as error:
+        except BaseException as error:
+            if not (isinstance(error, ValueError) or _is_panic(error)):
+                raise
             raise CoconutError(f"pattern: {self.pattern!r} is no valid regular expression: {error}") from error
 
     @functools.cached_property
@@ -214,7 +216,8 @@ class Tokenizer:
         Only the names in ``spelled`` become the token of that name.
 
         Raises:
-          CoconutError: for a symbol that a ``symbol`` vocabulary does not know, with the nearest that it does.
+          CoconutError: for a symbol that a ``symbol`` vocabulary does not know, with the nearest that it does; or the
+            pattern leaves out a part of the text, or cannot be followed on it.
         """
         if self.kind == "symbol":
             symbols = text.split()
@@ -226,7 +229,7 @@ class Tokenizer:
             # Joined again because Python counts a few control characters as white space that tiktoken does not.
             text = " ".join(symbols)
         if not self.normalization and not self.spelled:
-            return self.encoding.encode_ordinary(text)
+            return self._cut(text)
         text = without_surrogates(text)
         # Names first, then the normalization: a character behind a name must not change it.
         pieces = self._spelled_pattern.split(text) if self._spelled_pattern else [text]
@@ -236,7 +239,21 @@ class Tokenizer:
                 ids.append(self._special_ids[piece])
             else:
                 piece = unicodedata.normalize("NFC", piece) if self.normalization else piece
-                ids += self.encoding.encode_ordinary(piece)
+                ids += self._cut(piece)
+        return ids
+
+    def _cut(self, text: str) -> list[int]:
+        """Ids of a text without names. A pattern leaves out what it does not match, and tiktoken says nothing."""
+        try:
+            ids = self.encoding.encode_ordinary(text)
+        except BaseException as error:
+            if not _is_panic(error):
+                raise
+            raise CoconutError(f"the pattern {self.pattern!r:.200} fails on {text!r:.80}: {error}") from error
+        if self.kind != "symbol":
+            kept = sum(map(len, map(self._bytes_by_id.__getitem__, ids)))
+            if kept != len(without_surrogates(text).encode()):
+                raise CoconutError(f"the pattern {self.pattern!r:.200} drops text of {text!r:.80}")
         return ids
 
     def decode(self, ids: Iterable[SupportsIndex]) -> str:
@@ -372,6 +389,11 @@ def utf8(text: str) -> bytes:
 def without_surrogates(text: str) -> str:
     """Text as tiktoken reads it: surrogate pairs joined, lone surrogates turned into U+FFFD."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _is_panic(error: BaseException) -> bool:
+    """Whether Rust gave up. Its exception is no `Exception`, and its class can be imported from nowhere."""
+    return type(error).__name__ == "PanicException"
 
 
 def _printable(token: bytes | str) -> str:

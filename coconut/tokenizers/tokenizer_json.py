@@ -35,8 +35,13 @@ class Vocabulary:
     normalization: str = ""
 
 
-def read_tokenizer_json(content: Any, where: str) -> Vocabulary:
+def read_tokenizer_json(content: Any, where: str, further: Sequence[Mapping[str, Any]] = ()) -> Vocabulary:
     """What a parsed ``tokenizer.json`` declares.
+
+    Args:
+      content: the JSON object.
+      where: what it was read from, for error messages.
+      further: tokens that the files beside it add, in its own words; it may have them, too.
 
     Raises:
       CoconutError: it declares something that is not honoured here (another model than byte-level BPE, another
@@ -44,11 +49,12 @@ def read_tokenizer_json(content: Any, where: str) -> Vocabulary:
     """
     try:
         normalization = _normalization(content.get("normalizer"), where)
-        special_ids, spelled = read_added_tokens(content.get("added_tokens") or [], normalization, where)
+        added = _with_further(content.get("added_tokens") or [], further, where)
+        special_ids, spelled = read_added_tokens(added, normalization, where)
         pattern = _pattern(content.get("pre_tokenizer"), where)
         leading = _leading(content.get("post_processor"), where)
         ids = _ids(content["model"], special_ids, where)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (LookupError, TypeError, AttributeError) as error:
         raise CoconutError(f"{where}: no tokenizer.json as Hugging Face writes it: {error!r}") from error
     return Vocabulary(
         ids=ids,
@@ -60,6 +66,22 @@ def read_tokenizer_json(content: Any, where: str) -> Vocabulary:
     )
 
 
+def _with_further(
+    added: Sequence[Mapping[str, Any]], further: Sequence[Mapping[str, Any]], where: str
+) -> list[Mapping[str, Any]]:
+    known = {token["content"]: token for token in added}
+    for token in further:
+        own = known.setdefault(token["content"], token)
+        for field, default in (("id", None), ("special", False)):
+            here, beside = own.get(field, default), token.get(field, default)
+            if here != beside:
+                raise CoconutError(
+                    f"{where}: added_tokens: {token['content']!r} has {field} = {here!r:.80}, and {beside!r:.80} in "
+                    "the files beside it"
+                )
+    return list(known.values())
+
+
 def read_added_tokens(
     added: Sequence[Mapping[str, Any]], normalization: str, where: str
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -68,6 +90,9 @@ def read_added_tokens(
     Raises:
       CoconutError: one that text may spell has a flag that is not honoured.
     """
+    for token in added:
+        if not isinstance(token["content"], str):
+            raise CoconutError(f"{where}: added_tokens: {token['content']!r:.80}: must be the name of a token")
     spelled = tuple(token["content"] for token in added if not token.get("special", False))
     for token in added:
         # The flags say how a name is found in text; those of a special token decide nothing, as it never is.
@@ -201,7 +226,7 @@ def _leading(declared: Any, where: str) -> tuple[str, ...]:
 
 
 def _template(declared: Mapping[str, Any], where: str) -> tuple[str, ...]:
-    kinds = [next(iter(item)) for item in declared["single"]]
+    kinds = [next(iter(item), "nothing") for item in declared["single"]]
     if kinds.count("Sequence") != 1 or kinds[-1] != "Sequence":
         _refuse(where, "post_processor.single (special tokens behind the text)", declared["single"])
     names = [item["SpecialToken"]["id"] for item in declared["single"][:-1]]

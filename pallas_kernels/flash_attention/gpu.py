@@ -212,7 +212,7 @@ def _backward_keys_kernel(rows, q, k, v, normalizers, d_out, shift, dk, dv, *, o
         return jax.lax.fori_loop(low, high, step, carry)
 
     zeros = jnp.zeros((BLOCK, D), jnp.float32)
-    key_sum, value_sum = jax.lax.fori_loop(0, G, of_head, (zeros, zeros))
+    key_sum, value_sum = jax.lax.fori_loop(jnp.int32(0), jnp.int32(G), of_head, (zeros, zeros))
     _store(dk, j, S, key_sum)
     _store(dv, j, S, value_sum)
 
@@ -249,13 +249,18 @@ def _index(block: Any) -> Array:
     return block * BLOCK + jnp.arange(BLOCK, dtype=jnp.int32)
 
 
+def _whole(x: Any) -> Any:
+    """The whole last axis; a bare slice would start at an int64 beside our int32, where 64 bits are enabled."""
+    return pl.ds(jnp.int32(0), x.shape[-1])
+
+
 def _load(x: Any, block: Any, start: Any, end: Any, *head: Any) -> Array:
     """A block along the axis after ``head``, 0 outside ``[start, end)``, which is not read."""
     index = _index(block)
     kept, at = (index >= start) & (index < end), (*head, pl.ds(block * BLOCK, BLOCK))
     if len(x.shape) == len(at):
         return plgpu.load(x.at[at], mask=kept, other=0)
-    return plgpu.load(x.at[*at, :], mask=jnp.broadcast_to(kept[:, None], (BLOCK, x.shape[-1])), other=0)
+    return plgpu.load(x.at[*at, _whole(x)], mask=jnp.broadcast_to(kept[:, None], (BLOCK, x.shape[-1])), other=0)
 
 
 def _store(x: Any, block: Any, end: int, value: Array) -> None:
@@ -265,7 +270,7 @@ def _store(x: Any, block: Any, end: int, value: Array) -> None:
         plgpu.store(x.at[pl.ds(block * BLOCK, BLOCK)], value, mask=kept)
     else:
         kept = jnp.broadcast_to(kept[:, None], value.shape)
-        plgpu.store(x.at[pl.ds(block * BLOCK, BLOCK), :], value, mask=kept)
+        plgpu.store(x.at[pl.ds(block * BLOCK, BLOCK), _whole(x)], value, mask=kept)
 
 
 def _scores(

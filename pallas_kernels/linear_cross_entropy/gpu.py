@@ -81,12 +81,12 @@ def _kernel(labels, hidden, vocabulary, log_normalizers, picked, best, predictio
     """One block of rows over one part of the vocabulary. Indices behind an end are those of the last element."""
     (rows, features), columns = hidden.shape, vocabulary.shape[0]
     chunk = 32 if hidden.dtype == jnp.float32 else 64
-    row = jnp.minimum(pl.program_id(0) * ROWS + jnp.arange(ROWS), rows - 1)
+    row = jnp.minimum(pl.program_id(0) * ROWS + jnp.arange(ROWS, dtype=jnp.int32), rows - 1)
     label = labels[row]
     start = pl.program_id(1) * part
 
     def add_features(ids: Array, index: Array, products: Array) -> Array:
-        feature = index * chunk + jnp.arange(chunk)
+        feature = index * chunk + jnp.arange(chunk, dtype=jnp.int32)
         inside = feature < features
         if features % chunk:
             feature = jnp.minimum(feature, features - 1)
@@ -103,7 +103,7 @@ def _kernel(labels, hidden, vocabulary, log_normalizers, picked, best, predictio
 
     def add_block(index: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
         old_best, total, picked, prediction = carry
-        ids = start + index * COLUMNS + jnp.arange(COLUMNS)
+        ids = start + index * COLUMNS + jnp.arange(COLUMNS, dtype=jnp.int32)
         products = jax.lax.fori_loop(
             0,
             pl.cdiv(features, chunk),
@@ -121,7 +121,8 @@ def _kernel(labels, hidden, vocabulary, log_normalizers, picked, best, predictio
         return new_best, total, picked, jnp.where(block_best > old_best, block_prediction, prediction)
 
     zeros = jnp.zeros(ROWS, jnp.float32)
-    blocks = pl.cdiv(jnp.minimum(part, columns - start), COLUMNS)
-    carry = (jnp.full(ROWS, -jnp.inf), zeros, zeros, jnp.zeros(ROWS, jnp.int32))
+    # Not pl.cdiv, which divides an int32 by an int64 where 64 bits are enabled.
+    blocks = (jnp.minimum(part, columns - start) + COLUMNS - 1) // COLUMNS
+    carry = (jnp.full(ROWS, -jnp.inf, jnp.float32), zeros, zeros, jnp.zeros(ROWS, jnp.int32))
     best[...], total, picked[...], predictions[...] = jax.lax.fori_loop(0, blocks, add_block, carry)
     log_normalizers[...] = best[...] + jnp.log(total)

@@ -35,7 +35,7 @@ def statistics(
         here = (labels >= first) & (labels < start + block)
         column = jnp.clip(labels - start, 0, block - 1)
         picked = jnp.where(here, jnp.take_along_axis(logits, column[:, None], 1)[:, 0], picked)
-        ids = start + jnp.arange(block)
+        ids = start + jnp.arange(block, dtype=jnp.int32)
         if columns % block:
             logits = jnp.where(ids >= first, logits, -jnp.inf)
         block_best = jnp.max(logits, 1)
@@ -47,7 +47,7 @@ def statistics(
 
     zeros = vary_over(jnp.zeros(rows, jnp.float32), varying_axes(hidden, vocabulary, labels))
     start = (zeros - jnp.inf, zeros, zeros, zeros.astype(jnp.int32))
-    (best, total, picked, predictions), _ = jax.lax.scan(step, start, jnp.arange(0, columns, block))
+    (best, total, picked, predictions), _ = jax.lax.scan(step, start, jnp.arange(0, columns, block, dtype=jnp.int32))
     return Statistics(best + jnp.log(total), picked, best, predictions)
 
 
@@ -69,7 +69,7 @@ def gradients(
         of_hidden, of_vocabulary = carry
         start, weights = _block(vocabulary, first, block)
         logits = rule.logits(_products(hidden, weights))
-        ids = start + jnp.arange(block)
+        ids = start + jnp.arange(block, dtype=jnp.int32)
         of_logits = normalizer_gradients[:, None] * jnp.exp(logits - log_normalizers[:, None])
         of_logits += jnp.where(labels[:, None] == ids, picked_gradients[:, None], 0.0)
         of_products = rule.product_gradients(logits, of_logits).astype(hidden.dtype)
@@ -78,10 +78,10 @@ def gradients(
             weights = jnp.where(ids[:, None] >= first, weights, 0)
         of_hidden += _product("nv,vd->nd", of_products, weights)
         of_weights = _product("nv,nd->vd", of_products, hidden).astype(vocabulary.dtype)
-        return (of_hidden, jax.lax.dynamic_update_slice(of_vocabulary, of_weights, (start, 0))), None
+        return (of_hidden, jax.lax.dynamic_update_slice_in_dim(of_vocabulary, of_weights, start, 0)), None
 
     zeros = vary_over(jnp.zeros(hidden.shape, jnp.float32), axes), vary_over(jnp.zeros_like(vocabulary), axes)
-    (of_hidden, of_vocabulary), _ = jax.lax.scan(step, zeros, jnp.arange(0, columns, block))
+    (of_hidden, of_vocabulary), _ = jax.lax.scan(step, zeros, jnp.arange(0, columns, block, dtype=jnp.int32))
     return of_hidden.astype(hidden.dtype), of_vocabulary
 
 

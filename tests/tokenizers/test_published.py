@@ -190,7 +190,9 @@ def test_qwen_from_vocabulary_and_merges(tmp_path):
         ({}, {"eos_token_id": [3008, 3001]}, "<|eom_id|>"),
         ({}, {}, "no end-of-sequence token is known"),
         ({}, {"eos_token_id": 5}, r"config.json: eos_token_id = 5 is no special token"),
-        ({"eos_token": "</s>"}, {}, r"tokenizer.json: eos_token: '</s>' is neither"),
+        ({"eos_token": "</s>"}, {}, r"tokenizer_config.json: eos_token = '</s>' is no token of the vocabulary"),
+        ({"eos_token": 5}, {}, r"tokenizer_config.json: eos_token = 5: must be the name of a token"),
+        ({}, {"eos_token_id": [[]]}, r"config.json: eos_token_id = \[\[\]\] is no special token"),
         ({"add_eos_token": True}, {}, r"tokenizer_config.json: add_eos_token = True: not supported"),
     ],
 )
@@ -208,14 +210,3 @@ def test_the_end_of_a_sequence(settings, config, expected, tmp_path):
 def test_the_end_of_a_sequence_that_is_asked_for(tmp_path):
     folder = published.write_folder("llama3", tmp_path)
     assert load_tokenizer(folder / "tokenizer.json", eos_token="<|eot_id|>").eos_token == "<|eot_id|>"
-
-
-def test_settings_decide_on_the_token_before_a_text(tmp_path):
-    folder = published.write_folder("llama3", tmp_path)
-    for settings, expected in (
-        ({"bos_token": "<|begin_of_text|>", "add_bos_token": False}, ()),
-        ({"bos_token": {"content": "<|eom_id|>"}, "add_bos_token": True}, ("<|eom_id|>",)),
-        ({"bos_token": "<|eom_id|>"}, ("<|begin_of_text|>",)),
-    ):
-        (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"eos_token": "<|eot_id|>"}))
-        assert load_tokenizer(folder).leading == expected

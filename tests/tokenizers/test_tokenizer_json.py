@@ -9,6 +9,8 @@ from coconut.tokenizers import load_tokenizer
 from coconut.tokenizers.byte_level import BYTE_OF, merges_of, to_bytes, to_characters
 from tests.tokenizers import published
 
+# As many ways to match a word as to leave letters out of it: more than the regular expressions of Rust try.
+_PANICS = r"(?:(?:\w?){30}){30}(?=\B\b)|[\s\S]"
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
 
 
@@ -56,7 +58,12 @@ def _added(**changes):
         ("pre_tokenizer", _sequence(_split(invert=True), BYTE_LEVEL), "behavior, invert = ..Isolated., True"),
         ("pre_tokenizer", _sequence(_split(pattern={"String": " "}), BYTE_LEVEL), "pre_tokenizer.pattern"),
         ("pre_tokenizer", _sequence(_split(pattern={"Regex": "("}), BYTE_LEVEL), r"pattern: '\(' is no valid regular"),
-        ("pre_tokenizer", _sequence(_split(pattern={"Regex": r"\S+"}), BYTE_LEVEL), r"drops text such as '\\t'"),
+        ("pre_tokenizer", _sequence(_split(pattern={"Regex": r"\S+"}), BYTE_LEVEL), "drops text of '"),
+        ("pre_tokenizer", _sequence(_split(pattern={"Regex": r"[^a]|a(?!b)"}), BYTE_LEVEL), "drops text of '.*ab"),
+        ("pre_tokenizer", _sequence(_split(pattern={"Regex": _PANICS}), BYTE_LEVEL), "fails on '"),
+        ("post_processor", _template({}, {"Sequence": {"id": "A"}}), "no tokenizer.json as Hugging Face"),
+        ("post_processor", {"type": "Sequence", "processors": [{}]}, "no tokenizer.json as Hugging Face writes it"),
+        ("added_tokens", _added(content=5), "added_tokens: 5: must be the name of a token"),
         ("post_processor", {"type": "BertProcessing"}, "post_processor = 'BertProcessing'"),
         (
             "post_processor",

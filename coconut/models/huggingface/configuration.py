@@ -1,12 +1,13 @@
 """Between ``config.json`` and `DecoderConfig`.
 
-GPT-2, Llama (3), Qwen 2 (and 2.5) and Qwen 3. A field of ``config.json`` that would change what is computed, in a way
-that our decoder does not know, is an error.
+GPT-2, Llama (3), Qwen 2 (and 2.5) and Qwen 3. A field of ``config.json`` that would change what is computed, or is not
+known to change nothing (`coconut.models.huggingface.fields`), is an error.
 """
 
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -15,8 +16,11 @@ from typing import Any, Literal
 from coconut.errors import CoconutError
 from coconut.hub import local_folder
 from coconut.models.config import DecoderConfig, Mlp, RotaryScaling
+from coconut.models.huggingface.fields import GPT2_SIZES, LLAMA_SIZES, their_names, unsupported
 
 CONFIG_FILE = "config.json"
+ADAPTER_FILE = "adapter_config.json"
+"""What PEFT writes beside an adapter; `transformers` applies one that lies beside a model to it."""
 EXPORT_FIELD = "coconut"
 """Field of a config.json that ``coconut export`` wrote: the run's method, stage and marker ids."""
 
@@ -33,46 +37,21 @@ ARCHITECTURES: Mapping[str, str] = MappingProxyType(
 )
 """Family -> the name of its model in `transformers`."""
 
-# Our field -> theirs.
-_GPT2_FIELDS = {
-    "vocab_size": "vocab_size",
-    "num_layers": "n_layer",
-    "embed_dim": "n_embd",
-    "num_heads": "n_head",
-    "mlp_dim": "n_inner",
-    "max_positions": "n_positions",
-    "norm_epsilon": "layer_norm_epsilon",
-}
-_LLAMA_FIELDS = {
-    "vocab_size": "vocab_size",
-    "num_layers": "num_hidden_layers",
-    "embed_dim": "hidden_size",
-    "num_heads": "num_attention_heads",
-    "num_kv_heads": "num_key_value_heads",
-    "head_dim": "head_dim",
-    "mlp_dim": "intermediate_size",
-    "max_positions": "max_position_embeddings",
-    "norm_epsilon": "rms_norm_eps",
-}
 # What may be left out; everything else must be there, since a default of ours would be a guess.
 _OPTIONAL = ("n_inner", "num_key_value_heads", "head_dim")
 
-_MLPS: Mapping[str, Mlp] = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
-
-# Their field -> the only values we compute; a field that is not there has the first of them.
-_ANY_FAMILY = {"is_encoder_decoder": (False,), "quantization_config": (None,)}
-_ONLY: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
-    "gpt2": {
-        "scale_attn_weights": (True,),
-        "scale_attn_by_inverse_layer_idx": (False,),
-        "add_cross_attention": (False,),
-    },
-    "llama": {
-        "hidden_act": ("silu",),
-        "attention_dropout": (0.0, None),
-        "partial_rotary_factor": (1.0, None),
-        "use_sliding_window": (False,),
-    },
+_MLPS: Mapping[str, Mlp] = {
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+}
+_ROTARY_SCALING = {
+    "factor": "factor",
+    "low_frequency_factor": "low_freq_factor",
+    "high_frequency_factor": "high_freq_factor",
+    "original_positions": "original_max_position_embeddings",
 }
 
 
@@ -84,10 +63,24 @@ def read_config(folder: Path) -> DecoderConfig:
         field.
     """
     problems: list[str] = []
-    config = decoder_config(read_json(folder / CONFIG_FILE, problems), problems)
-    if config is None:
+    config = described_config(folder, problems)
+    if config is None or problems:
         raise CoconutError(f"{folder / CONFIG_FILE}: " + "; ".join(problems))
     return config
+
+
+def described_config(folder: Path, problems: list[str]) -> DecoderConfig | None:
+    """The decoder that a folder's config.json describes; what is wrong is added to ``problems``."""
+    if (folder / ADAPTER_FILE).exists():
+        adapter = read_json(folder / ADAPTER_FILE, problems)
+        problems.append(
+            f"{ADAPTER_FILE} says that this is a PEFT adapter (peft_type = {adapter.get('peft_type')!r:.80}) of "
+            f"base_model_name_or_path = {adapter.get('base_model_name_or_path')!r:.80}, which is not applied here: "
+            "merge it into that model (`merge_and_unload` of PEFT) and load the result"
+        )
+        if not (folder / CONFIG_FILE).exists():
+            return None
+    return decoder_config(read_json(folder / CONFIG_FILE, problems), problems)
 
 
 def is_our_export(path_or_repo: str | os.PathLike[str]) -> bool:
@@ -141,13 +134,8 @@ def _decoder_config(content: Mapping[str, Any], problems: list[str]) -> DecoderC
     elif family not in ARCHITECTURES:
         found.append(f"model_type = {family!r} is not one of {', '.join(ARCHITECTURES)}")
     else:
-        only = {**_ANY_FAMILY, **_ONLY["gpt2" if family == "gpt2" else "llama"]}
-        found += [
-            f"{name} = {content[name]!r}: only {' or '.join(repr(value) for value in values)} is supported"
-            for name, values in only.items()
-            if content.get(name, values[0]) not in values
-        ]
-        theirs = _GPT2_FIELDS if family == "gpt2" else _LLAMA_FIELDS
+        found += unsupported(str(family), ARCHITECTURES[str(family)], content)
+        theirs = GPT2_SIZES if family == "gpt2" else LLAMA_SIZES
         for name, their in theirs.items():
             if their not in content and their not in _OPTIONAL:
                 found.append(f"{their} is missing")
@@ -157,7 +145,7 @@ def _decoder_config(content: Mapping[str, Any], problems: list[str]) -> DecoderC
         try:
             return _shortened(DecoderConfig(**fields))
         except CoconutError as error:
-            found.append(str(error))
+            found.append(in_their_words(str(error), str(family)))
     problems += found
     return None
 
@@ -176,12 +164,11 @@ def _gpt2_choices(family: str, content: Mapping[str, Any], problems: list[str]) 
     activation = content.get("activation_function", "gelu_new")
     if activation not in _MLPS:
         problems.append(f"activation_function = {activation!r} is not one of {', '.join(_MLPS)}")
-    rates = {name: content.get(name, 0.1) for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop")}
-    if len(set(rates.values())) > 1:
-        problems.append(f"{rates}: the decoder has one dropout rate, so the three must be equal")
+    # A decoder has one rate. Where the file has several, none of them: whoever trains chooses one.
+    rates = {content.get(name, 0.1) for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop")}
     return {
         "mlp": _MLPS.get(activation, "gelu_tanh"),
-        "dropout": rates["resid_pdrop"],
+        "dropout": rates.pop() if len(rates) == 1 else 0.0,
         "tied_head": content.get("tie_word_embeddings", True),
     }
 
@@ -191,7 +178,7 @@ def _llama_choices(family: str, content: Mapping[str, Any], problems: list[str])
     if other := sorted(set(layer_types) - {"full_attention"}):
         problems.append(f"layer_types has {', '.join(map(repr, other))}: only 'full_attention' is supported")
     # Qwen 2 has these biases always, the others where they say so.
-    attention_bias = bool(content.get("attention_bias", False))
+    attention_bias = _switch(content, "attention_bias")
     # Qwen 3's heads are not D / N wide where the file does not say how wide they are.
     head_dim = {"head_dim": 128} if family == "qwen3" and content.get("head_dim") is None else {}
     return {
@@ -200,7 +187,7 @@ def _llama_choices(family: str, content: Mapping[str, Any], problems: list[str])
         "mlp": "swiglu",
         "qkv_bias": family == "qwen2" or attention_bias,
         "output_bias": family != "qwen2" and attention_bias,
-        "mlp_bias": family == "llama" and bool(content.get("mlp_bias", False)),
+        "mlp_bias": family == "llama" and _switch(content, "mlp_bias"),
         "query_key_norm": family == "qwen3",
         "tied_head": content.get("tie_word_embeddings", False),
         **_rotary_choices(content, problems),
@@ -208,15 +195,34 @@ def _llama_choices(family: str, content: Mapping[str, Any], problems: list[str])
     }
 
 
+def _switch(content: Mapping[str, Any], name: str) -> Any:
+    """A flag that is off where the file has none. What is no flag stays as it is, for the config to refuse."""
+    value = content.get(name)
+    return False if value is None else value
+
+
+def in_their_words(message: str, family: str) -> str:
+    """An error of a `DecoderConfig` with the names that the fields have in a config.json."""
+    return _renamed(message, "DecoderConfig", their_names(family))
+
+
+def _renamed(message: str, config: str, names: Mapping[str, str]) -> str:
+    return re.sub(rf"({config}\.)?\b({'|'.join(names)})\b", lambda match: names[match[2]], message)
+
+
 def _rotary_choices(content: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
-    """Base and scaling, from `transformers` 5's ``rope_parameters`` or from the older two fields."""
-    rope = content.get("rope_parameters") or content.get("rope_scaling") or {}
+    """Base and scaling, from `transformers` 5's ``rope_parameters`` or from the older two fields.
+
+    Where a file has both, ``rope_scaling`` counts and nothing of the other, as in `transformers`.
+    """
+    rope = content.get("rope_scaling") or content.get("rope_parameters")
+    rope = rope if isinstance(rope, Mapping) else {}  # What is no object has been said by `unsupported`.
     kind = rope.get("rope_type", rope.get("type", "default"))
     choices = {"rotary_base": rope.get("rope_theta", content.get("rope_theta", 10_000.0))}
     if rope.get("partial_rotary_factor") not in (None, 1.0):
         problems.append(f"partial_rotary_factor = {rope['partial_rotary_factor']!r}: only 1.0 is supported")
     if kind == "llama3":
-        names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+        names = tuple(_ROTARY_SCALING.values())
         if missing := [name for name in names if name not in rope]:
             problems.append(f"the rotary scaling lacks {', '.join(missing)}")
             return choices
@@ -226,7 +232,7 @@ def _rotary_choices(content: Mapping[str, Any], problems: list[str]) -> dict[str
                 factor=factor, low_frequency_factor=low, high_frequency_factor=high, original_positions=original
             )
         except CoconutError as error:
-            problems.append(str(error))
+            problems.append(_renamed(str(error), "RotaryScaling", _ROTARY_SCALING))
     elif kind != "default":
         problems.append(f"rotary scaling of type {kind!r}: only 'default' and 'llama3' are supported")
     return choices
@@ -297,7 +303,7 @@ def config_json(config: DecoderConfig) -> dict[str, Any]:
         "head_dim": config.width_of_head,
         "mlp_dim": config.width_of_mlp,
     }
-    for name, their in (_GPT2_FIELDS if family == "gpt2" else _LLAMA_FIELDS).items():
+    for name, their in (GPT2_SIZES if family == "gpt2" else LLAMA_SIZES).items():
         content[their] = values.get(name, getattr(config, name))
     if family == "gpt2":
         content["activation_function"] = {"gelu_tanh": "gelu_new", "gelu": "gelu"}[config.mlp]

@@ -81,10 +81,17 @@ def _files(folder: Path, problems: list[str]) -> dict[Path, set[str] | None]:
         names.setdefault(file, set()).add(name)
     # An index is downloaded as well: it must not lead out of its folder.
     outside = sorted(file for file in names if file != Path(file).name or file in ("", ".", ".."))
-    missing = sorted(file for file in names if file not in outside and not (folder / file).is_file())
-    problems += [f"{INDEX} names {file!r}, which is no file of this folder" for file in outside]
-    problems += [f"{file} is missing, which {INDEX} names" for file in missing]
+    missing = sorted(file for file in names if file not in outside and not _is_file(folder / file))
+    problems += [f"{INDEX} names {file!r:.80}, which is no file of this folder" for file in outside]
+    problems += [f"{file:.80} is missing, which {INDEX} names" for file in missing]
     return {folder / file: own for file, own in sorted(names.items()) if file not in (*outside, *missing)}
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # No file can have a name this long.
+        return False
 
 
 def _no_weights(folder: Path) -> str:

@@ -17,9 +17,10 @@ from coconut.errors import CoconutError
 from coconut.hub import local_folder
 from coconut.models.config import DecoderConfig, ExecutionConfig
 from coconut.models.decoder import Decoder
-from coconut.models.huggingface.configuration import CONFIG_FILE, decoder_config, family_of, read_config, read_json
+from coconut.models.huggingface.configuration import CONFIG_FILE, described_config, family_of, read_config
+from coconut.models.huggingface.fields import their_names
 from coconut.models.huggingface.files import DTYPES, Stored, equal, stored_tensors, widest_dtype
-from coconut.models.huggingface.names import EMBEDDING, HEAD, Tensor, canonical_name, tensors_of
+from coconut.models.huggingface.names import EMBEDDING, HEAD, Tensor, canonical_name, layer_of, tensors_of
 from coconut.models.parameters import abstract_decoder, decoder_of, decoder_parameters, parameter_axes
 from coconut.sharding import Axes, parameter_sharding
 
@@ -69,7 +70,7 @@ def load_pretrained(
     """
     folder = local_folder(path_or_repo, revision, weights=True)
     problems: list[str] = []
-    described = decoder_config(read_json(folder / CONFIG_FILE, problems), problems)
+    described = described_config(folder, problems)
     stored = stored_tensors(folder, problems)
     if described is not None:
         if config is not None:
@@ -128,6 +129,9 @@ def _load(
     if config is not None and execution is not None:
         if jnp.dtype(config.param_dtype) != jax.dtypes.canonicalize_dtype(config.param_dtype):
             raise CoconutError(f"DecoderConfig.param_dtype = {config.param_dtype!r}: JAX needs jax_enable_x64 for it")
+        # Before anything is built: a config may ask for any number of layers.
+        if not _has_all_layers(stored, config, problems):
+            raise CoconutError(f"{folder} cannot be loaded:\n  " + "\n  ".join(problems))
         abstract = abstract_decoder(config, execution)
         shapes, axes = decoder_parameters(abstract), parameter_axes(abstract)
         tensors = tensors_of(config, shapes)
@@ -157,10 +161,24 @@ def _merge(described: DecoderConfig, config: DecoderConfig, problems: list[str])
         config.position_embedding == "learned" and config.max_positions != described.max_positions
     ):
         differing.append("max_positions")
+    known_as = their_names(family_of(described))
     problems += [
-        f"DecoderConfig.{name} = {ours[name]!r}, but {CONFIG_FILE} says {theirs[name]!r}" for name in differing
+        f"DecoderConfig.{name} = {ours[name]!r}, but {CONFIG_FILE} says {known_as.get(name, name)} = {theirs[name]!r}"
+        for name in differing
     ]
     return config
+
+
+def _has_all_layers(stored: Sequence[Stored], config: DecoderConfig, problems: list[str]) -> bool:
+    """Whether the files hold a tensor of every layer of the config, and of no other."""
+    family = family_of(config)
+    found = {layer_of(canonical_name(one.name, family) or "", family) for one in stored} - {None}
+    # Where files are missing or damaged their layers are, too, and that is said already.
+    if len(found) == config.num_layers or problems:
+        return len(found) == config.num_layers
+    name = their_names(family)["num_layers"]
+    problems.append(f"{name} = {config.num_layers}, but the files hold tensors of {len(found)} layers")
+    return False
 
 
 def _match(

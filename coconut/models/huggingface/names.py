@@ -99,7 +99,7 @@ def tensors_of(config: DecoderConfig, shapes: Mapping[str, Any]) -> dict[str, Te
     family = family_of(config)
     one_by_one = any(name.startswith("layers.0.") for name in shapes)
     outer, layer = (_GPT2, _GPT2_LAYER) if family == "gpt2" else (_LLAMA, _LLAMA_LAYER)
-    layers = "transformer.h" if family == "gpt2" else "model.layers"
+    layers = _layers(family)
     # (their module, our modules, index into stacked layers)
     modules = [(theirs, ours, None) for theirs, ours in outer.items()]
     for index in range(config.num_layers):
@@ -129,6 +129,17 @@ def _tensor(names: list[str], index: int | None, shapes: list[tuple[int, ...]], 
         parts.append(Part(name, index, slice(start, start + shape[-1])))
         start += shape[-1]
     return Tensor(tuple(parts), (*shapes[0][:-1], start), False)
+
+
+def _layers(family: Family) -> str:
+    return "transformer.h" if family == "gpt2" else "model.layers"
+
+
+def layer_of(name: str, family: Family) -> str | None:
+    """The number of the layer that a tensor of this canonical name belongs to; None for one of no layer."""
+    before, _, after = name.partition(f"{_layers(family)}.")
+    number = after.partition(".")[0]
+    return number if not before and number.isdecimal() else None
 
 
 def canonical_name(stored: str, family: Family) -> str | None:

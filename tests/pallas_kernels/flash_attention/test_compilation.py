@@ -1,5 +1,6 @@
 """The TPU kernels through the real compiler, which needs no TPU, and the GPU kernels lowered for CUDA."""
 
+import contextlib
 import os
 
 import jax
@@ -9,6 +10,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from experiments.benchmarks.flash_attention_cases import cases
+from pallas_kernels.flash_attention import flash_attention
 from tests.pallas_kernels.devices import one_absent_gpu
 
 GROUPED = "Llama 3 heads, rows of their own, bfloat16"
@@ -72,3 +74,20 @@ def test_lowers_for_cuda(name):
         with one_absent_gpu():
             text = jax.jit(program).trace(*arrays).lower(lowering_platforms=("cuda",)).as_text()
         assert text.count("__gpu$xla.gpu.triton") == kernels
+
+
+@pytest.mark.parametrize("interpret", [False, True])
+def test_lowers_where_64_bits_are_enabled(interpret):
+    """The interpreter insists on indices of one dtype, which Triton's lowering does not look at."""
+    shape = jax.ShapeDtypeStruct((2, 4, 70, 16), "float32")
+
+    def total(q, k, v):
+        out = flash_attention(q, k, v, causal=True, implementation="gpu", interpret=interpret)
+        assert not isinstance(out, tuple)
+        return out.sum()
+
+    with jax.enable_x64(True), contextlib.nullcontext() if interpret else one_absent_gpu():
+        traced = jax.jit(gradients_of(total)).trace(shape, shape, shape)
+        text = traced.lower(lowering_platforms=("cpu" if interpret else "cuda",)).as_text()
+        assert {x.dtype.name for x in jax.tree.leaves(traced.out_info)} == {"float32"}
+    assert "tensor<2x4x70x16xf64>" not in text

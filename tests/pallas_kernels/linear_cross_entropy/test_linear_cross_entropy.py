@@ -232,6 +232,22 @@ def test_the_gpu_kernel_lowers_for_cuda():
     assert "__gpu$xla.gpu.triton" in lowered.as_text()
 
 
+@pytest.mark.parametrize("options", EVERY)
+def test_traces_where_64_bits_are_enabled(options):
+    # Three blocks of the vocabulary, the last of which overlaps.
+    arrays = problem(rows=200, features=33, columns=300, dtype="float32")
+
+    def loss(hidden, vocabulary, labels):
+        return linear_cross_entropy(hidden, vocabulary, labels, soft_cap=3.0, **options).losses.sum()
+
+    with jax.enable_x64(True):
+        found = jax.eval_shape(functools.partial(linear_cross_entropy, **options), *arrays)
+        traced = jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).trace(*arrays)
+        traced.lower()
+    assert [x.dtype for x in found] == [jnp.float32, jnp.float32, jnp.int32]
+    assert {x.dtype.name for x in jax.tree.leaves(traced.out_info)} == {"float32"}
+
+
 def test_result_is_a_named_tuple():
     found = jax.eval_shape(linear_cross_entropy, *problem(rows=3, features=2, columns=5, dtype="bfloat16"))
     assert isinstance(found, LinearCrossEntropy)

@@ -1,0 +1,173 @@
+"""Which fields of a ``config.json`` are known: those we compute, and those that change nothing we compute.
+
+Any other is refused. Makers of models take a known ``model_type`` and add a field (``scale_emb``, ``use_qk_norm``, ...)
+that their own code reads: loaded without it, such a model gives wrong numbers and no error.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+# Our field -> theirs.
+GPT2_SIZES: Mapping[str, str] = MappingProxyType(
+    {
+        "vocab_size": "vocab_size",
+        "num_layers": "n_layer",
+        "embed_dim": "n_embd",
+        "num_heads": "n_head",
+        "mlp_dim": "n_inner",
+        "max_positions": "n_positions",
+        "norm_epsilon": "layer_norm_epsilon",
+    }
+)
+LLAMA_SIZES: Mapping[str, str] = MappingProxyType(
+    {
+        "vocab_size": "vocab_size",
+        "num_layers": "num_hidden_layers",
+        "embed_dim": "hidden_size",
+        "num_heads": "num_attention_heads",
+        "num_kv_heads": "num_key_value_heads",
+        "head_dim": "head_dim",
+        "mlp_dim": "intermediate_size",
+        "max_positions": "max_position_embeddings",
+        "norm_epsilon": "rms_norm_eps",
+    }
+)
+# What a choice of ours is called in their files.
+_GPT2_CHOICES = {"mlp": "activation_function", "dropout": "resid_pdrop", "tied_head": "tie_word_embeddings"}
+_LLAMA_CHOICES = {
+    "mlp": "hidden_act",
+    "tied_head": "tie_word_embeddings",
+    "rotary_base": "rope_theta",
+    "rotary_scaling": "rope_scaling",
+    "qkv_bias": "attention_bias",
+    "output_bias": "attention_bias",
+    "mlp_bias": "mlp_bias",
+}
+
+RATES = ("resid_pdrop", "embd_pdrop", "attn_pdrop", "attention_dropout")
+"""Dropout rates: they change nothing in a model that is read, as long as they are rates."""
+
+# Their field -> the only values we compute; a field that is not there has the first of them.
+_ANY_FAMILY: Mapping[str, tuple[Any, ...]] = {
+    "is_encoder_decoder": (False, None),
+    "is_causal": (True,),
+    "quantization_config": (None,),
+    "tie_encoder_decoder": (False, None),
+    "cross_attention_hidden_size": (None,),
+    "add_cross_attention": (False, None),
+    "pruned_heads": (None, {}),
+    # Not of these families, yet seen in files of them; so they say that there is nothing of the kind.
+    "alibi": (False, None),
+    "num_nextn_predict_layers": (0, None),
+    "use_qk_norm": (False, None),
+}
+_GPT2_ONLY: Mapping[str, tuple[Any, ...]] = {
+    "scale_attn_weights": (True,),
+    "scale_attn_by_inverse_layer_idx": (False, None),
+}
+_LLAMA_ONLY: Mapping[str, tuple[Any, ...]] = {
+    "hidden_act": ("silu", "swish"),  # Two names of one function.
+    "partial_rotary_factor": (1.0, None),
+    "use_sliding_window": (False, None),
+    "rope_interleaved": (False, None),
+    "use_mrope": (False, None),
+}
+# Beside the family's: Llama's cache slides where it has a window, Qwen's only where it is told to use it.
+_OWN_ONLY: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
+    "gpt2": {},
+    "llama": {"sliding_window": (None,)},
+    "qwen2": {"attention_bias": (True, None), "mlp_bias": (False, None)},
+    "qwen3": {"mlp_bias": (False, None)},
+}
+
+# fmt: off
+# What decides no number of the forward pass: names, versions, and defaults of training and of generation.
+_HARMLESS = frozenset(
+    [
+        "model_type", "transformers_version", "architectures", "torch_dtype", "dtype", "tie_word_embeddings",
+        "coconut", "_name_or_path", "name_or_path", "_commit_hash", "tokenizer_class", "task_specific_params",
+        "finetuning_task", "problem_type", "id2label", "label2id", "num_labels", "prefix", "is_decoder", "use_cache",
+        "output_past", "output_attentions", "output_hidden_states", "return_dict", "use_return_dict", "torchscript",
+        "use_bfloat16", "tf_legacy_loss", "attn_implementation", "_attn_implementation",
+        "_attn_implementation_autoset", "chunk_size_feed_forward", "initializer_range", "gradient_checkpointing",
+        "bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "cls_token_id", "decoder_start_token_id",
+        "max_length", "min_length", "do_sample", "early_stopping", "num_beams", "num_beam_groups",
+        "diversity_penalty", "temperature", "top_k", "top_p", "typical_p", "repetition_penalty", "length_penalty",
+        "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words_ids", "num_return_sequences",
+        "output_scores", "return_dict_in_generate", "forced_bos_token_id", "forced_eos_token_id",
+        "remove_invalid_values", "exponential_decay_length_penalty", "suppress_tokens", "begin_suppress_tokens",
+        "unsloth_fixed", "unsloth_version", "transformers.js_config", "is_llama_config",
+    ]
+)
+_GPT2_HARMLESS = frozenset(
+    [
+        "activation_function", "resid_pdrop", "embd_pdrop", "attn_pdrop", "n_ctx", "reorder_and_upcast_attn",
+        "predict_special_tokens", "summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels",
+        "summary_first_dropout", "summary_last_dropout", "classifier_dropout", "hidden_dropout",
+    ]
+)
+_LLAMA_HARMLESS = frozenset(
+    [
+        "attention_dropout", "rope_theta", "rope_scaling", "rope_parameters", "layer_types", "attention_bias",
+        "mlp_bias", "pretraining_tp", "sliding_window", "max_window_layers",
+    ]
+)
+# What `rope_scaling` and `rope_parameters` may hold; another entry is one layer's own, or a scaling's we do not know.
+_ROPE = frozenset(
+    [
+        "rope_type", "type", "rope_theta", "partial_rotary_factor", "factor", "low_freq_factor", "high_freq_factor",
+        "original_max_position_embeddings",
+    ]
+)
+# fmt: on
+
+
+def their_names(family: str) -> dict[str, str]:
+    """Our fields of a `DecoderConfig` and what a file of the family calls them."""
+    return {**GPT2_SIZES, **_GPT2_CHOICES} if family == "gpt2" else {**LLAMA_SIZES, **_LLAMA_CHOICES}
+
+
+def unsupported(family: str, causal_model: str, content: Mapping[str, Any]) -> list[str]:
+    """Says of each field that changes what is computed, or may, that we do not compute it.
+
+    Args:
+      family: ``model_type``.
+      causal_model: the family's model in `transformers`; the one without a head is known, too.
+      content: the config.json.
+    """
+    gpt2 = family == "gpt2"
+    only = {**_ANY_FAMILY, **(_GPT2_ONLY if gpt2 else _LLAMA_ONLY), **_OWN_ONLY[family]}
+    found = [
+        f"{name} = {content[name]!r:.80}: only {' or '.join(map(repr, values))} is supported"
+        for name, values in only.items()
+        if not _is_one_of(content.get(name, values[0]), values)
+    ]
+    known = _HARMLESS | (_GPT2_HARMLESS if gpt2 else _LLAMA_HARMLESS) | only.keys() | set(their_names(family).values())
+    found += [
+        f"{name!s:.80} = {value!r:.80}: an unknown field, which may change what the model computes; take it out if it "
+        "does not"
+        for name, value in content.items()
+        if name not in known and value is not None
+    ]
+    base = causal_model.replace("LMHeadModel", "Model").replace("ForCausalLM", "Model")
+    entries = content.get("architectures") or []
+    if not isinstance(entries, list) or any(entry not in (causal_model, base) for entry in entries):
+        found.append(f"architectures = {entries!r:.80}: only {causal_model!r} and {base!r} are supported")
+    for name in RATES:
+        rate = content.get(name)
+        is_number = isinstance(rate, int | float) and not isinstance(rate, bool)
+        if rate is not None and not (is_number and 0 <= rate < 1):
+            found.append(f"{name} = {rate!r:.80}: must be a rate in [0, 1)")
+    for name in () if gpt2 else ("rope_scaling", "rope_parameters"):
+        rope = content.get(name)
+        if rope is not None and not isinstance(rope, Mapping):
+            found.append(f"{name} = {rope!r:.80}: must be an object")
+        elif unknown := sorted(set(rope or ()) - _ROPE):
+            found.append(f"{name} has {', '.join(unknown):.80}: only {', '.join(sorted(_ROPE))} are supported")
+    return found
+
+
+def _is_one_of(value: Any, values: tuple[Any, ...]) -> bool:
+    # In Python 0 is False and 1 is True; files that mix them up are read as their makers meant them.
+    return any(value == one for one in values)

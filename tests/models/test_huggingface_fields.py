@@ -1,0 +1,173 @@
+"""Every field of a config.json is computed, known to change nothing, or refused by its name and value."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from coconut.errors import CoconutError
+from coconut.hub import local_folder
+from coconut.models.huggingface import agreed_config, load, load_pretrained, read_config
+from coconut.models.huggingface.configuration import decoder_config
+from tests.tiny_huggingface import ALL_CONFIGS, CONFIGS, random_model, write_model
+from tests.tiny_models import quick_jit
+
+
+def content_of(name: str, **fields: Any) -> dict[str, Any]:
+    """The config.json of a tiny model with every field that `transformers` gives it."""
+    content = json.loads(CONFIGS[name].to_json_string(use_diff=False)) | fields
+    return {key: value for key, value in content.items() if value is not ...}
+
+
+def write_config(folder: Path, name: str, **fields: Any) -> Path:
+    (folder / "config.json").write_text(json.dumps(content_of(name, **fields)))
+    return folder
+
+
+@pytest.mark.parametrize("name", ALL_CONFIGS)
+def test_whatever_transformers_writes_is_known(name: str) -> None:
+    problems: list[str] = []
+    assert decoder_config(json.loads(ALL_CONFIGS[name].to_json_string(use_diff=False)), problems) and problems == []
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "message"),
+    [
+        ("llama", {"scale_emb": 12}, "scale_emb = 12: an unknown field"),
+        ("llama", {"use_qk_norm": True}, "use_qk_norm = True"),
+        ("llama", {"alibi": True}, "alibi = True"),
+        ("llama", {"num_nextn_predict_layers": 1}, "num_nextn_predict_layers = 1"),
+        ("llama", {"architectures": ["MiniCPMForCausalLM"]}, "architectures = ['MiniCPMForCausalLM']"),
+        ("llama", {"architectures": ["LlamaForSequenceClassification"]}, "architectures = ['LlamaForSeq"),
+        ("llama", {"auto_map": {"AutoModelForCausalLM": "modeling.Mine"}}, "auto_map = "),
+        ("llama", {"is_causal": False}, "is_causal = False"),
+        ("llama", {"sliding_window": 8}, "sliding_window = 8"),
+        ("llama", {"original_max_position_embeddings": 16}, "original_max_position_embeddings = 16: an unknown"),
+        ("llama", {"per_layer_config": {"0": {}}}, "per_layer_config = "),
+        ("llama", {"attention_bias": "false"}, "attention_bias = 'false': must be bool"),
+        ("llama", {"tie_word_embeddings": 1.5}, "tie_word_embeddings = 1.5: must be bool"),
+        ("llama", {"rms_norm_eps": float("inf")}, "rms_norm_eps = inf: must be positive and finite"),
+        ("llama", {"attention_dropout": float("inf")}, "attention_dropout = inf: must be a rate in [0, 1)"),
+        ("llama", {"num_key_value_heads": 3}, "num_key_value_heads = 3: must divide num_attention_heads = 4"),
+        ("llama", {"head_dim": 2**30}, "num_attention_heads = 4: times a width of"),
+        ("llama", {"rope_parameters": 5}, "rope_parameters = 5: must be an object"),
+        ("llama", {"rope_parameters": {"full_attention": {}}}, "rope_parameters has full_attention: only"),
+        ("llama", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rotary scaling of type 'linear'"),
+        ("llama", {"rope_scaling": {"rope_type": "llama3", "factor": float("inf")} | {"low_freq_factor": 1.0}
+            | {"high_freq_factor": 4.0, "original_max_position_embeddings": 8}}, "json: factor = inf: must be"),
+        ("qwen2", {"attention_bias": False}, "attention_bias = False"),
+        ("qwen2", {"use_mrope": True}, "use_mrope = True"),
+        ("gpt2", {"hidden_size": 16}, "hidden_size = 16: an unknown field"),  # `transformers` reads it as n_embd.
+        ("gpt2", {"n_embd": 10**400}, "n_embd = 1000"),
+        ("gpt2", {"n_layer": 100_000}, "n_layer = 100000: must be at most 1,000"),
+        ("gpt2", {"resid_pdrop": 1.5}, "resid_pdrop = 1.5: must be a rate in [0, 1)"),
+        ("gpt2", {"layer_norm_epsilon": 10**400}, "layer_norm_epsilon = 1000"),
+        ("gpt2", {"pruned_heads": {"0": [1]}}, "pruned_heads = {'0': [1]}"),
+    ],
+)  # fmt: skip
+def test_what_may_change_the_numbers_is_refused_by_name(
+    name: str, fields: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(CoconutError) as caught:
+        read_config(write_config(tmp_path, name, **fields))
+    assert str(caught.value).startswith(f"{tmp_path / 'config.json'}: ")
+    assert message in str(caught.value)
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("llama", {"hidden_act": "swish", "attention_dropout": 0.1, "scale_emb": None, "pretraining_tp": 2}),
+        ("llama", {"architectures": ["LlamaModel"], "use_qk_norm": False, "num_nextn_predict_layers": 0}),
+        ("qwen2", {"sliding_window": 4096, "use_mrope": False, "attention_bias": True}),
+        ("gpt2", {"activation_function": "gelu_fast", "n_ctx": 1024, "reorder_and_upcast_attn": True}),
+        ("gpt2", {"is_decoder": True, "top_k": 5, "task_specific_params": {"text-generation": {}}}),
+    ],
+)
+def test_what_changes_nothing_is_taken(name: str, fields: dict[str, Any], tmp_path: Path) -> None:
+    plain = read_config(write_config(tmp_path, name))
+    assert read_config(write_config(tmp_path, name, **fields)) == plain
+
+
+def test_several_dropout_rates_are_those_of_no_decoder(tmp_path: Path) -> None:
+    assert read_config(write_config(tmp_path, "gpt2", resid_pdrop=0.2, embd_pdrop=0.2, attn_pdrop=0.2)).dropout == 0.2
+    assert read_config(write_config(tmp_path, "gpt2", attn_pdrop=0.5)).dropout == 0.0
+
+
+def test_a_name_that_no_folder_can_have() -> None:
+    with pytest.raises(CoconutError, match="File name too long"):
+        local_folder("a" * 5000)
+
+
+def test_layers_are_counted_before_they_are_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(*_: Any) -> Any:
+        raise AssertionError("built before the files were looked at")
+
+    monkeypatch.setattr(load, "abstract_decoder", build)
+    write_config(tmp_path, "gpt2", n_layer=900)
+    save_file({f"h.{index}.ln_1.bias": np.zeros(16, np.float32) for index in range(2)}, tmp_path / "model.safetensors")
+    with pytest.raises(CoconutError, match="n_layer = 900, but the files hold tensors of 2 layers"):
+        load_pretrained(tmp_path)
+    # Nor are they where files are missing, which is then all that is said.
+    index = {"weight_map": {"wte.weight": "b" * 5000, "h.0.ln_1.bias": "gone.safetensors"}}
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CoconutError, match=r"b{80} is missing, .*\n  gone.safetensors is missing, which .*json names$"):
+        load_pretrained(tmp_path)
+
+
+def test_an_adapter_says_what_it_is(tmp_path: Path) -> None:
+    adapter = {"peft_type": "LORA", "base_model_name_or_path": "someone/llama"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(adapter))
+    message = r"adapter_config.json says .* PEFT adapter \(peft_type = 'LORA'\) .* 'someone/llama'"
+    for read in (load_pretrained, read_config):
+        with pytest.raises(CoconutError, match=message) as caught:
+            read(tmp_path)
+        assert "config.json is missing" not in str(caught.value)
+    # `transformers` applies an adapter that lies beside a model.
+    with pytest.raises(CoconutError, match=message):
+        agreed_config(write_config(tmp_path, "llama"), read_config_of("llama"))
+
+
+def read_config_of(name: str) -> Any:
+    return decoder_config(content_of(name), [])
+
+
+_SCALED = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+_SCALED |= {"original_max_position_embeddings": 32}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"rope_scaling": _SCALED, "rope_parameters": {"rope_type": "default", "rope_theta": 50.0}, "rope_theta": 200.0},
+        {"rope_scaling": {"rope_theta": 30.0}, "rope_parameters": _SCALED, "rope_theta": 200.0},
+        {"rope_scaling": None, "rope_parameters": _SCALED, "rope_theta": 200.0},
+        {"rope_scaling": {"type": "default"}, "rope_parameters": _SCALED | {"rope_theta": 70.0}},
+    ],
+)
+def test_of_two_rotary_fields_theirs_and_ours_take_the_same(fields: dict[str, Any], tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    from transformers import AutoModelForCausalLM
+
+    write_model(tmp_path, "llama")
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | fields))
+    tokens = np.arange(24, dtype=np.int32)[None]
+    with torch.no_grad():
+        theirs = AutoModelForCausalLM.from_pretrained(tmp_path)(torch.tensor(tokens).long()).logits.numpy()
+        unscaled = random_model("llama")(torch.tensor(tokens).long()).logits.numpy()
+    ours = load_pretrained(tmp_path)
+
+    def logits(decoder: Any) -> jax.Array:
+        inputs, valid = decoder.embed(jnp.asarray(tokens)), jnp.ones(tokens.shape, bool)
+        return decoder.unembed(decoder.trunk(inputs, positions=jnp.asarray(tokens), valid=valid)[0])
+
+    np.testing.assert_allclose(quick_jit(logits)(ours), theirs, rtol=0, atol=2e-5)
+    assert np.abs(theirs - unscaled).max() > 0.1  # The fields matter here.
