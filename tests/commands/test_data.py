@@ -170,9 +170,9 @@ def test_prepare_does_not_overwrite_what_it_reads(tmp_path: Path) -> None:
 def test_statistics_say_what_they_leave_out(tmp_path):
     lost = get_task("prosqa").generate(3, seed=0)
     # Its target cannot be reached any more.
-    graph = dataclasses.replace(
-        lost[0].graph, edges=tuple(e for e in lost[0].graph.edges if e[1] != lost[0].graph.target)
-    )
+    graph = lost[0].graph
+    assert graph is not None
+    graph = dataclasses.replace(graph, edges=tuple(edge for edge in graph.edges if edge[1] != graph.target))
     lost[0] = dataclasses.replace(lost[0], graph=graph)
     report = statistics_report(Path(write(tmp_path / "a.json", *lost)), "prosqa")
     assert "1 of 3 questions are left out of these statistics; the first is record 0: the target cannot be" in report

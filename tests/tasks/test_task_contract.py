@@ -61,6 +61,8 @@ def test_a_reference_is_not_cut():
     assert task.check("### C#", example)
     for wrong in ("####", "### ", "", "C", "### C", "C####"):
         assert not task.check(wrong, example)
+    # Nor where it holds a mark (`Task.load` refuses it).
+    assert not task.check("### b", dataclasses.replace(example, answer="a #b"))
 
 
 NEAR = [
