@@ -163,7 +163,7 @@ def from_json(kind: type, content: Mapping[str, Any], where: str) -> Any:
         nested = [part for part in kinds if dataclasses.is_dataclass(part)]
         if nested and value is not None:
             values[name] = from_json(nested[0], value, f"{where}: {name}")
-        elif typing.get_origin(hint) is tuple and value is not None:
+        elif typing.get_origin(hint) is tuple and isinstance(value, list):
             values[name] = tuple(value)
         else:
             values[name] = value
