@@ -48,9 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
             "restore": lambda: jax.block_until_ready(unverified.restore(1, state)[0]),
             "verify alone": lambda: digests(folder, files_below(folder)),
             "save": lambda: saving.save(state, Progress(step=2), {}, proven=True),
-            "save by Orbax alone": lambda: plain.save(
-                workdir / "plain", state.parameters | state.opt_state, force=True
-            ),
+            "save by Orbax alone": lambda: plain.save(workdir / "plain", arrays, force=True),
         }
         seconds = timing.interleave(variants, options.repeats or 5, title="verification")
     result = {
