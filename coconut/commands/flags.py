@@ -34,8 +34,14 @@ def check_together(options: argparse.Namespace) -> None:
         _check_processes(options)
     if options.command == "train" and options.workdir is None and not options.dry_run:
         raise CoconutError("--workdir is missing (or --dry_run, which needs none)")
-    if options.command == "train" and options.allow and options.dry_run:
-        raise CoconutError(f"--allow {options.allow[0]}: --dry_run goes on with no run, give one or the other")
+    if options.command == "train" and options.dry_run:
+        given = {
+            f"--allow {', '.join(options.allow)}": bool(options.allow),
+            f"--from_step {options.from_step}": options.from_step is not None,
+            "--skip_verification": options.skip_verification,
+        }
+        if meaningless := [flag for flag, is_given in given.items() if is_given]:
+            raise CoconutError(f"{meaningless[0]}: --dry_run goes on with no run, give one or the other")
     if options.command == "plan":
         if options.search and options.mesh is not None:
             raise CoconutError("--search tries all meshes: give it or --mesh, not both")
