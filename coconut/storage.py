@@ -153,10 +153,14 @@ def _sync(path: StoragePath) -> None:
 def by_first_process(action: Callable[[], None]) -> None:
     """Does something in the first of several processes, while the others wait for its end.
 
+    It begins when all processes have come here: what they have looked at to decide on it must not change before.
+
     Raises:
       CoconutError: it failed there; all processes raise.
     """
     failure: CoconutError | None = None
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("by_first_process")
     if jax.process_index() == 0:
         try:
             action()
