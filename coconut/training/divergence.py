@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -79,8 +80,15 @@ def replay(folder: StoragePath) -> dict[str, Any]:
       CoconutError: it is no bundle, or it is damaged.
     """
     run = Run.load(folder.parent.parent)
-    content = json.loads(read_text(folder / "bundle.json"))
-    views = _read_views(folder, content["schedules"])
+    try:
+        content = json.loads(read_text(folder / "bundle.json"))
+        views = _read_views(folder, content["schedules"])
+        first = content["step"] - 1
+    except CoconutError:
+        raise
+    # What JSON, numpy and zip files raise of content that is not as it was written.
+    except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise CoconutError(f"{folder}: no bundle of a diverged run ({type(error).__name__}: {error})") from error
     mesh, config = make_mesh(), run.config
     template, expected = abstract_state(config, make_optimizer(config.optimizer), mesh)
     with contextlib.closing(Checkpoints(folder, read_only=True)) as checkpoints:
@@ -89,7 +97,7 @@ def replay(folder: StoragePath) -> dict[str, Any]:
         raise CoconutError(f"{folder} holds no checkpoint")
     state, _ = found
     loss = make_loss(template, get_method(config.method), options=config.options)
-    key = jax.random.fold_in(jax.random.key(config.seed), content["step"] - 1)
+    key = jax.random.fold_in(jax.random.key(config.seed), first)
     with jax.set_mesh(mesh):
         whole = float(loss(state.parameters, views, key))
         lines = []

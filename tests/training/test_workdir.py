@@ -127,7 +127,7 @@ def test_a_workdir_that_goes_away_stops_the_run(tmp_path: Path, monkeypatch: pyt
 
 def test_a_full_disk_while_only_metrics_are_written_names_the_file(tmp_path: Path) -> None:
     log = LineLog(tmp_path / "lines")
-    log._file = open("/dev/full", "w", encoding="utf-8")  # noqa: SIM115
+    log._file = open("/dev/full", "w", encoding="utf-8")  # noqa: SIM115 - Closing it fails, too.
     log._check_place = lambda: None
     with pytest.raises(CoconutError, match=r"lines: No space left on device"):
         log.write("x" * 10_000)
