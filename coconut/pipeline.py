@@ -180,7 +180,7 @@ class BatchSource:
                 self.shapes[bucket][name],
                 pad_id=self._tokenizer.eos_id,
                 latent_id=self._tokenizer.latent_id,
-                feeds_back=self._method.feeds_back,
+                feeds_back=self._method.feeds_back(self._placing.options),
                 examples=members.tolist(),
             )
             for name, rows in pages.items()

@@ -78,7 +78,7 @@ def test_every_row_can_be_read_back(data, settings, stage, name, multiple_of):
     shape = shape_at(examples, name, curriculum, stage, multiple_of)
     assert all(width % multiple_of == 0 for width in (shape.prompt, *shape.texts))
     pages = pages_at(examples, name, curriculum, stage)
-    batch = aligned(pages, shape, TOKENIZER, feeds_back=METHODS[name].feeds_back)
+    batch = aligned(pages, shape, TOKENIZER, feeds_back=METHODS[name].feeds_back(METHODS[name].options()))
     assert sum(span.length for span in batch.schedule) == batch.tokens.shape[1] == shape.columns
     text_starts, block_starts = shape.starts
     for index, page in enumerate(pages):
@@ -119,7 +119,7 @@ def test_every_row_can_be_read_back(data, settings, stage, name, multiple_of):
 def test_labels_stand_in_scored_columns_and_thoughts_in_latent_spans(data, settings, stage, name):
     """Logits are made for scored columns alone: a label elsewhere would be lost in silence."""
     examples, curriculum = examples_of(data), CurriculumConfig(**settings)
-    feeds_back = METHODS[name].feeds_back
+    feeds_back = METHODS[name].feeds_back(METHODS[name].options())
     shape = shape_at(examples, name, curriculum, stage)
     batch = aligned(pages_at(examples, name, curriculum, stage), shape, TOKENIZER, feeds_back=feeds_back)
     scored, latent = [], []

@@ -137,8 +137,14 @@ def belief_over_nodes(
             f"DecoderConfig.max_positions = {limit}: a question of {shape.prompt} tokens, {sum(shape.thoughts)} "
             f"thoughts and {sum(shape.texts)} forced tokens need {shape.columns}"
         )
-    batch = align(pages, shape, pad_id=tokenizer.eos_id, latent_id=tokenizer.latent_id, feeds_back=method.feeds_back)
-    prefix, _ = read(model, batch, method, latent_id=tokenizer.latent_id)
+    batch = align(
+        pages,
+        shape,
+        pad_id=tokenizer.eos_id,
+        latent_id=tokenizer.latent_id,
+        feeds_back=method.feeds_back(placing.options),
+    )
+    prefix, _ = read(model, batch, method.think(placing.options), latent_id=tokenizer.latent_id)
     # The softmax over some of the logits is the whole softmax, normalised over their tokens.
     return np.asarray(jax.nn.softmax(model.decoder.unembed(prefix.last)[:, jnp.asarray(node_ids)]))
 

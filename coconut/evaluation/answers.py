@@ -18,6 +18,7 @@ from coconut.evaluation.reading import given_pages, latent_columns, read
 from coconut.latent.feedback import draws
 from coconut.latent.generate import Generated, SamplingConfig, decode
 from coconut.latent.halting import HaltingConfig, Mode, Thinking
+from coconut.latent.thinkers import Thinker
 from coconut.methods.method import Method
 from coconut.model import Model
 from coconut.pages import Page, Placing, Text, count_thoughts, question_alone
@@ -124,7 +125,7 @@ def answer_questions(
     if halting is None and (halting := method.halting(placing)) is not None and config.thoughts is not None:
         most, blocks = max(config.thoughts, 1), halting.room // halting.most
         halting = HaltingConfig(stop="count", least=min(config.thoughts, 1), most=most, room=blocks * most)
-    thinking = None if halting is None else _thinking(model, tokenizer, method, halting, config)
+    thinking = None if halting is None else _thinking(model, tokenizer, method.think(placing.options), halting, config)
     room = config.sampling.max_new_tokens + (0 if halting is None else halting.room)
     columns = shape.columns + room
     if columns > model.decoder.config.max_positions:
@@ -141,13 +142,13 @@ def answer_questions(
             shape,
             pad_id=tokenizer.eos_id,
             latent_id=tokenizer.latent_id,
-            feeds_back=method.feeds_back,
+            feeds_back=method.feeds_back(placing.options),
         )
         # Rows that only fill the batch read one token, so that their softmax has something to see.
         batch.valid[count:, shape.prompt - 1] = True
         keys = _row_keys(config.seed, start, config.batch_size)
         drawn = _keys_of_thoughts(keys) if draws(model.feedback) else None
-        prefix, thoughts = read(model, batch, method, latent_id=tokenizer.latent_id, keys=drawn)
+        prefix, thoughts = read(model, batch, method.think(placing.options), latent_id=tokenizer.latent_id, keys=drawn)
         active = np.arange(config.batch_size) < count
         generated = decode(
             model.decoder,
@@ -173,7 +174,7 @@ def answer_questions(
 
 
 def _thinking(
-    model: Model, tokenizer: Tokenizer, method: Method, halting: HaltingConfig, config: AnswerConfig
+    model: Model, tokenizer: Tokenizer, think: Thinker, halting: HaltingConfig, config: AnswerConfig
 ) -> Thinking:
     """How rows think that open a block themselves."""
     halt = None
@@ -187,7 +188,7 @@ def _thinking(
         start_id=tokenizer.start_latent_id,
         latent_id=tokenizer.latent_id,
         end_id=tokenizer.end_latent_id,
-        think=method.think,
+        think=think,
         halt=halt,
         counts=None if config.thoughts is None or config.halting else jnp.full(config.batch_size, config.thoughts),
         keep_inputs=config.keep_thoughts,

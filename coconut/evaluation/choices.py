@@ -89,11 +89,11 @@ def choose(
             shape,
             pad_id=tokenizer.eos_id,
             latent_id=tokenizer.latent_id,
-            feeds_back=method.feeds_back,
+            feeds_back=method.feeds_back(placing.options),
         )
         positions = np.where(batch.valid, batch.positions, -1)
         check_positions(model.decoder, int(positions.max()) + 1, "a question, its thoughts and an option")
-        losses.append(np.asarray(_answer_losses(model, batch, method.think)))
+        losses.append(np.asarray(_answer_losses(model, batch, method.think(placing.options))))
     scores = np.concatenate(losses)[: len(pages)]
     if not np.isfinite(scores).all():
         raise NotFiniteError("the probability of an option is not finite: the model is broken")

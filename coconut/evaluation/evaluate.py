@@ -103,7 +103,7 @@ def evaluate(
         right = task.check(answer.text, examples[answer.example])
         correct += right
         # A thought costs a sequential pass, a pause token none.
-        tokens += answer.new_tokens + (answer.thoughts if method.feeds_back else 0)
+        tokens += answer.new_tokens + (answer.thoughts if method.feeds_back(placing.options) else 0)
         thoughts += answer.thoughts
         ended += answer.ended
         cut += answer.cut

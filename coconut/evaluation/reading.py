@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Key
 
 from coconut.latent.generate import Prefix, prefill, think_on
-from coconut.latent.thinkers import OneByOne
+from coconut.latent.thinkers import OneByOne, Thinker
 from coconut.methods.method import Method
 from coconut.model import Model
 from coconut.pages import Page, Placing, given, has_blocks, with_thoughts
@@ -36,14 +36,14 @@ def given_pages(
 
 
 def read(
-    model: Model, batch: Batch, method: Method, *, latent_id: int, keys: Key[Array, " B"] | None = None
+    model: Model, batch: Batch, think: Thinker, *, latent_id: int, keys: Key[Array, " B"] | None = None
 ) -> tuple[Prefix, tuple[Float[Array, "B K D"], ...]]:
     """Reads the columns of a batch span by span, and thinks where it has latent spans.
 
     Args:
       model: the model.
       batch: what it is given.
-      method: how it thinks.
+      think: how it makes thoughts.
       latent_id: id of the latent marker, which sweeps start from.
       keys: a key for each row, for feedbacks that draw.
 
@@ -64,8 +64,8 @@ def read(
             prefix, made = think_on(
                 *(model.decoder, model.feedback, prefix, counts),
                 room=span.length,
-                think=method.think,
-                latent_id=None if isinstance(method.think, OneByOne) else latent_id,
+                think=think,
+                latent_id=None if isinstance(think, OneByOne) else latent_id,
                 keys=keys,
             )
             thoughts.append(made)

@@ -78,6 +78,12 @@ def train_everything(name: str) -> bool:
     return True
 
 
+def one_by_one(options: Any) -> Thinker:
+    """How thoughts are made: each of the state before it."""
+    del options
+    return OneByOne()
+
+
 def opens_no_block(placing: Placing) -> HaltingConfig | None:
     """How a block ends that the model opens itself: it opens none."""
     del placing
@@ -96,7 +102,7 @@ class Method:
         a pytree, whose parameters are named ``PART.PATH``.
       train_only: names of parts that checkpoints hold, and that are neither loaded for evaluation nor exported.
       trains: whether a parameter is trained, given its name; the others are frozen, and have no moments.
-      think: how thoughts are made, in training and in answering.
+      think: from its options how thoughts are made, in training and in answering.
       halting: when a block is over that the model opens itself, from what a page is written by; None where the start
         marker is a token like others when the model writes it.
       loss: from the model, the views and the context to terms and metrics. It calls the rollout, once or more often.
@@ -108,7 +114,7 @@ class Method:
     parts: MakeParts = no_parts
     train_only: frozenset[str] = frozenset()
     trains: Callable[[str], bool] = train_everything
-    think: Thinker = OneByOne()  # noqa: RUF009 - immutable
+    think: Callable[[Any], Thinker] = one_by_one
     halting: Callable[[Placing], HaltingConfig | None] = opens_no_block
     loss: LossFunction = imitation_loss
 
@@ -116,7 +122,6 @@ class Method:
         """The page of an example that is to be answered."""
         return self.pages["main"](example, dataclasses.replace(placing, answering=True))
 
-    @property
-    def feeds_back(self) -> bool:
+    def feeds_back(self, options: Any) -> bool:
         """Whether thoughts are hidden states fed back; without sweeps they are pause tokens, known beforehand."""
-        return self.think != Sweeps(count=0)
+        return self.think(options) != Sweeps(count=0)

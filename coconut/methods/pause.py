@@ -8,10 +8,19 @@ is causal and keys are kept, so it computes what one parallel pass computes, gra
 tests/latent/test_rollout.py. Its row of a table is that of `PAUSE_AS_THOUGHT`, or of `PAUSE` without a curriculum.
 """
 
+from typing import Any
+
 from coconut.latent.thinkers import Sweeps
 from coconut.methods.coconut import write_final_stage, write_with_thoughts
 from coconut.methods.method import Method
 
-PAUSE = Method(name="pause", pages={"main": write_final_stage}, think=Sweeps(count=0))
 
-PAUSE_AS_THOUGHT = Method(name="pause_as_thought", pages={"main": write_with_thoughts}, think=Sweeps(count=0))
+def without_sweeps(options: Any) -> Sweeps:
+    """The markers stay as they are: nothing is fed back."""
+    del options
+    return Sweeps(count=0)
+
+
+PAUSE = Method(name="pause", pages={"main": write_final_stage}, think=without_sweeps)
+
+PAUSE_AS_THOUGHT = Method(name="pause_as_thought", pages={"main": write_with_thoughts}, think=without_sweeps)

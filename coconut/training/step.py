@@ -78,7 +78,9 @@ def _gradients(
     def loss_of(trained: Parameters, views: Views, key: Key[Array, ""]) -> Loss:
         # The constraint's transpose keeps each gradient in its shards, those of every microbatch included.
         every = constrain_tree({**trained, **frozen}, template.axes)
-        return method.loss(template.model(every), views, LossContext(options=options, think=method.think, key=key))
+        return method.loss(
+            template.model(every), views, LossContext(options=options, think=method.think(options), key=key)
+        )
 
     def part(
         trained: Parameters, views: Views, key: Key[Array, ""], weights: Weights | None
@@ -125,7 +127,9 @@ def make_loss(
     @jax.jit
     def loss(parameters: Parameters, views: Views, key: Key[Array, ""]) -> Array:
         rows = jax.tree.map(lambda x: x.reshape(-1, microbatches, *x.shape[1:])[:, 0], views)
-        made = method.loss(template.model(parameters), rows, LossContext(options=options, think=method.think, key=key))
+        made = method.loss(
+            template.model(parameters), rows, LossContext(options=options, think=method.think(options), key=key)
+        )
         weights = {name: term.ratio.weight for name, term in made.terms.items()}
         return replicate(objective(made, weights) / _unit(weights))
 

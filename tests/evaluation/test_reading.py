@@ -43,16 +43,14 @@ def examples() -> list[TokenizedExample]:
     ],
 )
 def test_reading_equals_the_rollout(name: str, think: Thinker, blocks: int) -> None:
-    method = dataclasses.replace(METHODS[name], think=think)
+    method = METHODS[name]
     model = Model(random_decoder(dataclasses.replace(GPT2_STYLE, num_layers=1)), {"feedback": Identity()})
     pages = given_pages(method, placing_at(TOKENIZER, CurriculumConfig(max_latent_stage=2), 1), examples())
-    batch = aligned(pages, page_shape(pages), TOKENIZER, feeds_back=method.feeds_back)
+    batch = aligned(pages, page_shape(pages), TOKENIZER, feeds_back=think != Sweeps(count=0))
     assert sum(isinstance(span, Latent) for span in batch.schedule) == blocks
     with quick_compilation():
-        prefix, thoughts = read(model, batch, method, latent_id=TOKENIZER.latent_id)
-        roll_out = quick_jit(
-            lambda model, batch: rollout_batch(model.decoder, model.feedback, batch, think=method.think)
-        )
+        prefix, thoughts = read(model, batch, think, latent_id=TOKENIZER.latent_id)
+        roll_out = quick_jit(lambda model, batch: rollout_batch(model.decoder, model.feedback, batch, think=think))
         output = roll_out(model, jax.tree.map(jnp.asarray, batch))
     np.testing.assert_allclose(prefix.last, output.last, rtol=1e-4, atol=1e-5)
     assert np.asarray(prefix.length).tolist() == batch.valid.sum(1).tolist()

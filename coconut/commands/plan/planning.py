@@ -85,7 +85,7 @@ class Columns:
             )
         if self.total > config.decoder.max_positions:
             raise CoconutError(f"{self.total} columns: DecoderConfig.max_positions = {config.decoder.max_positions}")
-        return dataclasses.replace(shape, prompt=prompt).schedule(feeds_back=method.feeds_back)
+        return dataclasses.replace(shape, prompt=prompt).schedule(feeds_back=method.feeds_back(config.options))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
