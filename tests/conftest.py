@@ -20,8 +20,15 @@ settings.register_profile("repeatable", derandomize=True, deadline=None, databas
 settings.load_profile("repeatable")
 
 
-def pytest_collection_modifyitems(items):
-    """Skips what needs a device that is not there."""
+def pytest_collection_modifyitems(config, items):
+    """Leaves out what takes long unless -m names it, and skips what needs a device that is not there.
+
+    An expression in pyproject.toml would be replaced by the first -m of the command line, and let all of it in.
+    """
+    left_out = [item for item in items for mark in ("fuzz", "heavy")
+                if item.get_closest_marker(mark) and mark not in config.option.markexpr]  # fmt: skip
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
     for item in items:
         for device in ("gpu", "tpu"):
             if item.get_closest_marker(device) and jax.default_backend() != device:
