@@ -194,6 +194,7 @@ def align(
     labels = np.full(size, IGNORED_LABEL, np.int32)
     numbers = np.full(size, -1, np.int32)
     answers = np.zeros(size, bool)
+    before_answer = np.full(len(pages), -1, np.int32)
     text_starts, block_starts = shape.starts
     for index, page in enumerate(pages):
         if page is None:
@@ -217,6 +218,8 @@ def align(
                 labels[index, here] = part.ids
                 numbers[index, here] = part.piece
                 answers[index, here] = part.answer
+                if part.answer:
+                    before_answer[index] = np.flatnonzero(valid[index, : column + part.prefix])[-1]
             column = here.stop
     positions = np.where(valid, np.cumsum(valid, 1) - 1, 0).astype(np.int32)
     if examples is None:
@@ -229,6 +232,7 @@ def align(
         labels=labels,
         pieces=numbers,
         answers=answers,
+        before_answer=before_answer,
         examples=np.asarray(examples, np.int32),
     )
 

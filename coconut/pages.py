@@ -29,12 +29,14 @@ class Text(NamedTuple):
       scored: whether the model has to learn to write them.
       piece: of scored text, its number: 0 for the first text that is scored, one more for each that follows.
       answer: whether they belong to the answer.
+      prefix: how many of the first tokens of an answer stand before the answer itself.
     """
 
     ids: Ids
     scored: bool = False
     piece: int = -1
     answer: bool = False
+    prefix: int = 0
 
 
 class Thoughts(NamedTuple):
@@ -117,14 +119,14 @@ may be longer.
 # --- For those who write ------------------------------------------------------------------------------------------
 
 
-def write_on(parts: Iterable[Ids | Think | Thoughts | Text], answer: Ids, markers: Markers) -> Page:
+def write_on(parts: Iterable[Ids | Think | Thoughts | Text], example: TokenizedExample, markers: Markers) -> Page:
     """What follows the question: steps and answer as scored text, blocks of thoughts between markers.
 
     A start marker behind scored text is scored, too: there the model itself has to begin to think.
 
     Args:
       parts: ids of a step, to be scored; a block of thoughts; or text that goes in as it is.
-      answer: ids of the answer.
+      example: the example, whose answer ends the page.
       markers: the markers.
     """
     page: list[Text | Thoughts] = []
@@ -142,7 +144,7 @@ def write_on(parts: Iterable[Ids | Think | Thoughts | Text], answer: Ids, marker
             else:
                 page.append(markers.start_text)
             page += (Thoughts(part.count) if isinstance(part, Think) else part, markers.end_text)
-    page.append(Text(answer, True, piece, True))
+    page.append(Text(example.answer, True, piece, True, example.answer_prefix))
     return tuple(page)
 
 

@@ -143,6 +143,8 @@ class Batch:
       pieces: which piece of the scored text a labelled column belongs to: 0 for the first that follows what is given,
         one more for each step, each start marker the model has to write, and the answer; -1 elsewhere.
       answers: whether the labelled column belongs to the answer.
+      before_answer: the column from whose state the answer itself begins, behind its prefix (``###``): the last valid
+        one before it. -1 for a row that only fills the batch.
       examples: index of each row's example in its data set; -1 for a row that only fills the batch.
     """
 
@@ -153,6 +155,7 @@ class Batch:
     labels: Int[Any, "B T"]
     pieces: Int[Any, "B T"]
     answers: Bool[Any, "B T"]
+    before_answer: Int[Any, " B"]
     examples: Int[Any, " B"]
 
 
@@ -169,6 +172,7 @@ class ModelOutput:
       thoughts: one array for each latent span, the inputs its columns received; zero in columns a row does not use.
       past: the segments (`coconut.models.cache.Segment`) a continuation may attend to.
       last: hidden state of each row's last valid column; what a following thought is made of, or the next token.
+      states: what lies between the layers (`Decoder.observe`) at the columns that were asked for; None where none were.
     """
 
     hidden: Float[Array, "B T D"] | None
@@ -176,3 +180,4 @@ class ModelOutput:
     thoughts: tuple[Float[Array, "B K D"], ...]
     past: tuple[Any, ...]
     last: Float[Array, "B D"]
+    states: Float[Array, "_ B O D"] | None = None

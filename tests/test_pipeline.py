@@ -140,9 +140,9 @@ def record(seen: list[Placing]) -> Method:
 
     def write(example: TokenizedExample, placing: Placing) -> Page:
         seen.append(placing)
-        return (Text(example.question), *write_on(example.steps, example.answer, placing.markers))
+        return (Text(example.question), *write_on(example.steps, example, placing.markers))
 
-    short = lambda example, placing: (Text(example.question), *write_on((), example.answer, placing.markers))
+    short = lambda example, placing: (Text(example.question), *write_on((), example, placing.markers))
     return Method(name="recorded", pages={"main": write, "short": short})
 
 

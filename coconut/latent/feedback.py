@@ -12,6 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from coconut.errors import CoconutError, check_fields
+from coconut.latent.projection import Projection
 from coconut.models.config import DecoderConfig
 from coconut.models.decoder import Decoder
 
@@ -141,9 +142,12 @@ class FeedbackConfig:
     Attributes:
       kind: ``identity``; ``scale``, times ``factor``; ``match_norm``, each thought rescaled to ``factor`` times the
         mean norm of the token embeddings (`MatchNorm`); ``norm``, RMSNorm whose learnt scale starts at ``factor``
-        (`Norm`), so that thoughts start with the norm ``factor * D ** 0.5``; or one of `register_feedback`.
+        (`Norm`), so that thoughts start with the norm ``factor * D ** 0.5``; ``projection``, two matrices and LayerNorm
+        whose learnt scale starts at ``factor`` (`coconut.latent.projection.Projection`), CODI's; or one of
+        `register_feedback`.
       factor: see ``kind``; must be 1 for ``identity``.
-      options: what a feedback of your own is told besides, by name.
+      options: what a feedback is told besides, by name: ``width`` of ``projection``'s hidden layer (``D`` if it is not
+        given), and whatever one of your own takes.
 
     Raises:
       CoconutError: a value out of range; the message names the field and the value.
@@ -166,8 +170,16 @@ class FeedbackConfig:
             raise CoconutError(
                 f"FeedbackConfig.factor = {self.factor!r}: kind = 'identity' has none (did you mean 'scale'?)"
             )
-        if self.options and FEEDBACKS[self.kind] in _OWN:
-            raise CoconutError(f"FeedbackConfig.options = {dict(self.options)!r}: kind = {self.kind!r} has none")
+        known = _OWN_OPTIONS.get(FEEDBACKS[self.kind])
+        if known is not None and (unknown := sorted(set(self.options) - set(known))):
+            names = ", ".join(known) or "none"
+            raise CoconutError(
+                f"FeedbackConfig.options = {dict(self.options)!r}: kind = {self.kind!r} has no {unknown[0]!r}; it has: "
+                f"{names}"
+            )
+        width = self.options.get("width", 1) if known else 1
+        if type(width) is not int or width < 1:
+            raise CoconutError(f"FeedbackConfig.options: width = {width!r}: must be an integer of at least 1")
 
 
 MakeFeedback = Callable[[FeedbackConfig, DecoderConfig, Key[Array, ""]], Feedback]
@@ -195,13 +207,26 @@ def _norm(config: FeedbackConfig, decoder: DecoderConfig, key: Key[Array, ""]) -
     return Norm(scale=nnx.Param(scale, axes=("embed",)))
 
 
-_OWN = (_identity, _scale, _match_norm, _norm)
+def _projection(config: FeedbackConfig, decoder: DecoderConfig, key: Key[Array, ""]) -> Feedback:
+    width = config.options.get("width", decoder.embed_dim)
+    return Projection(decoder, width, factor=float(config.factor), rngs=nnx.Rngs(key))
+
+
+_OWN_OPTIONS: Mapping[Any, tuple[str, ...]] = {
+    _identity: (),
+    _scale: (),
+    _match_norm: (),
+    _norm: (),
+    _projection: ("width",),
+}
+"""The options of each feedback of ours."""
 
 FEEDBACKS: dict[str, MakeFeedback] = {
     "identity": _identity,
     "scale": _scale,
     "match_norm": _match_norm,
     "norm": _norm,
+    "projection": _projection,
 }
 """Feedbacks by the ``kind`` of their config."""
 

@@ -5,6 +5,7 @@ A language span is one parallel pass over its tokens. A latent span makes though
 the language that follows. All passes attend to the segments left so far, and leave a segment of their own.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -16,7 +17,15 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from coconut.errors import CoconutError
 from coconut.latent.feedback import Feedback, Identity, with_constants
 from coconut.latent.thinkers import OneByOne, Sweeps, Thinker
-from coconut.latent.thoughts import Past, Place, check_positions, feed_back, think_implicitly, think_sequentially, trunk
+from coconut.latent.thoughts import (
+    Past,
+    Place,
+    check_positions,
+    feed_back,
+    observe,
+    think_implicitly,
+    think_sequentially,
+)
 from coconut.models.cache import Segment
 from coconut.models.decoder import Decoder
 from coconut.models.layers import Dropout, take_columns
@@ -37,6 +46,7 @@ def rollout(
     keys: Key[Array, " B"] | None = None,
     dropout_key: Key[Array, ""] | None = None,
     every_hidden: bool = False,
+    observed: Int[Array, "B O"] | None = None,
 ) -> ModelOutput:
     """Walks ``schedule`` once.
 
@@ -57,7 +67,9 @@ def rollout(
       keys: a key for each row, for feedbacks that draw (`feed_back`).
       dropout_key: key of the decoder's dropout; None applies none.
       every_hidden: return the hidden states of all columns, too. Without it the last layer leaves out what nobody
-        reads (`Decoder.trunk`).
+        reads (`Decoder.observe`).
+      observed: columns of each row whose states between the layers are returned, too. They must hold language; those
+        of thoughts and of no column (-1) are zero.
 
     Raises:
       CoconutError: the schedule does not fit ``T``, or starts with a latent span; or, outside of jit, a position of a
@@ -83,6 +95,7 @@ def rollout(
         last=jnp.zeros_like(embedded[:, 0]),
         think=think,
         every_hidden=every_hidden,
+        observed=observed,
     )
 
 
@@ -94,6 +107,8 @@ def rollout_batch(
     *,
     think: Thinker = OneByOne(),  # noqa: B008 - immutable
     keys: Key[Array, " B"] | None = None,
+    every_hidden: bool = False,
+    observed: Int[Array, "B O"] | None = None,
 ) -> ModelOutput:
     """`rollout` over the columns of a batch, by its own schedule."""
     return rollout(
@@ -106,6 +121,8 @@ def rollout_batch(
         think=think,
         keys=keys,
         dropout_key=dropout_key,
+        every_hidden=every_hidden,
+        observed=observed,
     )
 
 
@@ -120,6 +137,7 @@ def walk(
     last: Float[Array, "B D"],
     think: Thinker,
     every_hidden: bool = False,
+    observed: Int[Array, "B O"] | None = None,
 ) -> ModelOutput:
     """`rollout` behind what came before.
 
@@ -133,16 +151,18 @@ def walk(
       last: hidden state of each row's last column before.
       think: how the thoughts of a span are made.
       every_hidden: see `rollout`.
+      observed: see `rollout`; counted from the first of these columns.
     """
     passes = _passes(schedule, think, join=choose_attention(decoder.config, decoder.execution) == "dense")
     lengths = [one.end - one.start for one in passes]
-    wanted = lengths if every_hidden else [one.number_wanted for one in passes]
+    number_observed = 0 if observed is None else observed.shape[1]
+    wanted = lengths if every_hidden else [one.wanted_beside(number_observed) for one in passes]
     decoders = [decoder] * len(passes)
     if think != OneByOne(gradient="autodiff") and len(passes) > 1:
         decoders = decoder.lend(len(last), lengths, wanted)
     # States of the columns behind ``last``, of which the next pass makes further thoughts.
     following = embedded[:, :0]
-    hiddens, predictors, thoughts = [], [], []
+    hiddens, predictors, thoughts, states = [], [], [], []
     for one, length, number_wanted, borrower in zip(passes, lengths, wanted, decoders, strict=True):
         here = place.part(one.start, one.end)
         if one.one_by_one:
@@ -160,17 +180,23 @@ def walk(
                 inputs = jnp.concatenate([made, inputs[:, one.latent :]], 1)
             predicting = _columns_before(here.valid[:, : one.kept], one.scored + 1)
             columns, number = jnp.maximum(predicting, 0), one.scored + 1
+            within = jnp.zeros((len(last), 0), jnp.int32) if observed is None else observed - one.start
+            watched = jnp.clip(within, 0, length - 1)
             if number_wanted < length:
                 behind = jnp.broadcast_to(jnp.arange(one.kept, length), (len(last), length - one.kept))
-                hidden, key_values = trunk(borrower, inputs, here, past, jnp.concatenate([columns, behind], 1))
-                states, following = hidden[:, :number], hidden[:, number:]
+                columns = jnp.concatenate([columns, behind], 1)
+                hidden, key_values, between = observe(borrower, inputs, here, past, watched, columns)
+                ends, following = hidden[:, :number], hidden[:, number:]
             else:
-                hidden, key_values = trunk(borrower, inputs, here, past)
-                states, following = take_columns(hidden, columns), hidden[:, one.kept :]
+                hidden, key_values, between = observe(borrower, inputs, here, past, watched)
+                ends, following = take_columns(hidden, columns), hidden[:, one.kept :]
+            if observed is not None:
+                is_here = (within >= one.latent) & (within < one.kept)
+                states.append(jnp.where(is_here[..., None], between, 0.0))
             # What predicts the first column of a pass, or follows where a row has none in it, stands before the pass.
-            states = jnp.where(predicting[..., None] >= 0, states, last[:, None])
-            predictors.append(states[:, :-1])
-            last = states[:, -1]
+            ends = jnp.where(predicting[..., None] >= 0, ends, last[:, None])
+            predictors.append(ends[:, :-1])
+            last = ends[:, -1]
         if one.kept:
             key_values = jax.tree.map(lambda x, kept=one.kept: x[..., :kept, :], key_values)
             past = (*past, Segment(key_values, here.valid[:, : one.kept], here.columns[: one.kept]))
@@ -183,6 +209,7 @@ def walk(
         thoughts=tuple(jnp.split(jnp.concatenate(thoughts, 1), ends[:-1], axis=1)) if len(ends) else (),
         past=past,
         last=last,
+        states=functools.reduce(jnp.add, states) if states else None,
     )
 
 
@@ -225,11 +252,10 @@ class _Pass(NamedTuple):
     scored: int = 0
     one_by_one: bool = False
 
-    @property
-    def number_wanted(self) -> int:
-        """Columns whose states somebody wants: what predicts, the last valid one kept, and all that are not kept."""
+    def wanted_beside(self, observed: int) -> int:
+        """Columns whose last states are wanted: what predicts, the last one kept, all not kept, those observed."""
         length = self.end - self.start
-        return length if self.one_by_one else min(length, self.scored + 1 + length - self.kept)
+        return length if self.one_by_one else min(length, self.scored + 1 + length - self.kept + observed)
 
 
 def _passes(schedule: Schedule, think: Thinker, *, join: bool) -> list[_Pass]:

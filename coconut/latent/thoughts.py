@@ -112,6 +112,26 @@ def trunk(
     )
 
 
+def observe(
+    decoder: Decoder,
+    inputs: Float[Array, "B T D"],
+    place: Place,
+    past: Past,
+    observed: Int[Array, "B O"],
+    wanted: Int[Array, "B W"] | None = None,
+) -> tuple[Array, Any, Array]:
+    """`Decoder.observe` at a place."""
+    return decoder.observe(
+        inputs,
+        observed,
+        positions=place.positions,
+        valid=place.valid,
+        past=past,
+        dropout=place.dropout,
+        wanted=wanted,
+    )
+
+
 def feed_back(
     feedback: Feedback, decoder: Decoder, before: Float[Array, "B T D"], place: Place
 ) -> Float[Array, "B T D"]:

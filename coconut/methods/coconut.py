@@ -14,7 +14,7 @@ def write_with_thoughts(example: TokenizedExample, placing: Placing) -> Page:
     skipped, kept = take_steps(example.steps, replaced.skipped)
     markers = placing.markers
     front = (Text(example.question), markers.start_text, Thoughts(replaced.thoughts, skipped), markers.end_text)
-    return front + write_on(kept, example.answer, markers)
+    return front + write_on(kept, example, markers)
 
 
 def write_final_stage(example: TokenizedExample, placing: Placing) -> Page:

@@ -51,7 +51,7 @@ def write_by_turns(example: TokenizedExample, placing: Placing) -> Page:
             left -= 1
         else:
             parts.append(step)
-    return (Text(example.question), *write_on(parts, example.answer, placing.markers))
+    return (Text(example.question), *write_on(parts, example, placing.markers))
 
 
 def halt_by_count(placing: Placing) -> HaltingConfig | None:

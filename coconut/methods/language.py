@@ -13,7 +13,7 @@ from coconut.tokenizers import TokenizedExample
 
 def write_every_step(example: TokenizedExample, placing: Placing) -> Page:
     """Chain of thought: every step is written."""
-    return (Text(example.question), *write_on(example.steps, example.answer, placing.markers))
+    return (Text(example.question), *write_on(example.steps, example, placing.markers))
 
 
 def write_no_step(example: TokenizedExample, placing: Placing) -> Page:
@@ -29,7 +29,7 @@ def write_fewer_steps(example: TokenizedExample, placing: Placing) -> Page:
 def _write_without(example: TokenizedExample, placing: Placing, count: int) -> Page:
     """The page without the first ``count`` steps."""
     _, kept = take_steps(example.steps, count)
-    return (Text(example.question), *write_on(kept, example.answer, placing.markers))
+    return (Text(example.question), *write_on(kept, example, placing.markers))
 
 
 def write_marked_steps(example: TokenizedExample, placing: Placing) -> Page:
@@ -38,7 +38,7 @@ def write_marked_steps(example: TokenizedExample, placing: Placing) -> Page:
     markers, end = placing.markers, index_behind(example.steps, count)
     # In training what the model writes begins behind the start marker, also where the end marker is the next token.
     front = () if placing.answering else (Text(np.zeros(0, np.int32), scored=True),)
-    behind = write_on((*example.steps[:end], markers.end_text, *example.steps[end:]), example.answer, markers)
+    behind = write_on((*example.steps[:end], markers.end_text, *example.steps[end:]), example, markers)
     return (Text(example.question), markers.start_text, *front, *behind)
 
 

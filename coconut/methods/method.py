@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Key
+from jaxtyping import Array, Int, Key
 
 from coconut.latent.feedback import draws
 from coconut.latent.halting import HaltingConfig
@@ -42,13 +42,21 @@ class LossContext:
     think: Thinker = OneByOne()  # noqa: RUF009 - immutable
     key: Key[Array, ""] | None = None
 
-    def rollout(self, model: Model, batch: Batch) -> ModelOutput:
-        """The rollout of a view, as the method thinks."""
+    def rollout(
+        self, model: Model, batch: Batch, *, every_hidden: bool = False, observed: Int[Array, "B O"] | None = None
+    ) -> ModelOutput:
+        """The rollout of a view, as the method thinks; see `coconut.latent.rollout.rollout` for the arguments."""
         keys = None
         if self.key is not None and draws(model.feedback):
             rows = jnp.arange(batch.tokens.shape[0])
             keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(self.key, _DRAWS), rows)
-        return rollout_batch(model.decoder, model.feedback, batch, think=self.think, dropout_key=self.key, keys=keys)
+        return rollout_batch(
+            *(model.decoder, model.feedback, batch, self.key),
+            think=self.think,
+            keys=keys,
+            every_hidden=every_hidden,
+            observed=observed,
+        )
 
 
 _DRAWS = 1  # Keeps what a feedback draws apart from dropout.
@@ -60,10 +68,21 @@ MakeParts = Callable[[Any, DecoderConfig, Key[Array, ""]], Mapping[str, Any]]
 
 def imitation_loss(model: Model, views: Views, context: LossContext) -> Loss:
     """Cross-entropy of what is written, given the thoughts before it: Coconut's loss, and that of its controls."""
-    batch = views["main"]
-    output = context.rollout(model, batch)
+    return imitate(model, views["main"], context)[0]
+
+
+def imitate(
+    model: Model,
+    batch: Batch,
+    context: LossContext,
+    *,
+    every_hidden: bool = False,
+    observed: Int[Array, "B O"] | None = None,
+) -> tuple[Loss, ModelOutput]:
+    """`imitation_loss` of a view, and the rollout it is made of, for methods that add terms to it."""
+    output = context.rollout(model, batch, every_hidden=every_hidden, observed=observed)
     loss, metrics = language_loss(model.decoder, batch, output)
-    return Loss({"language": Term(loss)}, metrics | norm_metrics(model.decoder, batch, output))
+    return Loss({"language": Term(loss)}, metrics | norm_metrics(model.decoder, batch, output)), output
 
 
 def no_parts(options: Any, decoder: DecoderConfig, key: Key[Array, ""]) -> Mapping[str, Any]:
@@ -99,7 +118,8 @@ class Method:
         views of the same example, and become further batches of the same step.
       options: the class of its own options: a frozen dataclass whose fields all have defaults.
       parts: what it adds to the model, from its options, the decoder's config and a key; traceable by JAX. Each part is
-        a pytree, whose parameters are named ``PART.PATH``.
+        a pytree, whose parameters are named ``PART.PATH``. One that is a decoder itself starts as a copy of the model's
+        own where that was trained before.
       train_only: names of parts that checkpoints hold, and that are neither loaded for evaluation nor exported.
       trains: whether a parameter is trained, given its name; the others are frozen, and have no moments.
       think: from its options how thoughts are made, in training and in answering.

@@ -130,13 +130,40 @@ class Decoder(nnx.Module):
         wanted: Int[Array, "B W"] | None = None,
         write_at: Int[Array, ""] | None = None,
     ) -> tuple[Float[Array, "B _ D"], Any]:
-        """All layers and the final norm over ``T`` columns.
+        """All layers and the final norm over ``T`` columns: `observe` with no column observed."""
+        nothing = jnp.zeros((len(inputs), 0), jnp.int32)
+        hidden, key_values, _ = self.observe(
+            inputs,
+            nothing,
+            positions=positions,
+            valid=valid,
+            past=past,
+            dropout=dropout,
+            wanted=wanted,
+            write_at=write_at,
+        )
+        return hidden, key_values
+
+    def observe(
+        self,
+        inputs: Float[Array, "B T D"],
+        observed: Int[Array, "B O"],
+        *,
+        positions: Int[Array, "B T"],
+        valid: Bool[Array, "B T"],
+        past: Sequence[Segment] = (),
+        dropout: Dropout | None = None,
+        wanted: Int[Array, "B W"] | None = None,
+        write_at: Int[Array, ""] | None = None,
+    ) -> tuple[Float[Array, "B _ D"], Any, Float[Array, "_ B O D"]]:
+        """All layers and the final norm over ``T`` columns, and what lies between the layers at some of them.
 
         A column whose hidden state nobody reads is in the last layer only to be looked back on: it needs a key and a
         value there, and neither query nor MLP, which in a decoder of two layers is nearly half of the work.
 
         Args:
           inputs: token embeddings or thoughts.
+          observed: the columns of each row to observe.
           positions: position of each column in its row.
           valid: columns that others may attend to. A column attends to valid columns of ``past``, and causally to
             valid columns of its own pass.
@@ -147,8 +174,9 @@ class Decoder(nnx.Module):
             be attended to there. That segment's ``valid`` includes this column already.
 
         Returns:
-          Hidden states after the final norm of the columns wanted; and keys and values of all columns of this pass, or
-          of the segment it wrote into, in the layout of `Segment.key_values`.
+          Hidden states after the final norm of the columns wanted; keys and values of all columns of this pass, or of
+          the segment it wrote into, in the layout of `Segment.key_values`; and ``L + 1`` states of each column
+          observed: what the first layer reads, what each layer leaves, the last of them after the final norm.
 
         Raises:
           ValueError: ``write_at`` for a pass of several columns.
@@ -199,7 +227,11 @@ class Decoder(nnx.Module):
                 write_at=write_at,
             )
 
+        number_wanted, watch = None, observed.shape[1] > 0
+        if wanted is not None and watch:
+            number_wanted, wanted = wanted.shape[1], jnp.concatenate([wanted, observed], 1)
         leaves_out = wanted is not None and self.seen_by_last_layer(T, wanted.shape[1]) < T
+        between = [take_columns(x, observed)] if watch else []
         if self.execution.remat != "none":
             keep = jax.checkpoint_policies
             policy = keep.save_only_these_names(LOOKED_BACK)
@@ -208,11 +240,15 @@ class Decoder(nnx.Module):
             apply = jax.checkpoint(apply, policy=policy, static_argnums=() if self.execution.scan_layers else (2,))
 
         if self.execution.scan_layers:
-            x, own = jax.lax.scan(
-                lambda x, scanned: apply(scanned[0], x, scanned[1], scanned[2]),
-                x,
-                (self.layers, jnp.arange(self.config.num_layers), [segment.key_values for segment in past]),
+
+            def step(x: Array, scanned: tuple[Layer, Array, list[Any]]) -> tuple[Array, tuple[Any, Array | None]]:
+                x, layer_own = apply(*(scanned[0], x, scanned[1], scanned[2]))
+                return x, (layer_own, take_columns(x, observed) if watch else None)
+
+            x, (own, left) = jax.lax.scan(
+                step, x, (self.layers, jnp.arange(self.config.num_layers), [segment.key_values for segment in past])
             )
+            between += [] if left is None else list(left[:-1])
         else:
             own = []
             for index, layer in enumerate(self.layers):
@@ -220,7 +256,12 @@ class Decoder(nnx.Module):
                 layer_past = [segment.key_values[index] for segment in past]
                 x, layer_own = apply(layer, x, index, layer_past, wanted if is_last and leaves_out else None)
                 own.append(layer_own)
+                between += [take_columns(x, observed)] if watch and not is_last else []
             own = tuple(own)
         if wanted is not None and not leaves_out:
             x = take_columns(x, wanted)
-        return constrain(self.norm(x), "rows", "columns", "features"), own
+        hidden = constrain(self.norm(x), "rows", "columns", "features")
+        if not watch:
+            return hidden, own, jnp.zeros((self.config.num_layers + 1, *observed.shape, x.shape[-1]), x.dtype)
+        last = take_columns(hidden, observed) if number_wanted is None else hidden[:, number_wanted:]
+        return hidden[:, :number_wanted], own, jnp.stack([*between, last])

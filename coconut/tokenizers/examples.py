@@ -52,11 +52,13 @@ class TokenizedExample:
       question: ids of the prompt, the vocabulary's leading special tokens included, without markers.
       steps: ids of each written step, and the blocks of thoughts between them.
       answer: ids of the answer, its prefix and EOS included.
+      answer_prefix: how many of the first ids of ``answer`` are those of its prefix alone.
     """
 
     question: Int32[np.ndarray, "_"]
     steps: tuple[Int32[np.ndarray, "_"] | Think, ...]
     answer: Int32[np.ndarray, "_"]
+    answer_prefix: int = 0
 
     @property
     def written_steps(self) -> tuple[Int32[np.ndarray, "_"], ...]:
@@ -84,12 +86,16 @@ def encode_example(tokenizer: Tokenizer, example: Example, text_format: TextForm
       CoconutError: for a symbol that a ``symbol`` vocabulary does not know.
     """
     question, steps, answer = text_format.write(example)
+    answer_ids, prefix_ids = tokenizer.encode(answer), tokenizer.encode(text_format.answer_prefix)
+    # A space at its end may have become part of the answer's first token.
+    apart = [own == alone for own, alone in zip(answer_ids, prefix_ids, strict=False)]
     return TokenizedExample(
         question=np.asarray([*tokenizer.leading_ids, *tokenizer.encode(question)], dtype=np.int32),
         steps=tuple(
             step if isinstance(step, Think) else np.asarray(tokenizer.encode(step), dtype=np.int32) for step in steps
         ),
-        answer=np.asarray([*tokenizer.encode(answer), tokenizer.eos_id], dtype=np.int32),
+        answer=np.asarray([*answer_ids, tokenizer.eos_id], dtype=np.int32),
+        answer_prefix=[*apart, False].index(False),
     )
 
 

@@ -21,6 +21,7 @@ from coconut.models.config import DecoderConfig
 from coconut.models.decoder import Decoder
 from coconut.models.huggingface import PARTS_FILE, agreed_config, export_fields, is_our_export, load_pretrained
 from coconut.models.parameters import decoder_of, decoder_parameters
+from coconut.models.stacking import in_layout_of
 from coconut.models.vocabulary import copy_token, resize_vocabulary
 from coconut.pipeline import pipeline_fingerprint
 from coconut.sharding import check_heads, placed
@@ -196,20 +197,22 @@ def initial_model(run: Run, mesh: Mesh | None = None) -> Model:
     """The model a run starts from: fresh, of a pretrained checkpoint, or with the parameters of ``init_from``.
 
     The decoder is taken. A part is taken, too, where the other run has it and it means the same: the feedback where
-    both runs configure it alike, another part where its parameters fit. Else it is fresh.
+    both runs configure it alike, another part where its parameters fit. Else a part that is a decoder like the model's
+    is a copy of it, and any other is fresh.
 
     Raises:
       CoconutError: ``init_from`` holds no checkpoint or one of another shape, or ``pretrained`` cannot be loaded.
     """
     config = run.config
     if config.pretrained is not None:
-        return Model(_pretrained_decoder(run, mesh), _exported_parts(config, fresh_parts(config)))
+        decoder = _pretrained_decoder(run, mesh)
+        return Model(decoder, _exported_parts(config, _read_by_copies(fresh_parts(config), decoder)))
     if config.init_from is None:
         return fresh_model(config)
     other, loaded, _ = load_model(
         parse_path(config.init_from), config.init_checkpoint, mesh, execution=config.execution, train_only=True
     )
-    parts = dict(fresh_parts(config))
+    parts = _read_by_copies(fresh_parts(config), loaded.decoder)
     for name in parts.keys() & loaded.parts.keys():
         there = loaded.parts[name]
         same = other.config.feedback == config.feedback if name == "feedback" else _alike(there, parts[name])
@@ -218,6 +221,20 @@ def initial_model(run: Run, mesh: Mesh | None = None) -> Model:
     where = f"RunConfig.init_from = {config.init_from!r}"
     found = matching(parameters_of(Model(loaded.decoder, parts)), parameters_of(expected), where)
     return Template.of(expected).model(found)
+
+
+def _read_by_copies(parts: Mapping[str, Any], decoder: Decoder) -> dict[str, Any]:
+    """The parts, those that are decoders of the same config with the numbers of one that was trained."""
+    named = lambda decoder: {f"decoder.{name}": value for name, value in decoder_parameters(decoder).items()}
+    copies = {}
+    for name, part in parts.items():
+        if isinstance(part, Decoder) and part.config == decoder.config:
+            own = in_layout_of(named(part), named(decoder))
+            # Arrays of its own: a train step gives its state away, each array once.
+            own = {key.removeprefix("decoder."): jnp.array(value) for key, value in own.items()}
+            part = decoder_of(part.config, part.execution, own)
+        copies[name] = part
+    return copies
 
 
 def _exported_parts(config: RunConfig, fresh: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -100,6 +100,7 @@ def random_batch(geometry: Geometry, thoughts: int, schedule: Schedule) -> Batch
         labels=labels,
         pieces=np.where(labelled, 0, -1).astype(np.int32),
         answers=labelled,
+        before_answer=np.full(rows, columns - geometry.answer - 1, np.int32),
         examples=np.arange(rows, dtype=np.int32),
     )
 

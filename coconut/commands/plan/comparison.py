@@ -47,6 +47,7 @@ def measure(config: RunConfig, step: Step, columns: Columns, plan: Plan, steps: 
         labels=np.where(scored, tokens, IGNORED_LABEL).astype(np.int32),
         pieces=np.where(scored, 0, np.full(tokens.shape, -1)).astype(np.int32),
         answers=np.broadcast_to(scored, tokens.shape),
+        before_answer=np.full(rows, total - columns.suffix, np.int32),
         examples=np.arange(rows, dtype=np.int32),
     )
     with jax.set_mesh(step.mesh):

@@ -180,7 +180,7 @@ def make_step(config: RunConfig, where: Slice, mesh_config: MeshConfig, columns:
             schedule=schedule,
             **{name: array(jnp.int32, rows, columns.total) for name in ("tokens", "positions", "labels", "pieces")},
             **{name: array(jnp.bool_, rows, columns.total) for name in ("valid", "answers")},
-            examples=array(jnp.int32, rows),
+            **{name: array(jnp.int32, rows) for name in ("before_answer", "examples")},
         )
         for view, schedule in schedules.items()
     }
