@@ -1,7 +1,6 @@
 """Errors that a user can cause. Nothing heavy is imported here: the command line answers bad flags by them at once."""
 
 import dataclasses
-import inspect
 import types
 import typing
 from typing import Any, Literal
@@ -32,10 +31,8 @@ def check_fields(config: Any) -> None:
     Raises:
       CoconutError: naming the class, the field, the value and the type.
     """
-    # Not typing.get_type_hints, which is empty for a class under no_type_check.
-    hints = inspect.get_annotations(type(config))
     for field in dataclasses.fields(config):
-        value, hint = getattr(config, field.name), hints[field.name]
+        value, hint = getattr(config, field.name), field.type
         if not _fits(value, hint):
             kind = hint.__name__ if isinstance(hint, type) else str(hint)
             raise CoconutError(f"{type(config).__name__}.{field.name} = {value!r}: must be {kind}")

@@ -12,6 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from coconut.errors import CoconutError, check_fields
+from coconut.latent.gaussian import GaussianHead
 from coconut.latent.projection import Projection
 from coconut.models.config import DecoderConfig
 from coconut.models.decoder import Decoder
@@ -143,11 +144,11 @@ class FeedbackConfig:
       kind: ``identity``; ``scale``, times ``factor``; ``match_norm``, each thought rescaled to ``factor`` times the
         mean norm of the token embeddings (`MatchNorm`); ``norm``, RMSNorm whose learnt scale starts at ``factor``
         (`Norm`), so that thoughts start with the norm ``factor * D ** 0.5``; ``projection``, two matrices and LayerNorm
-        whose learnt scale starts at ``factor`` (`coconut.latent.projection.Projection`), CODI's; or one of
-        `register_feedback`.
+        whose learnt scale starts at ``factor`` (`coconut.latent.projection.Projection`), CODI's; ``gaussian``, a draw
+        in units of ``factor`` (`coconut.latent.gaussian.GaussianHead`), CoLaR's; or one of `register_feedback`.
       factor: see ``kind``; must be 1 for ``identity``.
-      options: what a feedback is told besides, by name: ``width`` of ``projection``'s hidden layer (``D`` if it is not
-        given), and whatever one of your own takes.
+      options: what a feedback is told besides, by name: ``width`` of the hidden layers of ``projection`` and
+        ``gaussian`` (``D`` if it is not given), and whatever one of your own takes.
 
     Raises:
       CoconutError: a value out of range; the message names the field and the value.
@@ -212,12 +213,18 @@ def _projection(config: FeedbackConfig, decoder: DecoderConfig, key: Key[Array, 
     return Projection(decoder, width, factor=float(config.factor), rngs=nnx.Rngs(key))
 
 
+def _gaussian(config: FeedbackConfig, decoder: DecoderConfig, key: Key[Array, ""]) -> Feedback:
+    width = config.options.get("width", decoder.embed_dim)
+    return GaussianHead(decoder, width, factor=float(config.factor), rngs=nnx.Rngs(key))
+
+
 _OWN_OPTIONS: Mapping[Any, tuple[str, ...]] = {
     _identity: (),
     _scale: (),
     _match_norm: (),
     _norm: (),
     _projection: ("width",),
+    _gaussian: ("width",),
 }
 """The options of each feedback of ours."""
 
@@ -227,6 +234,7 @@ FEEDBACKS: dict[str, MakeFeedback] = {
     "match_norm": _match_norm,
     "norm": _norm,
     "projection": _projection,
+    "gaussian": _gaussian,
 }
 """Feedbacks by the ``kind`` of their config."""
 

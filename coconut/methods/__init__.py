@@ -5,10 +5,14 @@ import difflib
 from coconut.errors import CoconutError
 from coconut.methods.coconut import COCONUT, COCONUT_WITHOUT_CURRICULUM
 from coconut.methods.codi import CODI
+from coconut.methods.colar import COLAR
 from coconut.methods.interleaved import INTERLEAVED
+from coconut.methods.kava import KAVA
 from coconut.methods.language import COCONUT_WITHOUT_THOUGHT, COT, MARKED_COT, NO_COT
 from coconut.methods.method import Method
 from coconut.methods.pause import PAUSE, PAUSE_AS_THOUGHT
+from coconut.methods.pccot import PCCOT
+from coconut.methods.ponder import PONDER, PONDER_CODI
 from coconut.methods.simcot import SIMCOT, SIMCOT_CODI
 
 METHODS: dict[str, Method] = {
@@ -24,6 +28,11 @@ METHODS: dict[str, Method] = {
         MARKED_COT,
         INTERLEAVED,
         CODI,
+        PCCOT,
+        KAVA,
+        COLAR,
+        PONDER,
+        PONDER_CODI,
         SIMCOT,
         SIMCOT_CODI,
     )

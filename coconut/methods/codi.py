@@ -7,6 +7,7 @@ the token before the answer itself the student's states have to come near the te
 import dataclasses
 from typing import Literal, no_type_check
 
+import jax.numpy as jnp
 import numpy as np
 
 from coconut.errors import CoconutError, check_fields
@@ -17,7 +18,7 @@ from coconut.methods.method import LossContext, Method, Views, imitate
 from coconut.model import Model
 from coconut.pages import Page, Placing, Text, write_on
 from coconut.tokenizers import TokenizedExample
-from coconut.types import ModelOutput, Think
+from coconut.types import Language, ModelOutput, Think
 
 
 @no_type_check  # Its own checks name the field and the value
@@ -63,20 +64,33 @@ def write_for_teacher(example: TokenizedExample, placing: Placing) -> Page:
 
 
 def distilled(
-    model: Model, views: Views, context: LossContext, *, every_hidden: bool = False
+    model: Model, views: Views, context: LossContext, *, every_hidden: bool = False, teacher_states: bool = False
 ) -> tuple[Loss, ModelOutput, ModelOutput | None]:
     """The terms ``language``, ``teacher`` and ``distill``, and the rollouts of student and teacher.
 
     A term whose factor is 0 is left out, and so is a teacher that nobody needs.
+
+    Args:
+      model: the model.
+      views: the student's, ``main``, and the teacher's.
+      context: of the loss.
+      every_hidden: whether the student's rollout returns all of its hidden states.
+      teacher_states: whether the teacher's returns, behind those of the token before the answer, its states at all
+        columns that may carry a label.
     """
     options, batch = context.options, views["main"]
-    watched = batch.before_answer[:, None] if options.distill else None
+    watched = jnp.asarray(batch.before_answer)[:, None] if options.distill else None
     loss, output = imitate(model, batch, context, every_hidden=every_hidden, observed=watched)
-    if not (options.distill or options.teacher):
+    if not (options.distill or options.teacher or teacher_states):
         return loss, output, None
     terms, metrics = dict(loss.terms), dict(loss.metrics)
     taught = views["teacher"]
-    watched = taught.before_answer[:, None] if options.distill else None
+    watched = jnp.asarray(taught.before_answer)[:, None] if options.distill or teacher_states else None
+    if teacher_states:
+        T, last = taught.tokens.shape[1], taught.schedule[-1]
+        assert watched is not None and isinstance(last, Language)
+        labelled = jnp.broadcast_to(jnp.arange(T - last.scored, T), (len(watched), last.scored))
+        watched = jnp.concatenate([watched, labelled], 1)
     teacher = context.rollout(model, taught, observed=watched)
     if options.teacher:
         own_loss, own = language_loss(model.decoder, taught, teacher)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from coconut.losses import Ratio
+from coconut.losses import Ratio, ratio
 
 
 def smooth_l1(difference: Float[Array, "*B"]) -> Float[Array, "*B"]:
@@ -13,9 +13,11 @@ def smooth_l1(difference: Float[Array, "*B"]) -> Float[Array, "*B"]:
     return jnp.where(size < 1, 0.5 * jnp.square(difference), size - 0.5)
 
 
-def deviation(values: Float[Array, "L B *D"], rows: Bool[Array, " B"], *, each_layer: bool = True) -> Float[Array, "L"]:
-    """The standard deviation of each layer's numbers in some rows, or of all layers' together; without bias (N - 1)."""
-    counted = jnp.broadcast_to(rows.reshape(1, -1, *[1] * (values.ndim - 2)), values.shape)
+def deviation(
+    values: Float[Array, "L *B D"], counted: Bool[Array, "*B"], *, each_layer: bool = True
+) -> Float[Array, " L"]:
+    """The standard deviation of each layer's numbers, or of all layers' together, that count; unbiased (N - 1)."""
+    counted = jnp.broadcast_to(counted[None, ..., None], values.shape)
     axes = tuple(range(1 if each_layer else 0, values.ndim))
     number = counted.sum(axes, keepdims=True)
     mean = jnp.sum(values, axes, where=counted, keepdims=True) / jnp.maximum(number, 1)
@@ -25,22 +27,22 @@ def deviation(values: Float[Array, "L B *D"], rows: Bool[Array, " B"], *, each_l
 
 
 def distance(
-    student: Float[Array, "L B D"],
-    teacher: Float[Array, "L B D"],
-    rows: Bool[Array, " B"],
+    student: Float[Array, "L *B D"],
+    teacher: Float[Array, "L *B D"],
+    counted: Bool[Array, "*B"],
     *,
     squared: bool = False,
     divide_by: str = "layer",
 ) -> Ratio:
-    """How far the student's states are from the teacher's: a mean over layers, rows and components.
+    """How far the student's states are from the teacher's: a mean over layers, states and components.
 
-    The teacher is a constant. Each layer's mean is divided by the teacher's deviation in that layer, over the rows of
+    The teacher is a constant. Each layer's mean is divided by the teacher's deviation in that layer, over the states of
     this microbatch on all devices: as in the original code, a smaller microbatch divides by another number.
 
     Args:
-      student: a state of each layer, for each row.
+      student: states of each layer.
       teacher: likewise.
-      rows: rows that count.
+      counted: states that count.
       squared: the square of the difference in place of `smooth_l1`; it is divided by the squared deviation.
       divide_by: the deviation of each ``layer``, of ``all`` layers together, or ``none``.
     """
@@ -49,7 +51,6 @@ def distance(
     difference = student - teacher
     far = jnp.square(difference) if squared else smooth_l1(difference)
     if divide_by != "none":
-        scale = deviation(teacher, rows, each_layer=divide_by == "layer")
-        far = far / (jnp.square(scale) if squared else scale)[:, None, None]
-    each = far.mean((0, 2))
-    return Ratio(jnp.sum(jnp.where(rows, each, 0.0)), rows.sum().astype(wide))
+        scale = deviation(teacher, counted, each_layer=divide_by == "layer")
+        far = far / (jnp.square(scale) if squared else scale).reshape(-1, *[1] * (far.ndim - 1))
+    return ratio(far.mean((0, -1)), counted)

@@ -1,7 +1,6 @@
 """The resolved configuration of a run, and its JSON."""
 
 import dataclasses
-import inspect
 import math
 import typing
 from collections.abc import Mapping
@@ -151,7 +150,7 @@ def from_json(kind: type, content: Mapping[str, Any], where: str) -> Any:
     """
     if not isinstance(content, Mapping):
         raise CoconutError(f"{where}: must be an object, not {content!r:.80}")
-    hints = inspect.get_annotations(kind)
+    hints: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(kind)}
     unknown = sorted(set(content) - set(hints))
     if unknown:
         raise CoconutError(f"{where}: {kind.__name__} has no field {unknown[0]!r}")
