@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
@@ -42,7 +44,8 @@ def decoder_of_case(weights: dict[str, np.ndarray], config: dict[str, Any], fold
 
 def aligned(pages: list[Page], *, pad_id: int, latent_id: int) -> Batch:
     """The pages as a batch of their own shape."""
-    return align(pages, page_shape(pages), pad_id=pad_id, latent_id=latent_id, feeds_back=True)
+    batch = align(pages, page_shape(pages), pad_id=pad_id, latent_id=latent_id, feeds_back=True)
+    return jax.tree.map(jnp.asarray, batch)
 
 
 def text(*ids: int, **kind: Any) -> Text:

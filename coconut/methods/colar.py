@@ -139,8 +139,8 @@ def colar_loss(model: Model, views: Views, context: LossContext) -> Loss:
     """Cross-entropy of a token of the next group and of the answer, and the head's squared error.
 
     The error is that of a draw against the next input in units of the head's ``factor``; without a key, of the mean
-    against it. The last group's state has to draw the end marker. The original starts from `factor` values by hand:
-    0.12 for GPT-2, 0.018 for Llama 3.2-1B.
+    against it. The last group's state has to draw the end marker. Each row counts alike, since how many columns its
+    chain leaves is drawn; the original's mean is over the columns of a batch.
     """
     head = model.feedback
     if not isinstance(head, GaussianHead):
@@ -155,24 +155,28 @@ def colar_loss(model: Model, views: Views, context: LossContext) -> Loss:
     before, labels = hidden[:, :-1], packed.labels[:, 1:]
     losses, right = score_labels(model.decoder, before, labels)
     known, answers = labels != IGNORED_LABEL, packed.answers[:, 1:]
-    language = ratio(losses, known)
+    rows = (batch.labels != IGNORED_LABEL).any(1)
     accuracy = lambda counted: ratio(right.astype(losses.dtype), counted)
     whole = ratio(jnp.where(answers & known, right, True).all(1).astype(losses.dtype), (answers & known).any(1))
     metrics: dict[str, Ratio] = {
-        "loss": language,
+        "loss": ratio(losses, known),
         "accuracy": accuracy(known),
         "answer_loss": ratio(losses, known & answers),
         "answer_accuracy": whole,
     }
-    terms = {"language": Term(language)}
+    terms = {"language": Term(ratio(_row_means(losses, known), rows))}
     if options.latent:
         mean, deviation = head.distribution(model.decoder, before)
         if draw is not None:
             mean = mean + deviation * jax.random.normal(draw, mean.shape, mean.dtype)
         target = jax.lax.stop_gradient(packed.inputs[:, 1:]).astype(mean.dtype) / head.factor
-        error = ratio(jnp.square(mean - target).mean(-1), packed.thoughts[:, 1:])
-        terms["latent"] = Term(error, options.latent)
+        errors = _row_means(jnp.square(mean - target).mean(-1), packed.thoughts[:, 1:])
+        terms["latent"] = Term(ratio(errors, rows), options.latent)
     return Loss(terms, metrics)
+
+
+def _row_means(values: Float[Array, "B T"], counted: Bool[Array, "B T"]) -> Float[Array, " B"]:
+    return jnp.sum(jnp.where(counted, values, 0.0), 1) / jnp.maximum(counted.sum(1), 1)
 
 
 def halt_by_marker(placing: Placing) -> HaltingConfig | None:

@@ -196,8 +196,9 @@ def reading_terms(
     losses, right = read_slots(model.parts["reader"], model.decoder, grouped, slots)
     known = slots.labels != IGNORED_LABEL
     weights = known if options.average == "tokens" else known.any(2, keepdims=True)
-    means = Ratio(losses.sum((0, 2)), weights.sum((0, 2)).astype(losses.dtype))
-    steps = Ratio(means.mean().sum(), (means.weight > 0).sum().astype(losses.dtype))
+    number = weights.sum((0, 2))
+    means = losses.sum((0, 2)) / jnp.maximum(number, 1)
+    steps = Ratio(means.sum(), (number > 0).sum().astype(losses.dtype))
     read = Ratio(jnp.sum(right & known).astype(losses.dtype), known.sum().astype(losses.dtype))
     return {"steps": Term(steps, options.reader)}, {"reader_accuracy": read}
 
