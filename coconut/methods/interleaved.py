@@ -37,7 +37,12 @@ def write_by_turns(example: TokenizedExample, placing: Placing) -> Page:
 
     At stage ``s`` the first ``s`` of the odd-numbered steps are each replaced in place by ``c_thought`` thoughts, past
     ``max_latent_stage`` all of them; even-numbered steps stay written.
+
+    Raises:
+      CoconutError: stages of the curriculum replace steps in part.
     """
+    if placing.curriculum.stage_adds == "thought":
+        raise CoconutError("CurriculumConfig.stage_adds = 'thought': method = 'interleaved' replaces whole steps alone")
     odd = (example.num_steps + 1) // 2
     left = replace_steps(placing.curriculum, placing.stage, odd).skipped
     parts, number = [], 0

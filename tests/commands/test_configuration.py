@@ -80,6 +80,7 @@ RECIPES = {
     "gsm8k_llama-3.2-1b.gin": Recipe("coconut", range(8), (3,) + (1,) * 7, 6, "llama-3.2-1b", LARGER),
     "gsm8k_qwen2.5-0.5b.gin": Recipe("coconut", range(8), (3,) + (1,) * 7, 6, "qwen2.5-0.5b", LARGER),
 }
+CURRICULA = {"coconut_stage_mixing", "coconut_thought_by_thought"}  # Files of a curriculum for coconut.
 ONE_STAGE = ("cot", "no_cot", "pause", "coconut_without_curriculum")
 
 
@@ -142,12 +143,24 @@ def test_commands_name_files_that_exist() -> None:
 
 
 def test_every_method_has_its_file_and_every_file_its_method() -> None:
-    assert {path.stem for path in (CONFIGS / "methods").glob("*.gin")} == set(METHODS)
+    assert {path.stem for path in (CONFIGS / "methods").glob("*.gin")} == METHODS.keys() | CURRICULA
     for method in METHODS:
         config = resolve("small_graphs.gin", method)
         assert config.method == method
         moves = method in ("coconut", "coconut_without_thought", "pause_as_thought", "interleaved")
         assert config.curriculum.final_stage == (3 if moves else 0)
+
+
+def test_the_files_of_other_curricula_set_them() -> None:
+    plain = resolve("gsm8k_coconut.gin", "coconut").curriculum
+    changes = {
+        "coconut_stage_mixing": {"uniform_prob": 1.0, "uniform_stages": "reached", "stage_weights": "rising"},
+        "coconut_thought_by_thought": {"stage_adds": "thought"},
+    }
+    assert changes.keys() == CURRICULA
+    for name, change in changes.items():
+        config = resolve("gsm8k_coconut.gin", name)
+        assert (config.method, config.curriculum) == ("coconut", dataclasses.replace(plain, **change))
 
 
 def test_every_task_has_its_file_and_every_file_its_task() -> None:
