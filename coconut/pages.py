@@ -29,12 +29,14 @@ class Text(NamedTuple):
       scored: whether the model has to learn to write them.
       piece: of scored text, its number: 0 for the first text that is scored, one more for each that follows.
       answer: whether they belong to the answer.
+      skips: positions left free before the first of them; they are counted on behind it.
     """
 
     ids: Ids
     scored: bool = False
     piece: int = -1
     answer: bool = False
+    skips: int = 0
 
 
 class Thoughts(NamedTuple):

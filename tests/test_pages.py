@@ -52,7 +52,7 @@ def shown(page: Page) -> str:
 
 
 def written(name: str, stage: int, *steps: int | Think, curriculum: CurriculumConfig = CURRICULUM) -> str:
-    placing = placing_at(TOKENIZER, curriculum, stage)
+    placing = placing_at(TOKENIZER, curriculum, stage, options=METHODS[name].options())
     return shown(METHODS[name].pages["main"](example_of(*steps), placing))
 
 
@@ -87,6 +87,9 @@ PAGES = {
         "1 2 < *2* > 0:12 1:< *2* > 2:14 3:9",
         "1 2 < *2* > 0:12 1:< *2* > 2:14 3:9",
     ),
+    "random_thoughts": COCONUT_PAGES,
+    # Eight tokens a stage, from stage 1 on.
+    "icot": ("1 2 0:11 1:12 2:13 3:14 4:9", "1 2 0:11 1:12 2:13 3:14 4:9", "1 2 0:9", "1 2 0:9"),
 }
 
 

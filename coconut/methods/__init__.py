@@ -4,10 +4,12 @@ import difflib
 
 from coconut.errors import CoconutError
 from coconut.methods.coconut import COCONUT, COCONUT_WITHOUT_CURRICULUM
+from coconut.methods.icot import ICOT
 from coconut.methods.interleaved import INTERLEAVED
 from coconut.methods.language import COCONUT_WITHOUT_THOUGHT, COT, MARKED_COT, NO_COT
 from coconut.methods.method import Method
 from coconut.methods.pause import PAUSE, PAUSE_AS_THOUGHT
+from coconut.methods.random_thoughts import RANDOM_THOUGHTS
 
 METHODS: dict[str, Method] = {
     method.name: method
@@ -21,6 +23,8 @@ METHODS: dict[str, Method] = {
         PAUSE_AS_THOUGHT,
         MARKED_COT,
         INTERLEAVED,
+        RANDOM_THOUGHTS,
+        ICOT,
     )
 }
 

@@ -23,6 +23,6 @@ def write_final_stage(example: TokenizedExample, placing: Placing) -> Page:
     return write_with_thoughts(example, final)
 
 
-COCONUT = Method(name="coconut", pages={"main": write_with_thoughts})
+COCONUT = Method(name="coconut", pages={"main": write_with_thoughts}, needs_steps=True)
 
 COCONUT_WITHOUT_CURRICULUM = Method(name="coconut_without_curriculum", pages={"main": write_final_stage})

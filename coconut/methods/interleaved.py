@@ -66,5 +66,9 @@ def halt_by_count(placing: Placing) -> HaltingConfig | None:
 
 
 INTERLEAVED = Method(
-    name="interleaved", pages={"main": write_by_turns}, options=InterleavedOptions, halting=halt_by_count
+    name="interleaved",
+    pages={"main": write_by_turns},
+    options=InterleavedOptions,
+    halting=halt_by_count,
+    needs_steps=True,
 )

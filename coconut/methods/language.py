@@ -47,9 +47,9 @@ def write_marked_steps(example: TokenizedExample, placing: Placing) -> Page:
     return (Text(example.question), markers.start_text, *front, *behind)
 
 
-COT = Method(name="cot", pages={"main": write_every_step})
+COT = Method(name="cot", pages={"main": write_every_step}, needs_steps=True)
 
-MARKED_COT = Method(name="marked_cot", pages={"main": write_marked_steps})
+MARKED_COT = Method(name="marked_cot", pages={"main": write_marked_steps}, needs_steps=True)
 """Chain of thought with the two markers around the first ``stage`` steps.
 
 With ``uniform_prob = 1`` the markers stand anywhere, and a model learns to read on behind them. It is no method of the
@@ -59,4 +59,4 @@ them, and learns slowly to look past them.
 
 NO_COT = Method(name="no_cot", pages={"main": write_no_step})
 
-COCONUT_WITHOUT_THOUGHT = Method(name="coconut_without_thought", pages={"main": write_fewer_steps})
+COCONUT_WITHOUT_THOUGHT = Method(name="coconut_without_thought", pages={"main": write_fewer_steps}, needs_steps=True)

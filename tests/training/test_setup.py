@@ -40,7 +40,9 @@ def test_examples_that_are_too_long_at_any_stage_are_an_error_or_dropped(caplog:
         return fit_to_positions(examples, Run(config, tokenizer, data=""))
 
     assert fitting(11) == examples
-    with pytest.raises(CoconutError, match=r"1 of 3 training examples do not fit .*max_positions = 10; .* 11 columns"):
+    with pytest.raises(
+        CoconutError, match=r"1 of 3 training examples do not fit .*max_positions = 10; .* 11 positions"
+    ):
         fitting(10)
     assert fitting(10, drop=True) == examples[:2]
     assert "1 of 3 training examples do not fit" in caplog.text and "dropped" in caplog.text
