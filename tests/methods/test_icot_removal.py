@@ -69,9 +69,13 @@ def same(first: dict[str, Batch], second: dict[str, Batch]) -> bool:
         at(0, smoothing=0.1, keep_positions=True),  # There is no offset in stage 0.
     ],
 )
-def test_where_nothing_is_removed_its_batches_are_those_of_chain_of_thought(placing: Placing) -> None:
+def test_where_nothing_is_removed_it_is_chain_of_thought_to_the_bit(placing: Placing) -> None:
     icot, cot = source(placing), source(at(0), "cot")
     assert all(same(icot[number], cot[number]) for number in range(6))
+    # What is made of a batch is the same function of it.
+    method = METHODS["cot"]
+    own = {"name": method.name, "pages": method.pages, "options": method.options, "restarts": method.restarts}
+    assert dataclasses.replace(ICOT, **own) == method
 
 
 def test_where_all_is_removed_its_batches_are_those_of_no_cot() -> None:

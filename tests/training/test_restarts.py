@@ -1,4 +1,4 @@
-"""An optimizer that the method starts anew, in the middle of a stage: iCoT's, and that it is so after an interruption."""
+"""An optimizer that the method starts anew, within a stage: that of iCoT, also in a run that was interrupted."""
 
 from pathlib import Path
 
@@ -6,29 +6,22 @@ import pytest
 
 from coconut.methods.icot import IcotOptions
 from coconut.training import loop
-from coconut.training.config import RunConfig
 from tests.tiny_runs import tiny_run
 from tests.training.trained_runs import assert_same_run, final_state, interrupt_at, trained
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("compiled_once")]
 
 
-def run_of(method: str, last_stage: int, **changes: object) -> RunConfig:
-    """Stages of four steps, all of one shape."""
-    curriculum = {"last_stage": last_stage, "reset_optimizer": "never", "steps_per_stage": 4}
-    return tiny_run(method=method, curriculum=curriculum, pipeline={"multiple_of": 8}, **changes)
-
-
-def test_a_run_that_removes_nothing_is_a_run_of_chain_of_thought_to_the_bit(tmp_path: Path) -> None:
-    for method in ("icot", "cot"):
-        trained(run_of(method, 0), tmp_path / method)
-    assert_same_run(tmp_path / "icot", tmp_path / "cot")
-
-
 def test_a_run_starts_its_optimizer_at_removals_and_is_the_same_when_interrupted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = run_of("icot", 3, options=IcotOptions(tokens_per_stage=2, smoothing=1.0))
+    config = tiny_run(
+        method="icot",
+        options=IcotOptions(tokens_per_stage=2, smoothing=1.0),
+        curriculum={"last_stage": 3, "reset_optimizer": "never", "steps_per_stage": 4},
+        pipeline={"multiple_of": 8},  # One shape for all stages, and one program.
+        data={"validation": 0},
+    )
     restarted, steps = [], []
     restart, rate_at = loop.restart_optimizer, loop.learning_rate_at
     with monkeypatch.context() as patched:
