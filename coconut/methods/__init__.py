@@ -4,6 +4,7 @@ import difflib
 
 from coconut.errors import CoconutError
 from coconut.methods.coconut import COCONUT, COCONUT_WITHOUT_CURRICULUM
+from coconut.methods.frontier import COCONUT_FRONTIER
 from coconut.methods.icot import ICOT
 from coconut.methods.interleaved import INTERLEAVED
 from coconut.methods.language import COCONUT_WITHOUT_THOUGHT, COT, MARKED_COT, NO_COT
@@ -25,6 +26,7 @@ METHODS: dict[str, Method] = {
         INTERLEAVED,
         RANDOM_THOUGHTS,
         ICOT,
+        COCONUT_FRONTIER,
     )
 }
 

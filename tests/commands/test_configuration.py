@@ -161,7 +161,14 @@ def test_every_method_has_its_file_and_every_file_its_method() -> None:
     for method in METHODS:
         config = resolve("small_graphs.gin", method)
         assert config.method == method
-        moves = ("coconut", "coconut_without_thought", "pause_as_thought", "interleaved", "random_thoughts")
+        moves = (
+            "coconut",
+            "coconut_frontier",
+            "coconut_without_thought",
+            "pause_as_thought",
+            "interleaved",
+            "random_thoughts",
+        )
         assert config.curriculum.final_stage == (6 if method == "icot" else 3 if method in moves else 0)
 
 
