@@ -28,17 +28,24 @@ class Shape:
       texts: columns of the text behind the prompt and behind each block of thoughts; one more than there are blocks.
       thoughts: columns of each block.
       scored: of each text, how many of its last columns may carry a label.
+      skipped: positions that a row leaves free at most (`Text.skips`); they take no columns.
     """
 
     prompt: int
     texts: tuple[int, ...]
     thoughts: tuple[int, ...]
     scored: tuple[int, ...]
+    skipped: int = 0
 
     @property
     def columns(self) -> int:
         """``T``."""
         return self.prompt + sum(self.texts) + sum(self.thoughts)
+
+    @property
+    def positions(self) -> int:
+        """Positions that a row needs at most."""
+        return self.columns + self.skipped
 
     @property
     def starts(self) -> tuple[list[int], list[int]]:
@@ -84,10 +91,10 @@ def page_shape(pages: Iterable[Page], *, multiple_of: int = 1, to_learn: bool = 
     Raises:
       CoconutError: a page does not begin with text that is given, or scores nothing.
     """
-    prompt, texts, thoughts = 0, [0], []
+    prompt, texts, thoughts, skipped = 0, [0], [], 0
     unscored: list[int | None] = [None]  # Columns of each text before the first one that some page scores.
     for page in pages:
-        own_prompt = length = number = scored_length = 0
+        own_prompt = length = number = scored_length = own_skipped = 0
         before_all = True
         for part in page:
             if isinstance(part, Thoughts):
@@ -102,7 +109,9 @@ def page_shape(pages: Iterable[Page], *, multiple_of: int = 1, to_learn: bool = 
                 number += 1
                 length = 0
                 before_all = False
-            elif part.scored:
+                continue
+            own_skipped += part.skips
+            if part.scored:
                 size = len(part.ids)
                 first = unscored[number]
                 if first is None or length < first:
@@ -118,6 +127,8 @@ def page_shape(pages: Iterable[Page], *, multiple_of: int = 1, to_learn: bool = 
             texts[number] = length
         if own_prompt > prompt:
             prompt = own_prompt
+        if own_skipped > skipped:
+            skipped = own_skipped
         if not own_prompt:
             raise CoconutError(_begins_wrongly(page))
         if to_learn and not scored_length:
@@ -125,7 +136,11 @@ def page_shape(pages: Iterable[Page], *, multiple_of: int = 1, to_learn: bool = 
     widths = [_round_up(length, multiple_of) for length in texts]
     scored = [0 if first is None else width - first for width, first in zip(widths, unscored, strict=True)]
     return Shape(
-        prompt=_round_up(prompt, multiple_of), texts=tuple(widths), thoughts=tuple(thoughts), scored=tuple(scored)
+        prompt=_round_up(prompt, multiple_of),
+        texts=tuple(widths),
+        thoughts=tuple(thoughts),
+        scored=tuple(scored),
+        skipped=skipped,
     )
 
 
@@ -195,6 +210,7 @@ def align(
     numbers = np.full(size, -1, np.int32)
     answers = np.zeros(size, bool)
     before_answer = np.full(len(pages), -1, np.int32)
+    skipped = np.zeros(size, np.int32)
     text_starts, block_starts = shape.starts
     for index, page in enumerate(pages):
         if page is None:
@@ -212,6 +228,8 @@ def align(
                 column = text_starts[number]
                 continue
             here = slice(column, column + len(part.ids))
+            if part.skips:
+                skipped[index, column:] += part.skips
             tokens[index, here] = part.ids
             valid[index, here] = True
             if part.scored:
@@ -221,7 +239,7 @@ def align(
                 if part.answer:
                     before_answer[index] = np.flatnonzero(valid[index, : column + part.prefix])[-1]
             column = here.stop
-    positions = np.where(valid, np.cumsum(valid, 1) - 1, 0).astype(np.int32)
+    positions = np.where(valid, np.cumsum(valid, 1) - 1 + skipped, 0).astype(np.int32)
     if examples is None:
         examples = [index if page is not None else -1 for index, page in enumerate(pages)]
     return Batch(

@@ -6,12 +6,15 @@ Pure functions of the stage, which is a number the run carries with it; it is ne
 import dataclasses
 import math
 from collections.abc import Mapping
+from fractions import Fraction
 from typing import Literal, no_type_check
 
 from coconut.errors import CoconutError, check_fields
 
 ResetOptimizer = Literal["never", "stage", "epoch"]
 UniformStages = Literal["all", "reached"]
+StageWeights = Literal["equal", "rising"]
+StageAdds = Literal["step", "thought"]
 
 
 @no_type_check  # Its own checks name the field and the value
@@ -22,14 +25,21 @@ class CurriculumConfig:
     Attributes:
       c_thought: thoughts that replace one step.
       max_latent_stage: steps replaced at most.
+      stage_adds: what a stage has more than the one before: the ``c_thought`` thoughts of a whole ``step``, or one
+        ``thought``, which takes the place of ``1 / c_thought`` of a step's tokens, rounded down as they add up. The
+        latter is what Hao et al. propose for the loss that jumps where three thoughts come at once; they did not try
+        it. There are ``c_thought`` times as many stages then, and what is said of epochs and steps is said of each.
       pad_latent_to_max: in the final stage give every example ``c_thought * max_latent_stage`` thoughts, also one with
         fewer steps.
-      uniform_prob: probability with which an example, each epoch, is put at a stage drawn uniformly instead.
-      uniform_stages: what is drawn from: ``all`` of ``{0, .., number of its steps}`` (the official code), or the stages
-        ``reached``, ``{0, .., current stage}``.
+      uniform_prob: probability with which an example, each epoch, is put at a stage that is drawn instead.
+      uniform_stages: what is drawn from: ``all`` up to the one that replaces each of its steps (the official code), or
+        the stages ``reached``, ``{0, .., current stage}``.
+      stage_weights: how likely the stages that are drawn from are: ``equal``, or ``rising`` with ``i + 1`` for stage
+        ``i``. Rising weights over the stages reached with ``uniform_prob = 1`` are stage mixing (arXiv 2602.22441),
+        which keeps what earlier stages taught.
       first_stage: stage at which the run begins; above 0 for a run whose parameters come from one that has done the
         earlier stages.
-      last_stage: stage at which the run ends; None for the final stage, ``max_latent_stage + 1``.
+      last_stage: stage at which the run ends; None for the final stage, one past those that add thoughts.
       epochs_per_stage: epochs after which a stage ends; may be fractional. None for no such end.
       steps_per_stage: optimizer steps after which a stage ends. None for no such end. Where ``advance_metric`` is set,
         whichever of the two is set is a cap, at which the run reports that the stage was not learnt.
@@ -51,9 +61,11 @@ class CurriculumConfig:
 
     c_thought: int = 1
     max_latent_stage: int = 6
+    stage_adds: StageAdds = "step"
     pad_latent_to_max: bool = True
     uniform_prob: float = 0.0
     uniform_stages: UniformStages = "all"
+    stage_weights: StageWeights = "equal"
     first_stage: int = 0
     last_stage: int | None = None
     epochs_per_stage: float | None = 5
@@ -79,6 +91,10 @@ class CurriculumConfig:
                 reject(field, "must be an integer of at least 0")
         if not 0.0 <= self.uniform_prob <= 1.0:
             reject("uniform_prob", "must be a probability")
+        if self.stage_weights != "equal" and self.uniform_prob == 0.0:
+            reject("stage_weights", "means nothing with uniform_prob = 0, which draws no stage")
+        if self.stage_adds == "thought" and self.c_thought < 1:
+            reject("stage_adds", f"c_thought = {self.c_thought} leaves no thought to add")
         if self.last_stage is not None and self.last_stage < 0:
             reject("last_stage", "must be None or an integer of at least 0")
         if not 0 <= self.first_stage <= self.final_stage:
@@ -104,7 +120,17 @@ class CurriculumConfig:
     @property
     def final_stage(self) -> int:
         """The stage the run ends with."""
-        return self.max_latent_stage + 1 if self.last_stage is None else self.last_stage
+        return self.latent_stages + 1 if self.last_stage is None else self.last_stage
+
+    @property
+    def stages_per_step(self) -> int:
+        """Stages after which one more step is replaced."""
+        return self.c_thought if self.stage_adds == "thought" else 1
+
+    @property
+    def latent_stages(self) -> int:
+        """The last stage that adds thoughts; behind it every step is left out."""
+        return self.max_latent_stage * self.stages_per_step
 
     @property
     def max_thoughts(self) -> int:
@@ -119,24 +145,32 @@ class Replacement:
     Attributes:
       skipped: written steps left out, from the first.
       thoughts: thoughts put in their place.
+      share: share of the tokens of the step behind them that is left out as well, from its first; below 1.
     """
 
     skipped: int
     thoughts: int
+    share: Fraction = Fraction(0)
 
 
 def replace_steps(config: CurriculumConfig, stage: int, num_steps: int) -> Replacement:
     """Which steps of an example have become thoughts (Hao et al. 2024, figure 2).
 
-    Up to ``max_latent_stage`` the stage skips as many steps, and inserts ``stage * c_thought`` thoughts, also for an
+    Up to ``max_latent_stage`` a stage skips as many steps, and inserts ``stage * c_thought`` thoughts, also for an
     example with fewer steps. Past it every step is skipped; there are ``c_thought * max_latent_stage`` thoughts where
-    ``pad_latent_to_max``, else ``c_thought * min(num_steps, max_latent_stage)``.
+    ``pad_latent_to_max``, else ``c_thought * min(num_steps, max_latent_stage)``. Where a stage adds a thought, it
+    inserts ``stage`` of them, and skips ``stage / c_thought`` steps: the last one in part.
 
     The official code evaluates by another rule than it trains by where padding is off (it also caps the thoughts of
     early stages by the number of steps). Here training and evaluation use this one rule.
     """
-    if stage <= config.max_latent_stage:
-        return Replacement(min(stage, num_steps), stage * config.c_thought)
+    if stage <= config.latent_stages:
+        if config.stage_adds == "step":
+            return Replacement(min(stage, num_steps), stage * config.c_thought)
+        skipped, begun = divmod(stage, config.c_thought)
+        if skipped >= num_steps:
+            return Replacement(num_steps, stage)
+        return Replacement(skipped, stage, Fraction(begun, config.c_thought))
     steps = config.max_latent_stage if config.pad_latent_to_max else min(num_steps, config.max_latent_stage)
     return Replacement(num_steps, steps * config.c_thought)
 
@@ -145,7 +179,7 @@ def drawable_stages(config: CurriculumConfig, stage: int, num_steps: int) -> ran
     """The stages an example may be put at while the run is at ``stage``, beside ``stage`` itself."""
     if config.uniform_prob == 0.0:
         return range(0)
-    return range((num_steps if config.uniform_stages == "all" else stage) + 1)
+    return range((num_steps * config.stages_per_step if config.uniform_stages == "all" else stage) + 1)
 
 
 def draw_stage(config: CurriculumConfig, stage: int, num_steps: int, uniform: float, choice: float) -> int:
@@ -161,7 +195,11 @@ def draw_stage(config: CurriculumConfig, stage: int, num_steps: int, uniform: fl
     if uniform >= config.uniform_prob:
         return stage
     stages = drawable_stages(config, stage, num_steps)
-    return stages[int(choice * len(stages))]
+    if config.stage_weights == "equal":
+        return stages[int(choice * len(stages))]
+    # Stage i weighs i + 1, and the stages up to it (i + 1)(i + 2) / 2.
+    drawn = choice * len(stages) * (len(stages) + 1) / 2
+    return next(i for i in stages if drawn < (i + 1) * (i + 2) / 2)
 
 
 def stage_steps(config: CurriculumConfig, stage: int, steps_per_epoch: int) -> int:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int32
 
-from coconut.curriculum import CurriculumConfig
+from coconut.curriculum import CurriculumConfig, Replacement
 from coconut.errors import CoconutError
 from coconut.tokenizers import TokenizedExample, Tokenizer
 from coconut.types import Think
@@ -30,6 +30,7 @@ class Text(NamedTuple):
       piece: of scored text, its number: 0 for the first text that is scored, one more for each that follows.
       answer: whether they belong to the answer.
       prefix: how many of the first tokens of an answer stand before the answer itself.
+      skips: positions left free before the first of them; they are counted on behind it.
     """
 
     ids: Ids
@@ -37,6 +38,7 @@ class Text(NamedTuple):
     piece: int = -1
     answer: bool = False
     prefix: int = 0
+    skips: int = 0
 
 
 class Thoughts(NamedTuple):
@@ -44,7 +46,7 @@ class Thoughts(NamedTuple):
 
     Attributes:
       count: how many. A block of none keeps what follows it in the columns that follow the blocks of other rows.
-      stands_for: the written steps that it replaces.
+      stands_for: the written steps that it replaces, the last one maybe in part.
     """
 
     count: int
@@ -155,6 +157,19 @@ def index_behind(steps: Sequence[Ids | Think], count: int) -> int:
         count -= not isinstance(steps[index], Think)
         index += 1
     return index
+
+
+def split_step(steps: tuple[Ids | Think, ...], replaced: Replacement) -> tuple[tuple[Ids | Think, ...], int]:
+    """The steps with the one that is replaced in part as two, and how many written ones of these are replaced."""
+    if not replaced.share:
+        return steps, replaced.skipped
+    index = index_behind(steps, replaced.skipped + 1) - 1
+    step = steps[index]
+    assert not isinstance(step, Think)
+    tokens = int(replaced.share * len(step))
+    if not tokens:
+        return steps, replaced.skipped
+    return (*steps[:index], step[:tokens], step[tokens:], *steps[index + 1 :]), replaced.skipped + 1
 
 
 def take_steps(steps: tuple[Ids | Think, ...], count: int) -> tuple[tuple[Ids, ...], tuple[Ids | Think, ...]]:

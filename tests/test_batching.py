@@ -61,14 +61,15 @@ def examples_of(data: list[Any]) -> list[TokenizedExample]:
 
 
 def pages_at(examples: list[TokenizedExample], name: str, curriculum: CurriculumConfig, stage: int) -> list[Page]:
-    write, placing = METHODS[name].pages["main"], placing_at(TOKENIZER, curriculum, stage)
+    placing = placing_at(TOKENIZER, curriculum, stage, options=METHODS[name].options())
+    write = METHODS[name].pages["main"]
     return [write(example, placing) for example in examples]
 
 
 def shape_at(
     examples: list[TokenizedExample], name: str, curriculum: CurriculumConfig, stage: int, multiple_of: int = 1
 ) -> Shape:
-    placing = placing_at(TOKENIZER, curriculum, stage)
+    placing = placing_at(TOKENIZER, curriculum, stage, options=METHODS[name].options())
     return stage_shape(examples, METHODS[name].pages["main"], placing, multiple_of=multiple_of)
 
 
@@ -162,7 +163,8 @@ def test_the_shape_holds_every_row_and_no_less_would_do(data, settings, stage, n
 @given(data=data_sets, settings=curricula, name=methods, stages=st.lists(st.integers(0, 5), min_size=1, max_size=3))
 def test_a_shape_for_several_stages_of_a_run_is_the_widest_of_theirs(data, settings, name, stages):
     examples, curriculum = examples_of(data), CurriculumConfig(**settings)
-    first, write = placing_at(TOKENIZER, curriculum, stages[0]), METHODS[name].pages["main"]
+    method = METHODS[name]
+    first, write = placing_at(TOKENIZER, curriculum, stages[0], options=method.options()), method.pages["main"]
     shape = stage_shape(examples, write, first, stages=stages[1:])
     each = [shape_at(examples, name, curriculum, stage) for stage in stages]
     assert shape.prompt == max(one.prompt for one in each)

@@ -1,7 +1,10 @@
 """The curriculum to the letter of Hao et al. 2024 and its official code: plans, drawn stages, and how a stage ends."""
 
 import dataclasses
+import math
+from collections import Counter
 from collections.abc import Iterator
+from fractions import Fraction
 from typing import Any
 
 import jaxtyping
@@ -40,6 +43,15 @@ curricula = st.builds(
     pad_latent_to_max=st.booleans(),
     uniform_prob=st.sampled_from((0.0, 0.3, 1.0)),
     uniform_stages=st.sampled_from(("all", "reached")),
+)
+by_thoughts = st.builds(
+    CurriculumConfig,
+    c_thought=st.integers(1, 4),
+    max_latent_stage=small,
+    stage_adds=st.just("thought"),
+    uniform_prob=st.just(1.0),
+    uniform_stages=st.sampled_from(("all", "reached")),
+    stage_weights=st.sampled_from(("equal", "rising")),
 )
 
 
@@ -112,6 +124,39 @@ def test_every_stage_of_the_range_can_be_drawn(uniform_stages, expected):
     assert {draws.count(stage) for stage in expected} == {600 // len(expected)}
 
 
+@pytest.mark.parametrize("stage", [0, 1, 4])
+def test_stage_mixing_draws_an_earlier_or_equal_stage_with_a_probability_that_rises(stage):
+    mixing = CurriculumConfig(uniform_prob=1.0, uniform_stages="reached", stage_weights="rising")
+    total = (stage + 1) * (stage + 2) // 2
+    draws = Counter(draw_stage(mixing, stage, 3, 0.5, i / (20 * total)) for i in range(20 * total))
+    assert draws == {i: 20 * (i + 1) for i in range(stage + 1)}
+    # The largest draw there is.
+    assert draw_stage(mixing, stage, 3, 0.5, math.nextafter(1.0, 0.0)) == stage
+
+
+@given(config=by_thoughts, num_steps=steps_counts, stage=st.integers(0, 30), choice=unit)
+def test_stages_that_add_a_thought_meet_those_that_add_a_step_at_each_whole_step(config, num_steps, stage, choice):
+    whole = dataclasses.replace(config, stage_adds="step")
+    for step in range(config.max_latent_stage + 1):
+        assert replace_steps(config, step * config.c_thought, num_steps) == replace_steps(whole, step, num_steps)
+    assert config.latent_stages == config.max_thoughts == config.final_stage - 1
+    assert replace_steps(config, config.final_stage, num_steps) == replace_steps(whole, whole.final_stage, num_steps)
+    assert draw_stage(config, stage, num_steps, 0.0, choice) in drawable_stages(config, stage, num_steps)
+
+
+def test_a_thought_takes_its_share_of_a_step():
+    three = CurriculumConfig(c_thought=3, max_latent_stage=2, stage_adds="thought", uniform_prob=1.0)
+    third = Fraction(1, 3)
+    replaced = [replace_steps(three, stage, 4) for stage in range(9)]
+    assert [one.thoughts for one in replaced] == [0, 1, 2, 3, 4, 5, 6, 6, 6]
+    assert [one.skipped + one.share for one in replaced] == [i * third for i in range(7)] + [4, 4]
+    # An example of one step has nothing left to share.
+    assert replace_steps(three, 4, 1) == Replacement(1, 4)
+    # Every stage up to the one that replaces both steps.
+    assert drawable_stages(three, 1, 2) == range(7)
+    assert stage_steps(three, 7, 10) == 50
+
+
 def test_a_stage_lasts_epochs_or_steps_and_the_last_one_longer():
     epochs = CurriculumConfig(epochs_per_stage=2.5, max_latent_stage=2, last_stage_factor=3.0)
     assert [stage_steps(epochs, stage, 10) for stage in range(4)] == [25, 25, 25, 75]
@@ -164,6 +209,8 @@ def test_a_metric_ends_a_stage_past_its_bound_only():
         ("uniform_prob", -0.01),
         ("uniform_prob", float("nan")),
         ("uniform_stages", "some"),
+        ("stage_weights", "falling"),
+        ("stage_adds", "token"),
         ("reset_optimizer", "always"),
         ("last_stage", -1),
         ("last_stage", 1.5),
@@ -191,6 +238,8 @@ def test_a_value_out_of_range_is_named_with_its_field(unchecked_types: None, fie
         ("steps_per_stage", {"epochs_per_stage": None, "steps_per_stage": 0}),
         ("total_epochs", {"total_epochs": 50, "last_stage_factor": 3.0}),
         ("total_epochs", {"total_epochs": 50, "epochs_per_stage": None, "steps_per_stage": 3}),
+        ("stage_weights", {"stage_weights": "rising"}),
+        ("stage_adds", {"stage_adds": "thought", "c_thought": 0}),
         ("advance_metric", {"advance_below": 0.5}),
         ("advance_metric", {"advance_metric": "loss", "advance_below": 0.5, "advance_above": 0.6}),
     ],

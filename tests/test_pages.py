@@ -52,7 +52,7 @@ def shown(page: Page) -> str:
 
 
 def written(name: str, stage: int, *steps: int | Think, curriculum: CurriculumConfig = CURRICULUM) -> str:
-    placing = placing_at(TOKENIZER, curriculum, stage)
+    placing = placing_at(TOKENIZER, curriculum, stage, options=METHODS[name].options())
     return shown(METHODS[name].pages["main"](example_of(*steps), placing))
 
 
@@ -87,6 +87,10 @@ PAGES = {
         "1 2 < *2* > 0:12 1:< *2* > 2:14 3:9",
         "1 2 < *2* > 0:12 1:< *2* > 2:14 3:9",
     ),
+    "random_thoughts": COCONUT_PAGES,
+    "coconut_frontier": ("1 2 < *0* > 0:11", "1 2 < *2* > 0:12", "1 2 < *4* > 0:13", "1 2 < *4* > 0:9"),
+    # Eight tokens a stage, from stage 1 on.
+    "icot": ("1 2 0:11 1:12 2:13 3:14 4:9", "1 2 0:11 1:12 2:13 3:14 4:9", "1 2 0:9", "1 2 0:9"),
 }
 
 
@@ -131,6 +135,52 @@ def test_thoughts_know_the_steps_they_stand_for():
 )
 def test_blocks_of_the_data_stay_where_they_are(name: str, stage: int, page: str):
     assert written(name, stage, Think(3), 11, Think(1), 12) == page
+
+
+THOUGHT_BY_THOUGHT = CurriculumConfig(max_latent_stage=2, c_thought=3, stage_adds="thought")
+
+
+@pytest.mark.parametrize(
+    "name,pages",
+    [
+        (
+            "coconut",
+            (
+                "1 2 < *0* > 0:11 0:12 0:13 0:14 1:21 1:22 2:31 3:9",
+                "1 2 < *1* > 0:12 0:13 0:14 1:21 1:22 2:31 3:9",
+                "1 2 < *2* > 0:13 0:14 1:21 1:22 2:31 3:9",
+                "1 2 < *3* > 0:21 0:22 1:31 2:9",
+                "1 2 < *4* > 0:21 0:22 1:31 2:9",
+                "1 2 < *5* > 0:22 1:31 2:9",
+                "1 2 < *6* > 0:31 1:9",
+                "1 2 < *6* > 0:9",
+            ),
+        ),
+        (
+            "coconut_without_thought",
+            ("1 2 0:11 0:12 0:13 0:14 1:21 1:22 2:31 3:9", "1 2 0:12 0:13 0:14 1:21 1:22 2:31 3:9"),
+        ),
+        (
+            "marked_cot",
+            ("1 2 < > 0:11 0:12 0:13 0:14 1:21 1:22 2:31 3:9", "1 2 < 0:11 > 1:12 1:13 1:14 2:21 2:22 3:31 4:9"),
+        ),
+        ("coconut_without_curriculum", ("1 2 < *6* > 0:9",)),
+    ],
+)
+def test_a_stage_that_adds_a_thought_takes_its_share_of_the_steps_tokens(name: str, pages: tuple[str, ...]):
+    steps = (ids(11, 12, 13, 14), ids(21, 22), ids(31))
+    example = TokenizedExample(question=ids(1, 2), steps=steps, answer=ids(9))
+    for stage, page in enumerate(pages):
+        assert shown(METHODS[name].pages["main"](example, placing_at(TOKENIZER, THOUGHT_BY_THOUGHT, stage))) == page
+
+
+def test_a_block_of_thoughts_in_the_data_is_no_part_of_the_step_that_is_shared():
+    two = dataclasses.replace(THOUGHT_BY_THOUGHT, c_thought=2)
+    example = TokenizedExample(question=ids(1), steps=(Think(3), ids(11, 12), Think(1)), answer=ids(9))
+    page = METHODS["coconut"].pages["main"](example, placing_at(TOKENIZER, two, 1))
+    assert shown(page) == "1 < *1* > < *3* > 0:12 1:< *1* > 2:9"
+    with pytest.raises(CoconutError, match="stage_adds = 'thought': method = 'interleaved' replaces whole steps alone"):
+        METHODS["interleaved"].pages["main"](example, placing_at(TOKENIZER, two, 0))
 
 
 def test_interleaved_replaces_odd_steps_one_a_stage():

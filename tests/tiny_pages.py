@@ -13,9 +13,9 @@ from coconut.types import Batch
 
 
 def placing_at(tokenizer: Tokenizer, curriculum: CurriculumConfig, stage: int, **settings: Any) -> Placing:
-    """A stage, for a method without options."""
-    markers = Markers.of(tokenizer)
-    return Placing(curriculum=curriculum, stage=stage, options=None, markers=markers, **settings)
+    """A stage; for a method without options, unless they are named."""
+    settings = {"options": None, "markers": Markers.of(tokenizer), **settings}
+    return Placing(curriculum=curriculum, stage=stage, **settings)
 
 
 def thinking_page(tokenizer: Tokenizer, question: np.ndarray, thoughts: int, answer: np.ndarray) -> Page:

@@ -6,6 +6,8 @@ from coconut.errors import CoconutError
 from coconut.methods.coconut import COCONUT, COCONUT_WITHOUT_CURRICULUM
 from coconut.methods.codi import CODI
 from coconut.methods.colar import COLAR
+from coconut.methods.frontier import COCONUT_FRONTIER
+from coconut.methods.icot import ICOT
 from coconut.methods.interleaved import INTERLEAVED
 from coconut.methods.kava import KAVA
 from coconut.methods.language import COCONUT_WITHOUT_THOUGHT, COT, MARKED_COT, NO_COT
@@ -13,6 +15,7 @@ from coconut.methods.method import Method
 from coconut.methods.pause import PAUSE, PAUSE_AS_THOUGHT
 from coconut.methods.pccot import PCCOT
 from coconut.methods.ponder import PONDER, PONDER_CODI
+from coconut.methods.random_thoughts import RANDOM_THOUGHTS
 from coconut.methods.simcot import SIMCOT, SIMCOT_CODI
 
 METHODS: dict[str, Method] = {
@@ -35,6 +38,9 @@ METHODS: dict[str, Method] = {
         PONDER_CODI,
         SIMCOT,
         SIMCOT_CODI,
+        RANDOM_THOUGHTS,
+        ICOT,
+        COCONUT_FRONTIER,
     )
 }
 

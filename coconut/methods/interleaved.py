@@ -37,7 +37,12 @@ def write_by_turns(example: TokenizedExample, placing: Placing) -> Page:
 
     At stage ``s`` the first ``s`` of the odd-numbered steps are each replaced in place by ``c_thought`` thoughts, past
     ``max_latent_stage`` all of them; even-numbered steps stay written.
+
+    Raises:
+      CoconutError: stages of the curriculum replace steps in part.
     """
+    if placing.curriculum.stage_adds == "thought":
+        raise CoconutError("CurriculumConfig.stage_adds = 'thought': method = 'interleaved' replaces whole steps alone")
     odd = (example.num_steps + 1) // 2
     left = replace_steps(placing.curriculum, placing.stage, odd).skipped
     parts, number = [], 0
@@ -61,5 +66,9 @@ def halt_by_count(placing: Placing) -> HaltingConfig | None:
 
 
 INTERLEAVED = Method(
-    name="interleaved", pages={"main": write_by_turns}, options=InterleavedOptions, halting=halt_by_count
+    name="interleaved",
+    pages={"main": write_by_turns},
+    options=InterleavedOptions,
+    halting=halt_by_count,
+    needs_steps=True,
 )

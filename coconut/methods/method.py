@@ -103,6 +103,12 @@ def one_by_one(options: Any) -> Thinker:
     return OneByOne()
 
 
+def never_restarts(placing: Placing, longest: int) -> int:
+    """A number that never changes."""
+    del placing, longest
+    return 0
+
+
 def opens_no_block(placing: Placing) -> HaltingConfig | None:
     """How a block ends that the model opens itself: it opens none."""
     del placing
@@ -125,6 +131,10 @@ class Method:
       think: from its options how thoughts are made, in training and in answering.
       halting: when a block is over that the model opens itself, from what a page is written by; None where the start
         marker is a token like others when the model writes it.
+      restarts: a number; where it is another one than at the step before, the optimizer starts anew, beside what
+        `coconut.curriculum.CurriculumConfig.reset_optimizer` says. Its arguments are the placing of the run, without a
+        draw, and the tokens of the longest chain of the training data.
+      needs_steps: whether there is nothing for it to learn in data without any steps.
       loss: from the model, the views and the context to terms and metrics. It calls the rollout, once or more often.
     """
 
@@ -136,6 +146,8 @@ class Method:
     trains: Callable[[str], bool] = train_everything
     think: Callable[[Any], Thinker] = one_by_one
     halting: Callable[[Placing], HaltingConfig | None] = opens_no_block
+    restarts: Callable[[Placing, int], int] = never_restarts
+    needs_steps: bool = False
     loss: LossFunction = imitation_loss
 
     def write_to_answer(self, example: TokenizedExample, placing: Placing) -> Page:

@@ -23,4 +23,6 @@ def without_sweeps(options: Any) -> Sweeps:
 
 PAUSE = Method(name="pause", pages={"main": write_final_stage}, think=without_sweeps)
 
-PAUSE_AS_THOUGHT = Method(name="pause_as_thought", pages={"main": write_with_thoughts}, think=without_sweeps)
+PAUSE_AS_THOUGHT = Method(
+    name="pause_as_thought", pages={"main": write_with_thoughts}, think=without_sweeps, needs_steps=True
+)

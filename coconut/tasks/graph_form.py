@@ -69,6 +69,13 @@ def has_graph_form(question: Int32[np.ndarray, "_"], edge_end: int) -> bool:
     return len(question) >= 6 and len(edges) % 3 == 0 and bool((edges[2::3] == edge_end).all())
 
 
+def question_graph(question: Int32[np.ndarray, "_"]) -> tuple[list[tuple[int, int]], int] | None:
+    """The (parent, child) edges and the root of a question in ids, each node by its id; None where it is no graph."""
+    if len(question) < 9 or not has_graph_form(question, int(question[3])):
+        return None
+    return [(int(parent), int(child)) for parent, child, _ in question[1:-5].reshape(-1, 3)], int(question[-1])
+
+
 def reorder_graph(question: Int32[np.ndarray, "_"], rng: np.random.Generator) -> Int32[np.ndarray, "_"]:
     """The same question, one id a symbol, with its edges and its two candidates in another order."""
     reordered = question.copy()

@@ -23,8 +23,9 @@ from coconut.curriculum import has_learnt, may_advance
 from coconut.datasets import Dataset
 from coconut.errors import CoconutError, DivergedError, NotFiniteError
 from coconut.methods import get_method
-from coconut.methods.method import Views
+from coconut.methods.method import Method, Views
 from coconut.model import Model
+from coconut.pages import Placing
 from coconut.pipeline import BatchSource, make_iterator
 from coconut.provenance import provenance
 from coconut.sharding import make_mesh, own_rows, put_rows, replicated
@@ -169,6 +170,7 @@ def _train(
     loss = make_loss(template, method, options=config.options, microbatches=config.microbatches)
     programs: dict[tuple[Schedule, ...], jax.stages.Compiled] = {}
     key = jax.jit(jax.random.key, out_shardings=replicated(mesh))(config.seed)
+    longest_chain = max(sum(map(len, example.written_steps)) for example in examples)
     host: Views = {}
 
     def diverged(why: str, **numbers: Any) -> DivergedError:
@@ -228,7 +230,10 @@ def _train(
             while not (progress.stage_ended or stopping):
                 # --- One step. The device runs ahead of the host until something needs its numbers.
                 at_stage, at_epoch = progress.stage_step == 0, progress.step % source.batches_per_epoch == 0
-                if progress.step and {"never": False, "stage": at_stage, "epoch": at_epoch}[curriculum.reset_optimizer]:
+                if progress.step and (
+                    {"never": False, "stage": at_stage, "epoch": at_epoch}[curriculum.reset_optimizer]
+                    or _method_restarts(method, run.placing(stage), progress, length, longest_chain)
+                ):
                     state = restart_optimizer(template, state, optimizer)
                 learning_rate = learning_rate_at(
                     config.optimizer,
@@ -347,6 +352,17 @@ def _restored(
         return state, progress
 
     return checkpoints.newest_good("latest", read)
+
+
+def _method_restarts(method: Method, placing: Placing, progress: Progress, length: int, longest_chain: int) -> bool:
+    """Whether the method asks for another optimizer at this step, by its own number here and at the step before.
+
+    A stage's first step looks at the end of the stage before, as if that had lasted its time.
+    """
+    at = lambda stage, share: method.restarts(dataclasses.replace(placing, stage=stage, progress=share), longest_chain)
+    step = progress.stage_step
+    before = at(placing.stage, (step - 1) / length) if step else at(placing.stage - 1, math.nextafter(1.0, 0.0))
+    return at(placing.stage, step / length) != before
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from coconut.batching import stage_shape
 from coconut.datasets import Dataset, load_dataset, make_tokenizer
 from coconut.errors import CoconutError
 from coconut.hub import local_folder
-from coconut.methods import get_method
+from coconut.methods import METHODS, get_method
 from coconut.model import Model, Parameters, Template, parameters_of
 from coconut.models.config import DecoderConfig
 from coconut.models.decoder import Decoder
@@ -56,7 +56,8 @@ def prepare(
 
     Raises:
       CoconutError: data that cannot be read, splits that overlap, a vocabulary that is not the tokenizer's, a model to
-        start from that is another one, examples longer than the model's positions, a stop head that is missing.
+        start from that is another one, examples longer than the model's positions, none with the steps that the method
+        learns from, a stop head that is missing.
     """
     dataset = load_dataset(config.data) if dataset is None else dataset
     tokenizer = make_tokenizer(config.data, dataset.splits["train"])
@@ -65,12 +66,27 @@ def prepare(
     examples = dataset.tokenized("train", tokenizer)
     for index, example in enumerate(examples):
         validate_ids(example.ids, decoder.vocabulary, f"training example {index}")
+    check_steps(config, examples)
     run = Run(config, tokenizer, data="")
     examples = fit_to_positions(examples, run)
     check_halting(config)
     fingerprint = pipeline_fingerprint(examples, tokenizer, config.pipeline, seed=config.seed)
     splits = {name: split_fingerprint(split) for name, split in dataset.splits.items()}
     return dataclasses.replace(run, data=fingerprint, splits=splits), dataset, examples
+
+
+def check_steps(config: RunConfig, examples: Sequence[TokenizedExample]) -> None:
+    """Looks whether the data have the steps that the method learns from.
+
+    Raises:
+      CoconutError: no example has one.
+    """
+    if get_method(config.method).needs_steps and not any(example.steps for example in examples):
+        others = ", ".join(name for name, method in METHODS.items() if not method.needs_steps)
+        raise CoconutError(
+            f"RunConfig.method = {config.method!r} learns from steps, and none of the {len(examples)} training "
+            f"examples has any (methods that need none: {others})"
+        )
 
 
 def check_halting(config: RunConfig) -> None:
@@ -140,11 +156,11 @@ def fit_to_positions(examples: Sequence[TokenizedExample], run: Run) -> list[Tok
     stages = range(config.curriculum.first_stage, config.curriculum.final_stage + 1)
     # Almost always all of them fit, which the widest columns of the whole set show at once.
     first = run.placing(stages[0])
-    if max(stage_shape(examples, write, first, stages=stages).columns for write in writers) <= limit:
+    if max(stage_shape(examples, write, first, stages=stages).positions for write in writers) <= limit:
         return list(examples)
     placings = [run.placing(stage) for stage in stages]
     lengths = [
-        max(stage_shape([example], write, placing).columns for write in writers for placing in placings)
+        max(stage_shape([example], write, placing).positions for write in writers for placing in placings)
         for example in examples
     ]
     fitting = [example for example, length in zip(examples, lengths, strict=True) if length <= limit]
@@ -153,7 +169,7 @@ def fit_to_positions(examples: Sequence[TokenizedExample], run: Run) -> list[Tok
         return fitting
     message = (
         f"{dropped} of {len(examples)} training examples do not fit DecoderConfig.max_positions = {limit}; the longest "
-        f"has {max(lengths)} columns"
+        f"needs {max(lengths)} positions"
     )
     if not config.data.drop_too_long:
         raise CoconutError(f"{message} (DataConfig.drop_too_long = True drops them)")

@@ -34,12 +34,16 @@ def resolve(run: str, method: str = "coconut", *bindings: str) -> RunConfig:
     return resolve_run([f"gin_configs/runs/{run}", f"gin_configs/methods/{method}.gin"], bindings)
 
 
+def resolve_alone(run: str, *bindings: str) -> RunConfig:
+    return resolve_run([f"gin_configs/runs/{run}"], bindings)
+
+
 @pytest.mark.parametrize("run", RUNS)
 def test_every_run_resolves_and_builds_its_abstract_model(run: str) -> None:
     text = (CONFIGS / "runs" / run).read_text()
     for word in ("Hardware:", "Expected"):
         assert word in text.split("include")[0], f"the header of {run} does not say {word!r}"
-    config = resolve(run)
+    config = resolve_alone(run) if "gin_configs/methods/" in text.partition("include")[2] else resolve(run)
     decoder = dataclasses.replace(config.decoder, vocab_size=config.decoder.vocab_size or 100)
     model = jax.eval_shape(lambda key: make_model(decoder, key), jax.random.key(0))
     assert sum(leaf.size for leaf in jax.tree.leaves(model)) > 1000
@@ -51,28 +55,38 @@ class Recipe:
     """A run of the papers: what must not drift.
 
     Attributes:
-      method: the method its table is about; None where the run names its own.
+      method: the method its table is about.
       stages: the stages it goes through.
       epochs: of each of them.
       thoughts: of the final stage.
       decoder: its preset; None for a run from scratch.
       shared: fields of the run and their values.
+      names_method: whether the run itself names its method.
     """
 
-    method: str | None
+    method: str
     stages: range
     epochs: tuple[float, ...]
     thoughts: int
     decoder: str | None
     shared: Mapping[str, Any]
+    names_method: bool = False
+
+    def resolve(self, run: str, *bindings: str) -> RunConfig:
+        return resolve_alone(run, *bindings) if self.names_method else resolve(run, self.method, *bindings)
 
 
 PAPER = {"learning_rate": 1e-4, "weight_decay": 0.01, "clip_norm": None, "warmup_steps": 0, "decay": "constant"}
 LARGER = {"learning_rate": 1e-5, "clip_norm": 1.0, "dtype": "bfloat16", "param_dtype": "float32", "scan_layers": True}
+ICOT = {"learning_rate": 5e-5, "clip_norm": 1.0, "remove_all_beyond": 39, "tokens_per_stage": 8, "smoothing": 4.0}
 PROSQA = (range(8), (5,) * 7 + (15,), 6)
 RECIPES = {
-    "gsm8k_cot.gin": Recipe(None, range(1), (25,), 6, "gpt2", PAPER),
+    "gsm8k_cot.gin": Recipe("cot", range(1), (25,), 6, "gpt2", PAPER, True),
     "gsm8k_coconut.gin": Recipe("coconut", range(1, 5), (3, 3, 3, 13), 6, "gpt2", PAPER),
+    "gsm8k_coconut_stage_mixing.gin": Recipe(
+        "coconut", range(1, 5), (3, 3, 3, 13), 6, "gpt2", PAPER | {"stage_weights": "rising"}, True
+    ),
+    "gsm8k_icot.gin": Recipe("icot", range(1, 7), (1,) * 5 + (75,), 6, "gpt2", PAPER | ICOT, True),
     "prontoqa.gin": Recipe("coconut", *PROSQA, "gpt2", PAPER),
     "prosqa.gin": Recipe("coconut", *PROSQA, "gpt2", PAPER),
     "prosqa_from_scratch.gin": Recipe("coconut", *PROSQA, None, PAPER),
@@ -80,20 +94,21 @@ RECIPES = {
     "gsm8k_llama-3.2-1b.gin": Recipe("coconut", range(8), (3,) + (1,) * 7, 6, "llama-3.2-1b", LARGER),
     "gsm8k_qwen2.5-0.5b.gin": Recipe("coconut", range(8), (3,) + (1,) * 7, 6, "qwen2.5-0.5b", LARGER),
 }
+CURRICULA = {"coconut_stage_mixing", "coconut_thought_by_thought"}  # Files of a curriculum for coconut.
 ONE_STAGE = ("cot", "no_cot", "pause", "coconut_without_curriculum")
 
 
 @pytest.mark.parametrize("run", RECIPES)
 def test_recipes_say_what_the_papers_say(run: str) -> None:
     recipe = RECIPES[run]
-    config = resolve(run, recipe.method) if recipe.method else resolve_run([f"gin_configs/runs/{run}"])
-    assert config.method == (recipe.method or "cot")
+    config = recipe.resolve(run)
+    assert config.method == recipe.method
     curriculum, steps_per_epoch = config.curriculum, 1000
     assert range(curriculum.first_stage, curriculum.final_stage + 1) == recipe.stages
     lengths = [stage_steps(curriculum, stage, steps_per_epoch) for stage in recipe.stages]
     assert [length / steps_per_epoch for length in lengths] == list(recipe.epochs)
     assert curriculum.max_thoughts == recipe.thoughts
-    assert config.pipeline.batch_size == (256 if run == "superposition.gin" else 128)
+    assert config.pipeline.batch_size == {"superposition.gin": 256, "gsm8k_icot.gin": 32}.get(run, 128)
     assert config.sampling.max_new_tokens == {"gsm8k": 64, "superpos": 8}.get(run.split("_")[0][:8], 128)
     flat = {name: value for part in to_json(config).values() if isinstance(part, dict) for name, value in part.items()}
     assert {name: flat[name] for name in recipe.shared} == recipe.shared
@@ -101,7 +116,7 @@ def test_recipes_say_what_the_papers_say(run: str) -> None:
 
 @pytest.mark.parametrize("run", [run for run, recipe in RECIPES.items() if recipe.decoder])
 def test_recipes_build_the_published_decoder(run: str) -> None:
-    recipe, config = RECIPES[run], resolve(run)
+    recipe, config = RECIPES[run], RECIPES[run].resolve(run)
     assert recipe.decoder is not None
     preset = PRESETS[recipe.decoder]
     assert config.decoder == dataclasses.replace(preset, vocab_size=None, param_dtype=config.decoder.param_dtype)
@@ -116,9 +131,9 @@ def test_recipes_build_the_published_decoder(run: str) -> None:
 
 @pytest.mark.parametrize("run", [run for run, recipe in RECIPES.items() if recipe.decoder])
 def test_recipes_start_from_a_checkpoint_that_one_macro_names(run: str) -> None:
-    config = resolve(run, "coconut", "PRETRAINED = 'some/folder'")
+    config = RECIPES[run].resolve(run, "PRETRAINED = 'some/folder'")
     assert config.data.tokenizer == "huggingface" and config.data.tokenizer_path == "some/folder"
-    if run == "gsm8k_coconut.gin":
+    if run in ("gsm8k_coconut.gin", "gsm8k_coconut_stage_mixing.gin"):
         assert (config.pretrained, config.init_from, config.init_checkpoint) == (None, "runs/gsm8k_cot", "best")
     else:
         assert (config.pretrained, config.init_from, config.marker_token) == ("some/folder", None, "<<")
@@ -142,12 +157,31 @@ def test_commands_name_files_that_exist() -> None:
 
 
 def test_every_method_has_its_file_and_every_file_its_method() -> None:
-    assert {path.stem for path in (CONFIGS / "methods").glob("*.gin")} == set(METHODS)
+    assert {path.stem for path in (CONFIGS / "methods").glob("*.gin")} == METHODS.keys() | CURRICULA
     for method in METHODS:
         config = resolve("small_graphs.gin", method)
         assert config.method == method
-        moves = method in ("coconut", "coconut_without_thought", "pause_as_thought", "interleaved")
-        assert config.curriculum.final_stage == (3 if moves else 0)
+        moves = (
+            "coconut",
+            "coconut_frontier",
+            "coconut_without_thought",
+            "pause_as_thought",
+            "interleaved",
+            "random_thoughts",
+        )
+        assert config.curriculum.final_stage == (6 if method == "icot" else 3 if method in moves else 0)
+
+
+def test_the_files_of_other_curricula_set_them() -> None:
+    plain = resolve("gsm8k_coconut.gin", "coconut").curriculum
+    changes = {
+        "coconut_stage_mixing": {"uniform_prob": 1.0, "uniform_stages": "reached", "stage_weights": "rising"},
+        "coconut_thought_by_thought": {"stage_adds": "thought"},
+    }
+    assert changes.keys() == CURRICULA
+    for name, change in changes.items():
+        config = resolve("gsm8k_coconut.gin", name)
+        assert (config.method, config.curriculum) == ("coconut", dataclasses.replace(plain, **change))
 
 
 def test_every_task_has_its_file_and_every_file_its_task() -> None:

@@ -12,12 +12,15 @@ from rich.console import Console
 
 from coconut.errors import CoconutError
 from coconut.latent.feedback import FeedbackConfig, Norm
+from coconut.methods import METHODS
 from coconut.model import parameters_of
+from coconut.tasks import save_examples
 from coconut.tokenizers import TokenizedExample, symbol_tokenizer
 from coconut.training.loading import load_model
 from coconut.training.loop import TrainResult, train
 from coconut.training.run import Run
 from coconut.training.setup import fit_to_positions, initial_model, prepare
+from coconut.types import Example
 from tests.tiny_models import quick_compilation
 from tests.tiny_runs import tiny_run
 
@@ -40,7 +43,9 @@ def test_examples_that_are_too_long_at_any_stage_are_an_error_or_dropped(caplog:
         return fit_to_positions(examples, Run(config, tokenizer, data=""))
 
     assert fitting(11) == examples
-    with pytest.raises(CoconutError, match=r"1 of 3 training examples do not fit .*max_positions = 10; .* 11 columns"):
+    with pytest.raises(
+        CoconutError, match=r"1 of 3 training examples do not fit .*max_positions = 10; .* 11 positions"
+    ):
         fitting(10)
     assert fitting(10, drop=True) == examples[:2]
     assert "1 of 3 training examples do not fit" in caplog.text and "dropped" in caplog.text
@@ -48,6 +53,20 @@ def test_examples_that_are_too_long_at_any_stage_are_an_error_or_dropped(caplog:
         fitting(8, drop=True)
     # Without markers there is more room.
     assert fitting(9, method="cot") == examples
+
+
+def test_data_without_steps_are_an_error_for_methods_that_learn_from_them(tmp_path: Path) -> None:
+    path = tmp_path / "train.json"
+    save_examples(path, [Example(question=f"a b {symbol}", steps=(), answer="a") for symbol in "abc"])
+    data = {"train": str(path), "validation": 0, "options": {}}
+    assert not any(METHODS[name].needs_steps for name in ("no_cot", "pause", "coconut_without_curriculum"))
+    assert all(METHODS[name].needs_steps for name in ("coconut", "cot", "icot", "pause_as_thought"))
+    for name, method in METHODS.items():
+        if not method.needs_steps:
+            prepare(tiny_run(method=name, data=data))
+            continue
+        with pytest.raises(CoconutError, match=f"method = '{name}' learns from steps, and none of the 3 training"):
+            prepare(tiny_run(method=name, data=data))
 
 
 @pytest.fixture(scope="module")
