@@ -122,5 +122,6 @@ CODI = Method(
     name="codi",
     pages={"main": write_final_stage, "teacher": write_for_teacher},
     options=CodiOptions,
+    needs_steps=True,
     loss=codi_loss,
 )

@@ -186,5 +186,10 @@ def halt_by_marker(placing: Placing) -> HaltingConfig | None:
 
 
 COLAR = Method(
-    name="colar", pages={"main": write_to_compress}, options=ColarOptions, halting=halt_by_marker, loss=colar_loss
+    name="colar",
+    pages={"main": write_to_compress},
+    options=ColarOptions,
+    halting=halt_by_marker,
+    needs_steps=True,
+    loss=colar_loss,
 )

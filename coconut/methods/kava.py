@@ -202,5 +202,6 @@ KAVA = Method(
     pages={"main": write_final_stage, "teacher": write_for_teacher},
     options=KavaOptions,
     think=sweep,
+    needs_steps=True,
     loss=kava_loss,
 )

@@ -46,5 +46,6 @@ PCCOT = Method(
     pages={"main": write_final_stage, "teacher": write_for_teacher},
     options=PccotOptions,
     think=sweep,
+    needs_steps=True,
     loss=codi_loss,
 )

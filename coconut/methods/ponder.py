@@ -248,5 +248,6 @@ PONDER_CODI = Method(
     options=PonderCodiOptions,
     parts=make_halt,
     halting=halt_by_head,
+    needs_steps=True,
     loss=ponder_codi_loss,
 )

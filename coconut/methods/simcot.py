@@ -39,8 +39,8 @@ class ReaderOptions:
 
     Attributes:
       reader: factor of the reader's loss; 0 leaves the reader out of training.
-      missing: what a slot has to be read as whose example has no step for it: the ``answer`` (Coconut's variant), or
-        ``nothing`` (CODI's).
+      missing: what a slot has to be read as whose example has no step for it: the ``answer`` (Coconut's variant),
+        ``nothing`` (CODI's), or an ``error``, which ends the run before it starts.
       average: what the loss of a slot is divided by: ``rows`` that have something to read there, so that long steps
         weigh more (Coconut's variant), or ``tokens``.
 
@@ -49,7 +49,7 @@ class ReaderOptions:
     """
 
     reader: float = 1.0
-    missing: Literal["answer", "nothing"] = "answer"
+    missing: Literal["answer", "nothing", "error"] = "answer"
     average: Literal["rows", "tokens"] = "rows"
 
     def __post_init__(self) -> None:
@@ -63,7 +63,7 @@ class ReaderOptions:
 class SimcotCodiOptions(ReaderOptions, CodiOptions):
     """Options of `SIMCOT_CODI`: those of CODI and of the reader, with the defaults of the original's CODI variant."""
 
-    missing: Literal["answer", "nothing"] = "nothing"
+    missing: Literal["answer", "nothing", "error"] = "nothing"
     average: Literal["rows", "tokens"] = "tokens"
 
     def __post_init__(self) -> None:
@@ -78,10 +78,17 @@ def steps_of_slots(steps: Sequence[Ids], slots: int, answer: Ids, missing: str) 
     """What each slot is read as, EOS at its end; empty for nothing.
 
     Steps are dealt out one a slot; the last slot gets all that are left.
+
+    Raises:
+      CoconutError: there are fewer steps than slots, and that is to be an error.
     """
     end = answer[-1:]
     texts = [*steps[: slots - 1], *([np.concatenate(steps[slots - 1 :])] if len(steps) >= slots else [])]
     texts = [np.concatenate([text, end]) for text in texts]
+    if missing == "error" and len(texts) < slots:
+        raise CoconutError(
+            f"ReaderOptions.missing = 'error': an example has {len(texts)} steps for {slots} slots of thoughts"
+        )
     filling = answer if missing == "answer" else answer[:0]
     return texts + [filling] * (slots - len(texts))
 
@@ -247,6 +254,7 @@ SIMCOT = Method(
     options=ReaderOptions,
     parts=make_reader,
     train_only=frozenset({"reader"}),
+    needs_steps=True,
     loss=simcot_loss,
 )
 
@@ -256,5 +264,6 @@ SIMCOT_CODI = Method(
     options=SimcotCodiOptions,
     parts=make_reader,
     train_only=frozenset({"reader"}),
+    needs_steps=True,
     loss=simcot_codi_loss,
 )

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from coconut.curriculum import CurriculumConfig
+from coconut.errors import CoconutError
 from coconut.latent.feedback import Identity
 from coconut.methods import METHODS
 from coconut.methods.codi import CodiOptions
@@ -106,6 +107,8 @@ def test_what_a_slot_is_read_as() -> None:
     assert ids(steps_of_slots(steps[:1], 3, answer, "answer")) == [[5, 0], [3, 4, 0], [3, 4, 0]]
     assert ids(steps_of_slots(steps[:1], 2, answer, "nothing")) == [[5, 0], []]
     assert ids(steps_of_slots([], 1, answer, "nothing")) == [[]]
+    with pytest.raises(CoconutError, match="1 steps for 2 slots"):
+        steps_of_slots(steps[:1], 2, answer, "error")
 
 
 def views_of(method: str, options) -> dict:
