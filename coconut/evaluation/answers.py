@@ -37,8 +37,10 @@ class AnswerConfig:
       forced: text the model must go on from, behind the question and its thoughts (an answer's prefix, the start of a
         step).
       seed: of the draws.
-      halting: when a block is over that the model opens itself; None for what the method says, with ``thoughts``
+      halting: when a block is over that the model opens itself, and, unless ``thoughts`` says how many it has, the
+        last block before the answer, where the method writes one; None for what the method says, with ``thoughts``
         where they are given.
+      soft_thinking: think softly behind the question, before anything is written (`coconut.latent.soft_thinking`).
       keep_thoughts: keep the inputs of the thoughts that the model has made in blocks of its own, too.
     """
 
@@ -48,6 +50,7 @@ class AnswerConfig:
     forced: str = ""
     seed: int = 0
     halting: HaltingConfig | None = None
+    soft_thinking: SoftThinkingConfig | None = None
     keep_thoughts: bool = False
 
     def __post_init__(self) -> None:
@@ -56,6 +59,11 @@ class AnswerConfig:
             raise CoconutError(f"AnswerConfig.batch_size = {self.batch_size!r}: must be at least 1")
         if self.thoughts is not None and self.thoughts < 0:
             raise CoconutError(f"AnswerConfig.thoughts = {self.thoughts!r}: must be None or at least 0")
+        for field in ("thoughts", "halting"):
+            if self.soft_thinking is not None and getattr(self, field) is not None:
+                raise CoconutError(
+                    f"AnswerConfig.{field} = {getattr(self, field)!r}: soft_thinking says itself when thinking is over"
+                )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,6 +78,7 @@ class Answer:
       ended: whether the model ended by itself.
       cut: whether it was ended where it began to think with no room left.
       turns: what followed what, from the first thought on: a text, or a number of thoughts.
+      soft_text: the most likely token of each soft thought, as one text; empty where there are none.
       thought_inputs: ``[K, D]``, the thoughts themselves, in order; None where they were not kept.
     """
 
@@ -80,6 +89,7 @@ class Answer:
     ended: bool
     cut: bool
     turns: tuple[str | int, ...]
+    soft_text: str
     thought_inputs: np.ndarray | None
 
 

@@ -283,11 +283,13 @@ def decode(
         if thinking is None:
             done, inputs = done | (token == eos_id), decoder.embed(token)
         else:
+            blocks, over = thinking.look(blocks, decoder, last, logits, eos_id)
             blocks, done, token, thinks = thinking.take_turn(
                 blocks,
                 done,
                 chosen=token,
-                over=thinking.stops(decoder, last, logits, eos_id),
+                likeliest=jnp.argmax(logits, -1).astype(jnp.int32),
+                over=over,
                 index=index,
                 eos_id=eos_id,
                 limit=sampling.max_new_tokens,
