@@ -134,7 +134,7 @@ def mixture(
     """The weights of a mixture and its tokens, likeliest first; of the whole vocabulary in its order where it is None.
 
     Each step keeps some of the tokens that the step before has left, and renormalises: the likeliest ``top_k``, those
-    of ``top_p`` (nucleus sampling's, Holtzman et al. 2020), those of ``min_p``, and ``keep``. Tokens that it drops weigh
+    of ``top_p`` (nucleus sampling's, Holtzman et al. 2020), those of ``min_p``, and ``keep``. What is dropped weighs
     nothing.
     """
     shares = jax.nn.softmax(logits / config.temperature)
