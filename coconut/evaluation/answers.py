@@ -38,9 +38,9 @@ class AnswerConfig:
       forced: text the model must go on from, behind the question and its thoughts (an answer's prefix, the start of a
         step).
       seed: of the draws.
-      halting: when a block is over that the model opens itself, and, unless ``thoughts`` says how many it has, the
-        last block before the answer, where the method writes one; None for what the method says, with ``thoughts``
-        where they are given.
+      halting: when a block is over that the model opens itself, and the last one before the answer, where the method
+        writes one and was trained to think in it; None for what the method says. Where ``thoughts`` are given, only the
+        number of blocks is taken from it.
       soft_thinking: think softly behind the question, before anything is written (`coconut.latent.soft_thinking`).
       keep_thoughts: keep the inputs of the thoughts that the model has made in blocks of its own, too.
     """
@@ -141,8 +141,8 @@ def answer_questions(
         given_pages(method, last, [question_alone(examples[0].question, placing.curriculum)]), tokenizer, config
     )
     shape = page_shape([*pages, *widest])
-    halting = config.halting if soft is None else soft.halting
-    if halting is None and (halting := method.halting(placing)) is not None and config.thoughts is not None:
+    halting = soft.halting if soft is not None else config.halting or method.halting(placing)
+    if halting is not None and config.thoughts is not None:
         most, blocks = max(config.thoughts, 1), halting.room // halting.most
         halting = HaltingConfig(stop="count", least=min(config.thoughts, 1), most=most, room=blocks * most)
     thinking = None if halting is None else _thinking(model, tokenizer, think, halting, config)
@@ -235,7 +235,7 @@ def _thinking(
         text_ids=tuple(_only_token(tokenizer, text, "HaltingConfig.texts") for text in halting.texts),
         think=think,
         halt=halt,
-        counts=None if config.thoughts is None or config.halting else jnp.full(config.batch_size, config.thoughts),
+        counts=None if config.thoughts is None else jnp.full(config.batch_size, config.thoughts),
         keep_inputs=config.keep_thoughts,
     )
 
