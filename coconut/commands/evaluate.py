@@ -19,6 +19,7 @@ from coconut.evaluation.reading import given_pages
 from coconut.latent.generate import SamplingConfig
 from coconut.latent.halting import HaltingConfig
 from coconut.latent.soft_thinking import SoftThinkingConfig
+from coconut.latent.swi_reasoning import SwiReasoningConfig
 from coconut.methods import get_method
 from coconut.methods.method import Method
 from coconut.model import Model
@@ -56,7 +57,8 @@ class EvaluateConfig:
       halting: when blocks of thoughts are over (`AnswerConfig.halting`); None for the run's own.
       halting_thresholds: thresholds of ``halting`` to try besides, for a curve of accuracy by mean thoughts; for
         ``stop = "count"`` numbers of thoughts.
-      soft_thinking: think softly in the place of written reasoning (`coconut.latent.soft_thinking`); None for not.
+      soft_thinking: think softly in the place of written reasoning (`coconut.latent.soft_thinking`), or by turns with
+        it (`coconut.latent.swi_reasoning`); None for neither.
       temperature: of sampling; None for that of ``sampling``.
       seed: of the draws.
       limit: the first so many questions only; None for all.
@@ -74,7 +76,7 @@ class EvaluateConfig:
     sampling: SamplingConfig | None = None
     halting: HaltingConfig | None = None
     halting_thresholds: tuple[float, ...] = ()
-    soft_thinking: SoftThinkingConfig | None = None
+    soft_thinking: SoftThinkingConfig | SwiReasoningConfig | None = None
     temperature: float | None = None
     seed: int = 0
     limit: int | None = None
@@ -235,8 +237,8 @@ def measure_all(
     method, placing = subject.method, subject.placing
     given = given_pages(method, placing, tokenized)
     trained_thoughts = {part.count for page in given for part in page if isinstance(part, Thoughts)}
-    softly = default.soft_thinking is not None
-    thinks = (any(trained_thoughts) or method.halting(placing) is not None) and not softly
+    soft = default.soft_thinking
+    thinks = (any(trained_thoughts) or method.halting(placing) is not None) and soft is None
     # A model that thinks none is its own control without thoughts; more it must have a place for.
     others = [count for count in config.thoughts if count or thinks]
     given_pages(method, placing, tokenized, max(others, default=None))
@@ -319,7 +321,7 @@ def measure_all(
         "thoughts": {str(count): result.to_json() for count, result in by_thoughts.items()},
         "choices": choices,
         "halting": None if default.halting is None else {"config": to_json(default.halting), "curve": curve},
-        "soft_thinking": None if default.soft_thinking is None else to_json(default.soft_thinking),
+        "soft_thinking": None if soft is None else {"kind": type(soft).__name__, **to_json(soft)},
     }
 
 
@@ -368,7 +370,7 @@ def describe(result: dict[str, Any]) -> str:
     if halting is not None:
         how, curve = f"{how}, stop {halting['config']['stop']}", halting["curve"]
     if result["soft_thinking"] is not None:
-        how = f"{how}, thinking softly"
+        how = f"{how}, {result['soft_thinking']['kind'].removesuffix('Config')}"
     rows = [cells(f"{result['method']}, {how}", result["trained"])]
     rows += [cells(f"{count} thoughts, answer forced", entry) for count, entry in result["thoughts"].items()]
     rows += [cells(f"halting threshold {entry['threshold']:g}", entry) for entry in curve]

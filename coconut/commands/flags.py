@@ -54,7 +54,7 @@ def check_together(options: argparse.Namespace) -> None:
 def _check_evaluate(options: argparse.Namespace) -> None:
     if (options.workdir is None) == (options.pretrained is None):
         raise CoconutError("give --workdir, of a run, or --pretrained, a model that was never trained here")
-    soft = options.method == "soft_thinking"
+    soft = options.method in ("soft_thinking", "swi_reasoning")
     if options.pretrained is None:
         of_pretrained = ("task", "data", "prompt", "max_new_tokens")
         if given := [flag for flag in of_pretrained if getattr(options, flag) is not None]:
@@ -78,9 +78,9 @@ def _check_evaluate(options: argparse.Namespace) -> None:
                 f"{given[0]}: belongs to --workdir, a model that was never trained here has no such thing"
             )
     if options.thinking and not soft:
-        raise CoconutError("--thinking: these are settings of --method soft_thinking")
+        raise CoconutError("--thinking: these are settings of --method soft_thinking and swi_reasoning")
     if soft and (options.halting or options.halting_thresholds):
-        raise CoconutError("--halting: --method soft_thinking says itself when thinking is over, see --thinking")
+        raise CoconutError(f"--halting: --method {options.method} says itself when thinking is over, see --thinking")
     if options.plot is not None and not options.halting_thresholds:
         raise CoconutError("--plot draws a curve: it needs --halting_thresholds")
 
@@ -174,9 +174,9 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--max_new_tokens", type=int, metavar="N", help="with --pretrained: of an answer (256)")
     evaluate.add_argument(
         "--method",
-        choices=("cot", "no_cot", "soft_thinking"),
-        help="soft_thinking in the place of written reasoning; with --pretrained also cot (if not given) or no_cot, "
-        "which forces the mark of an answer",
+        choices=("cot", "no_cot", "soft_thinking", "swi_reasoning"),
+        help="soft thoughts in the place of written reasoning, or by turns with it; with --pretrained also cot (if "
+        "not given) or no_cot, which forces the mark of an answer",
     )
     evaluate.add_argument(
         "--thinking",
@@ -184,7 +184,7 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="a setting of --method soft_thinking, such as temperature=0.6 or end='</think>'; repeatable",
+        help="a setting of soft_thinking or swi_reasoning, such as temperature=0.6 or end='</think>'; repeatable",
     )
     evaluate.add_argument("--split", help="test (if not given), validation, or a file of questions")
     _add_which(evaluate)

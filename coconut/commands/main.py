@@ -132,11 +132,12 @@ def _evaluate(options: argparse.Namespace) -> int:
     from coconut.commands.evaluate_pretrained import PretrainedConfig, evaluate_pretrained
     from coconut.latent.halting import HaltingConfig
     from coconut.latent.soft_thinking import SoftThinkingConfig
+    from coconut.latent.swi_reasoning import SwiReasoningConfig
     from coconut.sharding import make_mesh
     from coconut.storage import write_atomically
     from coconut.training.config import from_json
 
-    soft = options.method == "soft_thinking"
+    soft = {"soft_thinking": SoftThinkingConfig, "swi_reasoning": SwiReasoningConfig}.get(options.method)
     config = EvaluateConfig(
         split=options.split or "test",
         which=options.which if options.step is None else options.step,
@@ -146,7 +147,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         batch_size=options.batch_size,
         halting=from_json(HaltingConfig, dict(options.halting), "--halting") if options.halting else None,
         halting_thresholds=options.halting_thresholds,
-        soft_thinking=from_json(SoftThinkingConfig, dict(options.thinking), "--thinking") if soft else None,
+        soft_thinking=from_json(soft, dict(options.thinking), "--thinking") if soft else None,
         temperature=options.temperature,
         seed=options.seed,
         limit=options.limit,

@@ -19,6 +19,7 @@ from coconut.latent.feedback import draws
 from coconut.latent.generate import Generated, SamplingConfig, decode
 from coconut.latent.halting import HaltingConfig, Mode, Thinking
 from coconut.latent.soft_thinking import SoftThinking, SoftThinkingConfig
+from coconut.latent.swi_reasoning import SwiReasoning, SwiReasoningConfig
 from coconut.latent.thinkers import OneByOne, Thinker
 from coconut.methods.method import Method
 from coconut.model import Model
@@ -41,7 +42,8 @@ class AnswerConfig:
       halting: when a block is over that the model opens itself, and the last one before the answer, where the method
         writes one and was trained to think in it; None for what the method says. Where ``thoughts`` are given, only the
         number of blocks is taken from it.
-      soft_thinking: think softly behind the question, before anything is written (`coconut.latent.soft_thinking`).
+      soft_thinking: think softly behind the question, before anything is written (`coconut.latent.soft_thinking`), or
+        by turns with what is written (`coconut.latent.swi_reasoning`).
       keep_thoughts: keep the inputs of the thoughts that the model has made in blocks of its own, too.
     """
 
@@ -51,7 +53,7 @@ class AnswerConfig:
     forced: str = ""
     seed: int = 0
     halting: HaltingConfig | None = None
-    soft_thinking: SoftThinkingConfig | None = None
+    soft_thinking: SoftThinkingConfig | SwiReasoningConfig | None = None
     keep_thoughts: bool = False
 
     def __post_init__(self) -> None:
@@ -65,6 +67,10 @@ class AnswerConfig:
                 raise CoconutError(
                     f"AnswerConfig.{field} = {getattr(self, field)!r}: soft_thinking says itself when thinking is over"
                 )
+        if self.forced and isinstance(self.soft_thinking, SwiReasoningConfig):
+            raise CoconutError(
+                f"AnswerConfig.forced = {self.forced!r}: SwiReasoning has no place between thinking and answer"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -127,7 +133,7 @@ def answer_questions(
     if not examples:
         return
     think, soft = method.think(placing.options), config.soft_thinking
-    if soft is not None:
+    if isinstance(soft, SoftThinkingConfig):
         think = OneByOne()
         feedback = SoftThinking(config=soft, vocab_size=tokenizer.vocab_size)
         model = model._replace(parts={**model.parts, "feedback": feedback})
@@ -141,19 +147,24 @@ def answer_questions(
         given_pages(method, last, [question_alone(examples[0].question, placing.curriculum)]), tokenizer, config
     )
     shape = page_shape([*pages, *widest])
-    halting = soft.halting if soft is not None else config.halting or method.halting(placing)
+    halting = config.halting or method.halting(placing)
+    if soft is not None:
+        halting = soft.halting if isinstance(soft, SoftThinkingConfig) else None
     if halting is not None and config.thoughts is not None:
         most, blocks = max(config.thoughts, 1), halting.room // halting.most
         halting = HaltingConfig(stop="count", least=min(config.thoughts, 1), most=most, room=blocks * most)
-    thinking = None if halting is None else _thinking(model, tokenizer, think, halting, config)
+    thinking: Thinking | SwiReasoning | None = None
+    if isinstance(soft, SwiReasoningConfig):
+        thinking = _by_turns(tokenizer, soft, config)
+    elif halting is not None:
+        thinking = _thinking(model, tokenizer, think, halting, config)
     sampling = config.sampling
-    if any(opened):
-        assert thinking is not None
+    if any(opened) and isinstance(thinking, Thinking):
         thinking = dataclasses.replace(thinking, behind=(*behind, *forced.tolist()))
         # What is read behind the block would else stand in the page, where it is no new token.
         read_there = len(behind) + len(forced)
         sampling = dataclasses.replace(sampling, max_new_tokens=sampling.max_new_tokens + read_there)
-    room = sampling.max_new_tokens + (0 if halting is None else halting.room)
+    room = sampling.max_new_tokens + (0 if thinking is None else thinking.room)
     columns = shape.columns + room
     if columns > model.decoder.config.max_positions:
         raise CoconutError(
@@ -177,7 +188,7 @@ def answer_questions(
         drawn = _keys_of_thoughts(keys) if draws(model.feedback) else None
         prefix, thoughts = read(model, batch, think, latent_id=tokenizer.latent_id, keys=drawn)
         active = np.arange(config.batch_size) < count
-        if thinking is not None:
+        if isinstance(thinking, Thinking):
             is_open = np.zeros(config.batch_size, bool)
             is_open[:count] = opened[start : start + count]
             thinking = dataclasses.replace(thinking, keys=drawn, opened=is_open if any(opened) else None)
@@ -223,7 +234,7 @@ def _thinking(
             raise CoconutError(f"HaltingConfig.stop = {halting.stop!r}: the model has no part named 'halt'")
         halt = model.parts["halt"]
     start_id, latent_id, end_id = tokenizer.start_latent_id, tokenizer.latent_id, tokenizer.end_latent_id
-    if (soft := config.soft_thinking) is not None:
+    if isinstance(soft := config.soft_thinking, SoftThinkingConfig):
         start_id, latent_id = None, None
         end_id = _only_token(tokenizer, soft.end, "SoftThinkingConfig.end") if soft.end else None
     return Thinking(
@@ -240,6 +251,22 @@ def _thinking(
     )
 
 
+def _by_turns(tokenizer: Tokenizer, swi: SwiReasoningConfig, config: AnswerConfig) -> SwiReasoning:
+    """How rows think and write by turns."""
+    ids = {
+        name: _only_token(tokenizer, text, f"SwiReasoningConfig.{name}") if text else None
+        for name, text in (("start", swi.start), ("end", swi.end))
+    }
+    return SwiReasoning(
+        config=swi,
+        first_id=_only_token(tokenizer, swi.first, "SwiReasoningConfig.first"),
+        start_id=ids["start"],
+        end_id=ids["end"],
+        lead_ids=tuple(tokenizer.encode(swi.lead)),
+        keep_inputs=config.keep_thoughts,
+    )
+
+
 def _open_blocks(
     pages: list[Page], tokenizer: Tokenizer, config: AnswerConfig
 ) -> tuple[list[Page], list[bool], tuple[int, ...]]:
@@ -248,6 +275,8 @@ def _open_blocks(
         if any(map(has_blocks, pages)):
             raise CoconutError("AnswerConfig.soft_thinking: the method writes blocks of thoughts of its own")
         start = Text(np.asarray(tokenizer.encode(soft.start), np.int32))
+        if isinstance(soft, SwiReasoningConfig):
+            return [(*page, start) for page in pages], [False] * len(pages), ()
         end = (_only_token(tokenizer, soft.end, "SoftThinkingConfig.end"),) if soft.end else ()
         return [(*page, start) for page in pages], [True] * len(pages), end
     if config.halting is None or config.thoughts is not None:
@@ -277,7 +306,7 @@ def _answer(
     behind: int,
     given: int,
     inputs: np.ndarray | None,
-    thinking: Thinking | None,
+    thinking: Thinking | SwiReasoning | None,
 ) -> Answer:
     """One row of what was generated.
 

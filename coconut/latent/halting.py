@@ -15,8 +15,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Int8, Key
 
 from coconut.errors import CoconutError, check_fields
-from coconut.latent.feedback import Feedback
+from coconut.latent.feedback import Feedback, with_constants
 from coconut.latent.thinkers import OneByOne, Sweeps, Thinker
+from coconut.latent.thoughts import Place, feed_back
 from coconut.models.decoder import Decoder
 
 
@@ -151,6 +152,34 @@ class Blocks(NamedTuple):
         return self._replace(inputs=jax.lax.dynamic_update_slice_in_dim(self.inputs, made, index, axis=1))
 
 
+def no_turns(
+    done: Bool[Array, " B"],
+    turns: int,
+    width: int,
+    dtype: jnp.dtype,
+    *,
+    opened: Bool[Array, " B"] | None,
+    keep_inputs: bool,
+) -> Blocks:
+    """Rows of which nothing is known yet but who is done, and whose prefix opened a block."""
+    rows = done.shape[0]
+    none = jnp.zeros(rows, jnp.int32)
+    opened = jnp.zeros(rows, bool) if opened is None else opened & ~done
+    return Blocks(
+        modes=jnp.full((rows, turns), Mode.DONE, jnp.int8),
+        inputs=jnp.zeros((rows, turns, width), dtype) if keep_inputs else None,
+        open=opened,
+        left=none,
+        made=none,
+        gathered=jnp.zeros(rows, jnp.float32),
+        thoughts=none,
+        written=none,
+        number=opened.astype(jnp.int32),
+        ended=jnp.zeros(rows, bool),
+        cut=jnp.zeros(rows, bool),
+    )
+
+
 @jax.tree_util.register_dataclass
 @no_type_check  # JAX also builds them of abstract values and shardings
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -213,24 +242,67 @@ class Thinking:
                 "or let the number of thoughts be known before"
             )
 
+    @property
+    def room(self) -> int:
+        """Turns that are no tokens, at most."""
+        return self.config.room
+
+    def ready(self, decoder: Decoder) -> "Thinking":
+        """The same with whatever depends on the decoder alone computed; its parts were compared with each other.
+
+        Raises:
+          CoconutError: see `check`.
+        """
+        self.check()
+        return dataclasses.replace(self, feedback=with_constants(self.feedback, decoder))
+
     def begin(self, done: Bool[Array, " B"], turns: int, width: int, dtype: jnp.dtype) -> Blocks:
         """The state before the first of so many turns."""
-        rows = done.shape[0]
-        none = jnp.zeros(rows, jnp.int32)
-        opened = jnp.zeros(rows, bool) if self.opened is None else self.opened & ~done
-        return Blocks(
-            modes=jnp.full((rows, turns), Mode.DONE, jnp.int8),
-            inputs=jnp.zeros((rows, turns, width), dtype) if self.keep_inputs else None,
-            open=opened,
-            left=none,
-            made=none,
-            gathered=jnp.zeros(rows, jnp.float32),
-            thoughts=none,
-            written=none,
-            number=opened.astype(jnp.int32),
-            ended=jnp.zeros(rows, bool),
-            cut=jnp.zeros(rows, bool),
+        return no_turns(done, turns, width, dtype, opened=self.opened, keep_inputs=self.keep_inputs)
+
+    def turn(
+        self,
+        state: Blocks,
+        done: Bool[Array, " B"],
+        decoder: Decoder,
+        *,
+        hidden: Float[Array, "B D"],
+        logits: Float[Array, "B V"],
+        chosen: Int[Array, " B"],
+        here: Place,
+        index: Int[Array, ""],
+        eos_id: int,
+        limit: int,
+    ) -> tuple[Blocks, Bool[Array, " B"], Int[Array, " B"], Float[Array, "B D"]]:
+        """One turn of every row.
+
+        Args:
+          state: the state before.
+          done: rows that are done.
+          decoder: the decoder.
+          hidden: state of each row's last column.
+          logits: what it says of the next token.
+          chosen: the token that each row would write.
+          here: the column of this turn.
+          index: number of the turn.
+          eos_id: id that ends a row.
+          limit: tokens of a row.
+
+        Returns:
+          The state behind it, the rows that are done then, each row's token, and what its column is fed.
+        """
+        state, over = self.look(state, decoder, hidden, logits, eos_id)
+        likeliest = jnp.argmax(logits, -1).astype(jnp.int32)
+        state, done, token, thinks = self.take_turn(
+            state, done, chosen=chosen, likeliest=likeliest, over=over, index=index, eos_id=eos_id, limit=limit
         )
+        thought = feed_back(self.feedback, decoder, hidden[:, None], here)[:, 0]
+        inputs = jnp.where(thinks[:, None], thought, decoder.embed(token))
+        return state.keep(thought, thinks, index), done, token, inputs
+
+    def blocks(self, state: Blocks) -> Blocks:
+        """What the rows thought and wrote: the state itself."""
+        return state
 
     def take_turn(
         self,
@@ -244,7 +316,7 @@ class Thinking:
         eos_id: int,
         limit: int,
     ) -> tuple[Blocks, Bool[Array, " B"], Int[Array, " B"], Bool[Array, " B"]]:
-        """One turn of every row.
+        """What every row does in a turn.
 
         Args:
           blocks: the state before, with what was gathered from each row's last column (`look`).
