@@ -203,23 +203,10 @@ def plot_accuracy_by_thoughts(
     figure = Figure(figsize=(6.0, 4.0), layout="constrained")
     axes = figure.subplots()
     for index, (name, by_count) in enumerate(results.items()):
-        color, dashes, marker = _style(index)
         counts = sorted(by_count)
-        accuracy, low, high = np.asarray([_with_interval(by_count[count]) for count in counts], float).T
         # Set apart a little, so that intervals of equal accuracy stay readable.
         x = np.asarray(counts) + 0.06 * (index - (len(results) - 1) / 2)
-        axes.errorbar(
-            x,
-            accuracy,
-            yerr=np.maximum([accuracy - low, high - accuracy], 0),
-            color=color,
-            linestyle=dashes,
-            marker=marker,
-            markersize=5,
-            capsize=3,
-            elinewidth=1,
-            label=name,
-        )
+        _draw_accuracies(axes, x, [by_count[count] for count in counts], index, name)
     axes.set(xlabel="thoughts at test time", ylabel="accuracy", ylim=(-0.03, 1.03))
     axes.set_xticks(sorted({count for by_count in results.values() for count in by_count}))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
@@ -228,6 +215,57 @@ def plot_accuracy_by_thoughts(
     figure.legend(loc="outside upper center", ncols=min(len(results), 4), frameon=False)
     _save(figure, path)
     return figure
+
+
+def plot_accuracy_by_mean_thoughts(results: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> Figure:
+    """Draws accuracy over the mean number of thoughts, a point for each threshold of a stop, with 95 % intervals.
+
+    Args:
+      results: by the name to show, for each threshold what ``coconut evaluate`` says of it: ``threshold``,
+        ``thoughts``, ``accuracy`` and ``interval_95``.
+      path: file to write.
+
+    Raises:
+      CoconutError: there is nothing to draw.
+      OSError: the picture cannot be written.
+    """
+    if not any(results.values()):
+        raise CoconutError("plot_accuracy_by_mean_thoughts: there are no results to draw")
+    figure = Figure(figsize=(6.0, 4.0), layout="constrained")
+    axes = figure.subplots()
+    for index, (name, points) in enumerate(results.items()):
+        points = sorted(points, key=lambda point: point["thoughts"])
+        _draw_accuracies(axes, np.asarray([point["thoughts"] for point in points]), points, index, name)
+        for point in points:
+            place = (point["thoughts"], point["accuracy"])
+            text = f"{point['threshold']:g}"
+            axes.annotate(text, place, xytext=(4, 4), textcoords="offset points", fontsize=8, color=_style(index)[0])
+    axes.set(xlabel="mean thoughts (threshold beside each point)", ylabel="accuracy", ylim=(-0.03, 1.03))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    _clean(axes)
+    figure.legend(loc="outside upper center", ncols=min(len(results), 4), frameon=False)
+    _save(figure, path)
+    return figure
+
+
+def _draw_accuracies(
+    axes: Axes, x: Float[np.ndarray, " R"], results: Sequence[Accuracy], index: int, name: str
+) -> None:
+    """A line of accuracies with their intervals, in the style of the line's number."""
+    color, dashes, marker = _style(index)
+    accuracy, low, high = np.asarray([_with_interval(result) for result in results], float).T
+    axes.errorbar(
+        x,
+        accuracy,
+        yerr=np.maximum([accuracy - low, high - accuracy], 0),
+        color=color,
+        linestyle=dashes,
+        marker=marker,
+        markersize=5,
+        capsize=3,
+        elinewidth=1,
+        label=name,
+    )
 
 
 def _with_interval(result: Accuracy) -> tuple[float, float, float]:

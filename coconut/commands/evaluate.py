@@ -1,4 +1,4 @@
-"""``coconut evaluate``: accuracy of a trained workdir, its price, and the same model with its thoughts removed."""
+"""``coconut evaluate``: accuracy of a trained workdir, its price, and the same model thinking otherwise."""
 
 import dataclasses
 import json
@@ -17,15 +17,19 @@ from coconut.evaluation.choices import choose
 from coconut.evaluation.evaluate import Evaluation, evaluate, wilson_interval
 from coconut.evaluation.reading import given_pages
 from coconut.latent.generate import SamplingConfig
+from coconut.latent.halting import HaltingConfig
+from coconut.latent.soft_thinking import SoftThinkingConfig
+from coconut.latent.swi_reasoning import SwiReasoningConfig
 from coconut.methods import get_method
+from coconut.methods.method import Method
 from coconut.model import Model
-from coconut.pages import Thoughts
+from coconut.pages import Placing, Thoughts
 from coconut.provenance import provenance
 from coconut.sharding import make_mesh
 from coconut.storage import write_atomically
 from coconut.storage_path import StoragePath
-from coconut.tasks import content_hash, get_task, without_overlap
-from coconut.tokenizers import encode_example
+from coconut.tasks import Task, content_hash, get_task, without_overlap
+from coconut.tokenizers import TextFormat, TokenizedExample, Tokenizer, encode_example
 from coconut.training.checkpoint import Which
 from coconut.training.config import to_json
 from coconut.training.loading import load_model
@@ -50,6 +54,13 @@ class EvaluateConfig:
       forced: text that every answer has to go on from, for the trained number of thoughts.
       batch_size: rows decoded together; None for the run's own.
       sampling: how tokens are chosen; None for the run's own.
+      halting: when blocks of thoughts are over (`AnswerConfig.halting`); None for the run's own.
+      halting_thresholds: thresholds of ``halting`` to try besides, for a curve of accuracy by mean thoughts; for
+        ``stop = "count"`` numbers of thoughts.
+      soft_thinking: think softly in the place of written reasoning (`coconut.latent.soft_thinking`), or by turns with
+        it (`coconut.latent.swi_reasoning`); None for neither.
+      temperature: of sampling; None for that of ``sampling``.
+      seed: of the draws.
       limit: the first so many questions only; None for all.
       allow_overlap: answer questions of a file although the run was trained on some of them; the result says on how
         many.
@@ -63,9 +74,54 @@ class EvaluateConfig:
     forced: str = ""
     batch_size: int | None = None
     sampling: SamplingConfig | None = None
+    halting: HaltingConfig | None = None
+    halting_thresholds: tuple[float, ...] = ()
+    soft_thinking: SoftThinkingConfig | SwiReasoningConfig | None = None
+    temperature: float | None = None
+    seed: int = 0
     limit: int | None = None
     allow_overlap: bool = False
     answers_file: StoragePath | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A model that is asked: how questions are written for it, and how its answers are judged.
+
+    Attributes:
+      model: the model.
+      tokenizer: its tokenizer.
+      method: how an example is written down.
+      placing: the stage it has reached, and its method's options.
+      task: judges answers.
+      text_format: how the parts of an example are written.
+    """
+
+    model: Model
+    tokenizer: Tokenizer
+    method: Method
+    placing: Placing
+    task: Task
+    text_format: TextFormat
+
+
+def at_temperature(sampling: SamplingConfig, temperature: float | None) -> SamplingConfig:
+    """The same sampling at a temperature; None for its own."""
+    return sampling if temperature is None else dataclasses.replace(sampling, temperature=temperature)
+
+
+def at_threshold(halting: HaltingConfig, threshold: float) -> HaltingConfig:
+    """The same stop at another threshold; for ``stop = "count"`` with as many thoughts.
+
+    Raises:
+      CoconutError: the stop has no threshold, or it is out of range.
+    """
+    if halting.stop != "count":
+        return dataclasses.replace(halting, threshold=threshold)
+    count = int(threshold)
+    if count != threshold:
+        raise CoconutError(f"--halting_thresholds {threshold}: stop = 'count' needs whole numbers of thoughts")
+    return dataclasses.replace(halting, least=min(halting.least, count), most=count, room=max(halting.room, count))
 
 
 def questions_of(run: Run, split: str) -> list[Example]:
@@ -107,12 +163,22 @@ def evaluate_model(
     Returns:
       Plain values: ``trained`` for the trained number of thoughts, ``thoughts`` for each other number, ``choices`` for
       the accuracy of choosing between the two options of a graph question (`coconut.evaluation.choices`) by number of
-      thoughts (``trained`` where questions differ in it), ``also_trained_on`` for how many questions of a file were
-      trained on (None where that is not known), ``not_repeated`` for numbers of thoughts that were asked for
-      although the model thinks none, what was evaluated, and where. The stage is the checkpoint's own.
+      thoughts (``trained`` where questions differ in it), ``halting`` for when blocks were over and the curve by
+      threshold, ``soft_thinking`` for its settings (None where not asked for), ``also_trained_on`` for how many
+      questions of a file were trained on (None where that is not known), what was evaluated, and where. The stage is
+      the checkpoint's own.
+
+    Raises:
+      CoconutError: thoughts or a halting are asked of a model that has none, or questions were trained on.
     """
-    method = get_method(run.config.method)
-    task, text_format = get_task(run.config.data.task), text_format_of(run.config.data)
+    subject = Subject(
+        model=model,
+        tokenizer=run.tokenizer,
+        method=get_method(run.config.method),
+        placing=run.placing(progress.stage),
+        task=get_task(run.config.data.task),
+        text_format=text_format_of(run.config.data),
+    )
     examples = questions_of(run, config.split)[: config.limit]
     # The run's own splits share none: that was seen before training, and they are still the same.
     overlap = 0 if config.split in ("validation", "test") else also_trained_on(run, examples)
@@ -121,42 +187,99 @@ def evaluate_model(
             f"{config.split}: {overlap} of {len(examples)} questions are among those that the run was trained on "
             "(--allow_overlap answers them all the same, and says so)"
         )
-    tokenized = [encode_example(run.tokenizer, example, text_format) for example in examples]
+    tokenized = [encode_example(run.tokenizer, example, subject.text_format) for example in examples]
     default = AnswerConfig(
         batch_size=config.batch_size or run.config.evaluation_batch_size,
-        sampling=config.sampling or run.config.sampling,
+        sampling=at_temperature(config.sampling or run.config.sampling, config.temperature),
         forced=config.forced,
-        halting=run.config.halting,
+        seed=config.seed,
+        # A run's own halting is not asked for here: it gives way.
+        halting=config.halting or (None if config.soft_thinking is not None else run.config.halting),
+        soft_thinking=config.soft_thinking,
     )
-    placing = run.placing(progress.stage)
+    return {
+        "method": run.config.method,
+        "split": config.split,
+        "step": progress.step,
+        "stage": progress.stage,
+        "seed": run.config.seed,
+        **measure_all(subject, examples, tokenized, default, config, console=console),
+        "also_trained_on": overlap,
+        "provenance": provenance(),
+    }
+
+
+def measure_all(
+    subject: Subject,
+    examples: Sequence[Example],
+    tokenized: Sequence[TokenizedExample],
+    default: AnswerConfig,
+    config: EvaluateConfig,
+    *,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Answers the questions in every way that ``config`` asks for.
+
+    Args:
+      subject: who is asked.
+      examples: the questions.
+      tokenized: their ids.
+      default: how they are answered first; the others differ from it.
+      config: what else to measure.
+      console: where the progress bar goes; standard error if None.
+
+    Returns:
+      ``trained``, ``thoughts``, ``choices``, ``halting`` and ``soft_thinking`` of `evaluate_model`.
+
+    Raises:
+      CoconutError: thoughts or a halting are asked of a model that has none.
+    """
+    method, placing = subject.method, subject.placing
     given = given_pages(method, placing, tokenized)
     trained_thoughts = {part.count for page in given for part in page if isinstance(part, Thoughts)}
-    thinks = any(trained_thoughts) or method.halting(placing) is not None
-    others = config.thoughts if thinks else ()
+    soft = default.soft_thinking
+    thinks = (any(trained_thoughts) or method.halting(placing) is not None) and soft is None
+    # A model that thinks none is its own control without thoughts; more it must have a place for.
+    others = [count for count in config.thoughts if count or thinks]
+    given_pages(method, placing, tokenized, max(others, default=None))
+    by_count = {
+        count: dataclasses.replace(default, thoughts=count, forced=subject.text_format.answer_prefix.strip())
+        for count in others
+    }
+    if config.halting is not None and not thinks:
+        raise CoconutError(f"--halting stop={config.halting.stop!r}: at stage {placing.stage} this model thinks none")
+    if config.halting_thresholds and default.halting is None:
+        raise CoconutError("--halting_thresholds: the run says of no stop, give one: --halting stop=...")
+    by_threshold = {
+        threshold: dataclasses.replace(default, halting=at_threshold(default.halting, threshold))
+        for threshold in config.halting_thresholds
+        if default.halting is not None
+    }
     lines: list[dict[str, Any]] = []
 
     with progress_bar(console) as bar:
-        task_id = bar.add_task("answering", total=len(examples) * (1 + len(others)), numbers="")
+        settings = 1 + len(others) + len(by_threshold)
+        task_id = bar.add_task("answering", total=len(examples) * settings, numbers="")
 
         def measure(answer_config: AnswerConfig, name: str) -> Evaluation:
             def record(answer: Answer, right: bool) -> None:
-                lines.append(
-                    {
-                        "setting": name,
-                        "example": answer.example,
-                        "question": examples[answer.example].question,
-                        "expected": examples[answer.example].answer,
-                        "text": answer.text,
-                        "right": right,
-                    }
-                )
+                line = {
+                    "setting": name,
+                    "example": answer.example,
+                    "question": examples[answer.example].question,
+                    "expected": examples[answer.example].answer,
+                    "text": answer.text,
+                    "thoughts": answer.thoughts,
+                    "right": right,
+                }
+                lines.append(line | ({"soft_text": answer.soft_text} if answer_config.soft_thinking else {}))
 
             return evaluate(
-                model,
-                run.tokenizer,
+                subject.model,
+                subject.tokenizer,
                 method,
                 placing,
-                task,
+                subject.task,
                 examples,
                 tokenized,
                 answer_config,
@@ -166,24 +289,25 @@ def evaluate_model(
 
         trained = measure(default, "trained")
         by_thoughts = {
-            count: measure(
-                dataclasses.replace(default, thoughts=count, forced=text_format.answer_prefix.strip()),
-                f"{count} thoughts, answer forced",
-            )
-            for count in others
+            count: measure(answer_config, f"{count} thoughts, answer forced")
+            for count, answer_config in by_count.items()
         }
+        curve = [
+            {"threshold": threshold, **measure(answer_config, f"halting threshold {threshold:g}").to_json()}
+            for threshold, answer_config in by_threshold.items()
+        ]
     choices = {}
     if any(trained_thoughts) and all(example.graph is not None for example in examples):
         # Questions may differ in how many thoughts were trained: then no number says it.
         agree = len(trained_thoughts) == 1
         for count in sorted({*others, *trained_thoughts}) if agree else (*sorted(others), None):
             correct = choose(
-                model,
-                run.tokenizer,
+                subject.model,
+                subject.tokenizer,
                 method,
                 placing,
                 examples,
-                text_format,
+                subject.text_format,
                 thoughts=count,
                 batch_size=default.batch_size,
             )
@@ -193,17 +317,11 @@ def evaluate_model(
     if config.answers_file is not None and jax.process_index() == 0:
         write_atomically(config.answers_file, "".join(json.dumps(line) + "\n" for line in lines))
     return {
-        "method": run.config.method,
-        "split": config.split,
-        "step": progress.step,
-        "stage": progress.stage,
-        "seed": run.config.seed,
         "trained": trained.to_json(),
         "thoughts": {str(count): result.to_json() for count, result in by_thoughts.items()},
         "choices": choices,
-        "also_trained_on": overlap,
-        "not_repeated": [] if thinks else [count for count in config.thoughts if count],
-        "provenance": provenance(),
+        "halting": None if default.halting is None else {"config": to_json(default.halting), "curve": curve},
+        "soft_thinking": None if soft is None else {"kind": type(soft).__name__, **to_json(soft)},
     }
 
 
@@ -247,8 +365,15 @@ def describe(result: dict[str, Any]) -> str:
             str(entry["examples"]),
         ]
 
-    rows = [cells(f"{result['method']}, as trained (stage {result['stage']})", result["trained"])]
+    halting, curve = result["halting"], []
+    how = "not trained here" if result["stage"] is None else f"as trained (stage {result['stage']})"
+    if halting is not None:
+        how, curve = f"{how}, stop {halting['config']['stop']}", halting["curve"]
+    if result["soft_thinking"] is not None:
+        how = f"{how}, {result['soft_thinking']['kind'].removesuffix('Config')}"
+    rows = [cells(f"{result['method']}, {how}", result["trained"])]
     rows += [cells(f"{count} thoughts, answer forced", entry) for count, entry in result["thoughts"].items()]
+    rows += [cells(f"halting threshold {entry['threshold']:g}", entry) for entry in curve]
     for count, entry in result["choices"].items():
         low, high = entry["interval_95"]
         accuracy = f"{100 * entry['accuracy']:.1f} ({100 * low:.1f}-{100 * high:.1f})"
@@ -260,7 +385,4 @@ def describe(result: dict[str, Any]) -> str:
             lines.append(f"{100 * entry['cut']:.1f} % of answers ({name}) ended where thoughts began with no room left")
     if result["also_trained_on"]:
         lines.append(f"{result['also_trained_on']} of these questions were trained on")
-    if result["not_repeated"]:
-        asked = ", ".join(map(str, result["not_repeated"]))
-        lines.append(f"not repeated with {asked} thoughts: at stage {result['stage']} this model thinks none")
     return "\n\n".join(lines)

@@ -32,6 +32,8 @@ def check_together(options: argparse.Namespace) -> None:
     """
     if options.command in ("train", "evaluate"):
         _check_processes(options)
+    if options.command == "evaluate":
+        _check_evaluate(options)
     if options.command == "train" and options.workdir is None and not options.dry_run:
         raise CoconutError("--workdir is missing (or --dry_run, which needs none)")
     if options.command == "train" and options.dry_run:
@@ -47,6 +49,40 @@ def check_together(options: argparse.Namespace) -> None:
             raise CoconutError("--search tries all meshes: give it or --mesh, not both")
         if options.answers < 0:
             raise CoconutError(f"--answers {options.answers}: must be at least 0")
+
+
+def _check_evaluate(options: argparse.Namespace) -> None:
+    if (options.workdir is None) == (options.pretrained is None):
+        raise CoconutError("give --workdir, of a run, or --pretrained, a model that was never trained here")
+    soft = options.method in ("soft_thinking", "swi_reasoning")
+    if options.pretrained is None:
+        of_pretrained = ("task", "data", "prompt", "max_new_tokens")
+        if given := [flag for flag in of_pretrained if getattr(options, flag) is not None]:
+            raise CoconutError(f"--{given[0]}: a run has its own, this belongs to --pretrained")
+        if options.method is not None and not soft:
+            raise CoconutError(
+                f"--method {options.method}: a run has its own method; --method soft_thinking changes it"
+            )
+    else:
+        if missing := [flag for flag in ("task", "data") if getattr(options, flag) is None]:
+            raise CoconutError(f"--{missing[0]} is missing: --pretrained needs it")
+        meaningless = {
+            "--thoughts": options.thoughts,
+            "--halting": options.halting or options.halting_thresholds,
+            "--step": options.step is not None,
+            "--split": options.split is not None,
+            "--allow_overlap": options.allow_overlap,
+        }
+        if given := [flag for flag, value in meaningless.items() if value]:
+            raise CoconutError(
+                f"{given[0]}: belongs to --workdir, a model that was never trained here has no such thing"
+            )
+    if options.thinking and not soft:
+        raise CoconutError("--thinking: these are settings of --method soft_thinking and swi_reasoning")
+    if soft and (options.halting or options.halting_thresholds):
+        raise CoconutError(f"--halting: --method {options.method} says itself when thinking is over, see --thinking")
+    if options.plot is not None and not options.halting_thresholds:
+        raise CoconutError("--plot draws a curve: it needs --halting_thresholds")
 
 
 def _check_processes(options: argparse.Namespace) -> None:
@@ -124,12 +160,55 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluate = command("evaluate", "accuracy of a trained workdir, its price, and without its thoughts")
     _add_imports(evaluate)
-    evaluate.add_argument("--workdir", type=_path, required=True)
-    evaluate.add_argument("--split", default="test", help="test, validation, or a file of questions")
+    evaluate.add_argument("--workdir", type=_path, help="of a run")
+    evaluate.add_argument(
+        "--pretrained", metavar="FOLDER", help="instead: a checkpoint of Hugging Face's layout, or a repository"
+    )
+    evaluate.add_argument("--task", help="with --pretrained: the questions' task")
+    evaluate.add_argument("--data", metavar="FILE", help="with --pretrained: the file of questions")
+    evaluate.add_argument(
+        "--prompt",
+        metavar="TEXT",
+        help="with --pretrained: what is asked, with {question} in it; its special tokens may be spelled",
+    )
+    evaluate.add_argument("--max_new_tokens", type=int, metavar="N", help="with --pretrained: of an answer (256)")
+    evaluate.add_argument(
+        "--method",
+        choices=("cot", "no_cot", "soft_thinking", "swi_reasoning"),
+        help="soft thoughts in the place of written reasoning, or by turns with it; with --pretrained also cot (if "
+        "not given) or no_cot, which forces the mark of an answer",
+    )
+    evaluate.add_argument(
+        "--thinking",
+        type=_named_value,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a setting of soft_thinking or swi_reasoning, such as temperature=0.6 or end='</think>'; repeatable",
+    )
+    evaluate.add_argument("--split", help="test (if not given), validation, or a file of questions")
     _add_which(evaluate)
     evaluate.add_argument(
         "--thoughts", type=int, action="append", default=None, metavar="K", help="also with K thoughts; repeatable (0)"
     )
+    evaluate.add_argument(
+        "--halting",
+        type=_named_value,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="when a block of thoughts is over: stop=entropy, threshold=0.5 and most=12, each its own flag",
+    )
+    evaluate.add_argument(
+        "--halting_thresholds",
+        type=_numbers,
+        default=(),
+        metavar="T,T,...",
+        help="accuracy by mean thoughts for each of these thresholds of the stop (stop=count: numbers of thoughts)",
+    )
+    evaluate.add_argument("--plot", type=Path, help="a picture of that curve: png, svg or pdf")
+    evaluate.add_argument("--temperature", type=float, help="0 takes the most likely token; the run's own if not given")
+    evaluate.add_argument("--seed", type=int, default=0, help="seed of the draws")
     evaluate.add_argument("--force", default="", metavar="TEXT", help="text every answer has to go on from")
     evaluate.add_argument(
         "--allow_overlap", action="store_true", help="answer a file's questions although some were trained on"
@@ -287,6 +366,13 @@ def _read_named_value(text: str) -> tuple[str, Any]:
         return name, value
 
 
+def _read_numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(number) for number in text.split(","))
+    except ValueError as error:
+        raise CoconutError(f"{text!r}: must be numbers with commas between them") from error
+
+
 def _known_topology(text: str) -> str:
     if text != HERE:
         read_topology(text)
@@ -295,6 +381,7 @@ def _known_topology(text: str) -> str:
 
 _path, _mesh = _explained(parse_path), _explained(MeshConfig.parse)
 _named_value, _topology = _explained(_read_named_value), _explained(_known_topology)
+_numbers = _explained(_read_numbers)
 
 
 def _count_or_file(text: str) -> int | str:

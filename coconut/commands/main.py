@@ -129,26 +129,55 @@ def _evaluate(options: argparse.Namespace) -> int:
 
     from coconut.commands.distributed import join
     from coconut.commands.evaluate import EvaluateConfig, describe, evaluate_workdir
+    from coconut.commands.evaluate_pretrained import PretrainedConfig, evaluate_pretrained
+    from coconut.latent.halting import HaltingConfig
+    from coconut.latent.soft_thinking import SoftThinkingConfig
+    from coconut.latent.swi_reasoning import SwiReasoningConfig
     from coconut.sharding import make_mesh
     from coconut.storage import write_atomically
+    from coconut.training.config import from_json
 
+    soft = {"soft_thinking": SoftThinkingConfig, "swi_reasoning": SwiReasoningConfig}.get(options.method)
     config = EvaluateConfig(
-        split=options.split,
+        split=options.split or "test",
         which=options.which if options.step is None else options.step,
         verify=not options.skip_verification,
         thoughts=(0,) if options.thoughts is None else tuple(options.thoughts),
         forced=options.force,
         batch_size=options.batch_size,
+        halting=from_json(HaltingConfig, dict(options.halting), "--halting") if options.halting else None,
+        halting_thresholds=options.halting_thresholds,
+        soft_thinking=from_json(soft, dict(options.thinking), "--thinking") if soft else None,
+        temperature=options.temperature,
+        seed=options.seed,
         limit=options.limit,
         allow_overlap=options.allow_overlap,
         answers_file=options.answers,
     )
+    if options.plot is not None and options.plot.suffix not in (".png", ".svg", ".pdf"):
+        raise CoconutError(f"--plot {options.plot}: must be a file.png, .svg or .pdf")
     join(options)
-    result = evaluate_workdir(options.workdir, config, mesh=make_mesh(options.mesh), console=Console(stderr=True))
+    mesh, console = make_mesh(options.mesh), Console(stderr=True)
+    if options.pretrained is None:
+        result = evaluate_workdir(options.workdir, config, mesh=mesh, console=console)
+    else:
+        whom = {"prompt": options.prompt, "max_new_tokens": options.max_new_tokens}
+        pretrained = PretrainedConfig(
+            folder=options.pretrained,
+            task=options.task,
+            data=options.data,
+            method="no_cot" if options.method == "no_cot" else "cot",
+            **{name: value for name, value in whom.items() if value is not None},
+        )
+        result = evaluate_pretrained(pretrained, config, mesh=mesh, console=console)
     if jax.process_index():
         return EXIT_DONE
     if options.output is not None:
         write_atomically(options.output, json.dumps(result, indent=1) + "\n")
+    if options.plot is not None:
+        from coconut.analysis.plots import plot_accuracy_by_mean_thoughts
+
+        plot_accuracy_by_mean_thoughts({result["halting"]["config"]["stop"]: result["halting"]["curve"]}, options.plot)
     _print_markdown(describe(result))
     return EXIT_DONE
 

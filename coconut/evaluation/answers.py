@@ -14,14 +14,16 @@ from jaxtyping import Array, Int, Key
 
 from coconut.batching import align, page_shape
 from coconut.errors import CoconutError, NotFiniteError, check_fields
-from coconut.evaluation.reading import given_pages, latent_columns, read
+from coconut.evaluation.reading import given_pages, latent_columns, open_last_block, read
 from coconut.latent.feedback import draws
 from coconut.latent.generate import Generated, SamplingConfig, decode
 from coconut.latent.halting import HaltingConfig, Mode, Thinking
-from coconut.latent.thinkers import Thinker
+from coconut.latent.soft_thinking import SoftThinking, SoftThinkingConfig
+from coconut.latent.swi_reasoning import SwiReasoning, SwiReasoningConfig
+from coconut.latent.thinkers import OneByOne, Thinker
 from coconut.methods.method import Method
 from coconut.model import Model
-from coconut.pages import Page, Placing, Text, count_thoughts, question_alone
+from coconut.pages import Page, Placing, Text, count_thoughts, has_blocks, question_alone
 from coconut.tokenizers import TokenizedExample, Tokenizer
 
 
@@ -37,8 +39,11 @@ class AnswerConfig:
       forced: text the model must go on from, behind the question and its thoughts (an answer's prefix, the start of a
         step).
       seed: of the draws.
-      halting: when a block is over that the model opens itself; None for what the method says, with ``thoughts``
-        where they are given.
+      halting: when a block is over that the model opens itself, and the last one before the answer, where the method
+        writes one and was trained to think in it; None for what the method says. Where ``thoughts`` are given, only the
+        number of blocks is taken from it.
+      soft_thinking: think softly behind the question, before anything is written (`coconut.latent.soft_thinking`), or
+        by turns with what is written (`coconut.latent.swi_reasoning`).
       keep_thoughts: keep the inputs of the thoughts that the model has made in blocks of its own, too.
     """
 
@@ -48,6 +53,7 @@ class AnswerConfig:
     forced: str = ""
     seed: int = 0
     halting: HaltingConfig | None = None
+    soft_thinking: SoftThinkingConfig | SwiReasoningConfig | None = None
     keep_thoughts: bool = False
 
     def __post_init__(self) -> None:
@@ -56,6 +62,15 @@ class AnswerConfig:
             raise CoconutError(f"AnswerConfig.batch_size = {self.batch_size!r}: must be at least 1")
         if self.thoughts is not None and self.thoughts < 0:
             raise CoconutError(f"AnswerConfig.thoughts = {self.thoughts!r}: must be None or at least 0")
+        for field in ("thoughts", "halting"):
+            if self.soft_thinking is not None and getattr(self, field) is not None:
+                raise CoconutError(
+                    f"AnswerConfig.{field} = {getattr(self, field)!r}: soft_thinking says itself when thinking is over"
+                )
+        if self.forced and isinstance(self.soft_thinking, SwiReasoningConfig):
+            raise CoconutError(
+                f"AnswerConfig.forced = {self.forced!r}: SwiReasoning has no place between thinking and answer"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,6 +85,7 @@ class Answer:
       ended: whether the model ended by itself.
       cut: whether it was ended where it began to think with no room left.
       turns: what followed what, from the first thought on: a text, or a number of thoughts.
+      soft_text: the most likely token of each soft thought, as one text; empty where there are none.
       thought_inputs: ``[K, D]``, the thoughts themselves, in order; None where they were not kept.
     """
 
@@ -80,6 +96,7 @@ class Answer:
     ended: bool
     cut: bool
     turns: tuple[str | int, ...]
+    soft_text: str
     thought_inputs: np.ndarray | None
 
 
@@ -115,18 +132,39 @@ def answer_questions(
     """
     if not examples:
         return
+    think, soft = method.think(placing.options), config.soft_thinking
+    if isinstance(soft, SoftThinkingConfig):
+        think = OneByOne()
+        feedback = SoftThinking(config=soft, vocab_size=tokenizer.vocab_size)
+        model = model._replace(parts={**model.parts, "feedback": feedback})
     forced = np.asarray(tokenizer.encode(config.forced), np.int32)
-    pages = [(*page, Text(forced)) for page in given_pages(method, placing, examples, config.thoughts)]
+    pages, opened, behind = _open_blocks(given_pages(method, placing, examples, config.thoughts), tokenizer, config)
+    # What is forced stands behind the thoughts, also where nobody knows yet how many there are.
+    pages = [page if is_open else (*page, Text(forced)) for page, is_open in zip(pages, opened, strict=True)]
     # Room for the last stage's thoughts at every stage, and for any number asked for below: one program.
     last = dataclasses.replace(placing, stage=placing.curriculum.final_stage)
-    widest = given_pages(method, last, [question_alone(examples[0].question, placing.curriculum)])
+    widest, _, _ = _open_blocks(
+        given_pages(method, last, [question_alone(examples[0].question, placing.curriculum)]), tokenizer, config
+    )
     shape = page_shape([*pages, *widest])
-    halting = config.halting
-    if halting is None and (halting := method.halting(placing)) is not None and config.thoughts is not None:
+    halting = config.halting or method.halting(placing)
+    if soft is not None:
+        halting = soft.halting if isinstance(soft, SoftThinkingConfig) else None
+    if halting is not None and config.thoughts is not None:
         most, blocks = max(config.thoughts, 1), halting.room // halting.most
         halting = HaltingConfig(stop="count", least=min(config.thoughts, 1), most=most, room=blocks * most)
-    thinking = None if halting is None else _thinking(model, tokenizer, method.think(placing.options), halting, config)
-    room = config.sampling.max_new_tokens + (0 if halting is None else halting.room)
+    thinking: Thinking | SwiReasoning | None = None
+    if isinstance(soft, SwiReasoningConfig):
+        thinking = _by_turns(tokenizer, soft, config)
+    elif halting is not None:
+        thinking = _thinking(model, tokenizer, think, halting, config)
+    sampling = config.sampling
+    if any(opened) and isinstance(thinking, Thinking):
+        thinking = dataclasses.replace(thinking, behind=(*behind, *forced.tolist()))
+        # What is read behind the block would else stand in the page, where it is no new token.
+        read_there = len(behind) + len(forced)
+        sampling = dataclasses.replace(sampling, max_new_tokens=sampling.max_new_tokens + read_there)
+    room = sampling.max_new_tokens + (0 if thinking is None else thinking.room)
     columns = shape.columns + room
     if columns > model.decoder.config.max_positions:
         raise CoconutError(
@@ -148,15 +186,19 @@ def answer_questions(
         batch.valid[count:, shape.prompt - 1] = True
         keys = _row_keys(config.seed, start, config.batch_size)
         drawn = _keys_of_thoughts(keys) if draws(model.feedback) else None
-        prefix, thoughts = read(model, batch, method.think(placing.options), latent_id=tokenizer.latent_id, keys=drawn)
+        prefix, thoughts = read(model, batch, think, latent_id=tokenizer.latent_id, keys=drawn)
         active = np.arange(config.batch_size) < count
+        if isinstance(thinking, Thinking):
+            is_open = np.zeros(config.batch_size, bool)
+            is_open[:count] = opened[start : start + count]
+            thinking = dataclasses.replace(thinking, keys=drawn, opened=is_open if any(opened) else None)
         generated = decode(
             model.decoder,
             prefix,
             active,
             keys,
-            thinking=None if thinking is None else dataclasses.replace(thinking, keys=drawn),
-            sampling=config.sampling,
+            thinking=thinking,
+            sampling=sampling,
             eos_id=tokenizer.eos_id,
             vocab_size=tokenizer.vocab_size,
         )
@@ -168,67 +210,144 @@ def answer_questions(
             raise NotFiniteError(f"the model's numbers are not finite at question {first} and others: it is broken")
         for index in range(count):
             inputs = None if given is None else given[index, used[index]]
-            number = count_thoughts(pages[start + index])
-            yield _answer(start + index, written, index, tokenizer, forced, number, inputs)
+            yield _answer(
+                written,
+                index,
+                tokenizer,
+                example=start + index,
+                forced=() if opened[start + index] else tuple(forced.tolist()),
+                behind=len(behind) if opened[start + index] else 0,
+                given=count_thoughts(pages[start + index]),
+                inputs=inputs,
+                thinking=thinking,
+            )
         advance(count)
 
 
 def _thinking(
     model: Model, tokenizer: Tokenizer, think: Thinker, halting: HaltingConfig, config: AnswerConfig
 ) -> Thinking:
-    """How rows think that open a block themselves."""
+    """How rows think that open a block themselves, or think softly."""
     halt = None
-    if halting.stop == "head":
+    if halting.has_head:
         if "halt" not in model.parts:
-            raise CoconutError("HaltingConfig.stop = 'head': the model has no part named 'halt'")
+            raise CoconutError(f"HaltingConfig.stop = {halting.stop!r}: the model has no part named 'halt'")
         halt = model.parts["halt"]
+    start_id, latent_id, end_id = tokenizer.start_latent_id, tokenizer.latent_id, tokenizer.end_latent_id
+    if isinstance(soft := config.soft_thinking, SoftThinkingConfig):
+        start_id, latent_id = None, None
+        end_id = _only_token(tokenizer, soft.end, "SoftThinkingConfig.end") if soft.end else None
     return Thinking(
         feedback=model.feedback,
         config=halting,
-        start_id=tokenizer.start_latent_id,
-        latent_id=tokenizer.latent_id,
-        end_id=tokenizer.end_latent_id,
+        start_id=start_id,
+        latent_id=latent_id,
+        end_id=end_id,
+        text_ids=tuple(_only_token(tokenizer, text, "HaltingConfig.texts") for text in halting.texts),
         think=think,
         halt=halt,
-        counts=None if config.thoughts is None or config.halting else jnp.full(config.batch_size, config.thoughts),
+        counts=None if config.thoughts is None else jnp.full(config.batch_size, config.thoughts),
         keep_inputs=config.keep_thoughts,
     )
 
 
+def _by_turns(tokenizer: Tokenizer, swi: SwiReasoningConfig, config: AnswerConfig) -> SwiReasoning:
+    """How rows think and write by turns."""
+    ids = {
+        name: _only_token(tokenizer, text, f"SwiReasoningConfig.{name}") if text else None
+        for name, text in (("start", swi.start), ("end", swi.end))
+    }
+    return SwiReasoning(
+        config=swi,
+        first_id=_only_token(tokenizer, swi.first, "SwiReasoningConfig.first"),
+        start_id=ids["start"],
+        end_id=ids["end"],
+        lead_ids=tuple(tokenizer.encode(swi.lead)),
+        keep_inputs=config.keep_thoughts,
+    )
+
+
+def _open_blocks(
+    pages: list[Page], tokenizer: Tokenizer, config: AnswerConfig
+) -> tuple[list[Page], list[bool], tuple[int, ...]]:
+    """The pages, up to the block that the model itself ends where one has such a block, and what is read behind it."""
+    if (soft := config.soft_thinking) is not None:
+        if any(map(has_blocks, pages)):
+            raise CoconutError("AnswerConfig.soft_thinking: the method writes blocks of thoughts of its own")
+        start = Text(np.asarray(tokenizer.encode(soft.start), np.int32))
+        if isinstance(soft, SwiReasoningConfig):
+            return [(*page, start) for page in pages], [False] * len(pages), ()
+        end = (_only_token(tokenizer, soft.end, "SoftThinkingConfig.end"),) if soft.end else ()
+        return [(*page, start) for page in pages], [True] * len(pages), end
+    if config.halting is None or config.thoughts is not None:
+        return pages, [False] * len(pages), ()
+    opened = [open_last_block(page) for page in pages]
+    behind = {tuple(found[1].tolist()) for found in opened if found is not None}
+    if len(behind) > 1:
+        raise CoconutError("AnswerConfig.halting: what the method writes behind the last thoughts differs by question")
+    shortened = [page if found is None else found[0] for page, found in zip(pages, opened, strict=True)]
+    return shortened, [found is not None for found in opened], behind.pop() if behind else ()
+
+
+def _only_token(tokenizer: Tokenizer, text: str, field: str) -> int:
+    ids = tokenizer.encode(text)
+    if len(ids) != 1:
+        raise CoconutError(f"{field} = {text!r}: the tokenizer makes {len(ids)} tokens of it, not one")
+    return ids[0]
+
+
 def _answer(
-    example: int,
     generated: Generated,
     row: int,
     tokenizer: Tokenizer,
-    forced: np.ndarray,
+    *,
+    example: int,
+    forced: tuple[int, ...],
+    behind: int,
     given: int,
     inputs: np.ndarray | None,
+    thinking: Thinking | SwiReasoning | None,
 ) -> Answer:
-    """One row of what was generated, behind ``given`` thoughts."""
+    """One row of what was generated.
+
+    Args:
+      generated: the rows.
+      row: which one.
+      tokenizer: the tokenizer.
+      example: its example.
+      forced: what the text begins with, which stands in the page.
+      behind: tokens that were read behind the row's first block because the page has them there: no part of the text.
+      given: thoughts in the page.
+      inputs: these thoughts; None where there are none.
+      thinking: how rows could think.
+    """
     tokens = generated.tokens[row, : generated.lengths[row]].tolist()
-    blocks, own = generated.blocks, [False] * len(tokens)
+    blocks, modes, markers = generated.blocks, np.full(len(tokens), Mode.WRITING), set()
     if blocks is not None:
-        own = (blocks.modes[row, : len(tokens)] == Mode.THINKING).tolist()
+        assert thinking is not None
+        modes, markers = blocks.modes[row, : len(tokens)], {thinking.start_id, thinking.end_id} - {None}
         if blocks.inputs is not None:
-            kept = np.asarray(blocks.inputs)[row, : len(tokens)][own]
+            kept = np.asarray(blocks.inputs)[row, : len(tokens)][modes == Mode.THINKING]
             inputs = kept if inputs is None else np.concatenate([inputs, kept])
-    markers = (tokenizer.start_latent_id, tokenizer.end_latent_id) if blocks is not None else ()
-    text = [*forced.tolist(), *(token for token, thought in zip(tokens, own, strict=True) if not thought)]
-    text = [token for token in text if token not in markers]
+    own, reads = modes == Mode.THINKING, modes == Mode.READING
+    unseen = reads & (np.cumsum(reads) <= behind)
+    thoughts = [token for token, thought in zip(tokens, own, strict=True) if thought]
+    parts = [(token, False) for token in forced]
+    parts += [(t, bool(is_own)) for t, is_own, hidden in zip(tokens, own, unseen, strict=True) if not hidden]
+    text = [token for token, thought in parts if not thought and token not in markers]
     turns: list[str | int] = [given] if given else []
-    for thought, group in itertools.groupby(
-        [*((token, False) for token in forced.tolist()), *zip(tokens, own, strict=True)], key=lambda pair: pair[1]
-    ):
-        ids = [token for token, _ in group if token not in markers]
-        turns.append(len(ids) if thought else tokenizer.decode(ids))
+    for thought, group in itertools.groupby(parts, key=lambda pair: pair[1]):
+        ids = [token for token, _ in group]
+        turns.append(len(ids) if thought else tokenizer.decode([token for token in ids if token not in markers]))
     return Answer(
         example=example,
         text=tokenizer.decode(text),
         new_tokens=len(text),
-        thoughts=given + sum(own),
+        thoughts=given + len(thoughts),
         ended=bool(generated.ended[row]),
         cut=blocks is not None and bool(blocks.cut[row]),
         turns=tuple(turns),
+        soft_text=tokenizer.decode(thoughts) if thinking is not None and thinking.latent_id is None else "",
         thought_inputs=inputs,
     )
 

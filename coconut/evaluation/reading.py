@@ -9,7 +9,7 @@ from coconut.latent.generate import Prefix, prefill, think_on
 from coconut.latent.thinkers import OneByOne, Thinker
 from coconut.methods.method import Method
 from coconut.model import Model
-from coconut.pages import Page, Placing, given, has_blocks, with_thoughts
+from coconut.pages import Ids, Page, Placing, Text, Thoughts, given, has_blocks, with_thoughts
 from coconut.tokenizers import TokenizedExample
 from coconut.types import Batch, Language, Latent
 
@@ -33,6 +33,18 @@ def given_pages(
         return pages
     opens_blocks = method.halting(placing) is not None
     return [page if opens_blocks and not has_blocks(page) else with_thoughts(page, thoughts) for page in pages]
+
+
+def open_last_block(page: Page) -> tuple[Page, Ids] | None:
+    """A page that is given, up to its last block, which is left open, and what it has behind that block.
+
+    None where it has no block, or one of no thoughts: at this stage the model was trained to think none.
+    """
+    last = max((index for index, part in enumerate(page) if isinstance(part, Thoughts)), default=None)
+    if last is None or not page[last].count:
+        return None
+    behind = [part.ids for part in page[last + 1 :] if isinstance(part, Text)]
+    return page[:last], np.concatenate([np.zeros(0, np.int32), *behind])
 
 
 def read(

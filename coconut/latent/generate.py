@@ -11,7 +11,7 @@ is told how (`coconut.latent.halting`): each turn, each row reads, thinks, write
 
 import dataclasses
 import functools
-from typing import NamedTuple, no_type_check
+from typing import Any, NamedTuple, no_type_check
 
 import jax
 import jax.numpy as jnp
@@ -22,12 +22,12 @@ from coconut.errors import CoconutError, check_fields
 from coconut.latent.feedback import Feedback, with_constants
 from coconut.latent.halting import Blocks, Thinking
 from coconut.latent.rollout import last_valid, last_valid_column, walk
+from coconut.latent.swi_reasoning import SwiReasoning
 from coconut.latent.thinkers import OneByOne, Thinker
 from coconut.latent.thoughts import (
     Past,
     Place,
     check_positions,
-    feed_back,
     room_behind,
     run_one_column,
     think_sequentially,
@@ -236,7 +236,7 @@ def decode(
     keys: Key[Array, " B"],
     *,
     forced: Int[Array, "B F"] | None = None,
-    thinking: Thinking | None = None,
+    thinking: Thinking | SwiReasoning | None = None,
     sampling: SamplingConfig,
     eos_id: int,
     vocab_size: int | None = None,
@@ -249,7 +249,7 @@ def decode(
       active: rows to decode; the others (which only fill the batch) are not waited for.
       keys: a key for each row, so that a row's draws do not depend on its neighbours; not used at temperature 0.
       forced: tokens read first, in one parallel pass: the end marker, an answer's prefix.
-      thinking: how rows think that write the start marker; None where that is a token like others.
+      thinking: how rows think that write the start marker, or by turns; None where no row thinks.
       sampling: how tokens are chosen.
       eos_id: id that ends a row.
       vocab_size: ids that may be chosen, from 0; None for every row of the embedding. Published embeddings often have
@@ -262,12 +262,12 @@ def decode(
     batch, room = active.shape[0], sampling.max_new_tokens
     if forced is not None and forced.shape[1]:
         prefix = prefill(decoder, forced, jnp.ones(forced.shape, bool), prefix)
-    blocks, row_keys = None, None
+    state: Any = None
+    row_keys = None
     if thinking is not None:
-        thinking.check()
-        thinking = dataclasses.replace(thinking, feedback=with_constants(thinking.feedback, decoder))
-        room, row_keys = room + thinking.config.room, thinking.keys
-        blocks = thinking.begin(~active, room, decoder.config.embed_dim, prefix.last.dtype)
+        thinking = thinking.ready(decoder)
+        room, row_keys = room + thinking.room, thinking.keys
+        state = thinking.begin(~active, room, decoder.config.embed_dim, prefix.last.dtype)
     place = _place(decoder, prefix, jnp.ones((batch, room), bool), row_keys)
 
     def unfinished(carry: tuple) -> Array:
@@ -275,7 +275,7 @@ def decode(
         return (index < room) & ~done.all()
 
     def body(carry: tuple) -> tuple:
-        index, last, own, tokens, done, finite, blocks = carry
+        index, last, own, tokens, done, finite, state = carry
         # A row that is done may run on past what the model has positions for.
         finite &= done | jnp.isfinite(last).all(-1)
         here, logits = place.column(index), decoder.unembed(last)[:, :vocab_size]
@@ -283,27 +283,28 @@ def decode(
         if thinking is None:
             done, inputs = done | (token == eos_id), decoder.embed(token)
         else:
-            blocks, done, token, thinks = thinking.take_turn(
-                blocks,
+            state, done, token, inputs = thinking.turn(
+                state,
                 done,
+                decoder,
+                hidden=last,
+                logits=logits,
                 chosen=token,
-                over=thinking.stops(decoder, last, logits, eos_id),
+                here=here,
                 index=index,
                 eos_id=eos_id,
                 limit=sampling.max_new_tokens,
             )
-            thought = feed_back(thinking.feedback, decoder, last[:, None], here)[:, 0]
-            inputs = jnp.where(thinks[:, None], thought, decoder.embed(token))
-            blocks = blocks.keep(thought, thinks, index)
         tokens = jax.lax.dynamic_update_slice_in_dim(tokens, token[:, None], index, axis=1)
         hidden, own = run_one_column(decoder, inputs, here, prefix.past, own, index)
-        return index + 1, hidden, own, tokens, done, finite, blocks
+        return index + 1, hidden, own, tokens, done, finite, state
 
     tokens = jnp.full((batch, room), eos_id, jnp.int32)
     own, finite = room_behind(decoder, place, prefix.past), jnp.ones(batch, bool)
-    start = (jnp.zeros((), jnp.int32), prefix.last, own, tokens, ~active, finite, blocks)
-    *_, tokens, _, finite, blocks = jax.lax.while_loop(unfinished, body, start)
-    if blocks is not None:
+    start = (jnp.zeros((), jnp.int32), prefix.last, own, tokens, ~active, finite, state)
+    *_, tokens, _, finite, state = jax.lax.while_loop(unfinished, body, start)
+    if thinking is not None:
+        blocks = thinking.blocks(state)
         lengths = blocks.written + blocks.thoughts - blocks.ended
         return replicate(Generated(tokens, lengths, blocks.ended, finite, blocks))
     ends = tokens == eos_id

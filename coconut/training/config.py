@@ -47,7 +47,8 @@ class RunConfig:
       freeze: patterns (``decoder.tokens.*``) of the names of parameters that are not trained, beside those that the
         method freezes.
       sampling: how validation questions are answered.
-      halting: when a block of thoughts is over that the model opens itself; None for what the method says.
+      halting: when a block of thoughts is over where the model says so, in answering: one that it opens itself, and the
+        last one before the answer; None for what the method says.
       evaluation_batch_size: rows answered together.
       evaluate_every: optimizer steps between validations, beside those at the end of each stage, or ``epoch`` for one
         after each epoch of the data; None for those at the end of a stage alone.

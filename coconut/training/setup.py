@@ -95,12 +95,12 @@ def check_halting(config: RunConfig) -> None:
     Raises:
       CoconutError: it has none.
     """
-    if config.halting is not None and config.halting.stop == "head":
+    if config.halting is not None and config.halting.has_head:
         parts = jax.eval_shape(lambda: fresh_parts(config))
         if "halt" not in parts:
             raise CoconutError(
-                f"RunConfig.halting: HaltingConfig.stop = 'head' needs a part named 'halt', and the model of method = "
-                f"{config.method!r} has only {', '.join(sorted(parts))}"
+                f"RunConfig.halting: HaltingConfig.stop = {config.halting.stop!r} needs a part named 'halt', and the "
+                f"model of method = {config.method!r} has only {', '.join(sorted(parts))}"
             )
 
 

@@ -8,7 +8,12 @@ from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.container import ErrorbarContainer
 
 from coconut.analysis.curves import curve, read_metrics, stage_spans
-from coconut.analysis.plots import plot_accuracy_by_thoughts, plot_belief, plot_learning_curves
+from coconut.analysis.plots import (
+    plot_accuracy_by_mean_thoughts,
+    plot_accuracy_by_thoughts,
+    plot_belief,
+    plot_learning_curves,
+)
 from coconut.errors import CoconutError
 from coconut.evaluation.evaluate import Evaluation
 from coconut.tasks import small_graphs
@@ -158,3 +163,20 @@ def test_accuracy_by_thoughts(tmp_path):
     np.testing.assert_allclose([part[:, 1] for part in segments.get_segments()], [(0.4, 0.6), measured.interval])
     with pytest.raises(CoconutError, match="no results"):
         plot_accuracy_by_thoughts({"coconut": {}}, path)
+
+
+def test_accuracy_by_mean_thoughts(tmp_path):
+    path = tmp_path / "halting.png"
+    point = lambda threshold, thoughts, correct: {
+        "threshold": threshold,
+        **Evaluation(examples=10, correct=correct, tokens=4.0, thoughts=thoughts, ended=1.0, cut=0.0).to_json(),
+    }
+    figure = plot_accuracy_by_mean_thoughts({"entropy": [point(0.5, 2.5, 8), point(0.9, 1.5, 6)]}, path)
+    assert_png(path)
+    (axes,) = figure.axes
+    (line,) = (container.lines[0] for container in axes.containers if isinstance(container, ErrorbarContainer))
+    assert line is not None
+    np.testing.assert_allclose(np.asarray(line.get_xydata(), float), [(1.5, 0.6), (2.5, 0.8)])
+    assert [text.get_text() for text in axes.texts] == ["0.9", "0.5"]
+    with pytest.raises(CoconutError, match="no results"):
+        plot_accuracy_by_mean_thoughts({"entropy": []}, path)

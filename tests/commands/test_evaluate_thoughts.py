@@ -8,12 +8,16 @@ from typing import Any
 import jax
 import pytest
 
-from coconut.commands.evaluate import EvaluateConfig, describe, evaluate_model
+from coconut.commands.evaluate import EvaluateConfig, at_threshold, describe, evaluate_model
+from coconut.commands.flags import check_together, parse_arguments
 from coconut.commands.generate import answer_question
 from coconut.datasets import load_dataset
 from coconut.errors import CoconutError
+from coconut.latent.halting import HaltingConfig
+from coconut.latent.soft_thinking import SoftThinkingConfig
 from coconut.tasks import get_task, save_examples
 from coconut.tokenizers import symbol_tokenizer
+from coconut.training.config import to_json
 from coconut.training.progress import Progress
 from coconut.training.run import Run
 from coconut.training.state import Model, make_model
@@ -98,11 +102,65 @@ def test_thoughts_asked_of_a_method_that_gives_none_are_an_error(tmp_path: Path)
     run, model = untrained("cot")
     with pytest.raises(CoconutError, match="2 thoughts: the method writes this question without a block of thoughts"):
         answer_question(run, model, Progress(stage=0), EXAMPLES[0].question, thoughts=2)
-    # An evaluation has no such control to show.
-    result = evaluated(tmp_path, EXAMPLES[:1], "cot", thoughts=(0, 2))
+    for thoughts in ((2,), (0, 2)):
+        with pytest.raises(
+            CoconutError, match="2 thoughts: the method writes this question without a block of thought"
+        ):
+            evaluated(tmp_path, EXAMPLES[:1], "cot", thoughts=thoughts)
+    soft = SoftThinkingConfig(most=2, cold_entropy=None)
+    with pytest.raises(CoconutError, match=r"AnswerConfig\.thoughts = 2: soft_thinking says itself"):
+        evaluated(tmp_path, EXAMPLES[:1], thoughts=(2,), soft_thinking=soft)
+    with pytest.raises(CoconutError, match="--halting stop='count': at stage 4 this model thinks none"):
+        evaluated(tmp_path, EXAMPLES[:1], "cot", halting=HaltingConfig())
+    # Without thoughts it is what it was trained to be: there is no such control to show.
+    result = evaluated(tmp_path, EXAMPLES[:1], "cot", thoughts=(0,))
     assert (result["thoughts"], result["choices"]) == ({}, {})
-    # It says so, where thoughts were asked for; without thoughts it is what it was trained to be.
-    assert result["not_repeated"] == [2]
-    assert describe(result).endswith("not repeated with 2 thoughts: at stage 4 this model thinks none")
     result["trained"]["cut"] = 0.125
     assert "12.5 % of answers (as trained) ended where thoughts began with no room left" in describe(result)
+
+
+@pytest.mark.slow
+def test_a_curve_of_accuracy_by_mean_thoughts(tmp_path: Path) -> None:
+    halting = HaltingConfig(stop="count", most=3, room=3)
+    result = evaluated(tmp_path, EXAMPLES, thoughts=(), halting=halting, halting_thresholds=(1, 4))
+    assert result["trained"]["thoughts"] == 3
+    assert [(point["threshold"], point["thoughts"]) for point in result["halting"]["curve"]] == [(1, 1), (4, 4)]
+    assert result["halting"]["config"] == to_json(halting)
+    text = describe(result)
+    assert "coconut, as trained (stage 4), stop count" in text and "halting threshold 4" in text
+
+
+@pytest.mark.parametrize("threshold, expected", [(2, (1, 2, 3)), (5, (1, 5, 5))])
+def test_a_threshold_of_a_count_is_a_number_of_thoughts(threshold: float, expected: tuple[int, int, int]) -> None:
+    seen = at_threshold(HaltingConfig(stop="count", most=3, room=3), threshold)
+    assert (seen.least, seen.most, seen.room) == expected
+    with pytest.raises(CoconutError, match=r"1\.5: stop = 'count' needs whole numbers"):
+        at_threshold(seen, 1.5)
+    assert at_threshold(HaltingConfig(stop="entropy", threshold=1.0), 0.5).threshold == 0.5
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ("", "give --workdir, of a run, or --pretrained"),
+        ("--workdir w --pretrained p", "give --workdir, of a run, or --pretrained"),
+        ("--workdir w --task prosqa", "--task: a run has its own"),
+        ("--workdir w --method cot", "--method cot: a run has its own method"),
+        ("--pretrained p --task prosqa", "--data is missing"),
+        ("--pretrained p --task prosqa --data d --thoughts 2", "--thoughts: belongs to --workdir"),
+        ("--workdir w --thinking top_k=1", "--thinking: these are settings of --method soft_thinking"),
+        ("--workdir w --method soft_thinking --halting_thresholds 0.5", "--method soft_thinking says itself"),
+        ("--workdir w --plot x.png", "--plot draws a curve"),
+    ],
+)
+def test_flags_that_do_not_go_together(flags: str, message: str) -> None:
+    with pytest.raises(CoconutError, match=message):
+        check_together(parse_arguments(["evaluate", *flags.split()]))
+
+
+def test_thresholds_are_numbers_with_commas(capsys: pytest.CaptureFixture[str]) -> None:
+    options = parse_arguments(["evaluate", "--workdir", "w", "--halting_thresholds", "0.3,0.5"])
+    assert options.halting_thresholds == (0.3, 0.5)
+    with pytest.raises(SystemExit):
+        parse_arguments(["evaluate", "--workdir", "w", "--halting_thresholds", "0.3;0.5"])
+    assert "must be numbers with commas between them" in capsys.readouterr().err

@@ -100,9 +100,13 @@ def run() -> Callable[[Decoder, list[np.ndarray]], tuple[np.ndarray, np.ndarray]
 
 
 def by_loop(run: Callable, decoder: Decoder, prompt: list[int], is_over: Callable, least: int, most: int) -> Any:
-    """One row on its own, column by column: tokens, modes, thoughts, blocks, those its rule stopped, how it ended."""
+    """One row on its own, column by column: tokens, modes, thoughts, blocks, those its rule stopped, how it ended.
+
+    The rule sees the state and the logits of each of the block's columns so far; of its thoughts alone, where it must
+    have one.
+    """
     table = np.asarray(decoder.tokens.embedding[...])
-    inputs, tokens, modes, thoughts = [table[token] for token in prompt], [], [], []
+    inputs, tokens, modes, thoughts, block = [table[token] for token in prompt], [], [], [], []
     written, blocks, stopped, made, how = 0, 0, 0, None, "limit"
     if prompt[-1] == START:
         made, blocks = 0, 1
@@ -110,14 +114,16 @@ def by_loop(run: Callable, decoder: Decoder, prompt: list[int], is_over: Callabl
         hidden, logits = run(decoder, inputs)
         if made is not None:
             full = made == most or len(thoughts) == ROOM
-            if made < least or not (full or is_over(hidden, logits)):
+            if made >= min(least, 1):
+                block.append((hidden, logits))
+            if made < least or not (full or is_over(block)):
                 thoughts.append(np.roll(hidden, 1))
                 inputs.append(thoughts[-1])
                 tokens.append(LATENT)
                 modes.append(Mode.THINKING)
                 made += 1
                 continue
-            token, mode, made, stopped = END, Mode.READING, None, stopped + (not full)
+            token, mode, made, stopped, block = END, Mode.READING, None, stopped + (not full), []
         else:
             token, mode = int(np.argmax(logits)), Mode.WRITING
         written += 1
@@ -141,24 +147,44 @@ def entropy(logits: np.ndarray) -> float:
     return float(-(shares * np.log(shares)).sum())
 
 
+def probability(hidden: np.ndarray) -> float:
+    return 1 / (1 + np.exp(-hidden @ DIRECTION))
+
+
 DIRECTION = np.random.default_rng(4).normal(size=CONFIG.embed_dim).astype(np.float32)
-HEAD, BOUND = 0.4, 2.3
+HEAD, SUM, BOUND, PATIENT, TEXT = 0.4, 0.7, 2.3, 1.3, 14
+PROBE = {"halt": Probe(jnp.asarray(DIRECTION))}
 STOPS: dict[str, tuple[HaltingConfig, dict[str, Any], Callable]] = {
-    "count": (HaltingConfig(most=3, room=ROOM), {}, lambda hidden, logits: False),
+    "count": (HaltingConfig(most=3, room=ROOM), {}, lambda block: False),
     "head": (
         HaltingConfig(stop="head", threshold=HEAD, most=4, room=ROOM),
-        {"halt": Probe(jnp.asarray(DIRECTION))},
-        lambda hidden, logits: 1 / (1 + np.exp(-hidden @ DIRECTION)) >= HEAD,
+        PROBE,
+        lambda block: probability(block[-1][0]) >= HEAD,
+    ),
+    "cumulative": (
+        HaltingConfig(stop="cumulative", threshold=SUM, most=5, room=ROOM),
+        PROBE,
+        lambda block: 1 - np.prod([1 - probability(hidden) for hidden, _ in block]) > SUM,
     ),
     "token": (
         HaltingConfig(stop="token", tokens=("end", "eos"), least=0, most=4, room=ROOM),
         {},
-        lambda hidden, logits: np.argmax(logits) in (END, EOS),
+        lambda block: np.argmax(block[-1][1]) in (END, EOS),
     ),
     "entropy": (
         HaltingConfig(stop="entropy", threshold=BOUND, least=2, most=5, room=ROOM),
         {},
-        lambda hidden, logits: entropy(logits) < BOUND,
+        lambda block: entropy(block[-1][1]) < BOUND,
+    ),
+    "patience": (  # or a token, whichever comes first
+        HaltingConfig(
+            stop="entropy", threshold=PATIENT, patience=2, temperature=0.5, texts=("x",), least=0, most=5, room=ROOM
+        ),
+        {"text_ids": (TEXT,)},
+        lambda block: (
+            np.argmax(block[-1][1]) == TEXT
+            or all(len(block) > 1 and entropy(logits / 0.5) < PATIENT for _, logits in block[-2:])
+        ),
     ),
 }
 
@@ -252,6 +278,29 @@ def test_without_a_start_marker_tokens_are_those_of_a_row_that_cannot_think() ->
     assert not seen.blocks.number.any() and not seen.blocks.thoughts.any()
 
 
+@pytest.mark.slow
+def test_what_is_read_behind_the_block_that_the_prefix_opened() -> None:
+    """More than an end marker, which is as if it had been forced; or nothing, and the row writes on."""
+    decoder, prompts, counts = random_decoder(CONFIG, seed=3), PROMPTS[:2], jnp.asarray([2, 3])
+    config, opened = HaltingConfig(most=3, room=3), jnp.ones(2, bool)
+    for behind in ((END, 5, 6), ()):
+        thinking = thinking_of(config, counts=counts, opened=opened, start_id=None, latent_id=None, behind=behind)
+        seen = generated(decoder, prompts, thinking)
+        prefix, _ = think_on(decoder, Shift(), read_in(decoder, prompts), counts, room=3)
+        settings = SamplingConfig(max_new_tokens=LIMIT - len(behind))
+        forced = jnp.asarray([behind] * 2, jnp.int32)
+        keys = jax.random.split(jax.random.key(0), 2)
+        known = decode(decoder, prefix, jnp.ones(2, bool), keys, forced=forced, sampling=settings, eos_id=EOS)
+        assert seen.blocks is not None and seen.blocks.inputs is not None
+        for row, count in enumerate(counts.tolist()):
+            written = known.tokens[row, : int(known.lengths[row])].tolist()
+            assert seen.tokens[row, count : int(seen.lengths[row])].tolist() == [*behind, *written]
+            assert (seen.blocks.modes[row, count : count + len(behind)] == Mode.READING).all()
+            # Without an id for thoughts the record is what is most likely where each was made.
+            states = jnp.roll(seen.blocks.inputs[row, :count], -1, -1)
+            assert seen.tokens[row, :count].tolist() == jnp.argmax(decoder.unembed(states), -1).tolist()
+
+
 # --- Where the answer is known ------------------------------------------------------------------------------------
 
 
@@ -301,6 +350,8 @@ def test_a_row_that_opens_a_block_without_room_for_it_is_cut() -> None:
         (HaltingConfig(stop="token", tokens=("eos", "end")), [True, True, False]),
         (HaltingConfig(stop="entropy", threshold=0.6), [True, False, False]),
         (HaltingConfig(stop="entropy", threshold=1.0), [True, True, False]),
+        (HaltingConfig(stop="cumulative", threshold=0.59), [False, True, True]),
+        (HaltingConfig(stop="head", threshold=0.8, tokens=("eos",)), [True, False, True]),
     ],
 )
 def test_what_a_state_says_of_its_block(config: HaltingConfig, expected: list[bool]) -> None:
@@ -308,9 +359,11 @@ def test_what_a_state_says_of_its_block(config: HaltingConfig, expected: list[bo
     shares = np.zeros((3, 23))
     shares[0, EOS], shares[1, [END, 5]], shares[2] = 1.0, [0.6, 0.4], 1 / 23
     hidden = np.log([[0.1 / 0.9], [0.6 / 0.4], [0.9 / 0.1]])
-    halt = Probe(jnp.ones(1)) if config.stop == "head" else None
+    halt = Probe(jnp.ones(1)) if config.has_head else None
     thinking = thinking_of(config, halt=halt)
-    seen = thinking.stops(scripted({}), jnp.asarray(hidden, jnp.float32), jnp.log(jnp.asarray(shares) + 1e-12), EOS)
+    logits = jnp.log(jnp.asarray(shares) + 1e-12)
+    blocks = thinking.begin(jnp.zeros(3, bool), 1, 1, jnp.dtype("float32"))._replace(made=jnp.ones(3, jnp.int32))
+    _, seen = thinking.look(blocks, scripted({}), jnp.asarray(hidden, jnp.float32), logits, EOS)
     assert seen.tolist() == expected
 
 
@@ -328,6 +381,11 @@ def test_what_a_state_says_of_its_block(config: HaltingConfig, expected: list[bo
         ({"stop": "token"}, r"tokens = \(\): stop = 'token' needs at least one"),
         ({"tokens": ("end",)}, r"tokens = \('end',\): stop = 'count' takes none"),
         ({"stop": "token", "tokens": ("start",)}, r"tokens = \('start',\): must be tuple"),
+        ({"texts": ("9",)}, r"texts = \('9',\): stop = 'count' takes none"),
+        ({"patience": 2}, r"patience = 2: stop = 'count' takes none"),
+        ({"stop": "entropy", "threshold": 1.0, "patience": 0}, r"patience = 0: must be positive"),
+        ({"stop": "head", "threshold": 0.5, "temperature": 0.5}, r"temperature = 0\.5: stop = 'head' takes none"),
+        ({"stop": "cumulative"}, r"threshold = None: stop = 'cumulative' needs one"),
         ({"stop": "never"}, r"stop = 'never': must be typing\.Literal"),
     ],
 )
@@ -346,6 +404,8 @@ def test_a_setting_out_of_range_is_named_with_its_field(fields: dict[str, Any], 
             {"counts": jnp.ones(1, jnp.int32)},
             "stop = 'entropy': takes no number",
         ),
+        (HaltingConfig(stop="token", tokens=("end",)), {"end_id": None}, "'end' is none of this generation's tokens"),
+        (HaltingConfig(stop="token", texts=("9",)), {}, r"texts = \('9',\): their ids are missing"),
         (HaltingConfig(most=4), {"think": Sweeps(count=3)}, r"Sweeps\.count = 3: a block that the model opens itself"),
     ],
 )
