@@ -206,11 +206,11 @@ def _loaded(
             problems.append(f"tensor {one.name} belongs to no matrix of this decoder's layers")
         else:
             found.setdefault(module, {})[leaf] = one
-    pairs: dict[tuple[str, int | None], _Pair] = {}
+    pairs: dict[str, dict[int | None, _Pair]] = {}  # By our module, and by layer where layers are stacked.
     kinds: dict[tuple[int, float], str] = {}
     for module, pair in found.items():
         for part, own_pair, scaling in _split(module, pair, tensors[f"{module}.weight"], content, problems):
-            pairs[part.parameter.removesuffix(".kernel"), part.layer] = own_pair
+            pairs.setdefault(part.parameter.removesuffix(".kernel"), {})[part.layer] = own_pair
             # Of rounded scalings: that of three blocks goes through a root.
             kinds.setdefault((len(own_pair.b), float(f"{scaling:.12g}")), module)
     if len(kinds) > 1:
@@ -231,16 +231,17 @@ def _loaded(
         trained_rows=ids,
         rank_stabilized=stabilized,
     )
-    adapted = add_adapters(decoder, config, jax.random.key(0))
-    values = decoder_parameters(adapted)
-    for (module, layer), pair in pairs.items():
-        for leaf, value in (("lora_a", pair.a), ("lora_b", pair.b)):
-            whole = values[f"{module}.{leaf}"]
-            new = jnp.asarray(value, whole.dtype)
-            values[f"{module}.{leaf}"] = new if layer is None else whole.at[layer].set(new)
-    if rows is not None:
-        values["tokens.trained_rows"] = jnp.asarray(rows.read(), values["tokens.trained_rows"].dtype)
-    return jax.tree.unflatten(jax.tree.structure(adapted), list(values.values())), config
+    abstract = jax.eval_shape(lambda: add_adapters(decoder, config, jax.random.key(0)))
+    read: dict[str, np.ndarray] = {} if rows is None else {"tokens.trained_rows": rows.read()}
+    for module, layers in pairs.items():
+        for leaf in _Pair._fields:
+            stacked = [getattr(layers[index], leaf) for index in sorted(index for index in layers if index is not None)]
+            read[f"{module}.lora_{leaf}"] = np.stack(stacked) if stacked else getattr(layers[None], leaf)
+    values = [
+        own[name] if name in own else jnp.asarray(read[name], leaf.dtype)
+        for name, leaf in decoder_parameters(abstract).items()
+    ]
+    return jax.tree.unflatten(jax.tree.structure(abstract), values), config
 
 
 def _unsupported(content: Mapping[str, Any]) -> Iterator[str]:
@@ -310,12 +311,13 @@ def _row_ids(content: Mapping[str, Any], rows: Stored | None, decoder: Decoder, 
     return tuple(ids)
 
 
-def _targets(pairs: Mapping[tuple[str, int | None], Any], num_layers: int) -> tuple[str, ...]:
+def _targets(pairs: Mapping[str, Mapping[int | None, Any]], num_layers: int) -> tuple[str, ...]:
     """Patterns for matrices that have an adapter: one for all layers where all have it."""
     layers: dict[str, set[int]] = {}
-    for module, layer in pairs:
-        _, index, path = module.split(".", 2) if layer is None else ("", layer, module.partition(".")[2])
-        layers.setdefault(path, set()).add(int(index))
+    for module, own in pairs.items():
+        _, first, rest = module.split(".", 2)
+        indices = {int(first)} if None in own else {index for index in own if index is not None}
+        layers.setdefault(rest if None in own else f"{first}.{rest}", set()).update(indices)
     return tuple(
         target
         for path, own in layers.items()
