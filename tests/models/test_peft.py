@@ -19,13 +19,13 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from coconut.errors import CoconutError
-from coconut.models.adapters import AdapterConfig, add_adapters, is_adapter, merge_adapters
+from coconut.models.adapters import AdapterConfig, merge_adapters
 from coconut.models.config import ExecutionConfig
 from coconut.models.decoder import Decoder
 from coconut.models.huggingface import load_adapter, load_pretrained, save_adapter, save_pretrained
 from coconut.models.parameters import decoder_parameters
 from tests.tiny_huggingface import VOCABULARY, random_model
-from tests.tiny_models import quick_jit
+from tests.tiny_models import quick_jit, random_adapters
 
 ROWS = (7, 3)
 TOKENS = np.asarray([[7, 1, 3, 9, 7, 2], [0, 3, 5, 11, 28, 7]])
@@ -75,17 +75,6 @@ def trained_by_peft(model: Any, folder: Path, **settings: Any) -> np.ndarray:
                 parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
     adapted.save_pretrained(str(folder))
     return their_logits(adapted)
-
-
-def random_adapters(decoder: Decoder, config: AdapterConfig) -> Decoder:
-    """Adapters none of whose numbers is at its start."""
-    abstract = jax.eval_shape(lambda: add_adapters(decoder, config, jax.random.key(0)))
-    own, rng = decoder_parameters(decoder), np.random.default_rng(0)
-    values = [
-        jnp.asarray(0.3 * rng.normal(size=leaf.shape), leaf.dtype) if is_adapter(name) else own[name]
-        for name, leaf in decoder_parameters(abstract).items()
-    ]
-    return jax.tree.unflatten(jax.tree.structure(abstract), values)
 
 
 def test_an_adapter_of_peft_computes_here_what_it_computes_there(base: tuple[str, Any, Path], tmp_path: Path) -> None:
