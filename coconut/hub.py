@@ -21,7 +21,7 @@ DESCRIPTION = (
     "tokenizer.model",
     "original/tokenizer.model",
 )
-WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
+WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
 
 
 def local_folder(path_or_repo: str | os.PathLike[str], revision: str | None = None, *, weights: bool = False) -> Path:

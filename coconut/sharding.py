@@ -35,6 +35,8 @@ RULES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         # Parameters.
         "layers": (),
         "positions": (),
+        "rank": (),
+        "trained_rows": (),
         "head": (),
         "embed": ("fsdp",),
         "heads": ("tensor",),

@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from coconut.models.adapters import AdapterConfig, add_adapters, is_adapter
 from coconut.models.config import DecoderConfig, ExecutionConfig
 from coconut.models.decoder import Decoder
-from coconut.models.parameters import abstract_decoder
+from coconut.models.parameters import abstract_decoder, decoder_parameters
 
 # Standard deviations near those of trained weights, for attention and gradients that matter; 0.1 for all others.
 SCALES = {".embedding": 0.5, ".kernel": 0.3}
@@ -62,6 +63,17 @@ def random_decoder(config: DecoderConfig, seed: int = 0, **execution: Any) -> De
     return jax.tree_util.tree_map_with_path(
         draw, abstract_decoder(config, ExecutionConfig(**{"dtype": config.param_dtype, **execution}))
     )
+
+
+def random_adapters(decoder: Decoder, config: AdapterConfig) -> Decoder:
+    """Adapters none of whose numbers is at its start."""
+    abstract = jax.eval_shape(lambda: add_adapters(decoder, config, jax.random.key(0)))
+    own, rng = decoder_parameters(decoder), np.random.default_rng(0)
+    values = [
+        jnp.asarray(0.3 * rng.normal(size=leaf.shape), leaf.dtype) if is_adapter(name) else own[name]
+        for name, leaf in decoder_parameters(abstract).items()
+    ]
+    return jax.tree.unflatten(jax.tree.structure(abstract), values)
 
 
 @functools.cache

@@ -22,12 +22,14 @@ from coconut.latent.generate import SamplingConfig
 from coconut.latent.halting import HaltingConfig
 from coconut.methods import METHODS
 from coconut.methods.method import NoOptions
+from coconut.models.adapters import AdapterConfig
 from coconut.models.config import DecoderConfig, ExecutionConfig, RotaryScaling
 from coconut.pipeline import PipelineConfig
 from coconut.training.config import RunConfig
 from coconut.training.optimizer import OptimizerConfig
 
 CONFIGS = (
+    AdapterConfig,
     CurriculumConfig,
     DataConfig,
     DecoderConfig,

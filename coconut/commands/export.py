@@ -5,36 +5,48 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save
 
+from coconut.errors import CoconutError
 from coconut.latent.feedback import FeedbackConfig
-from coconut.model import parameters_of, part_of
-from coconut.models.huggingface import EXPORT_FIELD, PARTS_FILE, save_pretrained
+from coconut.model import Model, parameters_of, part_of
+from coconut.models.adapters import merge_adapters
+from coconut.models.huggingface import EXPORT_FIELD, PARTS_FILE, is_our_export, save_adapter, save_pretrained
 from coconut.storage_path import StoragePath
 from coconut.tokenizers import huggingface_files
 from coconut.training.checkpoint import Which
 from coconut.training.config import to_json
 from coconut.training.loading import load_model
+from coconut.training.run import Run
 
 
-def export(workdir: StoragePath, folder: Path, which: Which | int = "best", *, verify: bool = True) -> None:
+def export(
+    workdir: StoragePath, folder: Path, which: Which | int = "best", *, verify: bool = True, peft: bool = False
+) -> None:
     """Writes the decoder and the tokenizer, the latent markers among its special tokens, to ``folder``.
 
     `transformers` computes the same logits from it. That thoughts are hidden states fed back is not in the files:
     there a loop over ``inputs_embeds`` does it. Where the feedback has a config or parameters, or the model has other
     parts, the loop needs them, too: config.json names them, and `PARTS_FILE` holds their parameters, by the names they
-    have in a checkpoint of ours. What only training needs is left out.
+    have in a checkpoint of ours. What only training needs is left out. Adapters are merged into their matrices.
 
     Args:
       workdir: of a trained run.
       folder: where the files go.
       which: the best checkpoint, the latest, or that of a step.
       verify: compare the checkpoint's files with their SHA-256 first.
+      peft: write the adapters alone (`coconut.models.huggingface.save_adapter`), for the checkpoint the run began with;
+        `AutoPeftModelForCausalLM` of PEFT gives its embedding the rows of the markers.
 
     Raises:
       CoconutError: the workdir holds no checkpoint, its decoder is of no architecture that `transformers` has, or the
-        folder holds something.
+        folder holds something; with ``peft``, an adapter is not all that the run made of a published checkpoint.
     """
     run, model, progress = load_model(workdir, which, verify=verify)
     tokenizer, files = run.tokenizer, huggingface_files(run.tokenizer)
+    if peft:
+        base = _base_of(run, model)
+        assert run.config.adapter is not None
+        save_adapter(model.decoder, run.config.adapter, folder, base=base, files=files)
+        return
     fields = {
         "method": run.config.method,
         "stage": progress.stage,
@@ -49,4 +61,30 @@ def export(workdir: StoragePath, folder: Path, which: Which | int = "best", *, v
         fields["parts"] = sorted({part_of(name) for name in parts})
         files = {**files, PARTS_FILE: save({name: np.ascontiguousarray(array) for name, array in parts.items()})}
     config = {"eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.eos_id, EXPORT_FIELD: fields}
-    save_pretrained(model.decoder, folder, config_fields=config, files=files)
+    save_pretrained(merge_adapters(model.decoder), folder, config_fields=config, files=files)
+
+
+def _base_of(run: Run, model: Model) -> str:
+    """The checkpoint that a run's adapters make its model of.
+
+    Raises:
+      CoconutError: there is none.
+    """
+    config, tokenizer = run.config, run.tokenizer
+
+    def reject(field: str, why: str) -> CoconutError:
+        return CoconutError(f"--peft: {field}: {why}; without --peft the whole model is written")
+
+    if config.adapter is None:
+        raise reject("RunConfig.adapter = None", "the run has no adapters")
+    if config.pretrained is None:
+        raise reject("RunConfig.pretrained = None", "the run did not start from a checkpoint, which PEFT would load")
+    if parts := sorted({part_of(name) for name in parameters_of(model)} - {"decoder"}):
+        raise reject(f"method = {config.method!r}", f"PEFT has no place for the parameters of {', '.join(parts)}")
+    if not is_our_export(config.pretrained):
+        markers = {tokenizer.start_latent_id, tokenizer.latent_id, tokenizer.end_latent_id}
+        if not markers <= set(config.adapter.trained_rows):
+            raise reject("AdapterConfig.trained_rows", "the markers are not among them, and the checkpoint lacks them")
+        if not config.decoder.tied_head:
+            raise reject("DecoderConfig.tied_head = False", "the markers' rows of the head are not in the checkpoint")
+    return config.pretrained

@@ -224,6 +224,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_imports(export)
     export.add_argument("--workdir", type=_path, required=True)
     export.add_argument("--output", type=Path, required=True, help="a folder that does not exist yet")
+    export.add_argument("--peft", action="store_true", help="write a run's adapters alone, for PEFT, not merged")
     _add_which(export)
 
     ask = command("generate", "ask a trained workdir a question; its thoughts are shown")

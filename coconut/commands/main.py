@@ -186,7 +186,7 @@ def _export(options: argparse.Namespace) -> int:
     from coconut.commands.export import export
 
     which = options.which if options.step is None else options.step
-    export(options.workdir, options.output, which, verify=not options.skip_verification)
+    export(options.workdir, options.output, which, verify=not options.skip_verification, peft=options.peft)
     print(f"wrote {options.output}")
     return EXIT_DONE
 

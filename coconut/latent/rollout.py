@@ -81,7 +81,7 @@ def rollout(
     if not isinstance(positions, Tracer) and not isinstance(valid, Tracer):
         check_positions(decoder, int(np.max(np.where(valid, positions, -1))) + 1, "the valid columns")
     dropout = None
-    if dropout_key is not None and decoder.config.dropout > 0:
+    if dropout_key is not None and decoder.drops:
         dropout = Dropout(dropout_key, jnp.arange(T), T, decoder.config.dropout)
     # One look-up for all spans: each one of its own would add a gradient of the whole table's size.
     embedded = decoder.embed(tokens)

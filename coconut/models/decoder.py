@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from coconut.models.cache import LOOKED_BACK, Filling, KeyValue, Segment
 from coconut.models.config import DecoderConfig, ExecutionConfig
-from coconut.models.layers import Dropout, Layer, make_linear, make_norm, residual, take_columns
+from coconut.models.layers import Dropout, Embedding, Layer, make_linear, make_norm, residual, take_columns
 from coconut.models.lending import lend
 from coconut.models.segment_attention import Range, choose_attention, valid_range
 from coconut.sharding import constrain
@@ -20,7 +20,12 @@ class Decoder(nnx.Module):
     """A decoder-only transformer in three pure pieces: `embed`, `trunk`, `unembed`.
 
     A decoder is a JAX pytree of its parameters: differentiate, jit and map over it like over any other.
+
+    Attributes:
+      lora_dropout: dropout rate of its adapters (`coconut.models.adapters`).
     """
+
+    lora_dropout: float = 0.0
 
     def __init__(
         self,
@@ -32,7 +37,7 @@ class Decoder(nnx.Module):
         execution.check(config)
         self.config, self.execution = config, execution
         param_dtype = jnp.dtype(config.param_dtype)
-        self.tokens = nnx.Embed(
+        self.tokens = Embedding(
             config.vocabulary,
             config.embed_dim,
             dtype=execution.compute_dtype,
@@ -80,8 +85,13 @@ class Decoder(nnx.Module):
     def output_matrix(self) -> Float[Array, "V D"]:
         """What makes logits of hidden states, in the compute dtype; they are scaled by ``config.logit_scale``."""
         # A method, not a second attribute: two attributes would become two parameters under jit.
-        matrix = self.tokens.embedding[...] if self.config.tied_head else self.head.kernel[...].T
-        return matrix.astype(self.execution.compute_dtype)
+        dtype = self.execution.compute_dtype
+        return self.tokens.table(dtype) if self.config.tied_head else self.head.kernel[...].T.astype(dtype)
+
+    @property
+    def drops(self) -> bool:
+        """Whether a dropout key changes what it computes."""
+        return self.config.dropout > 0 or self.lora_dropout > 0
 
     def unembed(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """Logits, in at least float32."""
@@ -115,7 +125,7 @@ class Decoder(nnx.Module):
         All others are in it only to be looked back on. It leaves none out as one of a stack that is scanned; nor with
         dropout, whose masks belong to columns; and the kernels see columns in order, or a single one.
         """
-        alike = self.execution.scan_layers or self.config.dropout > 0
+        alike = self.execution.scan_layers or self.drops
         dense = choose_attention(self.config, self.execution) == "dense"
         return wanted if wanted < columns and not alike and (wanted == 1 or dense) else columns
 

@@ -1,6 +1,7 @@
 """The pieces a decoder layer is built from."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, no_type_check
 
 import jax
@@ -47,6 +48,8 @@ class Dropout:
 
     def units(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """Drops units of ``x`` and scales the rest."""
+        if not self.rate:
+            return x
         kept = self._kept((x.shape[0], x.shape[2])).swapaxes(0, 1)
         return jnp.where(kept, x / (1.0 - self.rate), 0.0).astype(x.dtype)
 
@@ -78,13 +81,58 @@ def make_norm(
 
 
 class Linear(nnx.Linear):
-    """`nnx.Linear` whose matrix may be on loan (`coconut.models.lending`)."""
+    """`nnx.Linear` whose matrix may be on loan (`coconut.models.lending`), and may have an adapter beside it.
 
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T F"]:
-        """Applies the layer to the last axis."""
+    Attributes:
+      lora_a, lora_b: the adapter's matrices (`coconut.models.adapters.add_adapters`), ``[D, rank]`` and ``[rank, F]``;
+        None without one.
+      lora_scaling: factor on what they make.
+      lora_dropout: rate at which units of what they are applied to are dropped.
+    """
+
+    lora_a: Any = None
+    lora_b: Any = None
+    lora_scaling: float = 0.0
+    lora_dropout: float = 0.0
+
+    def __call__(self, x: Float[Array, "B T D"], dropout: Dropout | None = None) -> Float[Array, "B T F"]:
+        """Applies the layer to the last axis; ``dropout`` is the adapter's, whatever its own rate."""
         kernel, x = self.kernel.get_value(), x.astype(self.dtype)
         y = kernel.apply(x) if isinstance(kernel, Lent) else apply_matrix(x, kernel.astype(self.dtype))
+        if self.lora_a is not None:
+            kept = x if dropout is None else dataclasses.replace(dropout, rate=self.lora_dropout).units(x)
+            low = apply_matrix(kept, self.lora_a[...].astype(y.dtype))
+            y = y + self.lora_scaling * apply_matrix(low, self.lora_b[...].astype(y.dtype))
         return y if self.bias is None else y + self.bias[...].astype(y.dtype)
+
+
+class Embedding(nnx.Embed):
+    """`nnx.Embed` some of whose rows may be trained while the table is frozen.
+
+    Attributes:
+      trained_rows: what stands in place of these rows of the table, ``[rows, D]``; None for the table as it is.
+      trained_ids: the tokens they belong to.
+    """
+
+    trained_rows: Any = None
+    trained_ids: tuple[int, ...] = ()
+
+    def __call__(self, tokens: Int[Array, "*B"]) -> Float[Array, "*B D"]:
+        """Looks tokens up."""
+        embedded = super().__call__(tokens)
+        if self.trained_rows is None:
+            return embedded
+        # Not from `table`: that would copy it for every token that is decoded.
+        found = tokens[..., None] == jnp.asarray(self.trained_ids)
+        own = jnp.take(self.trained_rows[...], jnp.argmax(found, -1), axis=0)
+        return jnp.where(found.any(-1)[..., None], own.astype(embedded.dtype), embedded)
+
+    def table(self, dtype: jnp.dtype) -> Float[Array, "V D"]:
+        """All rows, those that are trained among them."""
+        table = self.embedding[...].astype(dtype)
+        if self.trained_rows is None:
+            return table
+        return table.at[jnp.asarray(self.trained_ids)].set(self.trained_rows[...].astype(dtype))
 
 
 def make_linear(
@@ -170,7 +218,7 @@ class Attention(nnx.Module):
           past: keys and values of earlier passes.
           visible: what of ``past``, and last of ``x``, may be seen: masks for `attend`, else ranges.
           implementation: ``dense`` for `attend`, else one of `attend_by_kernels`.
-          dropout: of the attention weights, or None.
+          dropout: of the attention weights and the adapters, or None.
           columns: index of each column of ``past`` and ``x`` in the whole sequence, where there is dropout.
           wanted: the columns of ``x`` that attend, which ``visible`` is about; None for all.
           write_at: where in the last of ``past`` the keys and values of ``x`` are written, to be attended to there.
@@ -181,12 +229,14 @@ class Attention(nnx.Module):
         """
         reading = x if wanted is None else take_columns(x, wanted)
         B, T, _ = reading.shape
+        # The attention weights have the keys that are folded by a column: the adapters' stand behind them.
+        site = _sites(None if dropout is None else dropout.at(dropout.total))
         query, key, value = (
-            constrain(layer(x).reshape(*x.shape[:2], -1, self.config.width_of_head), "rows", "columns", heads, "head")
-            for layer, x, heads in (
-                (self.query, reading, "heads"),
-                (self.key, x, "kv_heads"),
-                (self.value, x, "kv_heads"),
+            constrain(y.reshape(*y.shape[:2], -1, self.config.width_of_head), "rows", "columns", heads, "head")
+            for y, heads in (
+                (self.query(reading, site(0)), "heads"),
+                (self.key(x, site(1)), "kv_heads"),
+                (self.value(x, site(2)), "kv_heads"),
             )
         )
         if self.config.query_key_norm:
@@ -202,12 +252,14 @@ class Attention(nnx.Module):
             own = write(room, own, write_at)
         query, sources = query.swapaxes(1, 2), [*past, own]
         if implementation == "dense":
-            kept = None if dropout is None else dropout.weights(B, self.config.num_heads, columns)
+            kept = None
+            if dropout is not None and dropout.rate:
+                kept = dropout.weights(B, self.config.num_heads, columns)
             out, own = attend(query, sources, visible, kept=kept, dropout=self.config.dropout)
         else:
             out, own = attend_by_kernels(query, sources, visible, implementation)
         out = constrain(out.swapaxes(1, 2).reshape(B, T, -1), rows_of(reading), "columns", "heads")
-        return self.output(out), own
+        return self.output(out, site(3)), own
 
 
 class FeedForward(nnx.Module):
@@ -230,12 +282,19 @@ class FeedForward(nnx.Module):
             scale=(2 * config.num_layers) ** -0.5,
         )
 
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        """Applies the MLP to each column."""
-        hidden = constrain(self.up(x), rows_of(x), "columns", "mlp")
+    def __call__(self, x: Float[Array, "B T D"], dropout: Dropout | None = None) -> Float[Array, "B T D"]:
+        """Applies the MLP to each column; ``dropout`` is the adapters'."""
+        site = _sites(dropout)
+        hidden = constrain(self.up(x, site(0)), rows_of(x), "columns", "mlp")
         if self.kind == "swiglu":
-            return self.down(jax.nn.silu(constrain(self.gate(x), rows_of(x), "columns", "mlp")) * hidden)
-        return self.down(jax.nn.gelu(hidden, approximate=self.kind == "gelu_tanh"))
+            hidden = jax.nn.silu(constrain(self.gate(x, site(1)), rows_of(x), "columns", "mlp")) * hidden
+        else:
+            hidden = jax.nn.gelu(hidden, approximate=self.kind == "gelu_tanh")
+        return self.down(hidden, site(2))
+
+
+def _sites(dropout: Dropout | None) -> Callable[[int], Dropout | None]:
+    return lambda site: None if dropout is None else dropout.at(site)
 
 
 def rows_of(x: Float[Array, "B T D"]) -> str:
@@ -296,4 +355,4 @@ class Layer(nnx.Module):
             write_at=write_at,
         )
         x = residual((x if wanted is None else take_columns(x, wanted)) + drop(branch, 1))
-        return residual(x + drop(self.mlp(self.mlp_norm(x)), 2)), own
+        return residual(x + drop(self.mlp(self.mlp_norm(x), None if dropout is None else dropout.at(3)), 2)), own

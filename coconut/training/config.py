@@ -14,6 +14,7 @@ from coconut.latent.generate import SamplingConfig
 from coconut.latent.halting import HaltingConfig
 from coconut.methods import get_method
 from coconut.methods.method import NoOptions
+from coconut.models.adapters import AdapterConfig
 from coconut.models.config import DecoderConfig, ExecutionConfig
 from coconut.pipeline import PipelineConfig
 from coconut.training.optimizer import OptimizerConfig
@@ -44,6 +45,8 @@ class RunConfig:
         tokenizers must be the same.
       init_checkpoint: which of its checkpoints.
       feedback: what is done to a hidden state before it is fed back.
+      adapter: low-rank adapters (`coconut.models.adapters`), which are trained in place of the decoder; None to train
+        the decoder itself.
       freeze: patterns (``decoder.tokens.*``) of the names of parameters that are not trained, beside those that the
         method freezes.
       sampling: how validation questions are answered.
@@ -79,6 +82,7 @@ class RunConfig:
     init_from: str | None = None
     init_checkpoint: Literal["best", "latest"] = "latest"
     feedback: FeedbackConfig = dataclasses.field(default_factory=FeedbackConfig)
+    adapter: AdapterConfig | None = None
     freeze: tuple[str, ...] = ()
     sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
     halting: HaltingConfig | None = None

@@ -17,6 +17,7 @@ from coconut.errors import CoconutError
 from coconut.hub import local_folder
 from coconut.methods import METHODS, get_method
 from coconut.model import Model, Parameters, Template, parameters_of
+from coconut.models.adapters import merge_adapters
 from coconut.models.config import DecoderConfig
 from coconut.models.decoder import Decoder
 from coconut.models.huggingface import PARTS_FILE, agreed_config, export_fields, is_our_export, load_pretrained
@@ -31,7 +32,7 @@ from coconut.tokenizers import TokenizedExample, Tokenizer, validate_ids
 from coconut.training.config import RunConfig, differences, to_json
 from coconut.training.loading import load_model
 from coconut.training.run import RUN_FILE, Run, split_fingerprint
-from coconut.training.state import TrainState, fresh_model, fresh_parts, make_state, template_of
+from coconut.training.state import TrainState, fresh_model, fresh_parts, make_state, template_of, with_adapters
 
 # Fields of a decoder that may differ from those of the run it starts from: they do not change what its parameters mean.
 NOT_THE_MODEL = (
@@ -63,6 +64,10 @@ def prepare(
     tokenizer = make_tokenizer(config.data, dataset.splits["train"])
     decoder = dataclasses.replace(config.decoder, vocab_size=vocabulary_size(config, tokenizer, workdir))
     config = dataclasses.replace(config, decoder=decoder)
+    if config.adapter is not None:
+        rows = token_ids(config.adapter.trained_rows, tokenizer, "AdapterConfig.trained_rows")
+        config = dataclasses.replace(config, adapter=dataclasses.replace(config.adapter, trained_rows=rows))
+        jax.eval_shape(lambda: fresh_model(config))  # whose targets are looked at
     examples = dataset.tokenized("train", tokenizer)
     for index, example in enumerate(examples):
         validate_ids(example.ids, decoder.vocabulary, f"training example {index}")
@@ -87,6 +92,36 @@ def check_steps(config: RunConfig, examples: Sequence[TokenizedExample]) -> None
             f"RunConfig.method = {config.method!r} learns from steps, and none of the {len(examples)} training "
             f"examples has any (methods that need none: {others})"
         )
+
+
+def token_ids(tokens: Sequence[str | int], tokenizer: Tokenizer, field: str) -> tuple[int, ...]:
+    """The ids of tokens that a config names, each once, in rising order.
+
+    Args:
+      tokens: ids; ``start_latent``, ``latent``, ``end_latent`` and ``eos``, whatever a tokenizer calls them; names of
+        special tokens; or texts that are one token.
+      tokenizer: of the run.
+      field: of the config, for the error message.
+
+    Raises:
+      CoconutError: one is no token.
+    """
+    known = {
+        "start_latent": tokenizer.start_latent_id,
+        "latent": tokenizer.latent_id,
+        "end_latent": tokenizer.end_latent_id,
+        "eos": tokenizer.eos_id,
+        **tokenizer.special_token_ids(),
+    }
+    found = set()
+    for token in tokens:
+        ids = [token] if isinstance(token, int) else [known[token]] if token in known else tokenizer.encode(token)
+        if len(ids) != 1:
+            raise CoconutError(
+                f"{field} = {tuple(tokens)!r}: the tokenizer makes {len(ids)} tokens of {token!r}, not one"
+            )
+        found.add(ids[0])
+    return tuple(sorted(found))
 
 
 def check_halting(config: RunConfig) -> None:
@@ -212,9 +247,10 @@ def initial_state(run: Run, optimizer: optax.GradientTransformation, mesh: Mesh)
 def initial_model(run: Run, mesh: Mesh | None = None) -> Model:
     """The model a run starts from: fresh, of a pretrained checkpoint, or with the parameters of ``init_from``.
 
-    The decoder is taken. A part is taken, too, where the other run has it and it means the same: the feedback where
-    both runs configure it alike, another part where its parameters fit. Else a part that is a decoder like the model's
-    is a copy of it, and any other is fresh.
+    The decoder is taken: with its adapters where both runs configure these alike, else merged with them. A part is
+    taken, too, where the other run has it and it means the same: the feedback where both runs configure it alike,
+    another part where its parameters fit. Else a part that is a decoder like the model's is a copy of it, and any other
+    is fresh.
 
     Raises:
       CoconutError: ``init_from`` holds no checkpoint or one of another shape, or ``pretrained`` cannot be loaded.
@@ -222,20 +258,24 @@ def initial_model(run: Run, mesh: Mesh | None = None) -> Model:
     config = run.config
     if config.pretrained is not None:
         decoder = _pretrained_decoder(run, mesh)
-        return Model(decoder, _exported_parts(config, _read_by_copies(fresh_parts(config), decoder)))
+        parts = _exported_parts(config, _read_by_copies(fresh_parts(config), decoder))
+        return Model(with_adapters(config, decoder), parts)
     if config.init_from is None:
         return fresh_model(config)
     other, loaded, _ = load_model(
         parse_path(config.init_from), config.init_checkpoint, mesh, execution=config.execution, train_only=True
     )
-    parts = _read_by_copies(fresh_parts(config), loaded.decoder)
+    decoder = loaded.decoder
+    parts = _read_by_copies(fresh_parts(config), merge_adapters(decoder))
+    if other.config.adapter != config.adapter:
+        decoder = with_adapters(config, merge_adapters(decoder))
     for name in parts.keys() & loaded.parts.keys():
         there = loaded.parts[name]
         same = other.config.feedback == config.feedback if name == "feedback" else _alike(there, parts[name])
         parts[name] = there if same else parts[name]
     expected = jax.eval_shape(lambda: fresh_model(config))
     where = f"RunConfig.init_from = {config.init_from!r}"
-    found = matching(parameters_of(Model(loaded.decoder, parts)), parameters_of(expected), where)
+    found = matching(parameters_of(Model(decoder, parts)), parameters_of(expected), where)
     return Template.of(expected).model(found)
 
 

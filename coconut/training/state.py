@@ -2,6 +2,7 @@
 
 import dataclasses
 import fnmatch
+import zlib
 from collections.abc import Collection, Mapping
 from typing import Any, no_type_check
 
@@ -12,7 +13,9 @@ from jaxtyping import Array, Int
 
 from coconut.errors import CoconutError
 from coconut.methods import get_method
-from coconut.model import MakeParts, Model, Parameters, Template, make_model, make_parts, parameters_of
+from coconut.model import MakeParts, Model, Parameters, Template, make_model, make_parts, parameters_of, part_of
+from coconut.models.adapters import add_adapters, is_adapter
+from coconut.models.decoder import Decoder
 from coconut.training.config import RunConfig
 
 
@@ -35,13 +38,29 @@ class TrainState:
 
 def fresh_model(config: RunConfig) -> Model:
     """The model of a run, with random parameters. Traceable, which gives its shapes alone."""
-    return make_model(
+    model = make_model(
         config.decoder,
         jax.random.key(config.seed),
         execution=config.execution,
         feedback=config.feedback,
         parts=_parts_of(config),
     )
+    return model._replace(decoder=with_adapters(config, model.decoder))
+
+
+def with_adapters(config: RunConfig, decoder: Decoder) -> Decoder:
+    """The decoder with the run's adapters, fresh; the decoder itself where the run has none. Traceable.
+
+    Raises:
+      CoconutError: see `coconut.models.adapters.add_adapters`.
+    """
+    if config.adapter is None:
+        return decoder
+    # A key of its own, so that it moves no number of another.
+    return add_adapters(decoder, config.adapter, jax.random.fold_in(jax.random.key(config.seed), _ADAPTERS))
+
+
+_ADAPTERS = zlib.crc32(b"adapters")
 
 
 def fresh_parts(config: RunConfig) -> Mapping[str, Any]:
@@ -54,7 +73,7 @@ def _parts_of(config: RunConfig) -> MakeParts:
 
 
 def template_of(config: RunConfig, model: Model) -> Template:
-    """How to make the run's model of its parameters, and which of these it trains.
+    """How to make the run's model of its parameters, and which of these it trains: of a decoder with adapters these.
 
     Raises:
       CoconutError: ``RunConfig.freeze`` holds a pattern that fits no parameter, or nothing is left to train.
@@ -65,7 +84,8 @@ def template_of(config: RunConfig, model: Model) -> Template:
             raise CoconutError(f"RunConfig.freeze = {config.freeze!r}: the model has no parameter {pattern!r}")
     trains = get_method(config.method).trains
     frozen = lambda name: any(fnmatch.fnmatchcase(name, pattern) for pattern in config.freeze)
-    template = Template.of(model, lambda name: trains(name) and not frozen(name))
+    base = lambda name: config.adapter is not None and part_of(name) == "decoder" and not is_adapter(name)
+    template = Template.of(model, lambda name: trains(name) and not frozen(name) and not base(name))
     if not template.trained:
         raise CoconutError(f"RunConfig.freeze = {config.freeze!r}: nothing is left to train")
     return template

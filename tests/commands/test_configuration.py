@@ -1,6 +1,7 @@
 """Every shipped config resolves and builds its abstract model; wrong ones say what is wrong."""
 
 import dataclasses
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -193,6 +194,15 @@ def test_every_task_has_its_file_and_every_file_its_task() -> None:
         )
         assert config.data.task == task
         assert from_json(RunConfig, to_json(config), task) == config
+
+
+def test_adapters_are_one_more_file() -> None:
+    """CODI's: rank 128, alpha 32, dropout 0.1 (Shen et al. 2025)."""
+    assert [path.name for path in (CONFIGS / "adapters").glob("*.gin")] == ["lora.gin"]
+    config = resolve_run([SMALL, "gin_configs/methods/coconut.gin", "gin_configs/adapters/lora.gin"])
+    assert config.adapter is not None
+    assert (config.adapter.rank, config.adapter.scaling, config.adapter.dropout) == (128, 0.25, 0.1)
+    assert from_json(RunConfig, json.loads(json.dumps(to_json(config))), "lora") == config
 
 
 def test_later_files_and_bindings_win() -> None:

@@ -76,7 +76,8 @@ def described_config(folder: Path, problems: list[str]) -> DecoderConfig | None:
         problems.append(
             f"{ADAPTER_FILE} says that this is a PEFT adapter (peft_type = {adapter.get('peft_type')!r:.80}) of "
             f"base_model_name_or_path = {adapter.get('base_model_name_or_path')!r:.80}, which is not applied here: "
-            "merge it into that model (`merge_and_unload` of PEFT) and load the result"
+            "merge it into that model (`coconut.models.huggingface.load_adapter` and "
+            "`coconut.models.adapters.merge_adapters`, or `merge_and_unload` of PEFT) and load the result"
         )
         if not (folder / CONFIG_FILE).exists():
             return None

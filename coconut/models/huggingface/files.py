@@ -46,23 +46,30 @@ def stored_tensors(folder: Path, problems: list[str]) -> list[Stored]:
     """The tensors in a folder's files, file after file; what is wrong with the files is added to ``problems``."""
     tensors = []
     for path, expected in _files(folder, problems).items():
-        try:
-            with safe_open(path, framework="numpy") as file:
-                names = list(file.keys())
-                slices = {name: file.get_slice(name) for name in names}
-                tensors += [
-                    Stored(path, name, tuple(stored.get_shape()), str(stored.get_dtype()))
-                    for name, stored in slices.items()
-                ]
-        except (SafetensorError, OSError) as error:
-            # An interrupted download is cut off: the header promises more bytes than there are.
-            size = path.stat().st_size if path.is_file() else 0
-            problems.append(f"{path.name} ({size:,} bytes) is damaged or only half downloaded: {error}")
-            continue
-        if expected is not None and expected != set(names):
-            wrong = ", ".join(sorted(expected ^ set(names)))
+        before = len(problems)
+        own = read_header(path, problems)
+        tensors += own
+        names = {tensor.name for tensor in own}
+        if expected is not None and expected != names and len(problems) == before:
+            wrong = ", ".join(sorted(expected ^ names))
             problems.append(f"{INDEX} and {path.name} disagree about which tensors are there: {wrong}")
     return tensors
+
+
+def read_header(path: Path, problems: list[str]) -> list[Stored]:
+    """The tensors in a file, none where it is damaged, which is added to ``problems``."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - it is no dictionary
+            return [
+                Stored(path, name, tuple(stored.get_shape()), str(stored.get_dtype()))
+                for name, stored in slices.items()
+            ]
+    except (SafetensorError, OSError) as error:
+        # An interrupted download is cut off: the header promises more bytes than there are.
+        size = path.stat().st_size if path.is_file() else 0
+        problems.append(f"{path.name} ({size:,} bytes) is damaged or only half downloaded: {error}")
+        return []
 
 
 def _files(folder: Path, problems: list[str]) -> dict[Path, set[str] | None]:

@@ -1,9 +1,10 @@
 """Decoders as checkpoints that `transformers` reads."""
 
+import contextlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -13,6 +14,7 @@ from jaxtyping import Array
 from safetensors.numpy import save_file
 
 from coconut.errors import CoconutError
+from coconut.models.adapters import is_adapter
 from coconut.models.decoder import Decoder
 from coconut.models.huggingface.configuration import CONFIG_FILE, config_json
 from coconut.models.huggingface.files import INDEX, WEIGHTS
@@ -56,9 +58,7 @@ def save_pretrained(
     tensors = tensors_of(decoder.config, parameters)
     _check(folder, config, config_fields, files, max_shard_bytes, parameters)
     shards = _split(tensors, parameters, max_shard_bytes)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
-    try:
-        temporary.mkdir(parents=True)
+    with new_folder(folder) as temporary:
         weight_map = {}
         for index, names in enumerate(shards, start=1):
             file = WEIGHTS if len(shards) == 1 else f"model-{index:05d}-of-{len(shards):05d}.safetensors"
@@ -73,11 +73,31 @@ def save_pretrained(
         (temporary / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         for name, data in files.items():
             (temporary / name).write_bytes(data)
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A folder to write to, which appears under its name when it is complete.
+
+    Raises:
+      CoconutError: a folder of that name holds something, or what is done in it fails.
+    """
+    folder = folder.absolute()
+    _check_folder(folder)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
         temporary.replace(folder)
     except Exception as error:
         raise CoconutError(f"{folder} could not be written: {error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _check_folder(folder: Path) -> None:
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise CoconutError(f"{folder} exists, and is no empty folder")
 
 
 def _check(
@@ -88,8 +108,9 @@ def _check(
     max_shard_bytes: int,
     parameters: Mapping[str, Array],
 ) -> None:
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise CoconutError(f"{folder} exists, and is no empty folder")
+    _check_folder(folder)
+    if adapters := [name for name in parameters if is_adapter(name)]:
+        raise CoconutError(f"{adapters[0]}: the decoder has adapters, merge them first (`merge_adapters`)")
     if taken := sorted(name for name in config_fields if config.get(name) is not None):
         raise CoconutError(f"config_fields: the decoder's own config says what {', '.join(taken)} are")
     weights = [name for name in files if name.endswith(".safetensors") and name != PARTS_FILE]

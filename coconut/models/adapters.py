@@ -1,0 +1,194 @@
+"""Low-rank adapters (LoRA, Hu et al. 2022): a frozen decoder, a small trained matrix product beside each of its own.
+
+With an adapter a matrix ``W`` of ``[D, F]`` computes ``x W + b + s (drop(x) A) B``, where ``A`` is ``[D, rank]``, ``B``
+is ``[rank, F]`` and ``s = alpha / rank``. ``B`` starts at zero, so that training starts from the decoder as it was.
+
+``A`` and ``B`` are parameters of the decoder's own modules, ``layers.0.attention.query.lora_a``, and lie on a mesh as
+their matrix does. Gradients reach them like any other parameter; which parameters are trained is not said here.
+"""
+
+import dataclasses
+import fnmatch
+import math
+import zlib
+from collections.abc import Mapping
+from typing import no_type_check
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Key
+
+from coconut.errors import CoconutError, check_fields
+from coconut.models.decoder import Decoder
+from coconut.models.layers import Linear
+from coconut.models.parameters import decoder_of, decoder_parameters
+
+_LEAVES = ("lora_a", "lora_b", "trained_rows")
+
+
+@no_type_check  # Its own checks name the field and the value
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdapterConfig:
+    """Which matrices of a decoder have an adapter, and of which kind.
+
+    Attributes:
+      rank: columns of ``A``.
+      alpha: the adapter counts ``alpha / rank``.
+      dropout: rate at which units of what an adapter is applied to are dropped, where a dropout key is given.
+      targets: patterns of names of matrices, such as ``layers.*.attention.query``; all matrices of the layers by
+        default. Embedding and head are none of them.
+      trained_rows: tokens whose rows of the embedding are trained while the others are frozen, and of the head where it
+        is the embedding: ids, or in the config of a run names (`coconut.training.setup.token_ids`).
+      rank_stabilized: the adapter counts ``alpha / rank ** 0.5`` instead (Kalajdzievski 2023).
+
+    Raises:
+      CoconutError: a value out of range; the message names the field and the value.
+    """
+
+    rank: int
+    alpha: float
+    dropout: float = 0.0
+    targets: tuple[str, ...] = ("layers.*",)
+    trained_rows: tuple[str | int, ...] = ()
+    rank_stabilized: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+        def reject(field: str, why: str) -> None:
+            raise CoconutError(f"AdapterConfig.{field} = {getattr(self, field)!r}: {why}")
+
+        if self.rank < 1:
+            reject("rank", "must be at least 1")
+        if not (math.isfinite(self.alpha) and self.alpha > 0):
+            reject("alpha", "must be positive")
+        if not 0.0 <= self.dropout < 1.0:
+            reject("dropout", "must be in [0, 1)")
+        if not self.targets:
+            reject("targets", "must name a matrix")
+        if len(set(self.trained_rows)) < len(self.trained_rows):
+            reject("trained_rows", "a token stands there twice")
+
+    @property
+    def scaling(self) -> float:
+        """Factor on ``A B``."""
+        return self.alpha / (math.sqrt(self.rank) if self.rank_stabilized else self.rank)
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a parameter of this name belongs to the adapters, or is a row that is trained beside them."""
+    return name.rpartition(".")[2] in _LEAVES
+
+
+def add_adapters(decoder: Decoder, config: AdapterConfig, key: Key[Array, ""]) -> Decoder:
+    """A decoder with fresh adapters, which computes what it computed before. Traceable.
+
+    ``A`` is uniform in ``+- D ** -0.5``, as in PEFT (He et al. 2015 with a slope of ``5 ** 0.5``). Adapters and rows
+    are kept in float32 at least, whatever the decoder's parameters are.
+
+    Args:
+      decoder: the decoder, without adapters. It stays as it is; its parameters are shared.
+      config: which matrices and rows.
+      key: of ``A``. Stacked or not, the layers get the same numbers.
+
+    Raises:
+      CoconutError: a target fits no matrix, or of stacked layers some alone; a row is no token's.
+    """
+    decoder = jax.tree.map(lambda x: x, decoder)  # new modules around the same arrays
+    for name, linear in _targeted(decoder, config).items():
+        kernel, axes = linear.kernel[...], linear.kernel.get_metadata("axes")
+        *stack, D, F = kernel.shape
+        dtype = jnp.promote_types(kernel.dtype, jnp.float32)
+        index, path = _place(name)
+        own = jax.random.fold_in(key, zlib.crc32(path.encode()))
+        draw = lambda index, own=own, D=D, dtype=dtype: jax.random.uniform(
+            jax.random.fold_in(own, index), (D, config.rank), dtype, -(D**-0.5), D**-0.5
+        )
+        a = draw(index) if index is not None else jax.vmap(draw)(jnp.arange(stack[0]))
+        linear.lora_a = nnx.Param(a, axes=(*axes[:-1], "rank"))
+        linear.lora_b = nnx.Param(jnp.zeros((*stack, config.rank, F), dtype), axes=(*axes[:-2], "rank", axes[-1]))
+        linear.lora_scaling, linear.lora_dropout = float(config.scaling), float(config.dropout)
+    decoder.lora_dropout = float(config.dropout)
+    if config.trained_rows:
+        ids = _checked_ids(decoder, config)
+        rows = jnp.take(decoder.tokens.embedding[...], jnp.asarray(ids), axis=0)
+        dtype = jnp.promote_types(rows.dtype, jnp.float32)
+        decoder.tokens.trained_rows = nnx.Param(rows.astype(dtype), axes=("trained_rows", "embed"))
+        decoder.tokens.trained_ids = ids
+    return decoder
+
+
+def merge_adapters(decoder: Decoder) -> Decoder:
+    """The decoder without adapters that computes the same: each of them added to its matrix, rows put in their table.
+
+    Sums are rounded to the dtype of the matrices, here and nowhere else.
+    """
+    own = decoder_parameters(decoder)
+    merged = {name: value for name, value in own.items() if not is_adapter(name)}
+    for name, linear in _matrices(decoder).items():
+        if linear.lora_a is not None:
+            merged[f"{name}.kernel"] = _merged(linear)
+    merged["tokens.embedding"] = decoder.tokens.table(merged["tokens.embedding"].dtype)
+    return decoder_of(decoder.config, decoder.execution, merged)
+
+
+def _merged(linear: Linear) -> Float[Array, "*L D F"]:
+    kernel, a, b = linear.kernel[...], linear.lora_a[...], linear.lora_b[...]
+    delta = linear.lora_scaling * jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+    return (kernel.astype(delta.dtype) + delta).astype(kernel.dtype)
+
+
+def _matrices(decoder: Decoder) -> dict[str, Linear]:
+    """The matrices of the layers by name: ``layers.0.attention.query``, or ``layers.attention.query`` of all layers."""
+    return {
+        ".".join(map(str, ("layers", *path))): module
+        for path, module in nnx.iter_modules(decoder.layers)
+        if isinstance(module, Linear)
+    }
+
+
+def _place(name: str) -> tuple[int | None, str]:
+    """The layer of a matrix, None for that of all, and its name within it."""
+    first, _, rest = name.removeprefix("layers.").partition(".")
+    return (int(first), rest) if first.isdecimal() else (None, f"{first}.{rest}")
+
+
+def _targeted(decoder: Decoder, config: AdapterConfig) -> Mapping[str, Linear]:
+    """The matrices that get an adapter, by name."""
+    matrices = _matrices(decoder)
+    paths = list(dict.fromkeys(_place(name)[1] for name in matrices))
+    reject = lambda why: CoconutError(f"AdapterConfig.targets = {config.targets!r}: {why}")
+    fitting: set[str] = set()
+    for pattern in config.targets:
+        found = {
+            name
+            for path in paths
+            for index in range(decoder.config.num_layers)
+            if fnmatch.fnmatchcase(name := f"layers.{index}.{path}", pattern)
+        }
+        if not found:
+            raise reject(f"{pattern!r} fits no matrix; there are {', '.join(f'layers.*.{path}' for path in paths)}")
+        fitting |= found
+    targeted = {}
+    for name, matrix in matrices.items():
+        index, path = _place(name)
+        layers = range(decoder.config.num_layers) if index is None else (index,)
+        hit = [f"layers.{index}.{path}" in fitting for index in layers]
+        if any(hit) and not all(hit):
+            raise reject(
+                f"some layers alone have layers.*.{path}, which ExecutionConfig.scan_layers = True does not do"
+            )
+        if all(hit):
+            targeted[name] = matrix
+    return targeted
+
+
+def _checked_ids(decoder: Decoder, config: AdapterConfig) -> tuple[int, ...]:
+    ids, vocabulary = [], decoder.config.vocabulary
+    for token in config.trained_rows:
+        if isinstance(token, str) or not 0 <= token < vocabulary:
+            why = f"{token!r} is no id of a token, which run from 0 to {vocabulary - 1}"
+            raise CoconutError(f"AdapterConfig.trained_rows = {config.trained_rows!r}: {why}")
+        ids.append(token)
+    return tuple(ids)
