@@ -3,23 +3,26 @@
 import dataclasses
 import json
 import logging
+import time
 from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from rich.console import Console
 
 from coconut.datasets import load_dataset, load_split, text_format_of
 from coconut.errors import CoconutError
-from coconut.evaluation.answers import Answer, AnswerConfig
+from coconut.evaluation.answers import Answer, AnswerConfig, answer_questions, thoughts_of_questions
 from coconut.evaluation.choices import choose
 from coconut.evaluation.evaluate import Evaluation, evaluate, wilson_interval
+from coconut.evaluation.interventions import ALTERATIONS, REMOVED, Surroundings, check_interventions, mean_thoughts
 from coconut.evaluation.reading import given_pages
 from coconut.latent.generate import SamplingConfig
 from coconut.methods import get_method
 from coconut.model import Model
-from coconut.pages import Thoughts
+from coconut.pages import Thoughts, count_thoughts
 from coconut.provenance import provenance
 from coconut.sharding import make_mesh
 from coconut.storage import write_atomically
@@ -51,6 +54,9 @@ class EvaluateConfig:
       batch_size: rows decoded together; None for the run's own.
       sampling: how tokens are chosen; None for the run's own.
       limit: the first so many questions only; None for all.
+      interventions: what is done to thoughts (`coconut.evaluation.interventions`), of questions that have some. Each is
+        evaluated as the trained model is, ``removed`` as 0 of ``thoughts`` is.
+      intervention_seed: of what interventions draw.
       allow_overlap: answer questions of a file although the run was trained on some of them; the result says on how
         many.
       answers_file: where to write every answer as JSON lines; None for nowhere.
@@ -64,8 +70,34 @@ class EvaluateConfig:
     batch_size: int | None = None
     sampling: SamplingConfig | None = None
     limit: int | None = None
+    interventions: tuple[str, ...] = ()
+    intervention_seed: int = 0
     allow_overlap: bool = False
     answers_file: StoragePath | None = None
+
+    def __post_init__(self) -> None:
+        check_interventions(self.interventions)
+
+
+class Clock:
+    """Seconds a row of what comes in batches, the first of which compiles programs and does not count."""
+
+    def __init__(self) -> None:
+        self._first: float | None = None
+        self._seconds, self._rows = 0.0, 0
+
+    def add(self, rows: int) -> None:
+        """A batch is done."""
+        now = time.perf_counter()
+        if self._first is None:
+            self._first = now
+        else:
+            self._seconds, self._rows = now - self._first, self._rows + rows
+
+    @property
+    def seconds_per_row(self) -> float | None:
+        """Of all batches behind the first; None where there were none."""
+        return self._seconds / self._rows if self._rows else None
 
 
 def questions_of(run: Run, split: str) -> list[Example]:
@@ -107,9 +139,15 @@ def evaluate_model(
     Returns:
       Plain values: ``trained`` for the trained number of thoughts, ``thoughts`` for each other number, ``choices`` for
       the accuracy of choosing between the two options of a graph question (`coconut.evaluation.choices`) by number of
-      thoughts (``trained`` where questions differ in it), ``also_trained_on`` for how many questions of a file were
-      trained on (None where that is not known), ``not_repeated`` for numbers of thoughts that were asked for
-      although the model thinks none, what was evaluated, and where. The stage is the checkpoint's own.
+      thoughts (``trained`` where questions differ in it), ``interventions`` for each intervention on thoughts, of as
+      many ``examples`` as it could alter (None for none), ``seconds_per_question`` of the trained number of thoughts
+      without compilation, ``also_trained_on`` for how many questions of a file were trained on (None where that is not
+      known), ``not_repeated`` for numbers of thoughts and ``not_altered`` for interventions that were asked for
+      although the model has no thoughts, what was evaluated, and where. The stage is the checkpoint's own.
+
+    Raises:
+      CoconutError: there are no questions, or the run was trained on some; or thoughts are to be replaced by their
+        mean, and the run has no validation split to take it from.
     """
     method = get_method(run.config.method)
     task, text_format = get_task(run.config.data.task), text_format_of(run.config.data)
@@ -133,13 +171,30 @@ def evaluate_model(
     trained_thoughts = {part.count for page in given for part in page if isinstance(part, Thoughts)}
     thinks = any(trained_thoughts) or method.halting(placing) is not None
     others = config.thoughts if thinks else ()
+    feeds_back = any(trained_thoughts) and method.feeds_back(placing.options)
+    interventions = [name for name in config.interventions if feeds_back or (name == REMOVED and any(trained_thoughts))]
+    surroundings = Surroundings(questions=[example.question for example in examples], seed=config.intervention_seed)
+    if "mean" in interventions:
+        own = [encode_example(run.tokenizer, example, text_format) for example in questions_of(run, "validation")]
+        mean = mean_thoughts(thoughts_of_questions(model, run.tokenizer, method, placing, own, default))
+        surroundings = dataclasses.replace(surroundings, mean=mean)
     lines: list[dict[str, Any]] = []
+    thoughts: list[np.ndarray] = []
+    clock = Clock()
 
     with progress_bar(console) as bar:
-        task_id = bar.add_task("answering", total=len(examples) * (1 + len(others)), numbers="")
+        total = len(examples) * (1 + len(others) + len(interventions))
+        task_id = bar.add_task("answering", total=total, numbers="")
 
-        def measure(answer_config: AnswerConfig, name: str) -> Evaluation:
+        def advance(rows: int) -> None:
+            clock.add(rows)
+            bar.advance(task_id, rows)
+
+        def measure(answer_config: AnswerConfig, name: str, **altered: Any) -> Evaluation:
             def record(answer: Answer, right: bool) -> None:
+                if name == "trained" and feeds_back:
+                    assert answer.thought_inputs is not None
+                    thoughts.append(answer.thought_inputs)
                 lines.append(
                     {
                         "setting": name,
@@ -160,36 +215,60 @@ def evaluate_model(
                 examples,
                 tokenized,
                 answer_config,
-                advance=lambda rows: bar.advance(task_id, rows),
+                advance=advance,
                 record=record,
+                **altered,
             )
 
-        trained = measure(default, "trained")
-        by_thoughts = {
-            count: measure(
-                dataclasses.replace(default, thoughts=count, forced=text_format.answer_prefix.strip()),
-                f"{count} thoughts, answer forced",
-            )
-            for count in others
-        }
-    choices = {}
-    if any(trained_thoughts) and all(example.graph is not None for example in examples):
-        # Questions may differ in how many thoughts were trained: then no number says it.
-        agree = len(trained_thoughts) == 1
-        for count in sorted({*others, *trained_thoughts}) if agree else (*sorted(others), None):
-            correct = choose(
+        def measure_choices(thoughts: int | None, counted: Sequence[bool], **altered: Any) -> dict[str, Any]:
+            right = choose(
                 model,
                 run.tokenizer,
                 method,
                 placing,
                 examples,
                 text_format,
-                thoughts=count,
+                thoughts=thoughts,
                 batch_size=default.batch_size,
-            )
-            low, high = wilson_interval(correct, len(examples))
-            name = "trained" if count is None else str(count)
-            choices[name] = {"accuracy": correct / len(examples), "correct": correct, "interval_95": [low, high]}
+                **altered,
+            )[np.asarray(counted)]
+            correct, count = int(right.sum()), len(right)
+            low, high = wilson_interval(correct, count)
+            return {"accuracy": correct / count, "correct": correct, "examples": count, "interval_95": [low, high]}
+
+        def without(count: int) -> AnswerConfig:
+            return dataclasses.replace(default, thoughts=count, forced=text_format.answer_prefix.strip())
+
+        trained = measure(default, "trained")
+        if clock.seconds_per_row is None:
+            # All of it was one batch, in which programs were compiled: it is answered again.
+            for _ in answer_questions(model, run.tokenizer, method, placing, tokenized, default, advance=clock.add):
+                pass
+        seconds = clock.seconds_per_row
+        by_thoughts = {count: measure(without(count), f"{count} thoughts, answer forced") for count in others}
+        graphs = all(example.graph is not None for example in examples)
+        everyone = [True] * len(examples)
+        choices = {}
+        if any(trained_thoughts) and graphs:
+            # Questions may differ in how many thoughts were trained: then no number says it.
+            agree = len(trained_thoughts) == 1
+            for count in sorted({*others, *trained_thoughts}) if agree else (*sorted(others), None):
+                choices["trained" if count is None else str(count)] = measure_choices(count, everyone)
+        by_intervention: dict[str, dict[str, Any] | None] = {}
+        for name in interventions:
+            if name == REMOVED:
+                setting, count, altered = without(0), 0, {}
+                counted = [count_thoughts(page) > 0 for page in given]
+            else:
+                setting, count = default, None
+                found = ALTERATIONS[name](thoughts, surroundings)
+                counted = [new is not None for new in found]
+                altered = {"inputs": [own if new is None else new for own, new in zip(thoughts, found, strict=True)]}
+            by_intervention[name] = None
+            if any(counted):
+                result = measure(setting, name, counted=counted, **altered).to_json()
+                chosen = {"choice": measure_choices(count, counted, **altered)} if graphs else {}
+                by_intervention[name] = {**result, **chosen}
     if config.answers_file is not None and jax.process_index() == 0:
         write_atomically(config.answers_file, "".join(json.dumps(line) + "\n" for line in lines))
     return {
@@ -201,6 +280,9 @@ def evaluate_model(
         "trained": trained.to_json(),
         "thoughts": {str(count): result.to_json() for count, result in by_thoughts.items()},
         "choices": choices,
+        "interventions": by_intervention,
+        "not_altered": [name for name in config.interventions if name not in interventions],
+        "seconds_per_question": seconds,
         "also_trained_on": overlap,
         "not_repeated": [] if thinks else [count for count in config.thoughts if count],
         "provenance": provenance(),
@@ -237,11 +319,14 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def describe(result: dict[str, Any]) -> str:
     """The Markdown table of an evaluation."""
 
-    def cells(name: str, entry: dict[str, Any]) -> list[str]:
+    def share(entry: dict[str, Any]) -> str:
         low, high = entry["interval_95"]
+        return f"{100 * entry['accuracy']:.1f} ({100 * low:.1f}-{100 * high:.1f})"
+
+    def cells(name: str, entry: dict[str, Any]) -> list[str]:
         return [
             name,
-            f"{100 * entry['accuracy']:.1f} ({100 * low:.1f}-{100 * high:.1f})",
+            share(entry),
             f"{entry['tokens']:.1f}",
             f"{entry['thoughts']:.1f}",
             str(entry["examples"]),
@@ -250,10 +335,16 @@ def describe(result: dict[str, Any]) -> str:
     rows = [cells(f"{result['method']}, as trained (stage {result['stage']})", result["trained"])]
     rows += [cells(f"{count} thoughts, answer forced", entry) for count, entry in result["thoughts"].items()]
     for count, entry in result["choices"].items():
-        low, high = entry["interval_95"]
-        accuracy = f"{100 * entry['accuracy']:.1f} ({100 * low:.1f}-{100 * high:.1f})"
         setting = "as trained" if count == "trained" else f"{count} thoughts"
-        rows.append([f"{setting}, choosing between the two options", accuracy, "", count, rows[0][-1]])
+        rows.append([f"{setting}, choosing between the two options", share(entry), "", count, rows[0][-1]])
+    for name, entry in result["interventions"].items():
+        setting = "thoughts removed, answer forced" if name == REMOVED else f"thoughts: {name}"
+        if entry is None:
+            rows.append([setting, "-", "", "", "0"])
+            continue
+        rows.append(cells(setting, entry))
+        if "choice" in entry:
+            rows.append([f"{setting}, choosing between the two options", share(entry["choice"]), "", "", rows[-1][-1]])
     lines = [markdown_table(("setting", "accuracy % (95 %)", "tokens", "thoughts", "questions"), rows)]
     for name, entry in (("as trained", result["trained"]), *result["thoughts"].items()):
         if entry["cut"]:
@@ -263,4 +354,6 @@ def describe(result: dict[str, Any]) -> str:
     if result["not_repeated"]:
         asked = ", ".join(map(str, result["not_repeated"]))
         lines.append(f"not repeated with {asked} thoughts: at stage {result['stage']} this model thinks none")
+    if result["not_altered"]:
+        lines.append(f"not measured: {', '.join(result['not_altered'])}: this model has no thoughts to alter")
     return "\n\n".join(lines)

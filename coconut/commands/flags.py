@@ -130,6 +130,13 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--thoughts", type=int, action="append", default=None, metavar="K", help="also with K thoughts; repeatable (0)"
     )
+    evaluate.add_argument(
+        "--interventions",
+        type=_names,
+        default=(),
+        metavar="NAME,...",
+        help="also with thoughts that are altered: removed, zero, noise, mean, other, permuted (or intact, a check)",
+    )
     evaluate.add_argument("--force", default="", metavar="TEXT", help="text every answer has to go on from")
     evaluate.add_argument(
         "--allow_overlap", action="store_true", help="answer a file's questions although some were trained on"
@@ -285,6 +292,10 @@ def _read_named_value(text: str) -> tuple[str, Any]:
         return name, ast.literal_eval(value)
     except (ValueError, SyntaxError):
         return name, value
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(","))
 
 
 def _known_topology(text: str) -> str:

@@ -140,6 +140,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         forced=options.force,
         batch_size=options.batch_size,
         limit=options.limit,
+        interventions=options.interventions,
         allow_overlap=options.allow_overlap,
         answers_file=options.answers,
     )
