@@ -148,6 +148,26 @@ def _parser() -> argparse.ArgumentParser:
     _add_mesh(evaluate, "such as data=2,fsdp=4,tensor=2; every device its own rows")
     _add_processes(evaluate)
 
+    table = command("table", "train and evaluate methods alike, with several seeds, and compare them in one table")
+    _add_imports(table)
+    table.add_argument("--task", required=True, help="name of the task")
+    table.add_argument(
+        "--methods", type=_names, required=True, metavar="NAME,...", help="gin files of gin_configs/methods, or paths"
+    )
+    table.add_argument("--seeds", required=True, metavar="N,...", help="of parameters and data order")
+    table.add_argument(
+        "--budget", required=True, metavar="N", help="of each run: 2000steps, or 10minutes of training; see the README"
+    )
+    table.add_argument("--output", type=Path, required=True, help="where everything goes; a table there goes on")
+    table.add_argument(
+        "--config",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="gin files of what all methods share; gin_configs/runs/TASK.gin if not given",
+    )
+    table.add_argument("--gin_binding", action="append", default=[], metavar="NAME=VALUE", help="--gin.NAME=VALUE")
+
     export = command("export", "write a trained workdir as a checkpoint for Hugging Face's libraries")
     _add_imports(export)
     export.add_argument("--workdir", type=_path, required=True)
