@@ -277,6 +277,50 @@ def _with_interval(result: Accuracy) -> tuple[float, float, float]:
     return result
 
 
+# --- Methods ------------------------------------------------------------------------------------------------------
+
+
+def plot_table(rows: Mapping[str, Mapping[str, Any]], path: Path, *, shortcut: float | None = None) -> Figure:
+    """Draws each method's accuracy with its 95 % interval, those of its seeds, and those with altered thoughts.
+
+    Args:
+      rows: by the name to show, ``accuracy``, ``interval_95``, the ``accuracies`` of the seeds, and ``interventions``:
+        by name an ``accuracy``, or None (`coconut.commands.table`).
+      path: file to write.
+      shortcut: accuracy of the best rule that answers without reasoning, drawn as a line; None for none.
+
+    Raises:
+      CoconutError: there is nothing to draw.
+      OSError: the picture cannot be written.
+    """
+    if not rows:
+        raise CoconutError("plot_table: there are no methods to draw")
+    figure = Figure(figsize=(max(5.0, 1.3 * len(rows) + 2.0), 4.4), layout="constrained")
+    axes = figure.subplots()
+    names = list(dict.fromkeys(name for row in rows.values() for name in row["interventions"]))
+    for x, row in enumerate(rows.values()):
+        low, high = row["interval_95"]
+        error = np.maximum([[row["accuracy"] - low], [high - row["accuracy"]]], 0)
+        label = "as trained" if x == 0 else None
+        axes.errorbar(x, row["accuracy"], error, color=INK, marker="_", markersize=16, capsize=4, label=label)
+        axes.plot([x] * len(row["accuracies"]), row["accuracies"], ".", color=INK, alpha=0.6)
+    for index, name in enumerate(names):
+        color, _, marker = _style(index)
+        found = [(x, row["interventions"].get(name)) for x, row in enumerate(rows.values())]
+        # Set apart, so that equal accuracies stay readable.
+        points = [(x + 0.08 * (index + 1), entry["accuracy"]) for x, entry in found if entry]
+        if points:
+            axes.plot(*zip(*points, strict=True), marker, color=color, markersize=5, label=f"thoughts: {name}")
+    axes.set(ylabel="accuracy", ylim=(-0.03, 1.03), xlim=(-0.5, len(rows) - 0.2))
+    axes.set_xticks(range(len(rows)), list(rows), rotation=20, ha="right")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    _draw_chance(axes, shortcut, "shortcut")
+    _clean(axes)
+    figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize=9)
+    _save(figure, path)
+    return figure
+
+
 # --- All ----------------------------------------------------------------------------------------------------------
 
 
@@ -285,12 +329,12 @@ def _style(index: int) -> tuple[str, str, str]:
     return _COLORS[index % count], _DASHES[index // count % len(_DASHES)], _MARKERS[index % len(_MARKERS)]
 
 
-def _draw_chance(axes: Axes, chance: float | None) -> None:
+def _draw_chance(axes: Axes, chance: float | None, name: str = "chance") -> None:
     if chance is None:
         return
     axes.axhline(chance, color=INK, linewidth=0.8, linestyle=(0, (1, 3)), zorder=1)
     axes.annotate(
-        "chance",
+        name,
         (1, chance),
         xycoords=("axes fraction", "data"),
         xytext=(4, 0),

@@ -3,18 +3,21 @@
 import dataclasses
 import json
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from rich.console import Console
 
 from coconut.datasets import load_dataset, load_split, text_format_of
 from coconut.errors import CoconutError
-from coconut.evaluation.answers import Answer, AnswerConfig
+from coconut.evaluation.answers import Answer, AnswerConfig, answer_questions, thoughts_of_questions
 from coconut.evaluation.choices import choose
 from coconut.evaluation.evaluate import Evaluation, evaluate, wilson_interval
+from coconut.evaluation.interventions import ALTERATIONS, REMOVED, Surroundings, check_interventions, mean_thoughts
 from coconut.evaluation.reading import given_pages
 from coconut.latent.generate import SamplingConfig
 from coconut.latent.halting import HaltingConfig
@@ -23,7 +26,7 @@ from coconut.latent.swi_reasoning import SwiReasoningConfig
 from coconut.methods import get_method
 from coconut.methods.method import Method
 from coconut.model import Model
-from coconut.pages import Placing, Thoughts
+from coconut.pages import Placing, Thoughts, count_thoughts
 from coconut.provenance import provenance
 from coconut.sharding import make_mesh
 from coconut.storage import write_atomically
@@ -62,6 +65,9 @@ class EvaluateConfig:
       temperature: of sampling; None for that of ``sampling``.
       seed: of the draws.
       limit: the first so many questions only; None for all.
+      interventions: what is done to thoughts (`coconut.evaluation.interventions`), of questions that have some. Each is
+        evaluated as the trained model is, ``removed`` as 0 of ``thoughts`` is.
+      intervention_seed: of what interventions draw.
       allow_overlap: answer questions of a file although the run was trained on some of them; the result says on how
         many.
       answers_file: where to write every answer as JSON lines; None for nowhere.
@@ -80,8 +86,34 @@ class EvaluateConfig:
     temperature: float | None = None
     seed: int = 0
     limit: int | None = None
+    interventions: tuple[str, ...] = ()
+    intervention_seed: int = 0
     allow_overlap: bool = False
     answers_file: StoragePath | None = None
+
+    def __post_init__(self) -> None:
+        check_interventions(self.interventions)
+
+
+class Clock:
+    """Seconds a row of what comes in batches, the first of which compiles programs and does not count."""
+
+    def __init__(self) -> None:
+        self._first: float | None = None
+        self._seconds, self._rows = 0.0, 0
+
+    def add(self, rows: int) -> None:
+        """A batch is done."""
+        now = time.perf_counter()
+        if self._first is None:
+            self._first = now
+        else:
+            self._seconds, self._rows = now - self._first, self._rows + rows
+
+    @property
+    def seconds_per_row(self) -> float | None:
+        """Of all batches behind the first; None where there were none."""
+        return self._seconds / self._rows if self._rows else None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -163,13 +195,16 @@ def evaluate_model(
     Returns:
       Plain values: ``trained`` for the trained number of thoughts, ``thoughts`` for each other number, ``choices`` for
       the accuracy of choosing between the two options of a graph question (`coconut.evaluation.choices`) by number of
-      thoughts (``trained`` where questions differ in it), ``halting`` for when blocks were over and the curve by
-      threshold, ``soft_thinking`` for its settings (None where not asked for), ``also_trained_on`` for how many
-      questions of a file were trained on (None where that is not known), what was evaluated, and where. The stage is
-      the checkpoint's own.
+      thoughts (``trained`` where questions differ in it), ``interventions`` for each intervention on thoughts, of as
+      many ``examples`` as it could alter (None for none), ``halting`` for when blocks were over and the curve by
+      threshold, ``soft_thinking`` for its settings (None where not asked for), ``seconds_per_question`` of the trained
+      number of thoughts without compilation, ``also_trained_on`` for how many questions of a file were trained on (None
+      where that is not known), ``not_altered`` for interventions that were asked for although the model has no
+      thoughts, what was evaluated, and where. The stage is the checkpoint's own.
 
     Raises:
-      CoconutError: thoughts or a halting are asked of a model that has none, or questions were trained on.
+      CoconutError: thoughts or a halting are asked of a model that has none, or questions were trained on; or thoughts
+        are to be replaced by their mean, and the run has no validation split to take it from.
     """
     subject = Subject(
         model=model,
@@ -197,13 +232,19 @@ def evaluate_model(
         halting=config.halting or (None if config.soft_thinking is not None else run.config.halting),
         soft_thinking=config.soft_thinking,
     )
+
+    def mean_of(default: AnswerConfig) -> np.ndarray:
+        own = [encode_example(run.tokenizer, one, subject.text_format) for one in questions_of(run, "validation")]
+        asked = (subject.model, subject.tokenizer, subject.method, subject.placing, own, default)
+        return mean_thoughts(thoughts_of_questions(*asked))
+
     return {
         "method": run.config.method,
         "split": config.split,
         "step": progress.step,
         "stage": progress.stage,
         "seed": run.config.seed,
-        **measure_all(subject, examples, tokenized, default, config, console=console),
+        **measure_all(subject, examples, tokenized, default, config, mean_of=mean_of, console=console),
         "also_trained_on": overlap,
         "provenance": provenance(),
     }
@@ -216,6 +257,7 @@ def measure_all(
     default: AnswerConfig,
     config: EvaluateConfig,
     *,
+    mean_of: Callable[[AnswerConfig], Any] | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Answers the questions in every way that ``config`` asks for.
@@ -226,10 +268,12 @@ def measure_all(
       tokenized: their ids.
       default: how they are answered first; the others differ from it.
       config: what else to measure.
+      mean_of: from how questions are answered to the mean thoughts of others (`mean_thoughts`); None where there are no
+        others, and no thought is replaced by their mean.
       console: where the progress bar goes; standard error if None.
 
     Returns:
-      ``trained``, ``thoughts``, ``choices``, ``halting`` and ``soft_thinking`` of `evaluate_model`.
+      What `evaluate_model` returns of the answers.
 
     Raises:
       CoconutError: thoughts or a halting are asked of a model that has none.
@@ -242,10 +286,6 @@ def measure_all(
     # A model that thinks none is its own control without thoughts; more it must have a place for.
     others = [count for count in config.thoughts if count or thinks]
     given_pages(method, placing, tokenized, max(others, default=None))
-    by_count = {
-        count: dataclasses.replace(default, thoughts=count, forced=subject.text_format.answer_prefix.strip())
-        for count in others
-    }
     if config.halting is not None and not thinks:
         raise CoconutError(f"--halting stop={config.halting.stop!r}: at stage {placing.stage} this model thinks none")
     if config.halting_thresholds and default.halting is None:
@@ -255,14 +295,29 @@ def measure_all(
         for threshold in config.halting_thresholds
         if default.halting is not None
     }
+    feeds_back = any(trained_thoughts) and method.feeds_back(placing.options)
+    interventions = [name for name in config.interventions if feeds_back or (name == REMOVED and any(trained_thoughts))]
+    surroundings = Surroundings(questions=[example.question for example in examples], seed=config.intervention_seed)
+    if "mean" in interventions:
+        assert mean_of is not None
+        surroundings = dataclasses.replace(surroundings, mean=mean_of(default))
     lines: list[dict[str, Any]] = []
+    thoughts: list[np.ndarray] = []
+    clock = Clock()
 
     with progress_bar(console) as bar:
-        settings = 1 + len(others) + len(by_threshold)
-        task_id = bar.add_task("answering", total=len(examples) * settings, numbers="")
+        total = len(examples) * (1 + len(others) + len(by_threshold) + len(interventions))
+        task_id = bar.add_task("answering", total=total, numbers="")
 
-        def measure(answer_config: AnswerConfig, name: str) -> Evaluation:
+        def advance(rows: int) -> None:
+            clock.add(rows)
+            bar.advance(task_id, rows)
+
+        def measure(answer_config: AnswerConfig, name: str, **altered: Any) -> Evaluation:
             def record(answer: Answer, right: bool) -> None:
+                if name == "trained" and feeds_back and interventions:
+                    assert answer.thought_inputs is not None
+                    thoughts.append(answer.thought_inputs)
                 line = {
                     "setting": name,
                     "example": answer.example,
@@ -283,37 +338,66 @@ def measure_all(
                 examples,
                 tokenized,
                 answer_config,
-                advance=lambda rows: bar.advance(task_id, rows),
+                advance=advance,
                 record=record,
+                **altered,
             )
 
-        trained = measure(default, "trained")
-        by_thoughts = {
-            count: measure(answer_config, f"{count} thoughts, answer forced")
-            for count, answer_config in by_count.items()
-        }
-        curve = [
-            {"threshold": threshold, **measure(answer_config, f"halting threshold {threshold:g}").to_json()}
-            for threshold, answer_config in by_threshold.items()
-        ]
-    choices = {}
-    if any(trained_thoughts) and all(example.graph is not None for example in examples):
-        # Questions may differ in how many thoughts were trained: then no number says it.
-        agree = len(trained_thoughts) == 1
-        for count in sorted({*others, *trained_thoughts}) if agree else (*sorted(others), None):
-            correct = choose(
+        def measure_choices(thoughts: int | None, counted: Sequence[bool], **altered: Any) -> dict[str, Any]:
+            right = choose(
                 subject.model,
                 subject.tokenizer,
                 method,
                 placing,
                 examples,
                 subject.text_format,
-                thoughts=count,
+                thoughts=thoughts,
                 batch_size=default.batch_size,
-            )
-            low, high = wilson_interval(correct, len(examples))
-            name = "trained" if count is None else str(count)
-            choices[name] = {"accuracy": correct / len(examples), "correct": correct, "interval_95": [low, high]}
+                **altered,
+            )[np.asarray(counted)]
+            correct, count = int(right.sum()), len(right)
+            low, high = wilson_interval(correct, count)
+            return {"accuracy": correct / count, "correct": correct, "examples": count, "interval_95": [low, high]}
+
+        def without(count: int) -> AnswerConfig:
+            forced = subject.text_format.answer_prefix.strip()
+            return dataclasses.replace(default, thoughts=count, forced=forced, halting=None)
+
+        trained = measure(default, "trained")
+        if clock.seconds_per_row is None:
+            # All of it was one batch, in which programs were compiled: it is answered again.
+            again = (subject.model, subject.tokenizer, method, placing, tokenized, default)
+            for _ in answer_questions(*again, advance=clock.add):
+                pass
+        seconds = clock.seconds_per_row
+        by_thoughts = {count: measure(without(count), f"{count} thoughts, answer forced") for count in others}
+        curve = [
+            {"threshold": threshold, **measure(answer_config, f"halting threshold {threshold:g}").to_json()}
+            for threshold, answer_config in by_threshold.items()
+        ]
+        graphs = all(example.graph is not None for example in examples)
+        everyone = [True] * len(examples)
+        choices = {}
+        if any(trained_thoughts) and graphs:
+            # Questions may differ in how many thoughts were trained: then no number says it.
+            agree = len(trained_thoughts) == 1
+            for count in sorted({*others, *trained_thoughts}) if agree else (*sorted(others), None):
+                choices["trained" if count is None else str(count)] = measure_choices(count, everyone)
+        by_intervention: dict[str, dict[str, Any] | None] = {}
+        for name in interventions:
+            if name == REMOVED:
+                setting, count, altered = without(0), 0, {}
+                counted = [count_thoughts(page) > 0 for page in given]
+            else:
+                setting, count = default, None
+                found = ALTERATIONS[name](thoughts, surroundings)
+                counted = [new is not None for new in found]
+                altered = {"inputs": [own if new is None else new for own, new in zip(thoughts, found, strict=True)]}
+            by_intervention[name] = None
+            if any(counted):
+                result = measure(setting, name, counted=counted, **altered).to_json()
+                chosen = {"choice": measure_choices(count, counted, **altered)} if graphs else {}
+                by_intervention[name] = {**result, **chosen}
     if config.answers_file is not None and jax.process_index() == 0:
         write_atomically(config.answers_file, "".join(json.dumps(line) + "\n" for line in lines))
     return {
@@ -322,6 +406,9 @@ def measure_all(
         "choices": choices,
         "halting": None if default.halting is None else {"config": to_json(default.halting), "curve": curve},
         "soft_thinking": None if soft is None else {"kind": type(soft).__name__, **to_json(soft)},
+        "interventions": by_intervention,
+        "not_altered": [name for name in config.interventions if name not in interventions],
+        "seconds_per_question": seconds,
     }
 
 
@@ -355,11 +442,14 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def describe(result: dict[str, Any]) -> str:
     """The Markdown table of an evaluation."""
 
-    def cells(name: str, entry: dict[str, Any]) -> list[str]:
+    def share(entry: dict[str, Any]) -> str:
         low, high = entry["interval_95"]
+        return f"{100 * entry['accuracy']:.1f} ({100 * low:.1f}-{100 * high:.1f})"
+
+    def cells(name: str, entry: dict[str, Any]) -> list[str]:
         return [
             name,
-            f"{100 * entry['accuracy']:.1f} ({100 * low:.1f}-{100 * high:.1f})",
+            share(entry),
             f"{entry['tokens']:.1f}",
             f"{entry['thoughts']:.1f}",
             str(entry["examples"]),
@@ -375,14 +465,22 @@ def describe(result: dict[str, Any]) -> str:
     rows += [cells(f"{count} thoughts, answer forced", entry) for count, entry in result["thoughts"].items()]
     rows += [cells(f"halting threshold {entry['threshold']:g}", entry) for entry in curve]
     for count, entry in result["choices"].items():
-        low, high = entry["interval_95"]
-        accuracy = f"{100 * entry['accuracy']:.1f} ({100 * low:.1f}-{100 * high:.1f})"
         setting = "as trained" if count == "trained" else f"{count} thoughts"
-        rows.append([f"{setting}, choosing between the two options", accuracy, "", count, rows[0][-1]])
+        rows.append([f"{setting}, choosing between the two options", share(entry), "", count, rows[0][-1]])
+    for name, entry in result["interventions"].items():
+        setting = "thoughts removed, answer forced" if name == REMOVED else f"thoughts: {name}"
+        if entry is None:
+            rows.append([setting, "-", "", "", "0"])
+            continue
+        rows.append(cells(setting, entry))
+        if "choice" in entry:
+            rows.append([f"{setting}, choosing between the two options", share(entry["choice"]), "", "", rows[-1][-1]])
     lines = [markdown_table(("setting", "accuracy % (95 %)", "tokens", "thoughts", "questions"), rows)]
     for name, entry in (("as trained", result["trained"]), *result["thoughts"].items()):
         if entry["cut"]:
             lines.append(f"{100 * entry['cut']:.1f} % of answers ({name}) ended where thoughts began with no room left")
     if result["also_trained_on"]:
         lines.append(f"{result['also_trained_on']} of these questions were trained on")
+    if result["not_altered"]:
+        lines.append(f"not measured: {', '.join(result['not_altered'])}: this model has no thoughts to alter")
     return "\n\n".join(lines)

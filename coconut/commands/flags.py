@@ -209,6 +209,13 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--plot", type=Path, help="a picture of that curve: png, svg or pdf")
     evaluate.add_argument("--temperature", type=float, help="0 takes the most likely token; the run's own if not given")
     evaluate.add_argument("--seed", type=int, default=0, help="seed of the draws")
+    evaluate.add_argument(
+        "--interventions",
+        type=_names,
+        default=(),
+        metavar="NAME,...",
+        help="also with thoughts that are altered: removed, zero, noise, mean, other, permuted (or intact, a check)",
+    )
     evaluate.add_argument("--force", default="", metavar="TEXT", help="text every answer has to go on from")
     evaluate.add_argument(
         "--allow_overlap", action="store_true", help="answer a file's questions although some were trained on"
@@ -219,6 +226,26 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--answers", type=_path, help="write every answer as JSON lines")
     _add_mesh(evaluate, "such as data=2,fsdp=4,tensor=2; every device its own rows")
     _add_processes(evaluate)
+
+    table = command("table", "train and evaluate methods alike, with several seeds, and compare them in one table")
+    _add_imports(table)
+    table.add_argument("--task", required=True, help="name of the task")
+    table.add_argument(
+        "--methods", type=_names, required=True, metavar="NAME,...", help="gin files of gin_configs/methods, or paths"
+    )
+    table.add_argument("--seeds", required=True, metavar="N,...", help="of parameters and data order")
+    table.add_argument(
+        "--budget", required=True, metavar="N", help="of each run: 2000steps, or 10minutes of training; see the README"
+    )
+    table.add_argument("--output", type=Path, required=True, help="where everything goes; a table there goes on")
+    table.add_argument(
+        "--config",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="gin files of what all methods share; gin_configs/runs/TASK.gin if not given",
+    )
+    table.add_argument("--gin_binding", action="append", default=[], metavar="NAME=VALUE", help="--gin.NAME=VALUE")
 
     export = command("export", "write a trained workdir as a checkpoint for Hugging Face's libraries")
     _add_imports(export)
@@ -372,6 +399,10 @@ def _read_numbers(text: str) -> tuple[float, ...]:
         return tuple(float(number) for number in text.split(","))
     except ValueError as error:
         raise CoconutError(f"{text!r}: must be numbers with commas between them") from error
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(","))
 
 
 def _known_topology(text: str) -> str:

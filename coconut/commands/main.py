@@ -151,6 +151,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         temperature=options.temperature,
         seed=options.seed,
         limit=options.limit,
+        interventions=options.interventions,
         allow_overlap=options.allow_overlap,
         answers_file=options.answers,
     )
@@ -180,6 +181,30 @@ def _evaluate(options: argparse.Namespace) -> int:
         plot_accuracy_by_mean_thoughts({result["halting"]["config"]["stop"]: result["halting"]["curve"]}, options.plot)
     _print_markdown(describe(result))
     return EXIT_DONE
+
+
+def _table(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from coconut.commands.table.budget import Budget
+    from coconut.commands.table.command import make_table
+    from coconut.commands.table.grid import TableConfig, read_seeds
+    from coconut.commands.table.report import describe
+
+    config = TableConfig(
+        task=options.task,
+        methods=options.methods,
+        seeds=read_seeds(options.seeds),
+        budget=Budget.parse(options.budget),
+        output=options.output,
+        configs=tuple(options.config),
+        bindings=tuple(options.gin_binding),
+    )
+    content = make_table(config, console=Console(stderr=True))
+    if not content["finished"]:
+        return _interrupted(f"the same command with the same --output {options.output}")
+    _print_markdown(describe(content))
+    return EXIT_FAILED if content["failures"] else EXIT_DONE
 
 
 def _export(options: argparse.Namespace) -> int:
@@ -256,6 +281,7 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = MappingProxyType(
         "train": _train,
         "plan": _plan,
         "evaluate": _evaluate,
+        "table": _table,
         "export": _export,
         "generate": _generate,
         "checkpoint": _checkpoint,

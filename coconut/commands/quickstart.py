@@ -19,7 +19,7 @@ from coconut.analysis.plots import plot_accuracy_by_thoughts, plot_belief, plot_
 from coconut.analysis.probes import belief_over_nodes
 from coconut.commands.configuration import resolve_run
 from coconut.commands.evaluate import EvaluateConfig, evaluate_workdir, markdown_table
-from coconut.commands.train import run_training
+from coconut.commands.train import how_it_went, train_to_the_end
 from coconut.datasets import Dataset, load_dataset, text_format_of
 from coconut.errors import CoconutError
 from coconut.methods import get_method
@@ -27,7 +27,7 @@ from coconut.provenance import provenance
 from coconut.storage import write_atomically
 from coconut.tasks.shortcuts import shortcut_accuracies
 from coconut.tokenizers import encode_example
-from coconut.training.config import RunConfig, to_json
+from coconut.training.config import to_json
 from coconut.training.loading import load_model
 from coconut.training.loop import TrainResult
 
@@ -105,13 +105,13 @@ def quickstart(
     outdir.mkdir(parents=True, exist_ok=True)
     seeded = (f"RunConfig.seed = {config.seed}", *config.bindings)
 
-    first_steps = _train(resolve_run([FIRST_STEPS_FILE], seeded), outdir / "first_steps", console, None)
+    first_steps = train_to_the_end(resolve_run([FIRST_STEPS_FILE], seeded), outdir / "first_steps", console, None)
     if first_steps is None:
         return {"finished": False}
     warm_up_config = resolve_run([WARM_UP_FILE], (*seeded, _start_from(outdir / "first_steps")))
     console.print(f"generating {warm_up_config.data.train:,} questions")
     dataset = load_dataset(warm_up_config.data)
-    warm_up = _train(warm_up_config, outdir / "warm_up", console, dataset)
+    warm_up = train_to_the_end(warm_up_config, outdir / "warm_up", console, dataset)
     if warm_up is None:
         return {"finished": False}
 
@@ -127,7 +127,7 @@ def quickstart(
                 steps = coconut_steps + first_steps.progress.step + warm_up.progress.step
             bindings.append(f"CurriculumConfig.steps_per_stage = {steps}")
         run_config = resolve_run([RUN_FILE, f"gin_configs/methods/{method}.gin"], bindings)
-        trained = _train(run_config, outdir / method, console, dataset)
+        trained = train_to_the_end(run_config, outdir / method, console, dataset)
         if not trained:
             return {"finished": False}
         if method == "coconut":
@@ -148,7 +148,7 @@ def quickstart(
             },
         },
         "provenance": provenance(),
-        "warm_up": {"first_steps": _training(first_steps), "warm_up": _training(warm_up)},
+        "warm_up": {"first_steps": how_it_went(first_steps), "warm_up": how_it_went(warm_up)},
         "methods": results,
         "config": to_json(run_config),
     }
@@ -192,31 +192,13 @@ def _warm_up_seconds(content: dict[str, Any]) -> float:
     return sum(run["seconds"] for run in content["warm_up"].values())
 
 
-def _train(config: RunConfig, workdir: Path, console: Console, dataset: Dataset | None) -> TrainResult | None:
-    """Trains one run and says how it went; None where it was interrupted."""
-    result = run_training(config, workdir, console=console, dataset=dataset)
-    if not result.progress.finished:
-        return None
-    console.print(f"{workdir.name}: {result.progress.step:,} steps in {result.progress.seconds:.0f} s", highlight=False)
-    return result
-
-
 def _measure(workdir: Path, trained: TrainResult, console: Console) -> dict[str, Any]:
     """Accuracy on the test split, once, of the checkpoint the validation split chose."""
     curriculum = trained.run.config.curriculum
     thoughts = tuple(range(curriculum.max_thoughts)) if trained.run.config.method == "coconut" else ()
     result = evaluate_workdir(workdir, EvaluateConfig(split="test", which="best", thoughts=thoughts), console=console)
-    result["training"] = _training(trained)
+    result["training"] = how_it_went(trained)
     return result
-
-
-def _training(trained: TrainResult) -> dict[str, Any]:
-    progress = trained.progress
-    return {
-        "steps": progress.step,
-        "seconds": progress.seconds,
-        "stages": [dict(stage) for stage in progress.stages],
-    }
 
 
 def _start_from(workdir: Path) -> str:

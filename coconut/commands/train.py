@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -79,6 +80,27 @@ def run_training(
     if (text := operative_config()) and jax.process_index() == 0:
         write_atomically(workdir / "operative.gin", text)
     return result
+
+
+def train_to_the_end(
+    config: RunConfig, workdir: StoragePath, console: Console, dataset: Dataset | None
+) -> TrainResult | None:
+    """Trains one run of several and says how it went; None where it was interrupted."""
+    result = run_training(config, workdir, console=console, dataset=dataset)
+    if not result.progress.finished:
+        return None
+    console.print(f"{workdir.name}: {result.progress.step:,} steps in {result.progress.seconds:.0f} s", highlight=False)
+    return result
+
+
+def how_it_went(trained: TrainResult) -> dict[str, Any]:
+    """Steps, seconds without compilation, and stages of a run, as plain values."""
+    progress = trained.progress
+    return {
+        "steps": progress.step,
+        "seconds": progress.seconds,
+        "stages": [dict(stage) for stage in progress.stages],
+    }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

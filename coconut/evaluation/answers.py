@@ -12,18 +12,18 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Int, Key
 
-from coconut.batching import align, page_shape
+from coconut.batching import Shape, align, page_shape
 from coconut.errors import CoconutError, NotFiniteError, check_fields
-from coconut.evaluation.reading import given_pages, latent_columns, open_last_block, read
+from coconut.evaluation.reading import given_pages, latent_columns, open_last_block, place_inputs, read
 from coconut.latent.feedback import draws
-from coconut.latent.generate import Generated, SamplingConfig, decode
+from coconut.latent.generate import Generated, Prefix, SamplingConfig, decode
 from coconut.latent.halting import HaltingConfig, Mode, Thinking
 from coconut.latent.soft_thinking import SoftThinking, SoftThinkingConfig
 from coconut.latent.swi_reasoning import SwiReasoning, SwiReasoningConfig
 from coconut.latent.thinkers import OneByOne, Thinker
 from coconut.methods.method import Method
 from coconut.model import Model
-from coconut.pages import Page, Placing, Text, count_thoughts, has_blocks, question_alone
+from coconut.pages import Page, Placing, Text, Thoughts, has_blocks, question_alone
 from coconut.tokenizers import TokenizedExample, Tokenizer
 
 
@@ -86,6 +86,8 @@ class Answer:
       cut: whether it was ended where it began to think with no room left.
       turns: what followed what, from the first thought on: a text, or a number of thoughts.
       soft_text: the most likely token of each soft thought, as one text; empty where there are none.
+      passes: passes of the decoder that had to wait for each other: one for the question, those of the thoughts before
+        the text (`coconut.latent.thinkers`), and one for each token and thought behind them.
       thought_inputs: ``[K, D]``, the thoughts themselves, in order; None where they were not kept.
     """
 
@@ -97,6 +99,7 @@ class Answer:
     cut: bool
     turns: tuple[str | int, ...]
     soft_text: str
+    passes: int
     thought_inputs: np.ndarray | None
 
 
@@ -108,6 +111,7 @@ def answer_questions(
     examples: Sequence[TokenizedExample],
     config: AnswerConfig,
     *,
+    inputs: Sequence[np.ndarray] | None = None,
     advance: Callable[[int], None] = lambda rows: None,
 ) -> Iterator[Answer]:
     """Answers every example once, in order.
@@ -123,11 +127,13 @@ def answer_questions(
       examples: the questions. Steps are read where the curriculum makes the number of thoughts depend on how many
         there are, or where they are blocks of thoughts themselves; answers are not.
       config: how to answer.
+      inputs: ``[K, D]`` of each question, run in the place of the thoughts that its page has before the answer
+        (`coconut.evaluation.interventions`); None for the model's own.
       advance: called with the number of rows after each batch.
 
     Raises:
       CoconutError: a row would be longer than the model's positions, or has no place for the thoughts that are asked
-        for.
+        for; or inputs are not as many as thoughts.
       NotFiniteError: the model gives numbers that are not finite, so that its answers mean nothing.
     """
     if not examples:
@@ -172,21 +178,13 @@ def answer_questions(
             f"{sum(shape.thoughts)} thoughts, {sum(shape.texts)} forced and {room} new "
             f"tokens and thoughts need {columns}"
         )
+    think = method.think(placing.options)
     for start in range(0, len(examples), config.batch_size):
-        rows: list[Page | None] = list(pages[start : start + config.batch_size])
-        count = len(rows)
-        batch = align(
-            rows + [None] * (config.batch_size - count),
-            shape,
-            pad_id=tokenizer.eos_id,
-            latent_id=tokenizer.latent_id,
-            feeds_back=method.feeds_back(placing.options),
+        here = slice(start, start + config.batch_size)
+        count = len(pages[here])
+        keys, drawn, prefix, kept = _read_questions(
+            model, tokenizer, method, placing, pages, shape, here, config, None if inputs is None else inputs[here]
         )
-        # Rows that only fill the batch read one token, so that their softmax has something to see.
-        batch.valid[count:, shape.prompt - 1] = True
-        keys = _row_keys(config.seed, start, config.batch_size)
-        drawn = _keys_of_thoughts(keys) if draws(model.feedback) else None
-        prefix, thoughts = read(model, batch, think, latent_id=tokenizer.latent_id, keys=drawn)
         active = np.arange(config.batch_size) < count
         if isinstance(thinking, Thinking):
             is_open = np.zeros(config.batch_size, bool)
@@ -202,14 +200,12 @@ def answer_questions(
             eos_id=tokenizer.eos_id,
             vocab_size=tokenizer.vocab_size,
         )
-        given = np.concatenate([np.asarray(block) for block in thoughts], 1) if thoughts else None
-        used = batch.valid[:, latent_columns(batch)]
         written = jax.tree.map(np.asarray, generated)
         if not (finite := written.finite[:count]).all():
             first = start + int(np.argmin(finite))
             raise NotFiniteError(f"the model's numbers are not finite at question {first} and others: it is broken")
         for index in range(count):
-            inputs = None if given is None else given[index, used[index]]
+            own = None if kept is None else kept[index]
             yield _answer(
                 written,
                 index,
@@ -217,11 +213,77 @@ def answer_questions(
                 example=start + index,
                 forced=() if opened[start + index] else tuple(forced.tolist()),
                 behind=len(behind) if opened[start + index] else 0,
-                given=count_thoughts(pages[start + index]),
-                inputs=inputs,
+                given_blocks=[part.count for part in pages[start + index] if isinstance(part, Thoughts)],
+                think=think,
+                inputs=own,
                 thinking=thinking,
             )
         advance(count)
+
+
+def thoughts_of_questions(
+    model: Model,
+    tokenizer: Tokenizer,
+    method: Method,
+    placing: Placing,
+    examples: Sequence[TokenizedExample],
+    config: AnswerConfig,
+) -> list[np.ndarray]:
+    """The thoughts ``[K, D]`` that the model has before it answers each question; nothing is written.
+
+    The arguments are those of `answer_questions`.
+
+    Raises:
+      CoconutError: a question has no place for the thoughts that are asked for; or the method feeds nothing back.
+    """
+    pages = given_pages(method, placing, examples, config.thoughts)
+    shape, found = page_shape(pages), []
+    for start in range(0, len(pages), config.batch_size):
+        here = slice(start, start + config.batch_size)
+        *_, kept = _read_questions(model, tokenizer, method, placing, pages, shape, here, config, None)
+        if kept is None:
+            raise CoconutError(f"the method {method.name!r} feeds no thoughts back here")
+        found += kept[: len(pages[here])]
+    return found
+
+
+def _read_questions(
+    model: Model,
+    tokenizer: Tokenizer,
+    method: Method,
+    placing: Placing,
+    pages: Sequence[Page],
+    shape: Shape,
+    here: slice,
+    config: AnswerConfig,
+    inputs: Sequence[np.ndarray] | None,
+) -> tuple[Key[Array, " B"], Key[Array, " B"] | None, Prefix, list[np.ndarray] | None]:
+    """Reads some of the pages.
+
+    Returns:
+      A key for each row, one for what a feedback draws, what decoding goes on from, and each row's thoughts ``[K, D]``;
+      None where the batch has no latent columns.
+    """
+    rows: list[Page | None] = list(pages[here])
+    count = len(rows)
+    batch = align(
+        rows + [None] * (config.batch_size - count),
+        shape,
+        pad_id=tokenizer.eos_id,
+        latent_id=tokenizer.latent_id,
+        feeds_back=method.feeds_back(placing.options),
+    )
+    # Rows that only fill the batch read one token, so that their softmax has something to see.
+    batch.valid[count:, shape.prompt - 1] = True
+    keys = _row_keys(config.seed, here.start, config.batch_size)
+    drawn = _keys_of_thoughts(keys) if draws(model.feedback) else None
+    think, latent_id = method.think(placing.options), tokenizer.latent_id
+    given = None if inputs is None else place_inputs(batch, inputs)
+    prefix, thoughts = read(model, batch, think, latent_id=latent_id, keys=drawn, inputs=given)
+    if not thoughts:
+        return keys, drawn, prefix, None
+    made, used = np.concatenate([np.asarray(block) for block in thoughts], 1), batch.valid[:, latent_columns(batch)]
+    return keys, drawn, prefix, [own[columns] for own, columns in zip(made, used, strict=True)]
 
 
 def _thinking(
@@ -304,7 +366,8 @@ def _answer(
     example: int,
     forced: tuple[int, ...],
     behind: int,
-    given: int,
+    given_blocks: Sequence[int],
+    think: Thinker,
     inputs: np.ndarray | None,
     thinking: Thinking | SwiReasoning | None,
 ) -> Answer:
@@ -317,10 +380,12 @@ def _answer(
       example: its example.
       forced: what the text begins with, which stands in the page.
       behind: tokens that were read behind the row's first block because the page has them there: no part of the text.
-      given: thoughts in the page.
+      given_blocks: thoughts of each block in the page.
+      think: how these were made.
       inputs: these thoughts; None where there are none.
       thinking: how rows could think.
     """
+    given = sum(given_blocks)
     tokens = generated.tokens[row, : generated.lengths[row]].tolist()
     blocks, modes, markers = generated.blocks, np.full(len(tokens), Mode.WRITING), set()
     if blocks is not None:
@@ -348,6 +413,7 @@ def _answer(
         cut=blocks is not None and bool(blocks.cut[row]),
         turns=tuple(turns),
         soft_text=tokenizer.decode(thoughts) if thinking is not None and thinking.latent_id is None else "",
+        passes=1 + sum(map(think.needed, given_blocks)) + len(tokens),
         thought_inputs=inputs,
     )
 

@@ -10,22 +10,23 @@ import functools
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from coconut.batching import align, page_shape
 from coconut.errors import CoconutError, NotFiniteError
-from coconut.evaluation.reading import given_pages
-from coconut.latent.rollout import rollout_batch
+from coconut.evaluation.reading import given_pages, latent_columns, place_inputs
+from coconut.latent.rollout import rollout_batch, walk
 from coconut.latent.thinkers import Thinker
-from coconut.latent.thoughts import check_positions
+from coconut.latent.thoughts import Place, check_positions
 from coconut.losses import scored_columns, token_losses
 from coconut.methods.method import Method
 from coconut.model import Model
 from coconut.pages import Page, Placing, Text
 from coconut.sharding import replicate
 from coconut.tokenizers import TextFormat, Tokenizer, encode_example
-from coconut.types import Batch, Example
+from coconut.types import Batch, Example, Language, Latent
 
 
 def with_other_option(example: Example) -> Example:
@@ -53,9 +54,10 @@ def choose(
     text_format: TextFormat,
     *,
     thoughts: int | None = None,
+    inputs: Sequence[np.ndarray] | None = None,
     batch_size: int = 64,
-) -> int:
-    """How many times the right option is likelier than the wrong one, straight behind the question and its thoughts.
+) -> Bool[np.ndarray, " N"]:
+    """Where the right option is likelier than the wrong one, straight behind the question and its thoughts.
 
     The probability of an option is that of its whole answer, token by token. A tie is a wrong choice.
 
@@ -67,11 +69,13 @@ def choose(
       examples: graph questions.
       text_format: how the parts of an example are written.
       thoughts: of every block a question is given with; None for what the method says. No step is written.
+      inputs: ``[K, D]`` of each question, run in the place of its thoughts (`coconut.evaluation.interventions`); None
+        for the model's own.
       batch_size: options scored together.
 
     Raises:
-      CoconutError: an example has no graph, or no place for the thoughts that are asked for; or a row is longer than
-        a learned table of positions.
+      CoconutError: an example has no graph, or no place for the thoughts that are asked for; a row is longer than a
+        learned table of positions; or inputs are not as many as thoughts.
       NotFiniteError: the model gives numbers that are not finite.
     """
     options = [option for example in examples for option in (example, with_other_option(example))]
@@ -93,17 +97,38 @@ def choose(
         )
         positions = np.where(batch.valid, batch.positions, -1)
         check_positions(model.decoder, int(positions.max()) + 1, "a question, its thoughts and an option")
-        losses.append(np.asarray(_answer_losses(model, batch, method.think(placing.options))))
+        given = None
+        if inputs is not None:
+            # A question stands in two rows.
+            given = place_inputs(batch, [inputs[row // 2] for row in range(start, min(start + batch_size, len(pages)))])
+        losses.append(np.asarray(_answer_losses(model, batch, given, method.think(placing.options))))
     scores = np.concatenate(losses)[: len(pages)]
     if not np.isfinite(scores).all():
         raise NotFiniteError("the probability of an option is not finite: the model is broken")
     right, wrong = scores.reshape(-1, 2).T
-    return int((right < wrong).sum())
+    return right < wrong
 
 
 @functools.partial(jax.jit, static_argnames="think")
-def _answer_losses(model: Model, batch: Batch, think: Thinker) -> Float[Array, " B"]:
+def _answer_losses(
+    model: Model, batch: Batch, inputs: Float[Array, "B L D"] | None, think: Thinker
+) -> Float[Array, " B"]:
     """Minus the log-probability of each row's labels, in nats."""
-    output = rollout_batch(model.decoder, model.feedback, batch, think=think)
+    if inputs is None:
+        output = rollout_batch(model.decoder, model.feedback, batch, think=think)
+    else:
+        # Nothing has to be made: columns of given inputs are read as text is.
+        embedded = model.decoder.embed(batch.tokens).at[:, latent_columns(batch)].set(inputs)
+        schedule = tuple(Language(span.length) if isinstance(span, Latent) else span for span in batch.schedule)
+        output = walk(
+            model.decoder,
+            model.feedback,
+            schedule,
+            embedded=embedded,
+            place=Place(batch.positions, batch.valid, jnp.arange(embedded.shape[1])),
+            past=(),
+            last=jnp.zeros_like(embedded[:, 0]),
+            think=think,
+        )
     logits = model.decoder.unembed(output.predictors)
     return replicate(token_losses(logits, scored_columns(batch.labels, batch.schedule)).sum(1))

@@ -5,6 +5,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from coconut.errors import CoconutError
 from coconut.evaluation.answers import Answer, AnswerConfig, answer_questions
 from coconut.methods.method import Method
@@ -25,6 +27,7 @@ class Evaluation:
       tokens: mean number of generated tokens without EOS, plus one for each thought; markers and pause tokens do not
         count (Hao et al. 2024, table 1).
       thoughts: mean number of thoughts (or pause tokens).
+      passes: mean number of passes of the decoder that had to wait for each other (`Answer.passes`).
       ended: share of rows that ended by themselves before the limit.
       cut: share of rows that ended where they began to think with no room left.
     """
@@ -33,6 +36,7 @@ class Evaluation:
     correct: int
     tokens: float
     thoughts: float
+    passes: float
     ended: float
     cut: float
 
@@ -75,6 +79,8 @@ def evaluate(
     tokenized: Sequence[TokenizedExample],
     config: AnswerConfig,
     *,
+    inputs: Sequence[np.ndarray] | None = None,
+    counted: Sequence[bool] | None = None,
     advance: Callable[[int], None] = lambda rows: None,
     record: Callable[[Answer, bool], None] = lambda answer, right: None,
 ) -> Evaluation:
@@ -89,31 +95,38 @@ def evaluate(
       examples: the questions.
       tokenized: their ids, in the same order.
       config: how to answer.
+      inputs: what is run in the place of each question's thoughts; see `answer_questions`.
+      counted: which questions count; None for all of them. The others are answered all the same, so that a question's
+        draws and its neighbours in a batch stay what they were.
       advance: called with the number of rows after each batch.
       record: called with each answer and whether it is right.
 
     Raises:
       CoconutError: there are no questions, or one is longer than the model's positions.
     """
-    if not examples:
+    count = len(examples) if counted is None else sum(counted)
+    if not count:
         raise CoconutError("there are no questions to evaluate: the split is empty")
-    correct = tokens = thoughts = ended = cut = 0
-    answers = answer_questions(model, tokenizer, method, placing, tokenized, config, advance=advance)
+    correct = tokens = thoughts = passes = ended = cut = 0
+    answers = answer_questions(model, tokenizer, method, placing, tokenized, config, inputs=inputs, advance=advance)
     for answer in answers:
+        if counted is not None and not counted[answer.example]:
+            continue
         right = task.check(answer.text, examples[answer.example])
         correct += right
         # A thought costs a sequential pass, a pause token none.
         tokens += answer.new_tokens + (answer.thoughts if method.feeds_back(placing.options) else 0)
         thoughts += answer.thoughts
+        passes += answer.passes
         ended += answer.ended
         cut += answer.cut
         record(answer, right)
-    count = len(examples)
     return Evaluation(
         examples=count,
         correct=correct,
         tokens=tokens / count,
         thoughts=thoughts / count,
+        passes=passes / count,
         ended=ended / count,
         cut=cut / count,
     )

@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Key
 
-from coconut.latent.generate import Prefix, prefill, think_on
+from coconut.errors import CoconutError
+from coconut.latent.generate import Prefix, prefill, run_given, think_on
 from coconut.latent.thinkers import OneByOne, Thinker
 from coconut.methods.method import Method
 from coconut.model import Model
@@ -48,7 +50,13 @@ def open_last_block(page: Page) -> tuple[Page, Ids] | None:
 
 
 def read(
-    model: Model, batch: Batch, think: Thinker, *, latent_id: int, keys: Key[Array, " B"] | None = None
+    model: Model,
+    batch: Batch,
+    think: Thinker,
+    *,
+    latent_id: int,
+    keys: Key[Array, " B"] | None = None,
+    inputs: Float[np.ndarray, "B L D"] | None = None,
 ) -> tuple[Prefix, tuple[Float[Array, "B K D"], ...]]:
     """Reads the columns of a batch span by span, and thinks where it has latent spans.
 
@@ -58,6 +66,7 @@ def read(
       think: how it makes thoughts.
       latent_id: id of the latent marker, which sweeps start from.
       keys: a key for each row, for feedbacks that draw.
+      inputs: of all `latent_columns`, to be run in the place of thoughts; None for the model's own thoughts.
 
     Returns:
       What decoding goes on from, and the thoughts of each latent span; `latent_columns` says where in the batch they
@@ -73,6 +82,11 @@ def read(
         else:
             assert prefix is not None
             counts = valid.sum(1, dtype=np.int32)
+            if inputs is not None:
+                made, inputs = jnp.asarray(inputs[:, : span.length]), inputs[:, span.length :]
+                prefix = run_given(model.decoder, prefix, made, counts, think=think)
+                thoughts.append(made)
+                continue
             prefix, made = think_on(
                 *(model.decoder, model.feedback, prefix, counts),
                 room=span.length,
@@ -88,3 +102,22 @@ def read(
 def latent_columns(batch: Batch) -> Bool[np.ndarray, " T"]:
     """Which columns of a batch stand in latent spans."""
     return np.concatenate([np.full(span.length, isinstance(span, Latent)) for span in batch.schedule])
+
+
+def place_inputs(batch: Batch, inputs: Sequence[np.ndarray]) -> Float[np.ndarray, "B L D"]:
+    """The inputs of each row in the `latent_columns` that it uses; zero in the others.
+
+    Args:
+      batch: whose rows they belong to.
+      inputs: ``[K, D]`` of the first rows; the others use no latent columns.
+
+    Raises:
+      CoconutError: a row uses another number of latent columns than it has inputs.
+    """
+    used = batch.valid[:, latent_columns(batch)]
+    placed = np.zeros((*used.shape, inputs[0].shape[1]), inputs[0].dtype)
+    for row, own in enumerate(inputs):
+        if len(own) != used[row].sum():
+            raise CoconutError(f"row {row}: {len(own)} inputs are given in the place of {used[row].sum()} thoughts")
+        placed[row, used[row]] = own
+    return placed

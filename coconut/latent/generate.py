@@ -29,6 +29,7 @@ from coconut.latent.thoughts import (
     Place,
     check_positions,
     room_behind,
+    run_one_by_one,
     run_one_column,
     think_sequentially,
     trunk,
@@ -226,6 +227,52 @@ def think_program(
         )
         thoughts, segment, last = output.thoughts[0], output.past[-1], output.last
     return Continuation(segment, last, prefix.length + jnp.minimum(counts, room)), replicate(thoughts)
+
+
+def run_given(
+    decoder: Decoder,
+    prefix: Prefix,
+    inputs: Float[Array | np.ndarray, "B K D"],
+    counts: Int[Array | np.ndarray, " B"],
+    *,
+    think: Thinker = OneByOne(),  # noqa: B008 - immutable
+) -> Prefix:
+    """`think_on` with thoughts that are given: keys, values and all that follows come of these inputs.
+
+    Given the thoughts that `think_on` made it leaves what that left. Columns run one by one, or all together, as they
+    do where the thinker makes the thoughts.
+
+    Args:
+      decoder: the decoder.
+      prefix: what the thoughts follow.
+      inputs: of the columns of the block.
+      counts: columns that each row uses, from the left.
+      think: how the model was trained to think.
+
+    Raises:
+      CoconutError: more columns than positions, as in `think_on`.
+    """
+    return given_program(decoder, prefix, inputs, counts, think=think).behind(prefix.past)
+
+
+@functools.partial(jax.jit, static_argnames="think")
+def given_program(
+    decoder: Decoder,
+    prefix: Prefix,
+    inputs: Float[Array, "B K D"],
+    counts: Int[Array, " B"],
+    *,
+    think: Thinker = OneByOne(),  # noqa: B008 - immutable
+) -> Continuation:
+    """The compiled part of `run_given`."""
+    room = inputs.shape[1]
+    place = _place(decoder, prefix, jnp.arange(room) < counts[:, None])
+    run = run_one_by_one if isinstance(think, OneByOne) else trunk
+    hidden, key_values = run(decoder, inputs, place, prefix.past)
+    last = last_valid(hidden, place.valid, prefix.last)
+    return Continuation(
+        Segment(key_values, place.valid, place.columns), last, prefix.length + jnp.minimum(counts, room)
+    )
 
 
 @functools.partial(jax.jit, static_argnames=("sampling", "eos_id", "vocab_size"))

@@ -26,6 +26,10 @@ class OneByOne:
     def __post_init__(self) -> None:
         check_fields(self)
 
+    def needed(self, thoughts: int) -> int:
+        """The passes one after the other that a block of so many thoughts takes."""
+        return thoughts
+
 
 @no_type_check  # Its own checks name the field and the value
 @dataclasses.dataclass(frozen=True, kw_only=True)

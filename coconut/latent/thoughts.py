@@ -217,6 +217,29 @@ def _think_into(
     return LatentSpan(thoughts.swapaxes(0, 1), hidden.swapaxes(0, 1), own.key_values)
 
 
+def run_one_by_one(decoder: Decoder, inputs: Float[Array, "B K D"], place: Place, past: Past) -> tuple[Array, Any]:
+    """Runs columns one after the other on inputs that are given, as `think_sequentially` runs them on its own.
+
+    Args:
+      decoder: the decoder.
+      inputs: of the columns; those that a row does not use are not looked at.
+      place: the columns; a row uses them from the left.
+      past: segments before them.
+
+    Returns:
+      The hidden states ``[B, K, D]``, and keys and values, as `trunk` does.
+    """
+
+    def body(own: Segment, scanned: tuple[Array, Array]) -> tuple[Segment, Array]:
+        index, column = scanned
+        hidden, own = run_one_column(decoder, column, place.column(index), past, own, index)
+        return own, hidden
+
+    scanned = (jnp.arange(place.valid.shape[1]), inputs.swapaxes(0, 1))
+    own, hidden = jax.lax.scan(body, room_behind(decoder, place, past), scanned)
+    return hidden.swapaxes(0, 1), own.key_values
+
+
 def think_in_parallel(
     decoder: Decoder,
     feedback: Feedback,

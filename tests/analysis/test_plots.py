@@ -13,6 +13,7 @@ from coconut.analysis.plots import (
     plot_accuracy_by_thoughts,
     plot_belief,
     plot_learning_curves,
+    plot_table,
 )
 from coconut.errors import CoconutError
 from coconut.evaluation.evaluate import Evaluation
@@ -148,7 +149,7 @@ def test_belief_panels_wrap(tmp_path):
 
 def test_accuracy_by_thoughts(tmp_path):
     path = tmp_path / "accuracy.png"
-    measured = Evaluation(examples=100, correct=90, tokens=4.0, thoughts=2.0, ended=1.0, cut=0.0)
+    measured = Evaluation(examples=100, correct=90, tokens=4.0, thoughts=2.0, passes=5.0, ended=1.0, cut=0.0)
     results = {"coconut": {2: measured, 0: (0.5, 0.4, 0.6)}, "pause": {1: measured.to_json()}}
     figure = plot_accuracy_by_thoughts(results, path, chance=0.5)
     assert_png(path)
@@ -180,3 +181,27 @@ def test_accuracy_by_mean_thoughts(tmp_path):
     assert [text.get_text() for text in axes.texts] == ["0.9", "0.5"]
     with pytest.raises(CoconutError, match="no results"):
         plot_accuracy_by_mean_thoughts({"entropy": []}, path)
+
+
+def test_a_table_has_a_place_for_each_method_and_none_for_what_was_not_measured(tmp_path):
+    altered = {"removed": {"accuracy": 0.5}, "zero": None, "noise": {"accuracy": 0.25}}
+    own = {"accuracy": 0.75, "interval_95": [0.6, 0.8], "accuracies": [0.7, 0.8], "interventions": altered}
+    without = {**own, "accuracy": 0.4, "interval_95": [0.3, 0.5], "interventions": dict.fromkeys(altered)}
+    path = tmp_path / "table.png"
+    figure = plot_table({"coconut": own, "no_cot": without}, path, shortcut=0.9)
+    assert_png(path)
+    (axes,) = figure.axes
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["coconut", "no_cot"]
+    bars = [container for container in axes.containers if isinstance(container, ErrorbarContainer)]
+    for bar, row in zip(bars, (own, without), strict=True):
+        (segments,) = bar.lines[2]
+        assert isinstance(segments, LineCollection)
+        np.testing.assert_allclose(segments.get_segments()[0][:, 1], row["interval_95"])
+    drawn = {str(line.get_label()): line for line in axes.lines if str(line.get_label()).startswith("thoughts")}
+    assert {name: list(line.get_ydata()) for name, line in drawn.items()} == {
+        "thoughts: removed": [0.5],
+        "thoughts: noise": [0.25],
+    }
+    assert [text.get_text() for text in axes.texts] == ["shortcut"]
+    with pytest.raises(CoconutError, match="no methods"):
+        plot_table({}, path)

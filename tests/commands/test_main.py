@@ -62,13 +62,23 @@ def test_another_run_in_the_same_workdir_says_what_differs(workdir: Path, capsys
 
 def test_evaluate_and_generate(workdir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output, answers = tmp_path / "result.json", tmp_path / "answers.jsonl"
-    assert (
-        main(["evaluate", "--workdir", str(workdir), "--output", str(output), "--answers", str(answers)]) == EXIT_DONE
-    )
+    altered = ["removed", "intact", "mean", "permuted"]
+    evaluating = ["evaluate", "--workdir", str(workdir), "--interventions"]
+    assert main([*evaluating, ",".join(altered), "--output", str(output), "--answers", str(answers)]) == EXIT_DONE
     result = json.loads(output.read_text())
     assert result["trained"]["examples"] == 10 and set(result["thoughts"]) == {"0"}
-    assert len(answers.read_text().splitlines()) == 20
-    assert "accuracy % (95 %)" in capsys.readouterr().out
+    assert result["trained"]["passes"] == result["trained"]["tokens"] + 1 and result["seconds_per_question"] > 0
+    # What was asked for twice is the same; the order of one thought cannot be another.
+    found = result["interventions"]
+    assert list(found) == altered and found["permuted"] is None
+    plain = {name: entry.pop("choice") for name, entry in found.items() if entry}
+    assert (found["removed"], found["intact"]) == (result["thoughts"]["0"], result["trained"])
+    assert (plain["removed"], plain["intact"]) == (result["choices"]["0"], result["choices"]["1"])
+    assert len(answers.read_text().splitlines()) == 50
+    printed = capsys.readouterr().out
+    assert "accuracy % (95 %)" in printed and "thoughts: mean, choosing between the two options" in printed
+    assert main([*evaluating, "zeros"]) == EXIT_BAD_INPUT
+    assert "unknown intervention: 'zeros'; did you mean 'zero'?" in capsys.readouterr().err
     assert main(["generate", "--workdir", str(workdir), "--question", QUESTION, "--force", "[A]"]) == EXIT_DONE
     printed = capsys.readouterr().out
     assert printed.startswith("thought 1: ") and "answer: [A]" in printed
