@@ -67,12 +67,12 @@ def label_nodes(example: TokenizedExample, hop: int, labels: Literal["frontier",
 
 
 def write_with_drawn_label(example: TokenizedExample, placing: Placing) -> Page:
-    """``question <start> thoughts <end> node``; Coconut's page once no step is left, and where it is to be answered.
+    """``question <start> thoughts <end> node``; Coconut's page once no step is left.
 
-    Without a draw the node is that of the example's own path.
+    Without a draw, as in answering, the node is that of the example's own path.
     """
     reached = replace_steps(placing.curriculum, placing.stage, example.num_steps).skipped
-    if placing.answering or reached == example.num_steps:
+    if reached == example.num_steps:
         return write_with_thoughts(example, placing)
     index = index_behind(example.steps, reached + 1) - 1
     label = example.steps[index]

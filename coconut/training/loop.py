@@ -170,7 +170,7 @@ def _train(
     loss = make_loss(template, method, options=config.options, microbatches=config.microbatches)
     programs: dict[tuple[Schedule, ...], jax.stages.Compiled] = {}
     key = jax.jit(jax.random.key, out_shardings=replicated(mesh))(config.seed)
-    longest_chain = max(sum(map(len, example.written_steps)) for example in examples)
+    longest_chain = max((sum(map(len, example.written_steps)) for example in examples), default=0)
     host: Views = {}
 
     def diverged(why: str, **numbers: Any) -> DivergedError:
