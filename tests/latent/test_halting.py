@@ -47,8 +47,10 @@ class Probe:
 class Shift:
     """A feedback whose thoughts differ much: the components of the state, each moved by one."""
 
-    def __call__(self, decoder: Decoder, hidden: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
-        del decoder
+    def __call__(
+        self, decoder: Decoder, hidden: Float[Array, "*B D"], *, keys: Array | None = None
+    ) -> Float[Array, "*B D"]:
+        del decoder, keys
         return jnp.roll(hidden, 1, -1)
 
 
@@ -148,7 +150,7 @@ def entropy(logits: np.ndarray) -> float:
 
 
 def probability(hidden: np.ndarray) -> float:
-    return 1 / (1 + np.exp(-hidden @ DIRECTION))
+    return float(1 / (1 + np.exp(-hidden @ DIRECTION)))
 
 
 DIRECTION = np.random.default_rng(4).normal(size=CONFIG.embed_dim).astype(np.float32)
