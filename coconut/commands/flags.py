@@ -70,6 +70,8 @@ def _check_evaluate(options: argparse.Namespace) -> None:
             "--thoughts": options.thoughts,
             "--halting": options.halting or options.halting_thresholds,
             "--step": options.step is not None,
+            f"--which {options.which}": options.which != "best",
+            "--skip_verification": options.skip_verification,
             "--split": options.split is not None,
             "--allow_overlap": options.allow_overlap,
         }

@@ -74,6 +74,16 @@ def test_no_cot_goes_on_from_the_mark_of_an_answer(arguments: list[str], tmp_pat
     assert all(answer["text"].startswith("### ") for answer in answers)
 
 
+@pytest.mark.slow
+def test_swi_reasoning_answers_by_turns(arguments: list[str], tmp_path: Path) -> None:
+    flags = [word for setting in ("window=1", "start=", "end=") for word in ("--thinking", setting)]
+    result, answers = evaluated(arguments, tmp_path, "--method", "swi_reasoning", *flags)
+    assert result["soft_thinking"]["kind"] == "SwiReasoningConfig" and result["soft_thinking"]["window"] == 1
+    assert 0 < result["trained"]["thoughts"] < result["trained"]["tokens"] <= 8
+    # Thoughts and tokens share one limit.
+    assert all(answer["soft_text"] and answer["thoughts"] <= 8 for answer in answers)
+
+
 def test_special_tokens_are_themselves_in_a_prompt_and_text_in_a_question(tokenizer: Tokenizer) -> None:
     eos = tokenizer.eos_token
     example = EXAMPLES[0].__class__(question=f"{eos} {{question}}", steps=(), answer="1")

@@ -130,6 +130,14 @@ def test_a_curve_of_accuracy_by_mean_thoughts(tmp_path: Path) -> None:
     assert "coconut, as trained (stage 4), stop count" in text and "halting threshold 4" in text
 
 
+@pytest.mark.slow
+def test_a_run_that_writes_its_steps_thinks_softly(tmp_path: Path) -> None:
+    soft = SoftThinkingConfig(most=2, cold_entropy=None, noise="gumbel")
+    result = evaluated(tmp_path, EXAMPLES, "cot", soft_thinking=soft, seed=3)
+    assert result["trained"]["thoughts"] == 2 and result["soft_thinking"]["most"] == 2
+    assert "cot, as trained (stage 4), SoftThinking" in describe(result)
+
+
 @pytest.mark.parametrize("threshold, expected", [(2, (1, 2, 3)), (5, (1, 5, 5))])
 def test_a_threshold_of_a_count_is_a_number_of_thoughts(threshold: float, expected: tuple[int, int, int]) -> None:
     seen = at_threshold(HaltingConfig(stop="count", most=3, room=3), threshold)

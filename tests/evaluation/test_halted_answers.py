@@ -18,6 +18,7 @@ from coconut.latent.feedback import Identity
 from coconut.latent.generate import SamplingConfig
 from coconut.latent.halting import HaltingConfig
 from coconut.latent.soft_thinking import SoftThinkingConfig
+from coconut.latent.swi_reasoning import SwiReasoningConfig
 from coconut.methods import METHODS
 from coconut.model import Model
 from coconut.models.decoder import Decoder
@@ -82,6 +83,7 @@ def answers(method: str = "coconut", stage: int = CURRICULUM.final_stage, **sett
 
 def assert_same(ours: Answer, theirs: Answer) -> None:
     """The same but for rounding of the thoughts."""
+    assert ours.thought_inputs is not None and theirs.thought_inputs is not None
     np.testing.assert_allclose(ours.thought_inputs, theirs.thought_inputs, rtol=0, atol=1e-5)
     assert dataclasses.replace(ours, thought_inputs=None) == dataclasses.replace(theirs, thought_inputs=None)
 
@@ -126,6 +128,10 @@ def test_soft_thinking_with_one_token_is_greedy_decoding(stop_at: tuple[str, ...
     [
         ({"thoughts": 2}, r"AnswerConfig\.thoughts = 2: soft_thinking says itself"),
         ({"halting": HaltingConfig()}, r"AnswerConfig\.halting = .*: soft_thinking says itself"),
+        (
+            {"soft_thinking": SwiReasoningConfig(), "forced": "3"},
+            r"AnswerConfig\.forced = '3': SwiReasoning has no place",
+        ),
         ({"method": "coconut"}, r"AnswerConfig\.soft_thinking: the method writes blocks of thoughts of its own"),
         ({"end": "1 2"}, r"SoftThinkingConfig\.end = '1 2': the tokenizer makes 2 tokens of it, not one"),
         ({"stop_at": ("1 2",)}, r"HaltingConfig\.texts = '1 2': the tokenizer makes 2 tokens"),

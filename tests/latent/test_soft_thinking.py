@@ -72,6 +72,7 @@ def test_one_token_alone_is_its_embedding(fields: dict[str, Any]) -> None:
     np.testing.assert_array_equal(made, np.asarray(DECODER.tokens.embedding[...])[LOGITS.argmax(-1)])
 
 
+@pytest.mark.slow
 def test_gumbel_noise_draws_the_weights_of_each_place_alone() -> None:
     """At a low temperature of the noise it is a draw of one token (Gumbel's trick), as likely as the token was."""
     config = SoftThinkingConfig(noise="gumbel", noise_temperature=1e-3, temperature=1.0, top_k=5, min_p=0.0, top_p=1.0)

@@ -101,16 +101,16 @@ def by_loop(run: Callable, decoder: Decoder, config: SwiReasoningConfig, prompt:
 
 
 @pytest.mark.parametrize(
-    "config, happens",
+    "seed, config, happens",
     [
-        (SwiReasoningConfig(alpha=0.4, window=2), {"soft"}),
-        (SwiReasoningConfig(alpha=0.8, window=1, switches=1, answer_tokens=6), {"soft", "lead", "budget"}),
+        (10, SwiReasoningConfig(alpha=0.4, window=2), {"soft", "closed"}),
+        (3, SwiReasoningConfig(alpha=0.8, window=1, switches=1, answer_tokens=6), {"soft", "lead", "budget"}),
     ],
 )
 def test_every_row_equals_a_loop_over_that_row_alone(
-    config: SwiReasoningConfig, happens: set[str], run: Callable
+    seed: int, config: SwiReasoningConfig, happens: set[str], run: Callable
 ) -> None:
-    decoder, seen = random_decoder(CONFIG, seed=3), set()
+    decoder, seen = random_decoder(CONFIG, seed=seed), set()
     found = generated(decoder, config, PROMPTS)
     blocks = found.blocks
     assert blocks is not None and blocks.inputs is not None
