@@ -3,32 +3,25 @@
 import dataclasses
 import json
 import logging
-import time
 from collections.abc import Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 from rich.console import Console
 
+from coconut.commands.measuring import TRAINED, Measuring
 from coconut.datasets import load_dataset, load_split, text_format_of
 from coconut.errors import CoconutError
-from coconut.evaluation.answers import Answer, AnswerConfig, answer_questions, thoughts_of_questions
-from coconut.evaluation.choices import choose
-from coconut.evaluation.evaluate import Evaluation, evaluate, wilson_interval
-from coconut.evaluation.interventions import ALTERATIONS, REMOVED, Surroundings, check_interventions, mean_thoughts
-from coconut.evaluation.reading import given_pages
+from coconut.evaluation.answers import AnswerConfig
+from coconut.evaluation.interventions import REMOVED, check_interventions
 from coconut.latent.generate import SamplingConfig
-from coconut.methods import get_method
 from coconut.model import Model
-from coconut.pages import Thoughts, count_thoughts
 from coconut.provenance import provenance
 from coconut.sharding import make_mesh
 from coconut.storage import write_atomically
 from coconut.storage_path import StoragePath
 from coconut.tasks import content_hash, get_task, without_overlap
-from coconut.tokenizers import encode_example
 from coconut.training.checkpoint import Which
 from coconut.training.config import to_json
 from coconut.training.loading import load_model
@@ -77,27 +70,6 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         check_interventions(self.interventions)
-
-
-class Clock:
-    """Seconds a row of what comes in batches, the first of which compiles programs and does not count."""
-
-    def __init__(self) -> None:
-        self._first: float | None = None
-        self._seconds, self._rows = 0.0, 0
-
-    def add(self, rows: int) -> None:
-        """A batch is done."""
-        now = time.perf_counter()
-        if self._first is None:
-            self._first = now
-        else:
-            self._seconds, self._rows = now - self._first, self._rows + rows
-
-    @property
-    def seconds_per_row(self) -> float | None:
-        """Of all batches behind the first; None where there were none."""
-        return self._seconds / self._rows if self._rows else None
 
 
 def questions_of(run: Run, split: str) -> list[Example]:
@@ -149,8 +121,6 @@ def evaluate_model(
       CoconutError: there are no questions, or the run was trained on some; or thoughts are to be replaced by their
         mean, and the run has no validation split to take it from.
     """
-    method = get_method(run.config.method)
-    task, text_format = get_task(run.config.data.task), text_format_of(run.config.data)
     examples = questions_of(run, config.split)[: config.limit]
     # The run's own splits share none: that was seen before training, and they are still the same.
     overlap = 0 if config.split in ("validation", "test") else also_trained_on(run, examples)
@@ -159,118 +129,37 @@ def evaluate_model(
             f"{config.split}: {overlap} of {len(examples)} questions are among those that the run was trained on "
             "(--allow_overlap answers them all the same, and says so)"
         )
-    tokenized = [encode_example(run.tokenizer, example, text_format) for example in examples]
     default = AnswerConfig(
         batch_size=config.batch_size or run.config.evaluation_batch_size,
         sampling=config.sampling or run.config.sampling,
         forced=config.forced,
         halting=run.config.halting,
     )
-    placing = run.placing(progress.stage)
-    given = given_pages(method, placing, tokenized)
-    trained_thoughts = {part.count for page in given for part in page if isinstance(part, Thoughts)}
-    thinks = any(trained_thoughts) or method.halting(placing) is not None
-    others = config.thoughts if thinks else ()
-    feeds_back = any(trained_thoughts) and method.feeds_back(placing.options)
-    interventions = [name for name in config.interventions if feeds_back or (name == REMOVED and any(trained_thoughts))]
-    surroundings = Surroundings(questions=[example.question for example in examples], seed=config.intervention_seed)
-    if "mean" in interventions:
-        own = [encode_example(run.tokenizer, example, text_format) for example in questions_of(run, "validation")]
-        mean = mean_thoughts(thoughts_of_questions(model, run.tokenizer, method, placing, own, default))
-        surroundings = dataclasses.replace(surroundings, mean=mean)
-    lines: list[dict[str, Any]] = []
-    thoughts: list[np.ndarray] = []
-    clock = Clock()
+    measuring = Measuring(run, model, progress.stage, examples, text_format_of(run.config.data), default)
+    counts = measuring.thought_counts
+    others = config.thoughts if measuring.thinks else ()
+    interventions = [name for name in config.interventions if measuring.feeds_back or (name == REMOVED and any(counts))]
+    validation = questions_of(run, "validation") if "mean" in interventions else None
+    surroundings = measuring.surroundings(validation, config.intervention_seed)
 
     with progress_bar(console) as bar:
         total = len(examples) * (1 + len(others) + len(interventions))
         task_id = bar.add_task("answering", total=total, numbers="")
-
-        def advance(rows: int) -> None:
-            clock.add(rows)
-            bar.advance(task_id, rows)
-
-        def measure(answer_config: AnswerConfig, name: str, **altered: Any) -> Evaluation:
-            def record(answer: Answer, right: bool) -> None:
-                if name == "trained" and feeds_back:
-                    assert answer.thought_inputs is not None
-                    thoughts.append(answer.thought_inputs)
-                lines.append(
-                    {
-                        "setting": name,
-                        "example": answer.example,
-                        "question": examples[answer.example].question,
-                        "expected": examples[answer.example].answer,
-                        "text": answer.text,
-                        "right": right,
-                    }
-                )
-
-            return evaluate(
-                model,
-                run.tokenizer,
-                method,
-                placing,
-                task,
-                examples,
-                tokenized,
-                answer_config,
-                advance=advance,
-                record=record,
-                **altered,
-            )
-
-        def measure_choices(thoughts: int | None, counted: Sequence[bool], **altered: Any) -> dict[str, Any]:
-            right = choose(
-                model,
-                run.tokenizer,
-                method,
-                placing,
-                examples,
-                text_format,
-                thoughts=thoughts,
-                batch_size=default.batch_size,
-                **altered,
-            )[np.asarray(counted)]
-            correct, count = int(right.sum()), len(right)
-            low, high = wilson_interval(correct, count)
-            return {"accuracy": correct / count, "correct": correct, "examples": count, "interval_95": [low, high]}
-
-        def without(count: int) -> AnswerConfig:
-            return dataclasses.replace(default, thoughts=count, forced=text_format.answer_prefix.strip())
-
-        trained = measure(default, "trained")
-        if clock.seconds_per_row is None:
-            # All of it was one batch, in which programs were compiled: it is answered again.
-            for _ in answer_questions(model, run.tokenizer, method, placing, tokenized, default, advance=clock.add):
-                pass
-        seconds = clock.seconds_per_row
-        by_thoughts = {count: measure(without(count), f"{count} thoughts, answer forced") for count in others}
-        graphs = all(example.graph is not None for example in examples)
-        everyone = [True] * len(examples)
-        choices = {}
-        if any(trained_thoughts) and graphs:
-            # Questions may differ in how many thoughts were trained: then no number says it.
-            agree = len(trained_thoughts) == 1
-            for count in sorted({*others, *trained_thoughts}) if agree else (*sorted(others), None):
-                choices["trained" if count is None else str(count)] = measure_choices(count, everyone)
-        by_intervention: dict[str, dict[str, Any] | None] = {}
-        for name in interventions:
-            if name == REMOVED:
-                setting, count, altered = without(0), 0, {}
-                counted = [count_thoughts(page) > 0 for page in given]
-            else:
-                setting, count = default, None
-                found = ALTERATIONS[name](thoughts, surroundings)
-                counted = [new is not None for new in found]
-                altered = {"inputs": [own if new is None else new for own, new in zip(thoughts, found, strict=True)]}
-            by_intervention[name] = None
-            if any(counted):
-                result = measure(setting, name, counted=counted, **altered).to_json()
-                chosen = {"choice": measure_choices(count, counted, **altered)} if graphs else {}
-                by_intervention[name] = {**result, **chosen}
+        advance = lambda rows: bar.advance(task_id, rows)
+        trained = measuring.generate(TRAINED, default, advance)
+        seconds = measuring.seconds_per_question()
+        by_thoughts = {
+            count: measuring.generate(f"{count} thoughts, answer forced", measuring.without(count), advance)
+            for count in others
+        }
+        by_intervention = {name: measuring.intervene(name, surroundings, advance) for name in interventions}
+    choices = {}
+    if any(counts) and measuring.graphs:
+        # Questions may differ in how many thoughts were trained: then no number says it.
+        for count in sorted({*others, *counts}) if len(counts) == 1 else (*sorted(others), None):
+            choices[TRAINED if count is None else str(count)] = measuring.choose(count)
     if config.answers_file is not None and jax.process_index() == 0:
-        write_atomically(config.answers_file, "".join(json.dumps(line) + "\n" for line in lines))
+        write_atomically(config.answers_file, "".join(json.dumps(line) + "\n" for line in measuring.lines))
     return {
         "method": run.config.method,
         "split": config.split,
@@ -284,7 +173,7 @@ def evaluate_model(
         "not_altered": [name for name in config.interventions if name not in interventions],
         "seconds_per_question": seconds,
         "also_trained_on": overlap,
-        "not_repeated": [] if thinks else [count for count in config.thoughts if count],
+        "not_repeated": [] if measuring.thinks else [count for count in config.thoughts if count],
         "provenance": provenance(),
     }
 
