@@ -3,36 +3,28 @@
 import dataclasses
 import json
 import logging
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 from rich.console import Console
 
 from coconut.datasets import load_dataset, load_split, text_format_of
 from coconut.errors import CoconutError
-from coconut.evaluation.answers import Answer, AnswerConfig, answer_questions, thoughts_of_questions
-from coconut.evaluation.choices import choose
-from coconut.evaluation.evaluate import Evaluation, evaluate, wilson_interval
-from coconut.evaluation.interventions import ALTERATIONS, REMOVED, Surroundings, check_interventions, mean_thoughts
-from coconut.evaluation.reading import given_pages
+from coconut.evaluation.answers import AnswerConfig
+from coconut.evaluation.interventions import REMOVED, check_interventions
 from coconut.latent.generate import SamplingConfig
 from coconut.latent.halting import HaltingConfig
 from coconut.latent.soft_thinking import SoftThinkingConfig
 from coconut.latent.swi_reasoning import SwiReasoningConfig
 from coconut.methods import get_method
-from coconut.methods.method import Method
 from coconut.model import Model
-from coconut.pages import Placing, Thoughts, count_thoughts
 from coconut.provenance import provenance
 from coconut.sharding import make_mesh
 from coconut.storage import write_atomically
 from coconut.storage_path import StoragePath
-from coconut.tasks import Task, content_hash, get_task, without_overlap
-from coconut.tokenizers import TextFormat, TokenizedExample, Tokenizer, encode_example
+from coconut.tasks import content_hash, get_task, without_overlap
 from coconut.training.checkpoint import Which
 from coconut.training.config import to_json
 from coconut.training.loading import load_model
@@ -93,48 +85,6 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         check_interventions(self.interventions)
-
-
-class Clock:
-    """Seconds a row of what comes in batches, the first of which compiles programs and does not count."""
-
-    def __init__(self) -> None:
-        self._first: float | None = None
-        self._seconds, self._rows = 0.0, 0
-
-    def add(self, rows: int) -> None:
-        """A batch is done."""
-        now = time.perf_counter()
-        if self._first is None:
-            self._first = now
-        else:
-            self._seconds, self._rows = now - self._first, self._rows + rows
-
-    @property
-    def seconds_per_row(self) -> float | None:
-        """Of all batches behind the first; None where there were none."""
-        return self._seconds / self._rows if self._rows else None
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Subject:
-    """A model that is asked: how questions are written for it, and how its answers are judged.
-
-    Attributes:
-      model: the model.
-      tokenizer: its tokenizer.
-      method: how an example is written down.
-      placing: the stage it has reached, and its method's options.
-      task: judges answers.
-      text_format: how the parts of an example are written.
-    """
-
-    model: Model
-    tokenizer: Tokenizer
-    method: Method
-    placing: Placing
-    task: Task
-    text_format: TextFormat
 
 
 def at_temperature(sampling: SamplingConfig, temperature: float | None) -> SamplingConfig:
@@ -222,7 +172,6 @@ def evaluate_model(
             f"{config.split}: {overlap} of {len(examples)} questions are among those that the run was trained on "
             "(--allow_overlap answers them all the same, and says so)"
         )
-    tokenized = [encode_example(run.tokenizer, example, subject.text_format) for example in examples]
     default = AnswerConfig(
         batch_size=config.batch_size or run.config.evaluation_batch_size,
         sampling=at_temperature(config.sampling or run.config.sampling, config.temperature),
@@ -233,18 +182,14 @@ def evaluate_model(
         soft_thinking=config.soft_thinking,
     )
 
-    def mean_of(default: AnswerConfig) -> np.ndarray:
-        own = [encode_example(run.tokenizer, one, subject.text_format) for one in questions_of(run, "validation")]
-        asked = (subject.model, subject.tokenizer, subject.method, subject.placing, own, default)
-        return mean_thoughts(thoughts_of_questions(*asked))
-
+    validation = lambda: questions_of(run, "validation")
     return {
         "method": run.config.method,
         "split": config.split,
         "step": progress.step,
         "stage": progress.stage,
         "seed": run.config.seed,
-        **measure_all(subject, examples, tokenized, default, config, mean_of=mean_of, console=console),
+        **measure_all(subject, examples, default, config, validation=validation, console=console),
         "also_trained_on": overlap,
         "provenance": provenance(),
     }
@@ -253,11 +198,10 @@ def evaluate_model(
 def measure_all(
     subject: Subject,
     examples: Sequence[Example],
-    tokenized: Sequence[TokenizedExample],
     default: AnswerConfig,
     config: EvaluateConfig,
     *,
-    mean_of: Callable[[AnswerConfig], Any] | None = None,
+    validation: Callable[[], Sequence[Example]] | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Answers the questions in every way that ``config`` asks for.
@@ -265,11 +209,10 @@ def measure_all(
     Args:
       subject: who is asked.
       examples: the questions.
-      tokenized: their ids.
       default: how they are answered first; the others differ from it.
       config: what else to measure.
-      mean_of: from how questions are answered to the mean thoughts of others (`mean_thoughts`); None where there are no
-        others, and no thought is replaced by their mean.
+      validation: questions that thoughts are averaged over, where they are to be replaced by their mean; None where
+        there are none.
       console: where the progress bar goes; standard error if None.
 
     Returns:
@@ -278,16 +221,14 @@ def measure_all(
     Raises:
       CoconutError: thoughts or a halting are asked of a model that has none.
     """
-    method, placing = subject.method, subject.placing
-    given = given_pages(method, placing, tokenized)
-    trained_thoughts = {part.count for page in given for part in page if isinstance(part, Thoughts)}
-    soft = default.soft_thinking
-    thinks = (any(trained_thoughts) or method.halting(placing) is not None) and soft is None
+    measuring = Measuring(subject, examples, default)
+    counts, thinks = measuring.thought_counts, measuring.thinks
     # A model that thinks none is its own control without thoughts; more it must have a place for.
     others = [count for count in config.thoughts if count or thinks]
-    given_pages(method, placing, tokenized, max(others, default=None))
+    measuring.check_thoughts(max(others, default=None))
     if config.halting is not None and not thinks:
-        raise CoconutError(f"--halting stop={config.halting.stop!r}: at stage {placing.stage} this model thinks none")
+        stage = subject.placing.stage
+        raise CoconutError(f"--halting stop={config.halting.stop!r}: at stage {stage} this model thinks none")
     if config.halting_thresholds and default.halting is None:
         raise CoconutError("--halting_thresholds: the run says of no stop, give one: --halting stop=...")
     by_threshold = {
@@ -295,111 +236,36 @@ def measure_all(
         for threshold in config.halting_thresholds
         if default.halting is not None
     }
-    feeds_back = any(trained_thoughts) and method.feeds_back(placing.options)
-    interventions = [name for name in config.interventions if feeds_back or (name == REMOVED and any(trained_thoughts))]
-    surroundings = Surroundings(questions=[example.question for example in examples], seed=config.intervention_seed)
-    if "mean" in interventions:
-        assert mean_of is not None
-        surroundings = dataclasses.replace(surroundings, mean=mean_of(default))
-    lines: list[dict[str, Any]] = []
-    thoughts: list[np.ndarray] = []
-    clock = Clock()
+    interventions = [name for name in config.interventions if measuring.feeds_back or (name == REMOVED and any(counts))]
+    needs_mean = "mean" in interventions and validation is not None
+    surroundings = measuring.surroundings(validation() if needs_mean else None, config.intervention_seed)
 
     with progress_bar(console) as bar:
         total = len(examples) * (1 + len(others) + len(by_threshold) + len(interventions))
         task_id = bar.add_task("answering", total=total, numbers="")
-
-        def advance(rows: int) -> None:
-            clock.add(rows)
-            bar.advance(task_id, rows)
-
-        def measure(answer_config: AnswerConfig, name: str, **altered: Any) -> Evaluation:
-            def record(answer: Answer, right: bool) -> None:
-                if name == "trained" and feeds_back and interventions:
-                    assert answer.thought_inputs is not None
-                    thoughts.append(answer.thought_inputs)
-                line = {
-                    "setting": name,
-                    "example": answer.example,
-                    "question": examples[answer.example].question,
-                    "expected": examples[answer.example].answer,
-                    "text": answer.text,
-                    "thoughts": answer.thoughts,
-                    "right": right,
-                }
-                lines.append(line | ({"soft_text": answer.soft_text} if answer_config.soft_thinking else {}))
-
-            return evaluate(
-                subject.model,
-                subject.tokenizer,
-                method,
-                placing,
-                subject.task,
-                examples,
-                tokenized,
-                answer_config,
-                advance=advance,
-                record=record,
-                **altered,
-            )
-
-        def measure_choices(thoughts: int | None, counted: Sequence[bool], **altered: Any) -> dict[str, Any]:
-            right = choose(
-                subject.model,
-                subject.tokenizer,
-                method,
-                placing,
-                examples,
-                subject.text_format,
-                thoughts=thoughts,
-                batch_size=default.batch_size,
-                **altered,
-            )[np.asarray(counted)]
-            correct, count = int(right.sum()), len(right)
-            low, high = wilson_interval(correct, count)
-            return {"accuracy": correct / count, "correct": correct, "examples": count, "interval_95": [low, high]}
-
-        def without(count: int) -> AnswerConfig:
-            forced = subject.text_format.answer_prefix.strip()
-            return dataclasses.replace(default, thoughts=count, forced=forced, halting=None)
-
-        trained = measure(default, "trained")
-        if clock.seconds_per_row is None:
-            # All of it was one batch, in which programs were compiled: it is answered again.
-            again = (subject.model, subject.tokenizer, method, placing, tokenized, default)
-            for _ in answer_questions(*again, advance=clock.add):
-                pass
-        seconds = clock.seconds_per_row
-        by_thoughts = {count: measure(without(count), f"{count} thoughts, answer forced") for count in others}
+        advance = lambda rows: bar.advance(task_id, rows)
+        trained = measuring.generate(TRAINED, default, advance)
+        seconds = measuring.seconds_per_question()
+        by_thoughts = {
+            count: measuring.generate(f"{count} thoughts, answer forced", measuring.without(count), advance)
+            for count in others
+        }
         curve = [
-            {"threshold": threshold, **measure(answer_config, f"halting threshold {threshold:g}").to_json()}
+            {
+                "threshold": threshold,
+                **measuring.generate(f"halting threshold {threshold:g}", answer_config, advance).to_json(),
+            }
             for threshold, answer_config in by_threshold.items()
         ]
-        graphs = all(example.graph is not None for example in examples)
-        everyone = [True] * len(examples)
-        choices = {}
-        if any(trained_thoughts) and graphs:
-            # Questions may differ in how many thoughts were trained: then no number says it.
-            agree = len(trained_thoughts) == 1
-            for count in sorted({*others, *trained_thoughts}) if agree else (*sorted(others), None):
-                choices["trained" if count is None else str(count)] = measure_choices(count, everyone)
-        by_intervention: dict[str, dict[str, Any] | None] = {}
-        for name in interventions:
-            if name == REMOVED:
-                setting, count, altered = without(0), 0, {}
-                counted = [count_thoughts(page) > 0 for page in given]
-            else:
-                setting, count = default, None
-                found = ALTERATIONS[name](thoughts, surroundings)
-                counted = [new is not None for new in found]
-                altered = {"inputs": [own if new is None else new for own, new in zip(thoughts, found, strict=True)]}
-            by_intervention[name] = None
-            if any(counted):
-                result = measure(setting, name, counted=counted, **altered).to_json()
-                chosen = {"choice": measure_choices(count, counted, **altered)} if graphs else {}
-                by_intervention[name] = {**result, **chosen}
+        by_intervention = {name: measuring.intervene(name, surroundings, advance) for name in interventions}
+    choices = {}
+    if any(counts) and measuring.graphs:
+        # Questions may differ in how many thoughts were trained: then no number says it.
+        for count in sorted({*others, *counts}) if len(counts) == 1 else (*sorted(others), None):
+            choices[TRAINED if count is None else str(count)] = measuring.choose(count)
     if config.answers_file is not None and jax.process_index() == 0:
-        write_atomically(config.answers_file, "".join(json.dumps(line) + "\n" for line in lines))
+        write_atomically(config.answers_file, "".join(json.dumps(line) + "\n" for line in measuring.lines))
+    soft = default.soft_thinking
     return {
         "trained": trained.to_json(),
         "thoughts": {str(count): result.to_json() for count, result in by_thoughts.items()},

@@ -144,13 +144,15 @@ def answer_questions(
         feedback = SoftThinking(config=soft, vocab_size=tokenizer.vocab_size)
         model = model._replace(parts={**model.parts, "feedback": feedback})
     forced = np.asarray(tokenizer.encode(config.forced), np.int32)
-    pages, opened, behind = _open_blocks(given_pages(method, placing, examples, config.thoughts), tokenizer, config)
+    pages, opened, behind = _open_blocks(
+        given_pages(method, placing, examples, config.thoughts), tokenizer, method, config
+    )
     # What is forced stands behind the thoughts, also where nobody knows yet how many there are.
     pages = [page if is_open else (*page, Text(forced)) for page, is_open in zip(pages, opened, strict=True)]
     # Room for the last stage's thoughts at every stage, and for any number asked for below: one program.
     last = dataclasses.replace(placing, stage=placing.curriculum.final_stage)
     widest, _, _ = _open_blocks(
-        given_pages(method, last, [question_alone(examples[0].question, placing.curriculum)]), tokenizer, config
+        given_pages(method, last, [question_alone(examples[0].question, placing.curriculum)]), tokenizer, method, config
     )
     shape = page_shape([*pages, *widest])
     halting = config.halting or method.halting(placing)
@@ -330,7 +332,7 @@ def _by_turns(tokenizer: Tokenizer, swi: SwiReasoningConfig, config: AnswerConfi
 
 
 def _open_blocks(
-    pages: list[Page], tokenizer: Tokenizer, config: AnswerConfig
+    pages: list[Page], tokenizer: Tokenizer, method: Method, config: AnswerConfig
 ) -> tuple[list[Page], list[bool], tuple[int, ...]]:
     """The pages, up to the block that the model itself ends where one has such a block, and what is read behind it."""
     if (soft := config.soft_thinking) is not None:
@@ -341,7 +343,7 @@ def _open_blocks(
             return [(*page, start) for page in pages], [False] * len(pages), ()
         end = (_only_token(tokenizer, soft.end, "SoftThinkingConfig.end"),) if soft.end else ()
         return [(*page, start) for page in pages], [True] * len(pages), end
-    if config.halting is None or config.thoughts is not None:
+    if not (config.halting or method.ends_blocks) or config.thoughts is not None:
         return pages, [False] * len(pages), ()
     opened = [open_last_block(page) for page in pages]
     behind = {tuple(found[1].tolist()) for found in opened if found is not None}

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Key
 
@@ -57,7 +56,7 @@ def read(
     latent_id: int,
     keys: Key[Array, " B"] | None = None,
     inputs: Float[np.ndarray, "B L D"] | None = None,
-) -> tuple[Prefix, tuple[Float[Array, "B K D"], ...]]:
+) -> tuple[Prefix, tuple[Float[Array | np.ndarray, "B K D"], ...]]:
     """Reads the columns of a batch span by span, and thinks where it has latent spans.
 
     Args:
@@ -83,7 +82,7 @@ def read(
             assert prefix is not None
             counts = valid.sum(1, dtype=np.int32)
             if inputs is not None:
-                made, inputs = jnp.asarray(inputs[:, : span.length]), inputs[:, span.length :]
+                made, inputs = inputs[:, : span.length], inputs[:, span.length :]
                 prefix = run_given(model.decoder, prefix, made, counts, think=think)
                 thoughts.append(made)
                 continue

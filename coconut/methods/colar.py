@@ -190,6 +190,7 @@ COLAR = Method(
     pages={"main": write_to_compress},
     options=ColarOptions,
     halting=halt_by_marker,
+    ends_blocks=True,
     needs_steps=True,
     loss=colar_loss,
 )

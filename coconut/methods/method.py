@@ -131,6 +131,8 @@ class Method:
       think: from its options how thoughts are made, in training and in answering.
       halting: when a block is over that the model opens itself, from what a page is written by; None where the start
         marker is a token like others when the model writes it.
+      ends_blocks: whether the model itself ends the last block before the answer, too, by its ``halting``; else that
+        block has as many thoughts as its page says.
       restarts: a number; where it is another one than at the step before, the optimizer starts anew, beside what
         `coconut.curriculum.CurriculumConfig.reset_optimizer` says. Its arguments are the placing of the run, without a
         draw, and the tokens of the longest chain of the training data.
@@ -146,6 +148,7 @@ class Method:
     trains: Callable[[str], bool] = train_everything
     think: Callable[[Any], Thinker] = one_by_one
     halting: Callable[[Placing], HaltingConfig | None] = opens_no_block
+    ends_blocks: bool = False
     restarts: Callable[[Placing, int], int] = never_restarts
     needs_steps: bool = False
     loss: LossFunction = imitation_loss

@@ -239,6 +239,7 @@ PONDER = Method(
     options=PonderOptions,
     parts=make_halt,
     halting=halt_by_head,
+    ends_blocks=True,
     loss=ponder_loss,
 )
 
@@ -248,6 +249,7 @@ PONDER_CODI = Method(
     options=PonderCodiOptions,
     parts=make_halt,
     halting=halt_by_head,
+    ends_blocks=True,
     needs_steps=True,
     loss=ponder_codi_loss,
 )

@@ -198,7 +198,7 @@ def test_a_table_has_a_place_for_each_method_and_none_for_what_was_not_measured(
         assert isinstance(segments, LineCollection)
         np.testing.assert_allclose(segments.get_segments()[0][:, 1], row["interval_95"])
     drawn = {str(line.get_label()): line for line in axes.lines if str(line.get_label()).startswith("thoughts")}
-    assert {name: list(line.get_ydata()) for name, line in drawn.items()} == {
+    assert {name: np.asarray(line.get_ydata()).tolist() for name, line in drawn.items()} == {
         "thoughts: removed": [0.5],
         "thoughts: noise": [0.25],
     }

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from coconut.commands.evaluate import markdown_table
+from coconut.commands.measuring import TRAINED
 from coconut.commands.table.grid import ANSWERS, FAILURE, INTERVENTIONS, Cell, Grid, TableConfig
 from coconut.errors import CoconutError
 from coconut.evaluation.evaluate import wilson_interval
@@ -79,7 +80,7 @@ def summarize(config: TableConfig, grid: Grid, command: str) -> dict[str, Any]:
 def read_right(cell: Cell) -> Bool[np.ndarray, " N"]:
     """Where a cell's model answers right, question by question."""
     lines = [json.loads(line) for line in read_text(cell.folder / ANSWERS).splitlines()]
-    return np.asarray([line["right"] for line in lines if line["setting"] == "trained"])
+    return np.asarray([line["right"] for line in lines if line["setting"] == TRAINED])
 
 
 def best_shortcut(grid: Grid) -> dict[str, Any] | None:
