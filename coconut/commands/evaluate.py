@@ -10,6 +10,7 @@ import jax
 from jax.sharding import Mesh
 from rich.console import Console
 
+from coconut.commands.measuring import TRAINED, Measuring, Subject
 from coconut.datasets import load_dataset, load_split, text_format_of
 from coconut.errors import CoconutError
 from coconut.evaluation.answers import AnswerConfig
@@ -25,6 +26,7 @@ from coconut.sharding import make_mesh
 from coconut.storage import write_atomically
 from coconut.storage_path import StoragePath
 from coconut.tasks import content_hash, get_task, without_overlap
+from coconut.tokenizers import TokenizedExample, encode_example
 from coconut.training.checkpoint import Which
 from coconut.training.config import to_json
 from coconut.training.loading import load_model
@@ -182,6 +184,7 @@ def evaluate_model(
         soft_thinking=config.soft_thinking,
     )
 
+    tokenized = [encode_example(run.tokenizer, example, subject.text_format) for example in examples]
     validation = lambda: questions_of(run, "validation")
     return {
         "method": run.config.method,
@@ -189,7 +192,7 @@ def evaluate_model(
         "step": progress.step,
         "stage": progress.stage,
         "seed": run.config.seed,
-        **measure_all(subject, examples, default, config, validation=validation, console=console),
+        **measure_all(subject, examples, tokenized, default, config, validation=validation, console=console),
         "also_trained_on": overlap,
         "provenance": provenance(),
     }
@@ -198,6 +201,7 @@ def evaluate_model(
 def measure_all(
     subject: Subject,
     examples: Sequence[Example],
+    tokenized: Sequence[TokenizedExample],
     default: AnswerConfig,
     config: EvaluateConfig,
     *,
@@ -209,6 +213,7 @@ def measure_all(
     Args:
       subject: who is asked.
       examples: the questions.
+      tokenized: their ids.
       default: how they are answered first; the others differ from it.
       config: what else to measure.
       validation: questions that thoughts are averaged over, where they are to be replaced by their mean; None where
@@ -221,7 +226,7 @@ def measure_all(
     Raises:
       CoconutError: thoughts or a halting are asked of a model that has none.
     """
-    measuring = Measuring(subject, examples, default)
+    measuring = Measuring(subject, examples, tokenized, default)
     counts, thinks = measuring.thought_counts, measuring.thinks
     # A model that thinks none is its own control without thoughts; more it must have a place for.
     others = [count for count in config.thoughts if count or thinks]
@@ -237,8 +242,8 @@ def measure_all(
         if default.halting is not None
     }
     interventions = [name for name in config.interventions if measuring.feeds_back or (name == REMOVED and any(counts))]
-    needs_mean = "mean" in interventions and validation is not None
-    surroundings = measuring.surroundings(validation() if needs_mean else None, config.intervention_seed)
+    averaged = validation() if "mean" in interventions and validation is not None else None
+    surroundings = measuring.surroundings(averaged, config.intervention_seed)
 
     with progress_bar(console) as bar:
         total = len(examples) * (1 + len(others) + len(by_threshold) + len(interventions))

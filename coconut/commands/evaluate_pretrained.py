@@ -9,7 +9,8 @@ import numpy as np
 from jax.sharding import Mesh
 from rich.console import Console
 
-from coconut.commands.evaluate import EvaluateConfig, Subject, at_temperature, measure_all
+from coconut.commands.evaluate import EvaluateConfig, at_temperature, measure_all
+from coconut.commands.measuring import Subject
 from coconut.curriculum import CurriculumConfig
 from coconut.errors import CoconutError, check_fields
 from coconut.evaluation.answers import AnswerConfig

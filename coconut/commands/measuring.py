@@ -16,7 +16,7 @@ from coconut.methods.method import Method
 from coconut.model import Model
 from coconut.pages import Page, Placing, Thoughts, count_thoughts
 from coconut.tasks import Task
-from coconut.tokenizers import TextFormat, Tokenizer, encode_example
+from coconut.tokenizers import TextFormat, TokenizedExample, Tokenizer, encode_example
 from coconut.types import Example
 
 TRAINED = "trained"
@@ -50,10 +50,12 @@ class Measuring:
     Args:
       subject: the model, and how it is asked.
       examples: the questions.
+      tokenized: their ids.
       config: how they are answered if nothing else is said.
 
     Attributes:
       examples: the questions.
+      tokenized: their ids.
       config: how they are answered if nothing else is said.
       pages: what the model is given of each.
       feeds_back: whether it has thoughts before it answers, and makes them itself.
@@ -65,12 +67,13 @@ class Measuring:
         self,
         subject: Subject,
         examples: Sequence[Example],
+        tokenized: Sequence[TokenizedExample],
         config: AnswerConfig,
     ):
         self.examples, self.config = examples, config
         self._subject = subject
         method, placing = subject.method, subject.placing
-        self._tokenized = [encode_example(subject.tokenizer, example, subject.text_format) for example in examples]
+        self._tokenized = tokenized
         self.pages: list[Page] = given_pages(method, placing, self._tokenized)
         # A block whose end is the model's own is none of the page's.
         given = config.halting is None and config.soft_thinking is None and not method.ends_blocks

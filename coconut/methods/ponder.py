@@ -172,12 +172,13 @@ def losses_by_count(model: Model, batch: Batch, output: ModelOutput) -> Float[Ar
 
 
 def _three_spans(batch: Batch) -> tuple[Language, Latent, Language]:
-    spans = batch.schedule
-    if len(spans) != 3 or not isinstance(spans[1], Latent):
-        raise CoconutError(f"a stop head learns from a question, one block of thoughts and text behind it, not {spans}")
-    first, block, last = spans
-    assert isinstance(first, Language) and isinstance(last, Language)
-    return first, block, last
+    if len(batch.schedule) == 3:
+        first, block, last = batch.schedule
+        if isinstance(first, Language) and isinstance(block, Latent) and isinstance(last, Language):
+            return first, block, last
+    raise CoconutError(
+        f"a stop head learns from a question, one block of thoughts and text behind it, not from {batch.schedule}"
+    )
 
 
 def _before(output: ModelOutput, end: int) -> Past:
