@@ -55,7 +55,6 @@ class Measuring:
 
     Attributes:
       examples: the questions.
-      tokenized: their ids.
       config: how they are answered if nothing else is said.
       pages: what the model is given of each.
       feeds_back: whether it has thoughts before it answers, and makes them itself.
