@@ -329,7 +329,8 @@ def test_a_plan_for_this_machine_is_compared_with_a_step(tmp_path: Path, capsys:
     columns = ("--columns", "24", "--suffix", "6", "--output", str(output))
     with quick_compilation():
         # Without thoughts, whose program takes long to compile.
-        flags = [*FLAGS[:3], "gin_configs/methods/cot.gin", *TINY]
+        adapters = ["--gin_file", "gin_configs/adapters/lora.gin", "--gin.AdapterConfig.rank=2"]
+        flags = [*FLAGS[:3], "gin_configs/methods/cot.gin", *adapters, *TINY]
         assert main(["plan", *flags, "--topology", "here", "--search", "--answers", "0", *columns]) == EXIT_DONE
     content = json.loads(output.read_text())
     measured, plan = content["measured"], content["plans"][0]

@@ -243,3 +243,32 @@ def test_a_tokenizer_with_more_ids_than_the_embedding_is_an_error(gpt2: Path, da
     config = resolve_run(files, [*bindings, f"RunConfig.pretrained={str(other)!r}"])
     with pytest.raises(CoconutError, match=r"its embedding has 100 rows, but the tokenizer has \d+ ids"):
         prepare(config)
+
+
+def test_adapters_are_exported_merged_or_for_peft(gpt2: Path, data: Path, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    adapted = ["--gin_file=gin_configs/adapters/lora.gin", "--gin.AdapterConfig.rank=2"]
+    pretrained = f"--gin.RunConfig.pretrained={str(gpt2)!r}"
+    workdir = ["--workdir", str(tmp_path / "run")]
+    assert main(["train", *flags(gpt2, data, "gsm8k_cot"), *adapted, pretrained, *workdir]) == EXIT_DONE
+    export = ["export", *workdir, "--which", "latest", "--output"]
+    assert main([*export, str(tmp_path / "merged")]) == EXIT_DONE
+    assert main([*export, str(tmp_path / "adapter"), "--peft"]) == EXIT_DONE
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    theirs = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter").eval()
+    run, _, _ = load_model(tmp_path / "run", "latest")
+    assert run.config.adapter is not None
+    tokens = torch.tensor([[*range(5, 15), *run.config.adapter.trained_rows]])
+    with torch.no_grad():
+        expected = merged(tokens).logits
+        torch.testing.assert_close(theirs(tokens).logits, expected, rtol=0, atol=2e-5 * float(expected.std()))
+        base = theirs.get_base_model()
+        with theirs.disable_adapter():
+            assert (base(tokens).logits - expected).abs().max() > 1e-3, "the adapter changes something"
+
+
+def test_what_is_no_adapter_is_not_exported_for_peft(
+    cot: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", "--workdir", str(cot), "--output", str(tmp_path / "x"), "--peft"]) == EXIT_BAD_INPUT
+    assert "--peft: RunConfig.adapter = None: the run has no adapters" in capsys.readouterr().err

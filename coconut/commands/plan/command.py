@@ -1,6 +1,7 @@
 """``coconut plan``."""
 
 import argparse
+import dataclasses
 import json
 from typing import Any
 
@@ -33,6 +34,9 @@ def plan_command(options: argparse.Namespace) -> str:
     if options.topology != HERE:
         jax.config.update("jax_platforms", "cpu")  # Nothing runs here: no reason to look for an accelerator.
     config = resolve_run(options.gin_file, options.gin_binding)
+    if config.adapter is not None:  # A plan has no tokenizer that knows names, and any other rows cost as much.
+        rows = tuple(range(len(config.adapter.trained_rows)))
+        config = dataclasses.replace(config, adapter=dataclasses.replace(config.adapter, trained_rows=rows))
     columns = Columns(total=options.columns, thoughts=options.thoughts, suffix=options.suffix)
     where = make_slice(options.topology)
     console = Console(stderr=True)
