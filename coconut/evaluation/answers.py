@@ -389,23 +389,30 @@ def _answer(
     """
     given = sum(given_blocks)
     tokens = generated.tokens[row, : generated.lengths[row]].tolist()
-    blocks, modes, markers = generated.blocks, np.full(len(tokens), Mode.WRITING), set()
+    blocks, modes, marks = generated.blocks, np.full(len(tokens), Mode.WRITING), np.zeros(len(tokens), bool)
     if blocks is not None:
         assert thinking is not None
-        modes, markers = blocks.modes[row, : len(tokens)], {thinking.start_id, thinking.end_id} - {None}
+        modes, ids = blocks.modes[row, : len(tokens)], np.asarray(tokens, np.int64)
+        # What opened a block, and what was read behind one. Elsewhere a marker is text like any other.
+        marks |= (modes == Mode.WRITING) & (ids == (-1 if thinking.start_id is None else thinking.start_id))
+        marks |= (modes == Mode.READING) & (ids == (-1 if thinking.end_id is None else thinking.end_id))
         if blocks.inputs is not None:
             kept = np.asarray(blocks.inputs)[row, : len(tokens)][modes == Mode.THINKING]
             inputs = kept if inputs is None else np.concatenate([inputs, kept])
     own, reads = modes == Mode.THINKING, modes == Mode.READING
-    unseen = reads & (np.cumsum(reads) <= behind)
+    seen = ~(reads & (np.cumsum(reads) <= behind))
     thoughts = [token for token, thought in zip(tokens, own, strict=True) if thought]
-    parts = [(token, False) for token in forced]
-    parts += [(t, bool(is_own)) for t, is_own, hidden in zip(tokens, own, unseen, strict=True) if not hidden]
-    text = [token for token, thought in parts if not thought and token not in markers]
+    parts = [(token, False, False) for token in forced]
+    parts += [
+        (token, bool(thought), bool(mark))
+        for token, thought, mark, is_seen in zip(tokens, own, marks, seen, strict=True)
+        if is_seen
+    ]
+    text = [token for token, thought, mark in parts if not thought and not mark]
     turns: list[str | int] = [given] if given else []
     for thought, group in itertools.groupby(parts, key=lambda pair: pair[1]):
-        ids = [token for token, _ in group]
-        turns.append(len(ids) if thought else tokenizer.decode([token for token in ids if token not in markers]))
+        ids = [token for token, _, mark in group if not mark]
+        turns.append(len(ids) if thought else tokenizer.decode(ids))
     return Answer(
         example=example,
         text=tokenizer.decode(text),

@@ -54,14 +54,13 @@ class Probe:
 DIRECTION = jnp.asarray(np.random.default_rng(4).normal(size=CONFIG.embed_dim), jnp.float32)
 
 
-def without_markers(decoder: Decoder) -> Decoder:
-    """The decoder, to which markers are never likely: what a row that cannot think writes of them is text."""
-    markers = jnp.asarray([TOKENIZER.start_latent_id, TOKENIZER.end_latent_id])
-    decoder.head.kernel[...] = decoder.head.kernel[...].at[:, markers].set(0.0)
+def without_start(decoder: Decoder) -> Decoder:
+    """The decoder, to which the start marker is never likely: a row that cannot think writes it as text."""
+    decoder.head.kernel[...] = decoder.head.kernel[...].at[:, TOKENIZER.start_latent_id].set(0.0)
     return decoder
 
 
-MODEL = Model(without_markers(random_decoder(CONFIG, seed=5)), {"feedback": Identity(), "halt": Probe(DIRECTION)})
+MODEL = Model(without_start(random_decoder(CONFIG, seed=5)), {"feedback": Identity(), "halt": Probe(DIRECTION)})
 DRAW = np.random.default_rng(1)
 QUESTIONS = [
     TokenizedExample(

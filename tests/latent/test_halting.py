@@ -154,7 +154,7 @@ def probability(hidden: np.ndarray) -> float:
 
 
 DIRECTION = np.random.default_rng(4).normal(size=CONFIG.embed_dim).astype(np.float32)
-HEAD, SUM, BOUND, PATIENT, TEXT = 0.4, 0.7, 2.3, 1.3, 14
+HEAD, SUM, BOUND, PATIENT, TEXT = 0.4, 0.5, 2.3, 1.3, 14
 PROBE = {"halt": Probe(jnp.asarray(DIRECTION))}
 STOPS: dict[str, tuple[HaltingConfig, dict[str, Any], Callable]] = {
     "count": (HaltingConfig(most=3, room=ROOM), {}, lambda block: False),
