@@ -15,6 +15,7 @@ from coconut.evaluation.choices import choose, with_other_option
 from coconut.evaluation.interventions import ALTERATIONS, Surroundings, check_interventions, mean_thoughts
 from coconut.latent.feedback import Identity
 from coconut.latent.generate import SamplingConfig
+from coconut.latent.thinkers import OneByOne, Sweeps, Thinker
 from coconut.methods import METHODS
 from coconut.methods.method import Method
 from coconut.model import Model
@@ -111,16 +112,19 @@ def altered(name: str, thoughts: Sequence[np.ndarray]) -> list[np.ndarray | None
     return ALTERATIONS[name](thoughts, Surroundings(questions=QUESTIONS, mean=mean_thoughts(thoughts), seed=3))
 
 
-def test_what_is_intact_is_answered_as_before(plain: list[Answer]) -> None:
+@pytest.mark.parametrize("think", (OneByOne(), pytest.param(Sweeps(count=1), marks=pytest.mark.slow)))
+def test_what_is_intact_is_answered_as_before(think: Thinker, plain: list[Answer]) -> None:
+    method = dataclasses.replace(METHODS["coconut"], think=lambda options: think)
+    plain = plain if think == OneByOne() else answered(None, method)
     thoughts = thoughts_of(plain)
     assert [len(own) for own in thoughts] == COUNTS
-    again = answered(thoughts)
+    again = answered(thoughts, method)
     for before, after in zip(plain, again, strict=True):
         kept = dataclasses.asdict(after) | {"thought_inputs": None}
         assert kept == dataclasses.asdict(before) | {"thought_inputs": None}
         np.testing.assert_array_equal(before.thought_inputs, after.thought_inputs)
     # Whoever wants the thoughts alone gets the same ones.
-    alone = thoughts_of_questions(MODEL, TOKENIZER, METHODS["coconut"], PLACING, TOKENIZED, SETTINGS)
+    alone = thoughts_of_questions(MODEL, TOKENIZER, method, PLACING, TOKENIZED, SETTINGS)
     for first, second in zip(thoughts, alone, strict=True):
         np.testing.assert_allclose(first, second, atol=1e-5)
 

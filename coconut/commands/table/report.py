@@ -107,7 +107,7 @@ def _row(row: str, grid: Grid, right: Mapping[Cell, Bool[np.ndarray, " N"]], bes
     training = [grid.results[cell]["training"] for cell in cells]
     of_trained = lambda name: float(np.mean([evaluation["trained"][name] for evaluation in evaluations]))
     accuracies = [float(own.mean()) for own in answers]
-    choices = [next(reversed(evaluation["choices"].values())) for evaluation in evaluations if evaluation["choices"]]
+    choices = [next(iter(evaluation["choices"].values())) for evaluation in evaluations if evaluation["choices"]]
     return {
         "seeds": [cell.seed for cell in cells],
         "failed": failed,
