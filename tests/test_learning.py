@@ -12,6 +12,7 @@ from coconut.curriculum import CurriculumConfig
 from coconut.datasets import DataConfig, load_dataset
 from coconut.evaluation.answers import Answer, AnswerConfig
 from coconut.evaluation.evaluate import Evaluation, evaluate
+from coconut.latent.feedback import FeedbackConfig
 from coconut.latent.generate import SamplingConfig
 from coconut.methods import get_method
 from coconut.models.config import DecoderConfig
@@ -35,7 +36,12 @@ def questions(count: int, steps: tuple[int, ...] = (0,)) -> list[Example]:
 
 
 def learnt(
-    folder: Path, examples: list[Example], method: str, stages: int
+    folder: Path,
+    examples: list[Example],
+    method: str,
+    stages: int,
+    last_stage: int | None = None,
+    feedback: str = "identity",
 ) -> tuple[TrainResult, Evaluation, list[Answer]]:
     """A run on all but the last 200 examples, and what it answers to these."""
     save_examples(folder / "train.json", examples[:-200])
@@ -58,8 +64,12 @@ def learnt(
             kernel_stddev=0.2,
         ),
         curriculum=CurriculumConfig(
-            max_latent_stage=stages, last_stage=stages, epochs_per_stage=None, steps_per_stage=150
+            max_latent_stage=stages,
+            last_stage=stages if last_stage is None else last_stage,
+            epochs_per_stage=None,
+            steps_per_stage=150,
         ),
+        feedback=FeedbackConfig(kind=feedback),
         optimizer=OptimizerConfig(learning_rate=1e-2, b2=0.99, clip_norm=1.0, warmup_steps=20, decay="linear"),
         pipeline=PipelineConfig(batch_size=64),
         save_every=None,
@@ -100,4 +110,24 @@ def test_interleaved_learns_and_begins_to_think_again_by_itself(tmp_path: Path) 
     # It was given the first block. The second step it writes, and then it opens a block itself.
     expected = [(1, example.steps[1], 1, f"[A] {example.answer}") for example in examples[-200:]]
     assert np.mean([answer.turns == turns for answer, turns in zip(answers, expected, strict=True)]) >= 0.95
+    assert evaluation.cut == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("method", "feedback", "last_stage"),
+    [
+        ("codi", "projection", 0),
+        ("simcot", "identity", 2),
+        ("pccot", "identity", 0),
+        ("kava", "projection", 0),
+        ("colar", "gaussian", 0),
+        ("ponder", "identity", 0),
+    ],
+)
+def test_each_method_learns(method: str, feedback: str, last_stage: int, tmp_path: Path) -> None:
+    _, evaluation, _ = learnt(tmp_path, questions(2200, (0, 1)), method, 2, last_stage, feedback)
+    assert evaluation.accuracy >= 0.95
+    # The methods whose model ends its thoughts itself have as many as they like.
+    assert evaluation.thoughts == 2 or (method in ("colar", "ponder") and evaluation.thoughts >= 1)
     assert evaluation.cut == 0

@@ -80,6 +80,12 @@ class Recipe:
 PAPER = {"learning_rate": 1e-4, "weight_decay": 0.01, "clip_norm": None, "warmup_steps": 0, "decay": "constant"}
 LARGER = {"learning_rate": 1e-5, "clip_norm": 1.0, "dtype": "bfloat16", "param_dtype": "float32", "scan_layers": True}
 ICOT = {"learning_rate": 5e-5, "clip_norm": 1.0, "remove_all_beyond": 39, "tokens_per_stage": 8, "smoothing": 4.0}
+DISTILLED = {"learning_rate": 3e-3, "weight_decay": 0.1, "clip_norm": 2.0, "warmup_steps": 3615, "decay": "cosine"}
+DISTILLED |= {"rank": 128, "alpha": 32.0, "distill": 1.0, "teacher": 1.0, "reset_optimizer": "never"}
+DISTILLED_LLAMA = DISTILLED | {"learning_rate": 8e-4, "warmup_steps": 904, "distill": 20.0}
+PCCOT = {"sweeps": 3, "clip_norm": 1.0, "embedding": False}
+KAVA = {"distill": 10.0, "cache": 1.0, "importance": 0.1, "sweeps": 3}
+COLAR = {"learning_rate": 1e-4, "weight_decay": 0.01, "most_compressed": 5, "rank": 128}
 PROSQA = (range(8), (5,) * 7 + (15,), 6)
 RECIPES = {
     "gsm8k_cot.gin": Recipe("cot", range(1), (25,), 6, "gpt2", PAPER, True),
@@ -88,6 +94,34 @@ RECIPES = {
         "coconut", range(1, 5), (3, 3, 3, 13), 6, "gpt2", PAPER | {"stage_weights": "rising"}, True
     ),
     "gsm8k_icot.gin": Recipe("icot", range(1, 7), (1,) * 5 + (75,), 6, "gpt2", PAPER | ICOT, True),
+    "gsm8k_codi.gin": Recipe("codi", range(1), (40,), 6, "gpt2", DISTILLED, True),
+    "gsm8k_codi_llama-3.2-1b.gin": Recipe("codi", range(1), (10,), 6, "llama-3.2-1b", DISTILLED_LLAMA, True),
+    "gsm8k_simcot.gin": Recipe("simcot", range(1, 6), (3,) * 4 + (18,), 10, "gpt2", PAPER | {"reader": 1.0}, True),
+    "gsm8k_simcot_codi.gin": Recipe("simcot_codi", range(1), (40,), 6, "gpt2", DISTILLED | {"reader": 1.0}, True),
+    "gsm8k_simcot_codi_llama-3.2-1b.gin": Recipe(
+        "simcot_codi", range(1), (10,), 6, "llama-3.2-1b", DISTILLED_LLAMA | {"reader": 1.0}, True
+    ),
+    "gsm8k_pccot.gin": Recipe(
+        "pccot", range(1), (40,), 24, "gpt2", DISTILLED | PCCOT | {"weight_decay": 0.01, "kind": "identity"}, True
+    ),
+    "gsm8k_pccot_llama-3.2-1b.gin": Recipe(
+        "pccot", range(1), (10,), 24, "llama-3.2-1b", DISTILLED_LLAMA | PCCOT | {"divide_by": "all"}, True
+    ),
+    "gsm8k_kava.gin": Recipe("kava", range(1), (40,), 24, "gpt2", DISTILLED | KAVA, True),
+    "gsm8k_kava_llama-3.2-1b.gin": Recipe("kava", range(1), (10,), 24, "llama-3.2-1b", DISTILLED_LLAMA | KAVA, True),
+    "gsm8k_colar.gin": Recipe("colar", range(1), (50,), 6, "gpt2", COLAR | {"factor": 0.12}, True),
+    "gsm8k_colar_llama-3.2-1b.gin": Recipe(
+        "colar", range(1), (50,), 6, "llama-3.2-1b", COLAR | {"factor": 0.018}, True
+    ),
+    "gsm8k_ponder_codi.gin": Recipe(
+        "ponder_codi",
+        range(1),
+        (5,),
+        6,
+        "gpt2",
+        DISTILLED | {"learning_rate": 2e-5, "warmup_steps": 0, "prior_mean": 3.0},
+        True,
+    ),
     "prontoqa.gin": Recipe("coconut", *PROSQA, "gpt2", PAPER),
     "prosqa.gin": Recipe("coconut", *PROSQA, "gpt2", PAPER),
     "prosqa_from_scratch.gin": Recipe("coconut", *PROSQA, None, PAPER),
@@ -95,6 +129,13 @@ RECIPES = {
     "gsm8k_llama-3.2-1b.gin": Recipe("coconut", range(8), (3,) + (1,) * 7, 6, "llama-3.2-1b", LARGER),
     "gsm8k_qwen2.5-0.5b.gin": Recipe("coconut", range(8), (3,) + (1,) * 7, 6, "qwen2.5-0.5b", LARGER),
 }
+BATCHES = {"superposition.gin": 256, "gsm8k_icot.gin": 32, "gsm8k_simcot.gin": 64}
+BATCHES |= {"gsm8k_colar.gin": 256, "gsm8k_colar_llama-3.2-1b.gin": 256}
+STARTS = dict.fromkeys(
+    ("gsm8k_coconut.gin", "gsm8k_coconut_stage_mixing.gin", "gsm8k_simcot.gin", "gsm8k_colar.gin"),
+    ("runs/gsm8k_cot", "best"),
+)
+STARTS["gsm8k_ponder_codi.gin"] = ("runs/gsm8k_simcot_codi", "latest")
 CURRICULA = {"coconut_stage_mixing", "coconut_thought_by_thought"}  # Files of a curriculum for coconut.
 ONE_STAGE = ("cot", "no_cot", "pause", "coconut_without_curriculum")
 
@@ -109,7 +150,7 @@ def test_recipes_say_what_the_papers_say(run: str) -> None:
     lengths = [stage_steps(curriculum, stage, steps_per_epoch) for stage in recipe.stages]
     assert [length / steps_per_epoch for length in lengths] == list(recipe.epochs)
     assert curriculum.max_thoughts == recipe.thoughts
-    assert config.pipeline.batch_size == {"superposition.gin": 256, "gsm8k_icot.gin": 32}.get(run, 128)
+    assert config.pipeline.batch_size == BATCHES.get(run, 128)
     assert config.sampling.max_new_tokens == {"gsm8k": 64, "superpos": 8}.get(run.split("_")[0][:8], 128)
     flat = {name: value for part in to_json(config).values() if isinstance(part, dict) for name, value in part.items()}
     assert {name: flat[name] for name in recipe.shared} == recipe.shared
@@ -134,8 +175,8 @@ def test_recipes_build_the_published_decoder(run: str) -> None:
 def test_recipes_start_from_a_checkpoint_that_one_macro_names(run: str) -> None:
     config = RECIPES[run].resolve(run, "PRETRAINED = 'some/folder'")
     assert config.data.tokenizer == "huggingface" and config.data.tokenizer_path == "some/folder"
-    if run in ("gsm8k_coconut.gin", "gsm8k_coconut_stage_mixing.gin"):
-        assert (config.pretrained, config.init_from, config.init_checkpoint) == (None, "runs/gsm8k_cot", "best")
+    if run in STARTS:
+        assert (config.pretrained, config.init_from, config.init_checkpoint) == (None, *STARTS[run])
     else:
         assert (config.pretrained, config.init_from, config.marker_token) == ("some/folder", None, "<<")
     assert config.data.markers == ("reserved" if "llama" in run else "appended")
@@ -169,6 +210,7 @@ def test_every_method_has_its_file_and_every_file_its_method() -> None:
             "pause_as_thought",
             "interleaved",
             "random_thoughts",
+            "simcot",
         )
         assert config.curriculum.final_stage == (6 if method == "icot" else 3 if method in moves else 0)
 
