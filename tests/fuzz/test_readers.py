@@ -4,9 +4,12 @@
 number), and writes what it did to the folder that ``COCONUT_FUZZ_RESULTS`` names.
 """
 
+import dataclasses
 import json
 import os
 import resource
+import shutil
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +24,9 @@ from jaxtyping import TypeCheckError
 
 from coconut.commands.configuration import resolve_run
 from coconut.errors import CoconutError
-from coconut.models.huggingface.configuration import read_config
+from coconut.models.adapters import AdapterConfig
+from coconut.models.huggingface.adapters import ADAPTER_WEIGHTS, load_adapter, save_adapter
+from coconut.models.huggingface.configuration import ADAPTER_FILE, read_config
 from coconut.models.huggingface.files import stored_tensors
 from coconut.provenance import provenance
 from coconut.tasks import BadRecords, Task, get_task
@@ -31,6 +36,7 @@ from coconut.tokenizers import load_tokenizer
 from coconut.training.config import run_config_from_json
 from coconut.training.config import to_json as config_json
 from tests.fuzz.mutations import mutate
+from tests.tiny_models import GPT2_STYLE, random_adapters, random_decoder
 from tests.tokenizers import published
 
 USUAL = 200
@@ -57,6 +63,24 @@ def _weights(path: Path) -> Any:
 
 def _tokenizer(path: Path) -> Any:
     return load_tokenizer(path, eos_token=published.EOS["gpt2"])
+
+
+BASE = random_decoder(dataclasses.replace(GPT2_STYLE, num_layers=1))
+ADAPTER = AdapterConfig(rank=2, alpha=3.0, dropout=0.1, trained_rows=(3, 5))
+
+
+def _adapter(path: Path) -> Any:
+    """The adapter whose config is at ``path``, beside tensors that fit."""
+    if not (path.parent / ADAPTER_WEIGHTS).exists():
+        save_adapter(random_adapters(BASE, ADAPTER), ADAPTER, path.parent / "right")
+        shutil.copy(path.parent / "right" / ADAPTER_WEIGHTS, path.parent)
+    return load_adapter(path.parent, BASE)
+
+
+def _adapter_config() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        save_adapter(random_adapters(BASE, ADAPTER), ADAPTER, folder, base="some/base")
+        return (Path(folder) / ADAPTER_FILE).read_bytes()
 
 
 def _seeds() -> dict[str, tuple[str, list[bytes], Callable[[Path], Any]]]:
@@ -106,6 +130,7 @@ def _seeds() -> dict[str, tuple[str, list[bytes], Callable[[Path], Any]]]:
         "run_config": ("config.json", text(config_json(run)), _config),
         "model_config": ("config.json", text(gpt2, llama), lambda path: read_config(path.parent)),
         "safetensors": ("model.safetensors", [tensors], _weights),
+        "adapter": (ADAPTER_FILE, [_adapter_config()], _adapter),
         "tokenizer": ("tokenizer.json", text(_cut(small)), _tokenizer),
     }
 
