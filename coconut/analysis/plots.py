@@ -295,7 +295,7 @@ def plot_table(rows: Mapping[str, Mapping[str, Any]], path: Path, *, shortcut: f
     """
     if not rows:
         raise CoconutError("plot_table: there are no methods to draw")
-    figure = Figure(figsize=(max(5.0, 1.3 * len(rows) + 2.0), 4.4), layout="constrained")
+    figure = Figure(figsize=(max(6.5, 1.3 * len(rows) + 2.0), 4.6), layout="constrained")
     axes = figure.subplots()
     names = list(dict.fromkeys(name for row in rows.values() for name in row["interventions"]))
     for x, row in enumerate(rows.values()):
@@ -316,7 +316,7 @@ def plot_table(rows: Mapping[str, Mapping[str, Any]], path: Path, *, shortcut: f
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     _draw_chance(axes, shortcut, "shortcut")
     _clean(axes)
-    figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize=9)
+    figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize=8, columnspacing=1.2)
     _save(figure, path)
     return figure
 

@@ -89,7 +89,8 @@ def train_to_the_end(
     result = run_training(config, workdir, console=console, dataset=dataset)
     if not result.progress.finished:
         return None
-    console.print(f"{workdir.name}: {result.progress.step:,} steps in {result.progress.seconds:.0f} s", highlight=False)
+    name, progress = f"{workdir.parent.name}/{workdir.name}", result.progress
+    console.print(f"{name}: {progress.step:,} steps in {progress.seconds:.0f} s", highlight=False)
     return result
 
 

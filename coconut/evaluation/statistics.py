@@ -20,7 +20,7 @@ def bootstrap_interval(right: Bool[np.ndarray, "S N"], *, resamples: int = 2000,
 
     A resample draws as many seeds and as many questions as there are, each with replacement (Owen 2007, "The pigeonhole
     bootstrap"). The interval holds the resampled means between the 2.5th and the 97.5th percentile. Of few seeds it is
-    too narrow: three seeds know little of a fourth.
+    too narrow: three seeds know little of a fourth. Where all answers are right, or none is, it has no width at all.
 
     Args:
       right: of each seed and question.

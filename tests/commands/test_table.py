@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from jax.experimental.compilation_cache import compilation_cache
 import coconut.commands.table.budget as budget_module
 import coconut.commands.train as train_module
 from coconut.commands.configuration import resolve_run
+from coconut.commands.flags import parse_arguments
 from coconut.commands.main import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, main
 from coconut.commands.table import grid as grid_module
 from coconut.commands.table.budget import Budget, bindings_of, divide, measure_steps
@@ -218,6 +220,7 @@ def test_a_small_table(tmp_path: Path, capsys: pytest.CaptureFixture[str], monke
     worse = next((method for method in right if method != content["best"]), "")
     assert rows[worse]["against_best"]["p_value"] == mcnemar(right["coconut"], right["no_cot"]).p_value
     assert rows[content["best"]]["against_best"] is None
+    assert parse_arguments(shlex.split(content["command"])[1:]) == parse_arguments(command)
     assert content["data_fingerprints"]["test"] and content["provenance"]["commit"]
     assert content["best_shortcut"]["accuracy"] >= 0.5 and content["config"]["coconut"]["method"] == "coconut"
 

@@ -1,8 +1,6 @@
 """``coconut table``: runs a grid and writes what it says."""
 
 import json
-import shlex
-import sys
 from typing import Any
 
 from rich.console import Console
@@ -32,7 +30,7 @@ def make_table(config: TableConfig, *, console: Console | None = None) -> dict[s
     grid = run_grid(config, Console(stderr=True) if console is None else console)
     if grid is None:
         return {"finished": False}
-    content = summarize(config, grid, shlex.join(sys.argv))
+    content = summarize(config, grid)
     write_atomically(config.output / "table.json", json.dumps(content, indent=1) + "\n")
     write_atomically(config.output / "table.md", describe(content) + "\n")
     write_atomically(config.output / "table.csv", to_csv(content))

@@ -7,6 +7,7 @@ goes on where it stopped, and a cell that failed is tried again.
 import dataclasses
 import json
 import re
+import shlex
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -72,6 +73,16 @@ class TableConfig:
     def rows(self) -> tuple[str, ...]:
         """The methods as the table names them."""
         return tuple(Path(method).stem if method.endswith(".gin") else method for method in self.methods)
+
+    @property
+    def command(self) -> str:
+        """The command that makes this table."""
+        flags = {"--task": self.task, "--methods": ",".join(self.methods), "--seeds": ",".join(map(str, self.seeds))}
+        flags |= {"--budget": str(self.budget), "--output": str(self.output)}
+        words = [word for pair in flags.items() for word in pair]
+        words += [word for path in self.configs for word in ("--config", path)]
+        words += [word for binding in self.bindings for word in ("--gin_binding", binding)]
+        return shlex.join(["coconut", "table", *words])
 
     def resolve(self, row: str, seed: int, lengths: Sequence[int] = ()) -> RunConfig:
         """The run of a cell, with the steps of each stage where they are given.

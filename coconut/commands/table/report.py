@@ -22,7 +22,7 @@ from coconut.training.config import to_json
 
 NOTES = (
     "accuracy: mean over seeds +- their standard deviation (in brackets: 95 % interval, bootstrap over seeds and "
-    "questions; of few seeds it is too narrow)",
+    "questions; of few seeds, and near 0 or 100 %, it is too narrow)",
     "p: McNemar's exact test against the best method, on the same questions of the seeds that both have, pooled; it "
     "compares these models, and says nothing of other seeds",
     "tokens: generated, plus one for each thought, as the paper counts (pause tokens are none); passes: those of the "
@@ -36,13 +36,12 @@ NOTES = (
 )
 
 
-def summarize(config: TableConfig, grid: Grid, command: str) -> dict[str, Any]:
+def summarize(config: TableConfig, grid: Grid) -> dict[str, Any]:
     """The content of ``table.json``: a row for each method, the best shortcut, and where all of it comes from.
 
     Args:
       config: what was compared.
       grid: how it went.
-      command: the command line.
     """
     right = {cell: read_right(cell) for cell in grid.results}
     means = {
@@ -56,7 +55,7 @@ def summarize(config: TableConfig, grid: Grid, command: str) -> dict[str, Any]:
     commits = sorted({result["evaluation"]["provenance"]["commit"] for result in grid.results.values()})
     return {
         "finished": True,
-        "command": command,
+        "command": config.command,
         "task": config.task,
         "budget": str(config.budget),
         "seeds": list(config.seeds),
