@@ -2,8 +2,11 @@
 
 After each thought the head gives the probability that the block is over. The answer's loss after every number of
 thoughts is weighed by the probability of stopping there, and the distribution is held near a prior: geometric as in
-PonderNet, or uniform, which rewards entropy (the first stage of Ouro, section 7.4 of its sheet: a geometric prior pulls
-towards early exits). `PONDER` trains Coconut's last stage so, `PONDER_CODI` CODI.
+PonderNet, or uniform, which rewards entropy (as in the first stage of Ouro's exit gate: a geometric prior pulls towards
+early exits). `PONDER` trains Coconut's last stage so, `PONDER_CODI` CODI.
+
+The head reads the hidden state of the block's last thought; the public run on CODI reads what the projection makes of
+it. Dropout is drawn for the thoughts alone, not for the text behind them.
 
 Trained from nothing it collapses (2-5 % on GSM8K-Aug in the one public run); start from a model that thinks already.
 """
