@@ -3,6 +3,7 @@
 import io
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from coconut.evaluation.evaluate import Evaluation, evaluate
 from coconut.latent.feedback import FeedbackConfig
 from coconut.latent.generate import SamplingConfig
 from coconut.methods import get_method
+from coconut.methods.colar import ColarOptions
 from coconut.models.config import DecoderConfig
 from coconut.pipeline import PipelineConfig
 from coconut.tasks import save_examples
@@ -42,6 +44,7 @@ def learnt(
     stages: int,
     last_stage: int | None = None,
     feedback: str = "identity",
+    options: Any = None,
 ) -> tuple[TrainResult, Evaluation, list[Answer]]:
     """A run on all but the last 200 examples, and what it answers to these."""
     save_examples(folder / "train.json", examples[:-200])
@@ -70,6 +73,7 @@ def learnt(
             steps_per_stage=150,
         ),
         feedback=FeedbackConfig(kind=feedback),
+        options=options,
         optimizer=OptimizerConfig(learning_rate=1e-2, b2=0.99, clip_norm=1.0, warmup_steps=20, decay="linear"),
         pipeline=PipelineConfig(batch_size=64),
         save_every=None,
@@ -126,7 +130,8 @@ def test_interleaved_learns_and_begins_to_think_again_by_itself(tmp_path: Path) 
     ],
 )
 def test_each_method_learns(method: str, feedback: str, last_stage: int, tmp_path: Path) -> None:
-    _, evaluation, _ = learnt(tmp_path, questions(2200, (0, 1)), method, 2, last_stage, feedback)
+    options = ColarOptions(most_thoughts=4) if method == "colar" else None
+    _, evaluation, _ = learnt(tmp_path, questions(2200, (0, 1)), method, 2, last_stage, feedback, options)
     assert evaluation.accuracy >= 0.95
     # The methods whose model ends its thoughts itself have as many as they like.
     assert evaluation.thoughts == 2 or (method in ("colar", "ponder") and evaluation.thoughts >= 1)

@@ -88,6 +88,9 @@ PAGES = {
         "1 2 < *2* > 0:12 1:< *2* > 2:14 3:9",
     ),
     "random_thoughts": COCONUT_PAGES,
+    "simcot": COCONUT_PAGES,
+    **dict.fromkeys(("codi", "simcot_codi", "pccot", "kava", "ponder", "ponder_codi"), COCONUT_PAGES[-1:] * 4),
+    "colar": ("1 2 < 0:11 0:12 0:13 0:14 1:> 2:9",) * 4,
     "coconut_frontier": ("1 2 < *0* > 0:11", "1 2 < *2* > 0:12", "1 2 < *4* > 0:13", "1 2 < *4* > 0:9"),
     # Eight tokens a stage, from stage 1 on.
     "icot": ("1 2 0:11 1:12 2:13 3:14 4:9", "1 2 0:11 1:12 2:13 3:14 4:9", "1 2 0:9", "1 2 0:9"),
