@@ -39,7 +39,7 @@ class GaussianHead(nnx.Module):
             )
 
         self.factor = factor
-        self.up, self.across = linear(D, width, ("embed", "mlp")), linear(width, width, ("mlp", "mlp_out"))
+        self.up, self.across = linear(D, width, ("embed", "mlp")), linear(width, width, ("embed", "mlp"))
         self.norm = nnx.LayerNorm(width, epsilon=1e-5, param_dtype=dtype, use_fast_variance=False, rngs=rngs)
         self.mean, self.log_deviation = (linear(width, D, ("mlp", "embed")) for _ in range(2))
 
