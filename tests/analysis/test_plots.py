@@ -170,7 +170,9 @@ def test_accuracy_by_mean_thoughts(tmp_path):
     path = tmp_path / "halting.png"
     point = lambda threshold, thoughts, correct: {
         "threshold": threshold,
-        **Evaluation(examples=10, correct=correct, tokens=4.0, thoughts=thoughts, ended=1.0, cut=0.0).to_json(),
+        **Evaluation(
+            examples=10, correct=correct, tokens=4.0, thoughts=thoughts, ended=1.0, cut=0.0, passes=6.0
+        ).to_json(),
     }
     figure = plot_accuracy_by_mean_thoughts({"entropy": [point(0.5, 2.5, 8), point(0.9, 1.5, 6)]}, path)
     assert_png(path)

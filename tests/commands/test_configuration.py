@@ -131,11 +131,11 @@ RECIPES = {
 }
 BATCHES = {"superposition.gin": 256, "gsm8k_icot.gin": 32, "gsm8k_simcot.gin": 64}
 BATCHES |= {"gsm8k_colar.gin": 256, "gsm8k_colar_llama-3.2-1b.gin": 256}
-STARTS = dict.fromkeys(
-    ("gsm8k_coconut.gin", "gsm8k_coconut_stage_mixing.gin", "gsm8k_simcot.gin", "gsm8k_colar.gin"),
-    ("runs/gsm8k_cot", "best"),
-)
-STARTS["gsm8k_ponder_codi.gin"] = ("runs/gsm8k_simcot_codi", "latest")
+FROM_COT = ("gsm8k_coconut.gin", "gsm8k_coconut_stage_mixing.gin", "gsm8k_simcot.gin", "gsm8k_colar.gin")
+STARTS = {
+    **dict.fromkeys(FROM_COT, ("runs/gsm8k_cot", "best")),
+    "gsm8k_ponder_codi.gin": ("runs/gsm8k_simcot_codi", "latest"),
+}
 CURRICULA = {"coconut_stage_mixing", "coconut_thought_by_thought"}  # Files of a curriculum for coconut.
 ONE_STAGE = ("cot", "no_cot", "pause", "coconut_without_curriculum")
 

@@ -35,7 +35,7 @@ def test_scores_equal_an_obvious_loop() -> None:
     queries, keys = RNG.normal(size=(B, N, asked, H)), RNG.normal(size=(B, M, C, H))
     asking = np.asarray([[0, 1, 1], [1, 1, 1], [1, 0, 0]], bool)
     with jax.enable_x64(True):
-        found = np.asarray(token_scores(*map(jnp.asarray, (queries, asking, keys, CHAIN)), 0.3))
+        found = np.asarray(token_scores(*[jnp.asarray(x) for x in (queries, asking, keys, CHAIN)], importance=0.3))
     for row in range(B):
         chain = np.flatnonzero(CHAIN[row])
         for head in range(M):
