@@ -231,6 +231,7 @@ def measure_all(
     # A model that thinks none is its own control without thoughts; more it must have a place for.
     others = [count for count in config.thoughts if count or thinks]
     measuring.check_thoughts(max(others, default=None))
+    by_count = {count: measuring.without(count) for count in others}
     if config.halting is not None and not thinks:
         stage = subject.placing.stage
         raise CoconutError(f"--halting stop={config.halting.stop!r}: at stage {stage} this model thinks none")
@@ -252,8 +253,8 @@ def measure_all(
         trained = measuring.generate(TRAINED, default, advance)
         seconds = measuring.seconds_per_question()
         by_thoughts = {
-            count: measuring.generate(f"{count} thoughts, answer forced", measuring.without(count), advance)
-            for count in others
+            count: measuring.generate(f"{count} thoughts, answer forced", answer_config, advance)
+            for count, answer_config in by_count.items()
         }
         curve = [
             {

@@ -111,7 +111,7 @@ def test_questions_that_are_too_long_are_counted(capsys: pytest.CaptureFixture[s
     arguments = ["train", *RUN, *TINY, "--gin.DecoderConfig.max_positions=30", "--dry_run"]
     assert main(arguments) == EXIT_BAD_INPUT
     message = capsys.readouterr().err
-    assert "40 of 40" in message and "max_positions = 30" in message and "the longest has 51" in message
+    assert "40 of 40" in message and "max_positions = 30" in message and "the longest needs 51 positions" in message
 
 
 def test_dry_run_prints_what_a_run_costs(capsys: pytest.CaptureFixture[str]) -> None:

@@ -84,7 +84,10 @@ def assert_same(ours: Answer, theirs: Answer) -> None:
     """The same but for rounding of the thoughts."""
     assert ours.thought_inputs is not None and theirs.thought_inputs is not None
     np.testing.assert_allclose(ours.thought_inputs, theirs.thought_inputs, rtol=0, atol=1e-5)
-    assert dataclasses.replace(ours, thought_inputs=None) == dataclasses.replace(theirs, thought_inputs=None)
+    # What stands behind a block whose end nobody knows is read token by token.
+    assert ours.passes >= theirs.passes
+    apart = {"thought_inputs": None, "passes": 0}
+    assert dataclasses.replace(ours, **apart) == dataclasses.replace(theirs, **apart)
 
 
 @pytest.mark.parametrize("forced", ["", pytest.param("3 4", marks=pytest.mark.slow)])
