@@ -144,14 +144,19 @@ def colar_loss(model: Model, views: Views, context: LossContext) -> Loss:
     """
     head = model.feedback
     if not isinstance(head, GaussianHead):
-        raise CoconutError("method = 'colar' needs FeedbackConfig.kind = 'gaussian'")
+        raise CoconutError(
+            "RunConfig.method = 'colar' needs FeedbackConfig.kind = 'gaussian', and this run feeds back by "
+            f"{type(head).__name__}"
+        )
     options, batch, key = context.options, views["main"], context.key
     size, draw, pick = jnp.asarray(1), None, None
     if key is not None:
         size_key, draw, pick = (jax.random.fold_in(key, index) for index in (2, 3, 4))
         size = jax.random.randint(size_key, (), 1, options.most_compressed + 1)
     packed = compress_chains(model.decoder, batch, size, pick)
-    hidden, _ = model.decoder.trunk(packed.inputs, positions=packed.positions, valid=packed.valid)
+    T = packed.inputs.shape[1]
+    dropout = context.dropout(model.decoder, jnp.arange(T), T)
+    hidden, _ = model.decoder.trunk(packed.inputs, positions=packed.positions, valid=packed.valid, dropout=dropout)
     before, labels = hidden[:, :-1], packed.labels[:, 1:]
     losses, right = score_labels(model.decoder, before, labels)
     known, answers = labels != IGNORED_LABEL, packed.answers[:, 1:]

@@ -15,6 +15,8 @@ from coconut.latent.thinkers import OneByOne, Sweeps, Thinker
 from coconut.losses import Loss, Term, language_loss, norm_metrics
 from coconut.model import Model
 from coconut.models.config import DecoderConfig
+from coconut.models.decoder import Decoder
+from coconut.models.layers import Dropout
 from coconut.pages import Page, Placing, Write
 from coconut.tokenizers import TokenizedExample
 from coconut.types import Batch, ModelOutput
@@ -41,6 +43,12 @@ class LossContext:
     options: Any = NoOptions()
     think: Thinker = OneByOne()  # noqa: RUF009 - immutable
     key: Key[Array, ""] | None = None
+
+    def dropout(self, decoder: Decoder, columns: Int[Array, " T"], total: int) -> Dropout | None:
+        """The dropout of some columns of a sequence of ``total``, for losses that call a decoder themselves."""
+        if self.key is None or not decoder.drops:
+            return None
+        return Dropout(self.key, columns, total, decoder.config.dropout)
 
     def rollout(
         self, model: Model, batch: Batch, *, every_hidden: bool = False, observed: Int[Array, "B O"] | None = None

@@ -6,7 +6,7 @@ PonderNet, or uniform, which rewards entropy (as in the first stage of Ouro's ex
 early exits). `PONDER` trains Coconut's last stage so, `PONDER_CODI` CODI.
 
 The head reads the hidden state of the block's last thought; the public run on CODI reads what the projection makes of
-it. Dropout is drawn for the thoughts alone, not for the text behind them.
+it.
 
 Trained from nothing it collapses (2-5 % on GSM8K-Aug in the one public run); start from a model that thinks already.
 """
@@ -144,7 +144,12 @@ def divergence(p: Float[Array, "B K"], q: Float[Array, "B K"]) -> Float[Array, "
 # --- The answer after every number of thoughts --------------------------------------------------------------------
 
 
-def losses_by_count(model: Model, batch: Batch, output: ModelOutput) -> Float[Array, "B K"]:
+def losses_by_count(
+    model: Model,
+    batch: Batch,
+    output: ModelOutput,
+    context: LossContext = LossContext(),  # noqa: B008 - immutable
+) -> Float[Array, "B K"]:
     """The mean cross-entropy of each row's scored text if it had stopped after each number of its thoughts.
 
     The thoughts are made once; only what follows them is run again, on fewer of them and at the positions that follow.
@@ -153,6 +158,7 @@ def losses_by_count(model: Model, batch: Batch, output: ModelOutput) -> Float[Ar
       model: the model.
       batch: rows with one block of thoughts, and text right behind it.
       output: their rollout.
+      context: of the loss, for dropout.
     """
     first, block, last = _three_spans(batch)
     start, end = first.length, first.length + block.length
@@ -161,13 +167,15 @@ def losses_by_count(model: Model, batch: Batch, output: ModelOutput) -> Float[Ar
     counts, embedded = latent.sum(1), model.decoder.embed(batch.tokens[:, text])
     labels, valid, columns = batch.labels[:, text], batch.valid[:, text], jnp.arange(end, end + last.length)
 
+    dropout = context.dropout(model.decoder, columns, batch.tokens.shape[1])
+
     def after(kept: Array) -> Array:
         skipped = jnp.maximum(counts - kept, 0)
         positions = jnp.where(valid, batch.positions[:, text] - skipped[:, None], 0)
         seen = tuple(
             dataclasses.replace(segment, valid=segment.valid & (segment.columns < start + kept)) for segment in past
         )
-        hidden, _ = trunk(model.decoder, embedded, Place(positions, valid, columns), seen)
+        hidden, _ = trunk(model.decoder, embedded, Place(positions, valid, columns, dropout), seen)
         losses, _ = score_labels(model.decoder, hidden[:, :-1], labels[:, 1:])
         return losses.sum(1) / jnp.maximum((labels[:, 1:] != IGNORED_LABEL).sum(1), 1)
 
@@ -196,18 +204,19 @@ def _before(output: ModelOutput, end: int) -> Past:
     return tuple(found)
 
 
-def pondered(model: Model, batch: Batch, output: ModelOutput, loss: Loss, options: PonderOptions) -> Loss:
+def pondered(model: Model, batch: Batch, output: ModelOutput, loss: Loss, context: LossContext) -> Loss:
     """The loss with its ``language`` term weighed over the numbers of thoughts, and the ``prior``'s term.
 
     Each row counts alike, whatever the length of its text (the weighing is a row's own).
     """
+    options: PonderOptions = context.options
     first, block, _ = _three_spans(batch)
     latent = batch.valid[:, first.length : first.length + block.length]
     counts = latent.sum(1)
     assert output.hidden is not None
     hidden = output.hidden[:, first.length : first.length + block.length]
     p = stopping_distribution(model.parts["halt"](model.decoder, hidden), counts)
-    losses = losses_by_count(model, batch, output)
+    losses = losses_by_count(model, batch, output, context)
     rows = (batch.labels != IGNORED_LABEL).any(1)
     expected = ratio(jnp.sum(p * losses.astype(p.dtype), 1), rows)
     far = ratio(divergence(p, prior_distribution(options, block.length, counts)), rows)
@@ -222,13 +231,13 @@ def pondered(model: Model, batch: Batch, output: ModelOutput, loss: Loss, option
 def ponder_loss(model: Model, views: Views, context: LossContext) -> Loss:
     """Coconut's loss in its last stage, weighed."""
     loss, output = imitate(model, views["main"], context, every_hidden=True)
-    return pondered(model, views["main"], output, loss, context.options)
+    return pondered(model, views["main"], output, loss, context)
 
 
 def ponder_codi_loss(model: Model, views: Views, context: LossContext) -> Loss:
     """CODI's loss, the student's part of it weighed."""
     loss, output, _ = distilled(model, views, context, every_hidden=True)
-    return pondered(model, views["main"], output, loss, context.options)
+    return pondered(model, views["main"], output, loss, context)
 
 
 def halt_by_head(placing: Placing) -> HaltingConfig | None:

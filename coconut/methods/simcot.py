@@ -161,7 +161,7 @@ def slots_of(batch: Batch) -> Slots | None:
 
 
 def read_slots(
-    reader: Decoder, decoder: Decoder, thoughts: Float[Array, "B G C D"], slots: Slots
+    reader: Decoder, decoder: Decoder, thoughts: Float[Array, "B G C D"], slots: Slots, context: LossContext
 ) -> tuple[Float[Array, "B G S"], Bool[Array, "B G S"]]:
     """Cross-entropy of each token of each slot, and whether it is most likely.
 
@@ -177,13 +177,14 @@ def read_slots(
     labels = slots.labels.reshape(B * G, S)
     there = jnp.concatenate([jnp.ones((B * G, C), bool), labels != IGNORED_LABEL], 1)
     positions = jnp.broadcast_to(jnp.arange(1, C + S + 1), there.shape)
-    hidden, _ = reader.trunk(inputs.reshape(B * G, C + S, D), positions=positions, valid=there)
+    dropout = context.dropout(reader, jnp.arange(C + S), C + S)
+    hidden, _ = reader.trunk(inputs.reshape(B * G, C + S, D), positions=positions, valid=there, dropout=dropout)
     losses, right = score_labels(reader, hidden[:, C - 1 : -1], labels)
     return losses.reshape(B, G, S), right.reshape(B, G, S)
 
 
 def reading_terms(
-    model: Model, batch: Batch, thoughts: Float[Array, "B K D"], options: ReaderOptions
+    model: Model, batch: Batch, thoughts: Float[Array, "B K D"], context: LossContext
 ) -> tuple[dict[str, Term], dict[str, Ratio]]:
     """The term ``steps``: the mean over all slots that have something to read of the mean loss of each.
 
@@ -193,14 +194,15 @@ def reading_terms(
       model: the model, with its reader.
       batch: the view that says what is to be read.
       thoughts: the thoughts of each row, those of a slot side by side.
-      options: how it is averaged.
+      context: of the loss; its options say how it is averaged.
     """
+    options: ReaderOptions = context.options
     slots = slots_of(batch)
     if slots is None:
         return {}, {}
     B, G, _ = slots.tokens.shape
     grouped = thoughts.reshape(B, G, -1, thoughts.shape[-1])
-    losses, right = read_slots(model.parts["reader"], model.decoder, grouped, slots)
+    losses, right = read_slots(model.parts["reader"], model.decoder, grouped, slots, context)
     known = slots.labels != IGNORED_LABEL
     weights = known if options.average == "tokens" else known.any(2, keepdims=True)
     number = weights.sum((0, 2))
@@ -225,7 +227,7 @@ def simcot_loss(model: Model, views: Views, context: LossContext) -> Loss:
     loss, output = imitate(model, views["main"], context)
     if not (context.options.reader and output.thoughts):
         return loss
-    return _with_terms(loss, *reading_terms(model, views["read"], output.thoughts[0], context.options))
+    return _with_terms(loss, *reading_terms(model, views["read"], output.thoughts[0], context))
 
 
 def simcot_codi_loss(model: Model, views: Views, context: LossContext) -> Loss:
@@ -235,7 +237,7 @@ def simcot_codi_loss(model: Model, views: Views, context: LossContext) -> Loss:
     if not (options.reader and output.thoughts):
         return loss
     return _with_terms(
-        loss, *reading_terms(model, views["read"], _with_following(model, views["main"], output), options)
+        loss, *reading_terms(model, views["read"], _with_following(model, views["main"], output), context)
     )
 
 
