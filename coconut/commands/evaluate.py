@@ -10,11 +10,12 @@ import jax
 from jax.sharding import Mesh
 from rich.console import Console
 
-from coconut.commands.measuring import TRAINED, Measuring, Subject
+from coconut.commands.measuring import TRAINED, Measuring
 from coconut.datasets import load_dataset, load_split, text_format_of
 from coconut.errors import CoconutError
 from coconut.evaluation.answers import AnswerConfig
 from coconut.evaluation.interventions import REMOVED, check_interventions
+from coconut.evaluation.subject import Subject
 from coconut.latent.generate import SamplingConfig
 from coconut.latent.halting import HaltingConfig
 from coconut.latent.soft_thinking import SoftThinkingConfig
@@ -26,7 +27,7 @@ from coconut.sharding import make_mesh
 from coconut.storage import write_atomically
 from coconut.storage_path import StoragePath
 from coconut.tasks import content_hash, get_task, without_overlap
-from coconut.tokenizers import TokenizedExample, encode_example
+from coconut.tokenizers import TokenizedExample
 from coconut.training.checkpoint import Which
 from coconut.training.config import to_json
 from coconut.training.loading import load_model
@@ -108,6 +109,18 @@ def at_threshold(halting: HaltingConfig, threshold: float) -> HaltingConfig:
     return dataclasses.replace(halting, least=min(halting.least, count), most=count, room=max(halting.room, count))
 
 
+def subject_of(run: Run, model: Model, progress: Progress) -> Subject:
+    """The model of a run's checkpoint, with how the run asks questions."""
+    return Subject(
+        model=model,
+        tokenizer=run.tokenizer,
+        method=get_method(run.config.method),
+        placing=run.placing(progress.stage),
+        task=get_task(run.config.data.task),
+        text_format=text_format_of(run.config.data),
+    )
+
+
 def questions_of(run: Run, split: str) -> list[Example]:
     """A split of the run's data, or the questions of a file.
 
@@ -158,14 +171,7 @@ def evaluate_model(
       CoconutError: thoughts or a halting are asked of a model that has none, or questions were trained on; or thoughts
         are to be replaced by their mean, and the run has no validation split to take it from.
     """
-    subject = Subject(
-        model=model,
-        tokenizer=run.tokenizer,
-        method=get_method(run.config.method),
-        placing=run.placing(progress.stage),
-        task=get_task(run.config.data.task),
-        text_format=text_format_of(run.config.data),
-    )
+    subject = subject_of(run, model, progress)
     examples = questions_of(run, config.split)[: config.limit]
     # The run's own splits share none: that was seen before training, and they are still the same.
     overlap = 0 if config.split in ("validation", "test") else also_trained_on(run, examples)
@@ -184,7 +190,7 @@ def evaluate_model(
         soft_thinking=config.soft_thinking,
     )
 
-    tokenized = [encode_example(run.tokenizer, example, subject.text_format) for example in examples]
+    tokenized = [subject.tokenize(example) for example in examples]
     validation = lambda: questions_of(run, "validation")
     return {
         "method": run.config.method,

@@ -10,10 +10,10 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from coconut.commands.evaluate import EvaluateConfig, at_temperature, measure_all
-from coconut.commands.measuring import Subject
 from coconut.curriculum import CurriculumConfig
 from coconut.errors import CoconutError, check_fields
 from coconut.evaluation.answers import AnswerConfig
+from coconut.evaluation.subject import Subject
 from coconut.hub import local_folder
 from coconut.latent.feedback import Identity
 from coconut.latent.generate import SamplingConfig

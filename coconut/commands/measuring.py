@@ -12,36 +12,13 @@ from coconut.evaluation.choices import choose
 from coconut.evaluation.evaluate import Evaluation, evaluate, wilson_interval
 from coconut.evaluation.interventions import ALTERATIONS, REMOVED, Surroundings, mean_thoughts
 from coconut.evaluation.reading import given_pages
-from coconut.methods.method import Method
-from coconut.model import Model
-from coconut.pages import Page, Placing, Thoughts, count_thoughts
-from coconut.tasks import Task
-from coconut.tokenizers import TextFormat, TokenizedExample, Tokenizer, encode_example
+from coconut.evaluation.subject import Subject
+from coconut.pages import Page, Thoughts, count_thoughts
+from coconut.tokenizers import TokenizedExample
 from coconut.types import Example
 
 TRAINED = "trained"
 """The setting of the model as it was trained."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Subject:
-    """A model that is asked: how questions are written for it, and how its answers are judged.
-
-    Attributes:
-      model: the model.
-      tokenizer: its tokenizer.
-      method: how an example is written down.
-      placing: the stage it has reached, and its method's options.
-      task: judges answers.
-      text_format: how the parts of an example are written.
-    """
-
-    model: Model
-    tokenizer: Tokenizer
-    method: Method
-    placing: Placing
-    task: Task
-    text_format: TextFormat
 
 
 class Measuring:
@@ -128,7 +105,7 @@ class Measuring:
             advance(rows)
 
         return evaluate(
-            *self._asked,
+            *self._subject.asked,
             self._subject.task,
             self.examples,
             self._tokenized,
@@ -141,7 +118,7 @@ class Measuring:
     def choose(self, thoughts: int | None, counted: Sequence[bool] | None = None, **altered: Any) -> dict[str, Any]:
         """How often the right one of two options is likelier, of the questions that count."""
         right = choose(
-            *self._asked,
+            *self._subject.asked,
             self.examples,
             self._subject.text_format,
             thoughts=thoughts,
@@ -162,9 +139,8 @@ class Measuring:
         """What alterations know, with the mean thought of ``validation``; None where nobody asks for it."""
         mean = None
         if validation is not None:
-            encode = lambda example: encode_example(self._subject.tokenizer, example, self._subject.text_format)
-            tokenized = [encode(example) for example in validation]
-            mean = mean_thoughts(thoughts_of_questions(*self._asked, tokenized, self.config))
+            tokenized = [self._subject.tokenize(example) for example in validation]
+            mean = mean_thoughts(thoughts_of_questions(*self._subject.asked, tokenized, self.config))
         return Surroundings(questions=[example.question for example in self.examples], mean=mean, seed=seed)
 
     def intervene(self, name: str, surroundings: Surroundings, advance: Callable[[int], None]) -> dict[str, Any] | None:
@@ -192,14 +168,10 @@ class Measuring:
         Where all was one batch, which compiled programs, it is answered once more.
         """
         if len(self._ticks) == 1:
-            for _ in answer_questions(*self._asked, self._tokenized, self.config, advance=self._tick):
+            for _ in answer_questions(*self._subject.asked, self._tokenized, self.config, advance=self._tick):
                 pass
         (first, _), *others = self._ticks
         return (others[-1][0] - first) / sum(rows for _, rows in others)
-
-    @property
-    def _asked(self) -> tuple[Model, Tokenizer, Method, Placing]:
-        return self._subject.model, self._subject.tokenizer, self._subject.method, self._subject.placing
 
     def _tick(self, rows: int) -> None:
         self._ticks.append((time.perf_counter(), rows))
