@@ -249,7 +249,8 @@ def measure_all(
         if default.halting is not None
     }
     interventions = [name for name in config.interventions if measuring.feeds_back or (name == REMOVED and any(counts))]
-    averaged = validation() if "mean" in interventions and validation is not None else None
+    needs_mean = bool({"mean", "mean_of_all"} & set(interventions))
+    averaged = validation() if needs_mean and validation is not None else None
     surroundings = measuring.surroundings(averaged, config.intervention_seed)
 
     with progress_bar(console) as bar:

@@ -14,7 +14,15 @@ from jaxtyping import Array, Int, Key
 
 from coconut.batching import Shape, align, page_shape
 from coconut.errors import CoconutError, NotFiniteError, check_fields
-from coconut.evaluation.reading import given_pages, latent_columns, open_last_block, place_inputs, read
+from coconut.evaluation.reading import (
+    given_pages,
+    latent_columns,
+    open_last_block,
+    pages_for_inputs,
+    place_first_inputs,
+    place_inputs,
+    read,
+)
 from coconut.latent.feedback import draws
 from coconut.latent.generate import Generated, Prefix, SamplingConfig, decode
 from coconut.latent.halting import HaltingConfig, Mode, Thinking
@@ -128,7 +136,7 @@ def answer_questions(
         there are, or where they are blocks of thoughts themselves; answers are not.
       config: how to answer.
       inputs: ``[K, D]`` of each question, run in the place of the thoughts that its page has before the answer
-        (`coconut.evaluation.interventions`); None for the model's own.
+        (`coconut.evaluation.interventions`); a page's only block becomes as long as they are. None for the model's own.
       advance: called with the number of rows after each batch.
 
     Raises:
@@ -144,9 +152,10 @@ def answer_questions(
         feedback = SoftThinking(config=soft, vocab_size=tokenizer.vocab_size)
         model = model._replace(parts={**model.parts, "feedback": feedback})
     forced = np.asarray(tokenizer.encode(config.forced), np.int32)
-    pages, opened, behind = _open_blocks(
-        given_pages(method, placing, examples, config.thoughts), tokenizer, method, config
-    )
+    pages = given_pages(method, placing, examples, config.thoughts)
+    if inputs is not None:
+        pages = pages_for_inputs(pages, inputs)
+    pages, opened, behind = _open_blocks(pages, tokenizer, method, config)
     # What is forced stands behind the thoughts, also where nobody knows yet how many there are.
     pages = [page if is_open else (*page, Text(forced)) for page, is_open in zip(pages, opened, strict=True)]
     # Room for the last stage's thoughts at every stage, and for any number asked for below: one program.
@@ -185,7 +194,15 @@ def answer_questions(
         here = slice(start, start + config.batch_size)
         count = len(pages[here])
         keys, drawn, prefix, kept = _read_questions(
-            model, tokenizer, method, placing, pages, shape, here, config, None if inputs is None else inputs[here]
+            model,
+            tokenizer,
+            method,
+            placing,
+            pages,
+            shape,
+            here,
+            config,
+            inputs=None if inputs is None else inputs[here],
         )
         active = np.arange(config.batch_size) < count
         if isinstance(thinking, Thinking):
@@ -230,19 +247,32 @@ def thoughts_of_questions(
     placing: Placing,
     examples: Sequence[TokenizedExample],
     config: AnswerConfig,
+    *,
+    given: Sequence[np.ndarray] | None = None,
 ) -> list[np.ndarray]:
     """The thoughts ``[K, D]`` that the model has before it answers each question; nothing is written.
 
-    The arguments are those of `answer_questions`.
+    Args:
+      model: the model, and what follows it as in `answer_questions`.
+      tokenizer: its tokenizer.
+      method: how an example is written down.
+      placing: the stage it has reached, and its method's options.
+      examples: the questions.
+      config: how to answer.
+      given: ``[m, D]`` of each question, run in the place of its first ``m`` thoughts: behind them the model thinks on
+        by itself. None for its own thoughts alone.
 
     Raises:
-      CoconutError: a question has no place for the thoughts that are asked for; or the method feeds nothing back.
+      CoconutError: a question has no place for the thoughts that are asked for, or fewer thoughts than are given; the
+        method feeds nothing back; or thoughts are given where the model makes all of them together.
     """
     pages = given_pages(method, placing, examples, config.thoughts)
     shape, found = page_shape(pages), []
     for start in range(0, len(pages), config.batch_size):
         here = slice(start, start + config.batch_size)
-        *_, kept = _read_questions(model, tokenizer, method, placing, pages, shape, here, config, None)
+        *_, kept = _read_questions(
+            model, tokenizer, method, placing, pages, shape, here, config, first=None if given is None else given[here]
+        )
         if kept is None:
             raise CoconutError(f"the method {method.name!r} feeds no thoughts back here")
         found += kept[: len(pages[here])]
@@ -258,9 +288,11 @@ def _read_questions(
     shape: Shape,
     here: slice,
     config: AnswerConfig,
-    inputs: Sequence[np.ndarray] | None,
+    *,
+    inputs: Sequence[np.ndarray] | None = None,
+    first: Sequence[np.ndarray] | None = None,
 ) -> tuple[Key[Array, " B"], Key[Array, " B"] | None, Prefix, list[np.ndarray] | None]:
-    """Reads some of the pages.
+    """Reads some of the pages, on inputs in the place of all of their thoughts or of the first ones.
 
     Returns:
       A key for each row, one for what a feedback draws, what decoding goes on from, and each row's thoughts ``[K, D]``;
@@ -280,8 +312,10 @@ def _read_questions(
     keys = _row_keys(config.seed, here.start, config.batch_size)
     drawn = _keys_of_thoughts(keys) if draws(model.feedback) else None
     think, latent_id = method.think(placing.options), tokenizer.latent_id
-    given = None if inputs is None else place_inputs(batch, inputs)
-    prefix, thoughts = read(model, batch, think, latent_id=latent_id, keys=drawn, inputs=given)
+    placed, given = None if inputs is None else place_inputs(batch, inputs), None
+    if first is not None:
+        placed, given = place_first_inputs(batch, first)
+    prefix, thoughts = read(model, batch, think, latent_id=latent_id, keys=drawn, inputs=placed, given=given)
     if not thoughts:
         return keys, drawn, prefix, None
     made, used = np.concatenate([np.asarray(block) for block in thoughts], 1), batch.valid[:, latent_columns(batch)]

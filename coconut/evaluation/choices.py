@@ -10,23 +10,21 @@ import functools
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from coconut.batching import align, page_shape
 from coconut.errors import CoconutError, NotFiniteError
-from coconut.evaluation.reading import given_pages, latent_columns, place_inputs
-from coconut.latent.rollout import rollout_batch, walk
+from coconut.evaluation.reading import given_pages, pages_for_inputs, place_inputs, teacher_forced
 from coconut.latent.thinkers import Thinker
-from coconut.latent.thoughts import Place, check_positions
+from coconut.latent.thoughts import check_positions
 from coconut.losses import scored_columns, token_losses
 from coconut.methods.method import Method
 from coconut.model import Model
 from coconut.pages import Page, Placing, Text
 from coconut.sharding import replicate
 from coconut.tokenizers import TextFormat, Tokenizer, encode_example
-from coconut.types import Batch, Example, Language, Latent
+from coconut.types import Batch, Example
 
 
 def with_other_option(example: Example) -> Example:
@@ -80,9 +78,13 @@ def choose(
     """
     options = [option for example in examples for option in (example, with_other_option(example))]
     encoded = [encode_example(tokenizer, option, text_format) for option in options]
+    asked = given_pages(method, placing, encoded, thoughts)
+    if inputs is not None:
+        # A question stands in two rows.
+        inputs = [own for own in inputs for _ in range(2)]
+        asked = pages_for_inputs(asked, inputs)
     pages: list[Page] = [
-        (*page, Text(option.answer, True, 0, True))
-        for page, option in zip(given_pages(method, placing, encoded, thoughts), encoded, strict=True)
+        (*page, Text(option.answer, True, 0, True)) for page, option in zip(asked, encoded, strict=True)
     ]
     shape = page_shape(pages)
     losses = []
@@ -97,10 +99,7 @@ def choose(
         )
         positions = np.where(batch.valid, batch.positions, -1)
         check_positions(model.decoder, int(positions.max()) + 1, "a question, its thoughts and an option")
-        given = None
-        if inputs is not None:
-            # A question stands in two rows.
-            given = place_inputs(batch, [inputs[row // 2] for row in range(start, min(start + batch_size, len(pages)))])
+        given = None if inputs is None else place_inputs(batch, inputs[start : start + batch_size])
         losses.append(np.asarray(_answer_losses(model, batch, given, method.think(placing.options))))
     scores = np.concatenate(losses)[: len(pages)]
     if not np.isfinite(scores).all():
@@ -114,21 +113,5 @@ def _answer_losses(
     model: Model, batch: Batch, inputs: Float[Array, "B L D"] | None, think: Thinker
 ) -> Float[Array, " B"]:
     """Minus the log-probability of each row's labels, in nats."""
-    if inputs is None:
-        output = rollout_batch(model.decoder, model.feedback, batch, think=think)
-    else:
-        # Nothing has to be made: columns of given inputs are read as text is.
-        embedded = model.decoder.embed(batch.tokens).at[:, latent_columns(batch)].set(inputs)
-        schedule = tuple(Language(span.length) if isinstance(span, Latent) else span for span in batch.schedule)
-        output = walk(
-            model.decoder,
-            model.feedback,
-            schedule,
-            embedded=embedded,
-            place=Place(batch.positions, batch.valid, jnp.arange(embedded.shape[1])),
-            past=(),
-            last=jnp.zeros_like(embedded[:, 0]),
-            think=think,
-        )
-    logits = model.decoder.unembed(output.predictors)
+    logits = model.decoder.unembed(teacher_forced(model, batch, inputs, think))
     return replicate(token_losses(logits, scored_columns(batch.labels, batch.schedule)).sum(1))

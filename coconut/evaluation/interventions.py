@@ -11,6 +11,7 @@ without thoughts, one with a single thought whose order is asked for. Such quest
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 
@@ -27,12 +28,12 @@ class Surroundings:
 
     Attributes:
       questions: the text of each question; the same text is the same question.
-      mean: ``[K, D]``, the mean thought at each position (`mean_thoughts`); None where nobody asks for it.
+      mean: what thoughts are on average (`mean_thoughts`); None where nobody asks for it.
       seed: of the draws.
     """
 
     questions: Sequence[str]
-    mean: np.ndarray | None = None
+    mean: "MeanThoughts | None" = None
     seed: int = 0
 
 
@@ -40,8 +41,20 @@ Alter = Callable[[Sequence[Thoughts], Surroundings], list[Thoughts | None]]
 """(thoughts of each question, surroundings) -> what is run in their place, of the same shape and dtype; or None."""
 
 
-def mean_thoughts(thoughts: Sequence[Thoughts]) -> np.ndarray:
-    """The mean thought at each position, over the questions that have a thought there, ``[K, D]`` in float64.
+class MeanThoughts(NamedTuple):
+    """What the thoughts of some questions are on average, in float64.
+
+    Attributes:
+      at_position: ``[K, D]``, of each position over the questions that have a thought there.
+      of_all: ``[D]``, of all thoughts of all questions.
+    """
+
+    at_position: np.ndarray
+    of_all: np.ndarray
+
+
+def mean_thoughts(thoughts: Sequence[Thoughts]) -> MeanThoughts:
+    """The mean of thoughts ``[K, D]`` of several questions.
 
     Raises:
       CoconutError: no question has a thought.
@@ -49,7 +62,8 @@ def mean_thoughts(thoughts: Sequence[Thoughts]) -> np.ndarray:
     longest = max((len(own) for own in thoughts), default=0)
     if not longest:
         raise CoconutError("there is no mean of thoughts: no question of the validation split has one")
-    return np.stack([np.mean([own[k] for own in thoughts if len(own) > k], 0, np.float64) for k in range(longest)])
+    at_position = [np.mean([own[k] for own in thoughts if len(own) > k], 0, np.float64) for k in range(longest)]
+    return MeanThoughts(np.stack(at_position), np.concatenate(list(thoughts)).mean(0, np.float64))
 
 
 def _keep(thoughts: Sequence[Thoughts], surroundings: Surroundings) -> list[Thoughts | None]:
@@ -74,9 +88,16 @@ def _noise(thoughts: Sequence[Thoughts], surroundings: Surroundings) -> list[Tho
 
 def _mean(thoughts: Sequence[Thoughts], surroundings: Surroundings) -> list[Thoughts | None]:
     """The mean of each position. A question with more thoughts than there are means cannot be altered."""
-    mean = surroundings.mean
-    assert mean is not None
+    assert surroundings.mean is not None
+    mean = surroundings.mean.at_position
     return [mean[: len(own)].astype(own.dtype) if 0 < len(own) <= len(mean) else None for own in thoughts]
+
+
+def _mean_of_all(thoughts: Sequence[Thoughts], surroundings: Surroundings) -> list[Thoughts | None]:
+    """One mean for all positions."""
+    assert surroundings.mean is not None
+    mean = surroundings.mean.of_all
+    return [np.broadcast_to(mean, own.shape).astype(own.dtype) if len(own) else None for own in thoughts]
 
 
 def _other(thoughts: Sequence[Thoughts], surroundings: Surroundings) -> list[Thoughts | None]:
@@ -111,8 +132,75 @@ def _permuted(thoughts: Sequence[Thoughts], surroundings: Surroundings) -> list[
     return altered
 
 
+def _repeated(thoughts: Sequence[Thoughts], surroundings: Surroundings) -> list[Thoughts | None]:
+    """In the place of each thought the one before it; the first one stays. It takes two thoughts."""
+    del surroundings
+    return [np.concatenate([own[:1], own[:-1]]) if len(own) > 1 else None for own in thoughts]
+
+
+def without_directions(directions: np.ndarray) -> Alter:
+    """An alteration: thoughts without their part in some directions.
+
+    Args:
+      directions: ``[R, D]``; they need not be orthogonal, nor of length 1.
+
+    Raises:
+      CoconutError: they are not finite, or one is zero.
+    """
+    lengths = np.linalg.norm(directions, axis=-1)
+    if not np.isfinite(lengths).all() or not lengths.all():
+        raise CoconutError(f"directions of the lengths {lengths.tolist()}: each must be finite, and none zero")
+    basis = np.linalg.svd(directions.astype(np.float64), full_matrices=False)[2]
+
+    def altered(thoughts: Sequence[Thoughts], surroundings: Surroundings) -> list[Thoughts | None]:
+        del surroundings
+        return [(own - (own @ basis.T) @ basis).astype(own.dtype) if len(own) else None for own in thoughts]
+
+    return altered
+
+
+def at_thoughts(alter: Alter, numbers: Sequence[int]) -> Alter:
+    """The same alteration of some thoughts alone, and of the questions that have all of these.
+
+    Each is altered as it would be among all thoughts of its question; ``permuted`` changes their places among
+    themselves.
+
+    Args:
+      alter: one of `ALTERATIONS`, or another.
+      numbers: of the thoughts; the first one is 1.
+    """
+    places = np.asarray(numbers) - 1
+
+    def altered(thoughts: Sequence[Thoughts], surroundings: Surroundings) -> list[Thoughts | None]:
+        has = [len(own) > places.max() for own in thoughts]
+        # Only an order is a matter of the others that are altered.
+        alone = alter is _permuted
+        given = [own[places] if alone and all_there else own for own, all_there in zip(thoughts, has, strict=True)]
+        results: list[Thoughts | None] = []
+        for own, all_there, new in zip(thoughts, has, alter(given, surroundings), strict=True):
+            if not all_there or new is None:
+                results.append(None)
+                continue
+            mixed = own.copy()
+            mixed[places] = new if alone else new[places]
+            # The first thought has none before it, for example.
+            results.append(None if alter is _repeated and (places == 0).all() else mixed)
+        return results
+
+    return altered
+
+
 ALTERATIONS: Mapping[str, Alter] = MappingProxyType(
-    {"intact": _keep, "zero": _zero, "noise": _noise, "mean": _mean, "other": _other, "permuted": _permuted}
+    {
+        "intact": _keep,
+        "zero": _zero,
+        "noise": _noise,
+        "mean": _mean,
+        "mean_of_all": _mean_of_all,
+        "other": _other,
+        "permuted": _permuted,
+        "repeated": _repeated,
+    }
 )
 """Alterations by name. ``intact`` alters nothing: its answers are those of the plain evaluation, which is a check."""
 

@@ -3,46 +3,39 @@
 import dataclasses
 from collections.abc import Iterator, Sequence
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from coconut.curriculum import CurriculumConfig
 from coconut.errors import CoconutError
-from coconut.evaluation.answers import Answer, AnswerConfig, answer_questions, thoughts_of_questions
-from coconut.evaluation.choices import choose, with_other_option
-from coconut.evaluation.interventions import ALTERATIONS, Surroundings, check_interventions, mean_thoughts
-from coconut.latent.feedback import Identity
-from coconut.latent.generate import SamplingConfig
+from coconut.evaluation.answers import Answer, answer_questions, thoughts_of_questions
+from coconut.evaluation.choices import choose
+from coconut.evaluation.interventions import (
+    ALTERATIONS,
+    Surroundings,
+    at_thoughts,
+    check_interventions,
+    mean_thoughts,
+    without_directions,
+)
 from coconut.latent.thinkers import OneByOne, Sweeps, Thinker
 from coconut.methods import METHODS
 from coconut.methods.method import Method
-from coconut.model import Model
-from coconut.tasks import get_task
-from coconut.tokenizers import SYMBOLS, TokenizedExample, encode_example, symbol_tokenizer
-from tests.tiny_models import GPT2_STYLE, quick_compilation, quick_jit, random_decoder
-from tests.tiny_pages import placing_at
+from coconut.tokenizers import SYMBOLS
+from tests.one_question_at_a_time import (
+    COUNTS,
+    EXAMPLES,
+    MODEL,
+    PLACING,
+    QUESTIONS,
+    SETTINGS,
+    TOKENIZED,
+    TOKENIZER,
+    slow_answer,
+    slow_choice,
+)
+from tests.tiny_models import quick_compilation
 
-# Questions of 3, 2, 1 and no steps, and so of as many thoughts; two of them are the same question.
-EXAMPLES = [
-    dataclasses.replace(example, steps=example.steps[: 3 - index % 4])
-    for index, example in enumerate(get_task("small_graphs").generate(14, 0, config="e8"))
-]
-EXAMPLES[4] = EXAMPLES[0]
-COUNTS = [len(example.steps) for example in EXAMPLES]
-QUESTIONS = [example.question for example in EXAMPLES]
-TOKENIZER = symbol_tokenizer(sorted({symbol for x in EXAMPLES for symbol in f"{x.question} [A]".split()}))
-TOKENIZED = [encode_example(TOKENIZER, example, SYMBOLS) for example in EXAMPLES]
-CONFIG = dataclasses.replace(GPT2_STYLE, vocab_size=TOKENIZER.vocab_size, num_layers=1, max_positions=64)
-# Attention and MLPs are strong, so that other thoughts give other answers.
-STRONG = lambda path, leaf: 4 * leaf if ".kernel" in jax.tree_util.keystr(path) else leaf
-DECODER = jax.tree_util.tree_map_with_path(STRONG, random_decoder(CONFIG, seed=3))
-MODEL = Model(DECODER, {"feedback": Identity()})
-NEW_TOKENS = 3
-SETTINGS = AnswerConfig(batch_size=4, sampling=SamplingConfig(max_new_tokens=NEW_TOKENS))
-PLACING = placing_at(TOKENIZER, CurriculumConfig(max_latent_stage=3, pad_latent_to_max=False), 4)
-CHANGING = ("zero", "noise", "mean", "other", "permuted")
+CHANGING = ("zero", "noise", "mean", "mean_of_all", "other", "permuted", "repeated")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -62,50 +55,6 @@ def plain(compiled_quickly: None) -> list[Answer]:
 
 def thoughts_of(answers: Sequence[Answer]) -> list[np.ndarray]:
     return [answer.thought_inputs for answer in answers if answer.thought_inputs is not None]
-
-
-@quick_jit
-def logits_of(embedded: jax.Array, length: jax.Array) -> jax.Array:
-    """Of a row whose first columns are used."""
-    columns = jnp.arange(embedded.shape[0])[None]
-    hidden, _ = MODEL.decoder.trunk(embedded[None], positions=columns, valid=columns < length, past=())
-    return MODEL.decoder.unembed(hidden)[0]
-
-
-def embedded(ids: Sequence[int] | np.ndarray) -> np.ndarray:
-    return np.asarray(MODEL.decoder.tokens.embedding[...])[np.asarray(ids, int)]
-
-
-def row_of(example: TokenizedExample, inputs: np.ndarray) -> np.ndarray:
-    markers = embedded([TOKENIZER.start_latent_id]), embedded([TOKENIZER.end_latent_id])
-    return np.concatenate([embedded(example.question), markers[0], inputs, markers[1]])
-
-
-def logits_behind(row: np.ndarray) -> np.ndarray:
-    padded = np.zeros((CONFIG.max_positions, CONFIG.embed_dim), np.float32)
-    padded[: len(row)] = row
-    return np.asarray(logits_of(padded, len(row)))[: len(row)]
-
-
-def slow_answer(example: TokenizedExample, inputs: np.ndarray) -> str:
-    row, written = row_of(example, inputs), []
-    for _ in range(NEW_TOKENS):
-        token = int(logits_behind(row)[-1, : TOKENIZER.vocab_size].argmax())
-        if token == TOKENIZER.eos_id:
-            break
-        written.append(token)
-        row = np.concatenate([row, embedded([token])])
-    return TOKENIZER.decode(written)
-
-
-def slow_choice(index: int, inputs: np.ndarray) -> bool:
-    scores = []
-    for option in (EXAMPLES[index], with_other_option(EXAMPLES[index])):
-        encoded = encode_example(TOKENIZER, option, SYMBOLS)
-        row = np.concatenate([row_of(encoded, inputs), embedded(encoded.answer)])
-        likely = jax.nn.log_softmax(logits_behind(row)[-len(encoded.answer) - 1 : -1])
-        scores.append(float(likely[np.arange(len(encoded.answer)), encoded.answer].sum()))
-    return scores[0] > scores[1]
 
 
 def altered(name: str, thoughts: Sequence[np.ndarray]) -> list[np.ndarray | None]:
@@ -153,7 +102,7 @@ def test_each_alteration_is_what_it_says(plain: list[Answer]) -> None:
     thoughts = thoughts_of(plain)
     results = {name: altered(name, thoughts) for name in CHANGING}
     for name, result in results.items():
-        least = 2 if name == "permuted" else 1
+        least = 2 if name in ("permuted", "repeated") else 1
         assert [new is not None for new in result] == [count >= least for count in COUNTS], name
         for own, new in zip(thoughts, result, strict=True):
             if new is not None:
@@ -167,13 +116,57 @@ def test_each_alteration_is_what_it_says(plain: list[Answer]) -> None:
         new = {name: result[index] for name, result in results.items()}
         if new["zero"] is not None:
             assert not new["zero"].any()
-            assert new["noise"] is not None and new["mean"] is not None
+            assert new["noise"] is not None and new["mean"] is not None and new["mean_of_all"] is not None
             np.testing.assert_allclose(norm(new["noise"]), norm(own), rtol=1e-5)
+            for thought in new["mean_of_all"]:
+                np.testing.assert_allclose(thought, sum(x.sum(0) for x in thoughts) / sum(COUNTS), rtol=1e-5, atol=1e-6)
             for k, thought in enumerate(new["mean"]):
                 expected = sum(other[k] for other in thoughts if len(other) > k) / sum(count > k for count in COUNTS)
                 np.testing.assert_allclose(thought, expected, rtol=1e-5, atol=1e-6)
+        if new["repeated"] is not None:
+            np.testing.assert_array_equal(new["repeated"], own[[0, *range(len(own) - 1)]])
         if new["permuted"] is not None:
             assert sorted(map(tuple, new["permuted"].tolist())) == sorted(map(tuple, own.tolist()))
+
+
+def test_some_thoughts_are_altered_alone_where_there_are_all_of_them(plain: list[Answer]) -> None:
+    thoughts = thoughts_of(plain)
+    surroundings = Surroundings(questions=QUESTIONS, mean=mean_thoughts(thoughts), seed=3)
+    for name in CHANGING:
+        for numbers in ((2,), (1, 3)):
+            found = at_thoughts(ALTERATIONS[name], numbers)(thoughts, surroundings)
+            whole = ALTERATIONS[name](thoughts, surroundings)
+            places = np.asarray(numbers) - 1
+            for own, new, all_altered in zip(thoughts, found, whole, strict=True):
+                if len(own) <= places.max() or (name == "permuted" and len(numbers) == 1):
+                    assert new is None
+                    continue
+                assert new is not None and all_altered is not None
+                others = np.delete(np.arange(len(own)), places)
+                np.testing.assert_array_equal(new[others], own[others])
+                # In another order among themselves: two can only change places.
+                expected = own[places[::-1]] if name == "permuted" else all_altered[places]
+                np.testing.assert_array_equal(new[places], expected)
+    # Before the first one there is none that could be repeated.
+    assert not any(new is not None for new in at_thoughts(ALTERATIONS["repeated"], (1,))(thoughts, surroundings))
+
+
+def test_thoughts_lose_their_part_in_some_directions(plain: list[Answer]) -> None:
+    thoughts = thoughts_of(plain)
+    directions = np.random.default_rng(0).standard_normal((2, thoughts[0].shape[1]))
+    directions[1] += directions[0]
+    for own, new in zip(
+        thoughts, without_directions(directions)(thoughts, Surroundings(questions=QUESTIONS)), strict=True
+    ):
+        if new is None:
+            assert not len(own)
+            continue
+        np.testing.assert_allclose(new @ directions.T, 0, atol=1e-5)
+        # What was taken lies in them.
+        coefficients = np.linalg.lstsq(directions.T, (own - new).T)[0]
+        np.testing.assert_allclose(directions.T @ coefficients, (own - new).T, atol=1e-5)
+    with pytest.raises(CoconutError, match=r"directions of the lengths \[0.0\]: each must be finite, and none zero"):
+        without_directions(np.zeros((1, 4)))
 
 
 def test_nobody_gets_the_thoughts_of_the_same_question() -> None:
@@ -196,12 +189,11 @@ def test_what_cannot_be_altered_is_said(plain: list[Answer]) -> None:
     with pytest.raises(CoconutError, match="unknown intervention: 'zeros'; did you mean 'zero'"):
         check_interventions(["zeros"])
     thoughts = thoughts_of(plain)
-    with pytest.raises(CoconutError, match="row 1: 3 inputs are given in the place of 2 thoughts"):
-        answered([thoughts[0], thoughts[0], *thoughts[2:]])
     with pytest.raises(CoconutError, match="feeds no thoughts back"):
         thoughts_of_questions(MODEL, TOKENIZER, METHODS["cot"], PLACING, TOKENIZED, SETTINGS)
     with pytest.raises(CoconutError, match="no question of the validation split has one"):
         mean_thoughts([np.zeros((0, 4), np.float32)])
     # A question with more thoughts than any of those the mean is taken from.
-    short = Surroundings(questions=QUESTIONS, mean=mean_thoughts(thoughts)[:2])
+    means = mean_thoughts(thoughts)
+    short = Surroundings(questions=QUESTIONS, mean=means._replace(at_position=means.at_position[:2]))
     assert [new is not None for new in ALTERATIONS["mean"](thoughts, short)] == [0 < count < 3 for count in COUNTS]
