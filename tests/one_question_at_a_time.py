@@ -39,11 +39,11 @@ PLACING = placing_at(TOKENIZER, CurriculumConfig(max_latent_stage=3, pad_latent_
 
 
 @quick_jit
-def logits_of(embedded: jax.Array, length: jax.Array) -> jax.Array:
+def _states_of(embedded: jax.Array, length: jax.Array) -> jax.Array:
     """Of a row whose first columns are used."""
     columns = jnp.arange(embedded.shape[0])[None]
     hidden, _ = MODEL.decoder.trunk(embedded[None], positions=columns, valid=columns < length, past=())
-    return MODEL.decoder.unembed(hidden)[0]
+    return hidden[0]
 
 
 def embedded(ids: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -55,10 +55,16 @@ def row_of(example: TokenizedExample, inputs: np.ndarray) -> np.ndarray:
     return np.concatenate([embedded(example.question), markers[0], inputs, markers[1]])
 
 
-def logits_behind(row: np.ndarray) -> np.ndarray:
+def states_of(row: np.ndarray) -> np.ndarray:
+    """The hidden states of a row of inputs, after the final norm."""
     padded = np.zeros((CONFIG.max_positions, CONFIG.embed_dim), np.float32)
     padded[: len(row)] = row
-    return np.asarray(logits_of(padded, len(row)))[: len(row)]
+    return np.asarray(_states_of(padded, len(row)))[: len(row)]
+
+
+def logits_behind(row: np.ndarray) -> np.ndarray:
+    """What the model would write behind each column of a row."""
+    return states_of(row) @ np.asarray(MODEL.decoder.tokens.embedding[...]).T
 
 
 def slow_answer(example: TokenizedExample, inputs: np.ndarray) -> str:

@@ -32,7 +32,7 @@ from coconut.evaluation.interventions import (
 from coconut.evaluation.reading import given_pages, latent_columns, pages_for_inputs, place_inputs, teacher_forced
 from coconut.evaluation.statistics import mcnemar, mean_interval
 from coconut.evaluation.subject import Subject
-from coconut.latent.thinkers import Thinker
+from coconut.latent.thinkers import OneByOne, Thinker
 from coconut.losses import scored_columns, token_losses
 from coconut.model import Model
 from coconut.models.decoder import Decoder
@@ -227,6 +227,14 @@ def intervene(
         raise CoconutError("there are no questions to intervene on")
     if config.halting is not None or config.soft_thinking is not None or subject.method.ends_blocks:
         raise CoconutError(f"the method {subject.method.name!r} ends its thoughts itself: which of them are given?")
+    if not subject.method.feeds_back(subject.placing.options):
+        raise CoconutError(
+            f"the method {subject.method.name!r} feeds no thoughts back: there is nothing to intervene on"
+        )
+    think = subject.method.think(subject.placing.options)
+    again = [one.label for one in interventions if isinstance(one, Intervention) and one.later == "made again"]
+    if again and not isinstance(think, OneByOne):
+        raise CoconutError(f"{again[0]}: {think} makes all thoughts together, so that none are made behind others")
     means = [one.kind for one in interventions if isinstance(one, Intervention) and one.kind.startswith("mean")]
     if means and not averaged:
         raise CoconutError(f"{means[0]!r}: there are no questions to take the mean thought from")
@@ -362,9 +370,8 @@ class _Experiment:
             feeds_back=method.feeds_back(placing.options),
         )
         placed = place_inputs(batch, inputs) if latent_columns(batch).any() else None
-        hidden = _predictors(model, batch, placed, method.think(placing.options))
-        labels = np.asarray(scored_columns(batch.labels, batch.schedule))
-        return _Prediction(np.asarray(hidden), labels)
+        found = _predict_scored(model, batch, placed, method.think(placing.options))
+        return _Prediction(*(np.asarray(array) for array in found))
 
     def _compare(self, after: "list[_Prediction]") -> tuple[Float[np.ndarray, "N"], Float[np.ndarray, "N"]]:
         """Of each question the change of the right answer's log-probability, and the divergence behind the thoughts."""
@@ -416,10 +423,11 @@ def _removed(own: np.ndarray, numbers: Sequence[int] | None) -> np.ndarray | Non
 
 
 @functools.partial(jax.jit, static_argnames="think")
-def _predictors(
+def _predict_scored(
     model: Model, batch: Batch, inputs: Float[Array, "B L D"] | None, think: Thinker
-) -> Float[Array, "B S D"]:
-    return replicate(teacher_forced(model, batch, inputs, think))
+) -> tuple[Float[Array, "B S D"], Int[Array, "B S"]]:
+    """What predicts the scored columns of a batch, and their labels."""
+    return replicate((teacher_forced(model, batch, inputs, think), scored_columns(batch.labels, batch.schedule)))
 
 
 @jax.jit
