@@ -1,10 +1,13 @@
 """A head that draws the next thought from a normal distribution: CoLaR's (Tan et al. 2025, section 3.2)."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
+from coconut.latent.linear import apply_linear, make_uniform_linear
 from coconut.models.config import DecoderConfig
 from coconut.models.decoder import Decoder
 
@@ -27,17 +30,7 @@ class GaussianHead(nnx.Module):
     def __init__(self, config: DecoderConfig, width: int, *, factor: float, rngs: nnx.Rngs):
         D, dtype = config.embed_dim, jnp.dtype(config.param_dtype)
 
-        def linear(inputs: int, outputs: int, axes: tuple[str, str]) -> nnx.Linear:
-            return nnx.Linear(
-                inputs,
-                outputs,
-                param_dtype=dtype,
-                kernel_init=nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
-                kernel_metadata={"axes": axes},
-                bias_metadata={"axes": axes[1:]},
-                rngs=rngs,
-            )
-
+        linear = functools.partial(make_uniform_linear, dtype=dtype, rngs=rngs)
         self.factor = factor
         self.up, self.across = linear(D, width, ("embed", "mlp")), linear(width, width, ("embed", "mlp"))
         self.norm = nnx.LayerNorm(width, epsilon=1e-5, param_dtype=dtype, use_fast_variance=False, rngs=rngs)
@@ -48,9 +41,9 @@ class GaussianHead(nnx.Module):
     ) -> tuple[Float[Array, "*B D"], Float[Array, "*B D"]]:
         """Mean and standard deviation, in units of ``factor`` and in at least float32."""
         x = hidden.astype(decoder.execution.accumulation_dtype)
-        apply = lambda linear, x: x @ linear.kernel[...].astype(x.dtype) + linear.bias[...].astype(x.dtype)
-        x = self.norm(apply(self.across, jax.nn.gelu(apply(self.up, x), approximate=False))).astype(x.dtype)
-        return apply(self.mean, x), jnp.exp(apply(self.log_deviation, x))
+        hidden = apply_linear(self.across, jax.nn.gelu(apply_linear(self.up, x), approximate=False))
+        x = self.norm(hidden).astype(x.dtype)
+        return apply_linear(self.mean, x), jnp.exp(apply_linear(self.log_deviation, x))
 
     def __call__(
         self, decoder: Decoder, hidden: Float[Array, "*B D"], *, keys: Key[Array, "*B"] | None = None

@@ -1,10 +1,13 @@
 """A learnt map from a hidden state to the next thought: CODI's, and that of the methods that follow it."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
+from coconut.latent.linear import apply_linear, make_uniform_linear
 from coconut.models.config import DecoderConfig
 from coconut.models.decoder import Decoder
 
@@ -23,32 +26,16 @@ class Projection(nnx.Module):
 
     def __init__(self, config: DecoderConfig, width: int, *, factor: float = 1.0, rngs: nnx.Rngs):
         D, dtype = config.embed_dim, jnp.dtype(config.param_dtype)
-        axes = lambda *names: {"axes": names}
-        uniform = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-        self.up = nnx.Linear(
-            *(D, width),
-            param_dtype=dtype,
-            kernel_init=uniform,
-            kernel_metadata=axes("embed", "mlp"),
-            bias_metadata=axes("mlp"),
-            rngs=rngs,
-        )
-        self.down = nnx.Linear(
-            *(width, D),
-            param_dtype=dtype,
-            kernel_init=uniform,
-            kernel_metadata=axes("mlp", "embed"),
-            bias_metadata=axes("embed"),
-            rngs=rngs,
-        )
+        linear = functools.partial(make_uniform_linear, dtype=dtype, rngs=rngs)
+        self.up, self.down = linear(D, width, ("embed", "mlp")), linear(width, D, ("mlp", "embed"))
         self.norm = nnx.LayerNorm(
             D,
             epsilon=1e-5,
             param_dtype=dtype,
             use_fast_variance=False,
             scale_init=nnx.initializers.constant(factor),
-            scale_metadata=axes("embed"),
-            bias_metadata=axes("embed"),
+            scale_metadata={"axes": ("embed",)},
+            bias_metadata={"axes": ("embed",)},
             rngs=rngs,
         )
 
@@ -57,7 +44,6 @@ class Projection(nnx.Module):
     ) -> Float[Array, "*B D"]:
         """Returns the projected state, in the dtype of ``hidden``; the norm is computed in at least float32."""
         del keys
-        dtype = decoder.execution.compute_dtype
-        apply = lambda linear, x: x.astype(dtype) @ linear.kernel[...].astype(dtype) + linear.bias[...].astype(dtype)
-        projected = apply(self.down, jax.nn.gelu(apply(self.up, hidden), approximate=False))
+        x = hidden.astype(decoder.execution.compute_dtype)
+        projected = apply_linear(self.down, jax.nn.gelu(apply_linear(self.up, x), approximate=False))
         return self.norm(projected.astype(decoder.execution.accumulation_dtype)).astype(hidden.dtype)

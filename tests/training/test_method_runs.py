@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from coconut.latent.feedback import FeedbackConfig
+from coconut.methods import METHODS
 from coconut.model import parameters_of
 from coconut.training.loading import load_model
 from coconut.training.setup import initial_model, prepare
@@ -21,12 +22,28 @@ RUNS: dict[str, dict[str, Any]] = {
     "kava": {"feedback": FeedbackConfig(kind="projection"), "curriculum": ONE_STAGE},
     "colar": {"feedback": FeedbackConfig(kind="gaussian"), "curriculum": ONE_STAGE},
     "ponder_codi": {"curriculum": ONE_STAGE, "microbatches": 2},
+    **{
+        name: {"feedback": FeedbackConfig(kind="projection"), "curriculum": ONE_STAGE}
+        for name in ("codi", "simcot_codi", "pccot")
+    },
+    **{
+        name: {"curriculum": ONE_STAGE}
+        for name in ("cot", "no_cot", "marked_cot", "pause", "pause_as_thought", "interleaved", "ponder")
+    },
 }
+"""What a method's run is but two stages of two steps."""
 
 
-@pytest.mark.parametrize("method", RUNS)
+# Those with parts, views and draws of their own; the others differ in what they write on a page. Of coconut see
+# test_loop.py.
+SEVERAL = ("simcot", "kava", "colar", "ponder_codi", "random_thoughts")
+ALIKE = sorted(METHODS.keys() - {"coconut", *SEVERAL})
+
+
+@pytest.mark.parametrize("method", (*SEVERAL, *(pytest.param(name, marks=pytest.mark.heavy) for name in ALIKE)))
 def test_a_run_resumes_to_the_bit(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = tiny_run(method=method, save_every=1, sampling={"max_new_tokens": 2}, **RUNS[method])
+    settings = RUNS.get(method, {"curriculum": {"steps_per_stage": 2}})
+    run = tiny_run(method=method, save_every=1, sampling={"max_new_tokens": 2}, **settings)
     trained(run, tmp_path / "whole")
     with monkeypatch.context() as patched:
         interrupt_at(patched, 2)
