@@ -72,6 +72,25 @@ def attend(
     return out.reshape(B, N, T, H).astype(query.dtype), sources[-1]
 
 
+def attention_weights(
+    query: Float[Array, "B N T H"], keys: Float[Array, "B M C H"], mask: Bool[Array, "B _ C"]
+) -> Float[Array, "B N T C"]:
+    """The weights themselves that `attend` gives the columns of a single source, in at least float32.
+
+    Args:
+      query: queries, not yet scaled by ``H ** -0.5``.
+      keys: head ``n`` reads key head ``n // (N / M)``.
+      mask: which columns a query may see, broadcastable to ``[B, T, C]``. A query that may see none gets weights
+        without meaning.
+    """
+    B, N, T, H = query.shape
+    M = keys.shape[1]
+    wide = jnp.promote_types(query.dtype, jnp.float32)
+    grouped = (query * jnp.asarray(H**-0.5, query.dtype)).reshape(B, M, (N // M) * T, H)
+    scores = jnp.einsum("bmqh,bmch->bmqc", grouped, keys, preferred_element_type=wide).reshape(B, N, T, -1)
+    return jax.nn.softmax(jnp.where(mask[:, None], scores, jnp.finfo(wide).min), axis=-1)
+
+
 def offset_query_bias(
     key_bias: Float[Array, "M H"], num_heads: int, base: float, scaling: RotaryScaling | None = None
 ) -> Float[Array, "N H"]:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
-from coconut.models.attention import attend, offset_query_bias, rotate
+from coconut.models.attention import attend, attention_weights, offset_query_bias, rotate
 from coconut.models.cache import Filling, KeyValue, write
 from coconut.models.config import DecoderConfig, ExecutionConfig
 from coconut.models.lending import Lent, apply_matrix
@@ -227,10 +227,54 @@ class Attention(nnx.Module):
           The attention's output at the columns wanted, and keys and values of all columns of ``x``, or of what they
           were written into.
         """
-        reading = x if wanted is None else take_columns(x, wanted)
-        B, T, _ = reading.shape
         # The attention weights have the keys that are folded by a column: the adapters' stand behind them.
         site = _sites(None if dropout is None else dropout.at(dropout.total))
+        query, key, value = self._project(x, positions, wanted, site)
+        B, T = query.shape[:2]
+        # Whole along the columns: every query looks back on all of them.
+        own = KeyValue(*[constrain(x.swapaxes(1, 2), "rows", "kv_heads", "past", "head") for x in (key, value)])
+        if write_at is not None:
+            *past, room = past
+            own = write(room, own, write_at)
+        query, sources = query.swapaxes(1, 2), [*past, own]
+        if implementation == "dense":
+            kept = None
+            if dropout is not None and dropout.rate:
+                kept = dropout.weights(B, self.config.num_heads, columns)
+            out, own = attend(query, sources, visible, kept=kept, dropout=self.config.dropout)
+        else:
+            out, own = attend_by_kernels(query, sources, visible, implementation)
+        out = out.swapaxes(1, 2).reshape(B, T, -1)
+        return self.output(constrain(out, rows_of(out), "columns", "heads"), site(3)), own
+
+    def weights(
+        self,
+        x: Float[Array, "B T D"],
+        *,
+        positions: Int[Array, "B T"],
+        visible: Bool[Array, "B W T"],
+        wanted: Int[Array, "B W"],
+    ) -> Float[Array, "B N W T"]:
+        """The weights with which some columns of a pass attend to all of them, by head, without dropout.
+
+        Args:
+          x: the normed residual stream.
+          positions: position of each column in its row.
+          visible: the columns that each column wanted may see.
+          wanted: the columns that attend.
+        """
+        query, key, _ = self._project(x, positions, wanted, _sites(None))
+        return attention_weights(query.swapaxes(1, 2), key.swapaxes(1, 2), visible)
+
+    def _project(
+        self,
+        x: Float[Array, "B T D"],
+        positions: Int[Array, "B T"],
+        wanted: Int[Array, "B W"] | None,
+        site: Callable[[int], Dropout | None],
+    ) -> tuple[Float[Array, "B _ N H"], Float[Array, "B T M H"], Float[Array, "B T M H"]]:
+        """Queries of the columns wanted, keys and values of all columns."""
+        reading = x if wanted is None else take_columns(x, wanted)
         query, key, value = (
             constrain(y.reshape(*y.shape[:2], -1, self.config.width_of_head), "rows", "columns", heads, "head")
             for y, heads in (
@@ -245,21 +289,7 @@ class Attention(nnx.Module):
             of_queries = positions if wanted is None else take_columns(positions, wanted)
             query = rotate(query, of_queries, self.config.rotary_base, self.config.rotary_scaling)
             key = rotate(key, positions, self.config.rotary_base, self.config.rotary_scaling)
-        # Whole along the columns: every query looks back on all of them.
-        own = KeyValue(*[constrain(x.swapaxes(1, 2), "rows", "kv_heads", "past", "head") for x in (key, value)])
-        if write_at is not None:
-            *past, room = past
-            own = write(room, own, write_at)
-        query, sources = query.swapaxes(1, 2), [*past, own]
-        if implementation == "dense":
-            kept = None
-            if dropout is not None and dropout.rate:
-                kept = dropout.weights(B, self.config.num_heads, columns)
-            out, own = attend(query, sources, visible, kept=kept, dropout=self.config.dropout)
-        else:
-            out, own = attend_by_kernels(query, sources, visible, implementation)
-        out = constrain(out.swapaxes(1, 2).reshape(B, T, -1), rows_of(reading), "columns", "heads")
-        return self.output(out, site(3)), own
+        return query, key, value
 
 
 class FeedForward(nnx.Module):
