@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from coconut.analysis.intervals import means_of_questions
 from coconut.batching import Shape, align, page_shape
 from coconut.errors import CoconutError, NotFiniteError, check_fields
 from coconut.evaluation.answers import Answer, AnswerConfig, answer_questions, thoughts_of_questions
@@ -30,7 +31,7 @@ from coconut.evaluation.interventions import (
     mean_thoughts,
 )
 from coconut.evaluation.reading import given_pages, latent_columns, pages_for_inputs, place_inputs, teacher_forced
-from coconut.evaluation.statistics import mcnemar, mean_interval
+from coconut.evaluation.statistics import mcnemar
 from coconut.evaluation.subject import Subject
 from coconut.latent.thinkers import OneByOne, Thinker
 from coconut.losses import scored_columns, token_losses
@@ -109,7 +110,7 @@ class NumberOfThoughts:
     @property
     def label(self) -> str:
         """In a few words."""
-        return f"{self.count} thoughts alone"
+        return f"{self.count} thought{'s' * (self.count != 1)} alone"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -134,8 +135,8 @@ class Effect:
       p_value: McNemar's exact test of these two.
       log_probability_change: of the right answer's own tokens, straight behind the thoughts, nats; mean.
       log_probability_interval: bootstrap over questions.
-      kl: Kullback-Leibler divergence, in nats, of the distribution of the token that follows the thoughts, before
-        against after; mean.
+      kl: Kullback-Leibler divergence, in nats, of the distribution of the answer's first own token, before against
+        after; mean. (What stands before that token, such as a mark, is hardly ever in doubt.)
       kl_interval: bootstrap over questions.
       kl_of_later_thoughts: of the tokens that thoughts made again stand for through the model's own head, mean over
         these thoughts and then over questions; None where none were.
@@ -281,6 +282,7 @@ class _Experiment:
         if isinstance(intervention, Intervention) and intervention.later == "made again":
             assert intervention.thoughts is not None
             later = self._kl_of_thoughts(inputs, intervention.thoughts[-1], counted)
+        means = means_of_questions(np.stack([change, kl], 1)[counted])
         versus = mcnemar(self.right[counted], right[counted])
         number, correct, flips = int(counted.sum()), int(right[counted].sum()), int(flipped[counted].sum())
         effect = Effect(
@@ -298,10 +300,10 @@ class _Experiment:
             to_wrong=versus.first_only,
             to_right=versus.second_only,
             p_value=versus.p_value,
-            log_probability_change=float(change[counted].mean()),
-            log_probability_interval=mean_interval(change[counted]),
-            kl=float(kl[counted].mean()),
-            kl_interval=mean_interval(kl[counted]),
+            log_probability_change=float(means.mean[0]),
+            log_probability_interval=(float(means.low[0]), float(means.high[0])),
+            kl=float(means.mean[1]),
+            kl_interval=(float(means.low[1]), float(means.high[1])),
             kl_of_later_thoughts=later,
         )
         applies = lambda values: [value if one else None for value, one in zip(values, counted, strict=True)]
@@ -374,7 +376,7 @@ class _Experiment:
         return _Prediction(*(np.asarray(array) for array in found))
 
     def _compare(self, after: "list[_Prediction]") -> tuple[Float[np.ndarray, "N"], Float[np.ndarray, "N"]]:
-        """Of each question the change of the right answer's log-probability, and the divergence behind the thoughts."""
+        """Of each question the change of the right answer's log-probability, and the divergence at its first token."""
         changes, divergences = [], []
         for before, now in zip(self.predictors, after, strict=True):
             found = _compare_predictions(self.subject.model.decoder, before.hidden, now.hidden, now.labels)
@@ -386,7 +388,7 @@ class _Experiment:
             own = self.tokenized[len(changes) * self.config.batch_size :][: len(is_label)]
             prefixes[: len(own), 0] = [example.answer_prefix for example in own]
             changes.append(((new - old) * (is_label & (number >= prefixes))).sum(1))
-            divergences.append((kl * (is_label & (number == 0))).sum(1))
+            divergences.append((kl * (is_label & (number == prefixes))).sum(1))
         change, kl = (np.concatenate(parts)[: len(self.examples)] for parts in (changes, divergences))
         if not (np.isfinite(change).all() and np.isfinite(kl).all()):
             raise NotFiniteError("the probability of an answer is not finite: the model is broken")

@@ -229,6 +229,18 @@ def _parser() -> argparse.ArgumentParser:
     _add_mesh(evaluate, "such as data=2,fsdp=4,tensor=2; every device its own rows")
     _add_processes(evaluate)
 
+    inspect = command("inspect", "look into the thoughts of a trained workdir: a page, figures, arrays")
+    _add_imports(inspect)
+    inspect.add_argument("--workdir", type=_path, required=True, help="of a run")
+    inspect.add_argument("--output", type=Path, required=True, help="a folder for the page and all else")
+    inspect.add_argument("--split", default="test", help="test (if not given), validation, or a file of questions")
+    inspect.add_argument("--questions", type=int, default=50, metavar="N", help="the first so many")
+    _add_which(inspect)
+    inspect.add_argument("--batch_size", type=int, help="rows run together")
+    inspect.add_argument("--top", type=int, default=5, help="tokens shown of each thought")
+    inspect.add_argument("--seed", type=int, default=0, help="of what interventions draw")
+    _add_mesh(inspect, "such as data=2; every device its own rows")
+
     table = command("table", "train and evaluate methods alike, with several seeds, and compare them in one table")
     _add_imports(table)
     table.add_argument("--task", required=True, help="name of the task")

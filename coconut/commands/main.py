@@ -7,6 +7,7 @@ import argparse
 import json
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -183,6 +184,29 @@ def _evaluate(options: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
+def _inspect(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from coconut.commands.inspect.command import InspectConfig, describe, inspect_workdir
+    from coconut.sharding import make_mesh
+
+    config = InspectConfig(
+        output=options.output,
+        split=options.split,
+        which=options.which if options.step is None else options.step,
+        verify=not options.skip_verification,
+        questions=options.questions,
+        batch_size=options.batch_size,
+        top=options.top,
+        seed=options.seed,
+    )
+    command = shlex.join(["coconut", *sys.argv[1:]])
+    mesh, console = make_mesh(options.mesh), Console(stderr=True)
+    content = inspect_workdir(options.workdir, config, command=command, mesh=mesh, console=console)
+    _print_markdown(describe(content, options.output))
+    return EXIT_DONE
+
+
 def _table(options: argparse.Namespace) -> int:
     from rich.console import Console
 
@@ -281,6 +305,7 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = MappingProxyType(
         "train": _train,
         "plan": _plan,
         "evaluate": _evaluate,
+        "inspect": _inspect,
         "table": _table,
         "export": _export,
         "generate": _generate,

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float
-from scipy.stats import binomtest, bootstrap
+from jaxtyping import Bool
+from scipy.stats import binomtest
 
 
 def standard_deviation(values: Sequence[float]) -> float | None:
@@ -69,17 +69,3 @@ def mcnemar(first: Bool[np.ndarray, "*N"], second: Bool[np.ndarray, "*N"]) -> Co
     number = first_only + second_only
     p_value = binomtest(first_only, number).pvalue if number else 1.0
     return Comparison(first_only, second_only, float(p_value))
-
-
-def mean_interval(values: Float[np.ndarray, " N"], *, resamples: int = 2000, seed: int = 0) -> tuple[float, float]:
-    """The 95 % percentile bootstrap interval of a mean over questions; no width where there is one value.
-
-    Args:
-      values: one of each question.
-      resamples: how many.
-      seed: of the draws.
-    """
-    if len(values) < 2:
-        return float(values[0]), float(values[0])
-    found = bootstrap((values,), np.mean, n_resamples=resamples, method="percentile", batch=64, rng=seed)
-    return float(found.confidence_interval.low), float(found.confidence_interval.high)

@@ -74,7 +74,7 @@ def _shipped(name: str) -> str:
 
 
 def _embedded(content: Mapping[str, Any]) -> str:
-    """JSON that may stand in a ``<script>``: in it only ``</script`` and ``<!--`` mean anything, so no ``<`` is left."""
+    """JSON that may stand in a ``<script>``, where only ``</script`` and ``<!--`` mean anything: no ``<`` is left."""
     return json.dumps(_plain(content), allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
 
 

@@ -1,0 +1,232 @@
+"""``coconut inspect``: what the thoughts of a trained model hold, as arrays, as figures, and as a page to look at."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from rich.console import Console
+
+from coconut.analysis.interventions import Effect, Intervened, Intervention, NumberOfThoughts, intervene
+from coconut.analysis.page import write_page
+from coconut.batching import page_shape
+from coconut.commands.evaluate import markdown_table, questions_of, subject_of
+from coconut.commands.inspect.figures import draw, drawings
+from coconut.commands.inspect.questions import Readings, read_questions, show_question
+from coconut.errors import CoconutError
+from coconut.evaluation.answers import AnswerConfig, thoughts_of_questions
+from coconut.evaluation.evaluate import wilson_interval
+from coconut.evaluation.reading import given_pages
+from coconut.evaluation.subject import Subject
+from coconut.provenance import provenance
+from coconut.sharding import make_mesh
+from coconut.storage import make_folder, write_atomically
+from coconut.storage_path import StoragePath
+from coconut.training.checkpoint import Which
+from coconut.training.loading import load_model
+from coconut.training.metrics import progress_bar
+from coconut.types import Example
+
+CONTENT, ARRAYS, PAGE, FIGURES = "inspect.json", "arrays.npz", "index.html", "figures"
+KINDS = ("removed", "zero", "noise", "mean", "mean_of_all", "other", "permuted", "repeated")
+"""What is done to all thoughts."""
+BEYOND = 2
+"""Thoughts behind the last one that are tried."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InspectConfig:
+    """What to look at.
+
+    Attributes:
+      output: the folder for everything.
+      split: ``test`` or ``validation`` of the run's own data, or a file of questions.
+      which: the ``best`` checkpoint by validation, the ``latest``, or that of a step.
+      verify: compare the checkpoint's files with their SHA-256 first.
+      questions: the first so many.
+      batch_size: rows run together; None for the run's own.
+      top: tokens shown of each thought.
+      seed: of what interventions draw.
+    """
+
+    output: Path
+    split: str = "test"
+    which: Which | int = "best"
+    verify: bool = True
+    questions: int = 50
+    batch_size: int | None = None
+    top: int = 5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for field in ("questions", "top"):
+            if getattr(self, field) < 1:
+                raise CoconutError(f"--{field} {getattr(self, field)}: must be at least 1")
+
+
+def interventions_on(most: int, *, room: int) -> list[Intervention | NumberOfThoughts]:
+    """What is done to thoughts, where questions have ``most`` of them: to all, to each, to the first ones, and numbers.
+
+    Args:
+      most: thoughts of the question that has the most.
+      room: how many more there is room for.
+    """
+    numbers = range(1, most + 1)
+    of_all = [Intervention(kind=kind) for kind in KINDS]
+    of_one = [Intervention(kind="noise", thoughts=(number,)) for number in numbers]
+    made_again = [Intervention(kind="noise", thoughts=(number,), later="made again") for number in numbers]
+    of_first = [Intervention(kind="noise", thoughts=tuple(range(1, number + 1))) for number in numbers[1:-1]]
+    counts = [
+        NumberOfThoughts(count=count) for count in (*range(1, most), *range(most + 1, most + min(BEYOND, room) + 1))
+    ]
+    return [*of_all, *of_one, *made_again, *of_first, *counts]
+
+
+def inspect_workdir(
+    workdir: StoragePath,
+    config: InspectConfig,
+    *,
+    command: str,
+    mesh: Mesh | None = None,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Looks into the thoughts of a workdir's checkpoint, and writes everything down.
+
+    Args:
+      workdir: of a run.
+      config: what to look at.
+      command: the command that this is, for the page.
+      mesh: the devices; None for all there are.
+      console: where the progress bar goes; standard error if None.
+
+    Returns:
+      What `coconut.analysis.page.write_page` shows.
+
+    Raises:
+      CoconutError: the model has no thoughts of its own; or see `coconut.commands.evaluate`.
+    """
+    mesh = make_mesh() if mesh is None else mesh
+    run, model, progress = load_model(workdir, config.which, mesh, verify=config.verify)
+    subject = subject_of(run, model, progress)
+    examples = questions_of(run, config.split)[: config.questions]
+    asked = AnswerConfig(
+        batch_size=config.batch_size or min(run.config.evaluation_batch_size, len(examples)),
+        sampling=run.config.sampling,
+    )
+    averaged = questions_of(run, "validation")
+    with jax.set_mesh(mesh), progress_bar(console) as bar:
+        most = max(map(len, thoughts_of_questions(*subject.asked, list(map(subject.tokenize, examples)), asked)))
+        if not most:
+            raise CoconutError(f"{workdir}: at stage {progress.stage} this model thinks none")
+        interventions = interventions_on(most, room=_room(subject, examples, asked))
+        task_id = bar.add_task("inspecting", total=len(examples) * (len(interventions) + most + 4), numbers="")
+        advance = lambda rows: bar.advance(task_id, rows)
+        intervened = intervene(
+            subject, examples, asked, interventions, averaged=averaged, seed=config.seed, advance=advance
+        )
+        readings = read_questions(subject, examples, asked, intervened, top=config.top, advance=advance)
+    effects = [outcome.effect for outcome in intervened.outcomes if outcome.effect is not None]
+    correct, where_from = sum(intervened.right), provenance()
+    content = {
+        "title": f"{run.config.method} on {run.config.data.task}",
+        "run": {
+            "method": run.config.method,
+            "task": run.config.data.task,
+            "split": config.split,
+            "seed": run.config.seed,
+            "step": progress.step,
+            "stage": progress.stage,
+            "commit": where_from["commit"],
+            "command": command,
+        },
+        "measures": {
+            "examples": len(examples),
+            "correct": correct,
+            "accuracy": correct / len(examples),
+            "interval_95": wilson_interval(correct, len(examples)),
+        },
+        "interventions": list(map(_shown, effects)),
+        "questions": [show_question(index, x, intervened, readings) for index, x in enumerate(examples)],
+    }
+    if jax.process_index():
+        return content
+    make_folder(config.output / FIGURES)
+    content["figures"] = draw(drawings(effects), config.output / FIGURES)
+    write_page(content, config.output / PAGE)
+    _write_arrays(config.output / ARRAYS, intervened, readings)
+    # Attention is long: it is in the arrays.
+    plain = [{name: x for name, x in question.items() if name != "attention"} for question in content["questions"]]
+    whole = {**content, "questions": plain, "effects": list(map(dataclasses.asdict, effects)), "provenance": where_from}
+    write_atomically(config.output / CONTENT, json.dumps(whole, indent=1, default=_as_list) + "\n")
+    return whole
+
+
+def describe(content: Mapping[str, Any], output: Path) -> str:
+    """What was found, in short: the effects of interventions."""
+    share = lambda value, interval: f"{100 * value:.1f} ({100 * interval[0]:.1f}-{100 * interval[1]:.1f})"
+    rows = [
+        [
+            effect["label"] + (", answer forced" if effect["forced"] else ""),
+            str(effect["examples"]),
+            f"{100 * effect['accuracy_before']:.1f}",
+            share(effect["accuracy"], effect["accuracy_interval"]),
+            share(effect["flips"], effect["flips_interval"]),
+            f"{effect['log_probability_change']:+.2f}",
+            f"{effect['kl']:.2f}",
+        ]
+        for effect in content["effects"]
+    ]
+    header = ("thoughts", "n", "before", "accuracy % (95 %)", "changed % (95 %)", "log p", "KL")
+    return f"{markdown_table(header, rows)}\n\nlook at it: {output / PAGE}"
+
+
+def _room(subject: Subject, examples: Sequence[Example], config: AnswerConfig) -> int:
+    """Thoughts for which the model has positions besides those that questions have."""
+    pages = given_pages(subject.method, subject.placing, list(map(subject.tokenize, examples)))
+    forced = len(subject.tokenizer.encode(subject.text_format.answer_prefix))
+    needed = page_shape(pages).columns + forced + config.sampling.max_new_tokens
+    return max(0, subject.model.decoder.config.max_positions - needed)
+
+
+def _shown(effect: Effect) -> dict[str, Any]:
+    """An effect as the page shows it."""
+    return {
+        "name": effect.kind + (" of thoughts, answer forced" if effect.kind == "number" else ""),
+        "thoughts": effect.thoughts,
+        "later": effect.later,
+        "examples": effect.examples,
+        "accuracy": effect.accuracy,
+        "interval_95": effect.accuracy_interval,
+        "accuracy_before": effect.accuracy_before,
+        "flips": effect.flips,
+        "flips_interval_95": effect.flips_interval,
+        "p_value": effect.p_value,
+        "log_probability_change": effect.log_probability_change,
+        "kl": effect.kl,
+    }
+
+
+def _write_arrays(path: Path, intervened: Intervened, readings: Readings) -> None:
+    """Everything that is an array, a question an entry; under a temporary name first."""
+    arrays = {}
+    for index, (thoughts, attention, belief) in enumerate(
+        zip(intervened.thoughts, readings.attention, readings.beliefs, strict=True)
+    ):
+        arrays |= {f"thoughts/{index}": thoughts, f"attention/{index}": attention}
+        arrays |= {} if belief is None else {f"belief/{index}": belief}
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.npz")
+    try:
+        np.savez_compressed(temporary, **arrays)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _as_list(value: Any) -> Any:
+    """Numpy's arrays and numbers as JSON has them."""
+    return value.tolist()
