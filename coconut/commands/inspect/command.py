@@ -23,6 +23,7 @@ from coconut.evaluation.answers import AnswerConfig, thoughts_of_questions
 from coconut.evaluation.evaluate import wilson_interval
 from coconut.evaluation.reading import given_pages
 from coconut.evaluation.subject import Subject
+from coconut.model import Model
 from coconut.provenance import provenance
 from coconut.sharding import make_mesh
 from coconut.storage import make_folder, write_atomically
@@ -30,6 +31,8 @@ from coconut.storage_path import StoragePath
 from coconut.training.checkpoint import Which
 from coconut.training.loading import load_model
 from coconut.training.metrics import progress_bar
+from coconut.training.progress import Progress
+from coconut.training.run import Run
 from coconut.types import Example
 
 CONTENT, ARRAYS, PAGE, FIGURES = "inspect.json", "arrays.npz", "index.html", "figures"
@@ -95,23 +98,41 @@ def inspect_workdir(
     mesh: Mesh | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """Looks into the thoughts of a workdir's checkpoint, and writes everything down.
+    """`inspect_model` for the checkpoint of a workdir.
 
     Args:
-      workdir: of a run.
+      workdir: of a run that was trained on any mesh.
       config: what to look at.
       command: the command that this is, for the page.
       mesh: the devices; None for all there are.
       console: where the progress bar goes; standard error if None.
-
-    Returns:
-      What `coconut.analysis.page.write_page` shows.
-
-    Raises:
-      CoconutError: the model has no thoughts of its own; or see `coconut.commands.evaluate`.
     """
     mesh = make_mesh() if mesh is None else mesh
     run, model, progress = load_model(workdir, config.which, mesh, verify=config.verify)
+    with jax.set_mesh(mesh):
+        return inspect_model(run, model, progress, config, command=command, console=console)
+
+
+def inspect_model(
+    run: Run, model: Model, progress: Progress, config: InspectConfig, *, command: str, console: Console | None = None
+) -> dict[str, Any]:
+    """Looks into the thoughts of a model, and writes down what it finds.
+
+    Args:
+      run: the run the model comes from.
+      model: the model.
+      progress: where its checkpoint stands.
+      config: what to look at.
+      command: the command that this is.
+      console: where the progress bar goes; standard error if None.
+
+    Returns:
+      What ``inspect.json`` holds: what `coconut.analysis.page.write_page` shows, without the attention weights, and
+      ``effects``, all that `coconut.analysis.interventions.Effect` says.
+
+    Raises:
+      CoconutError: the model thinks none, or `coconut.analysis.interventions.intervene` cannot work on it.
+    """
     subject = subject_of(run, model, progress)
     examples = questions_of(run, config.split)[: config.questions]
     asked = AnswerConfig(
@@ -119,10 +140,10 @@ def inspect_workdir(
         sampling=run.config.sampling,
     )
     averaged = questions_of(run, "validation")
-    with jax.set_mesh(mesh), progress_bar(console) as bar:
+    with progress_bar(console) as bar:
         most = max(map(len, thoughts_of_questions(*subject.asked, list(map(subject.tokenize, examples)), asked)))
         if not most:
-            raise CoconutError(f"{workdir}: at stage {progress.stage} this model thinks none")
+            raise CoconutError(f"the method {run.config.method!r}, stage {progress.stage}: no question has a thought")
         interventions = interventions_on(most, room=_room(subject, examples, asked))
         task_id = bar.add_task("inspecting", total=len(examples) * (len(interventions) + most + 4), numbers="")
         advance = lambda rows: bar.advance(task_id, rows)

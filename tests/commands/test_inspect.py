@@ -1,0 +1,69 @@
+"""``coconut inspect`` on a model that nobody trained: what it writes fits together."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from coconut.commands.inspect.command import InspectConfig, describe, inspect_model
+from coconut.errors import CoconutError
+from coconut.tasks import get_task, save_examples
+from coconut.training.progress import Progress
+from tests.commands.test_evaluate_thoughts import untrained
+from tests.tiny_models import quick_compilation
+from tests.training.trained_runs import QUIET
+
+# Of three thoughts, two, and none.
+EXAMPLES = [
+    dataclasses.replace(example, steps=example.steps[:count])
+    for example, count in zip(get_task("small_graphs").generate(3, 0, config="e8"), (3, 2, 0), strict=True)
+]
+
+
+def inspected(folder: Path, method: str = "coconut") -> dict:
+    save_examples(folder / "questions.json", EXAMPLES)
+    run, model = untrained(method)
+    config = InspectConfig(output=folder / "out", split=str(folder / "questions.json"), top=2)
+    progress = Progress(stage=run.config.curriculum.final_stage)
+    with quick_compilation():
+        return inspect_model(run, model, progress, config, command="coconut inspect", console=QUIET)
+
+
+@pytest.mark.slow
+def test_everything_is_written_and_fits_together(tmp_path: Path) -> None:
+    content = inspected(tmp_path)
+    out = tmp_path / "out"
+    assert json.loads((out / "inspect.json").read_text())["measures"] == json.loads(json.dumps(content["measures"]))
+    numbers = {effect["label"]: effect["examples"] for effect in content["effects"]}
+    assert numbers["noise (all)"] == numbers["removed (all)"] == numbers["noise (2)"] == 2
+    assert numbers["noise (3)"] == numbers["noise (3, later made again)"] == 1
+    assert numbers["2 thoughts alone"] == 1 and numbers["4 thoughts alone"] == 2
+    assert "noise (3, later made again)" in describe(content, out)
+    arrays = np.load(out / "arrays.npz")
+    for index, (question, example) in enumerate(zip(content["questions"], EXAMPLES, strict=True)):
+        count = len(example.steps)
+        assert question["thoughts"] == count == len(question["after"]) - 1 == len(question["lens"])
+        assert all(len(tokens) == 2 for tokens in question["lens"])
+        assert len(arrays[f"thoughts/{index}"]) == arrays[f"attention/{index}"].shape[1] == count
+        assert arrays[f"attention/{index}"].shape[2] == len(question["tokens"])
+        assert (arrays[f"attention/{index}"].sum(-1) <= 1 + 1e-5).all()
+        for held in question["after"]:
+            np.testing.assert_allclose(sum(held["belief"]), 1, rtol=1e-5)
+        # What is shown after all of its thoughts is its answer.
+        assert question["after"][-1]["text"] == question["answer"]
+        assert ("noise (3)" in question["interventions"]) == (count == 3)
+    assert content["figures"]
+    for figure in content["figures"]:
+        drawn = out / figure["file"]
+        assert drawn.stat().st_size and drawn.with_suffix(".svg").stat().st_size and figure["caption"]
+    assert EXAMPLES[0].question.replace("<", "\\u003c") in (out / "index.html").read_text()
+
+
+def test_a_model_without_thoughts_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CoconutError, match="the method 'cot' feeds no thoughts back"):
+        inspected(tmp_path, "cot")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(CoconutError, match="--questions 0: must be at least 1"):
+        InspectConfig(output=tmp_path, questions=0)
