@@ -20,18 +20,40 @@
 #
 # It runs the very functions behind the commands `coconut quickstart` and `coconut generate`.
 
+# %% [markdown]
+# ## Install
+#
+# Where `coconut` is not installed yet, say in `SOURCE` where it comes from: the address of your clone as
+# `git+https://...`, a wheel, or a folder. A JAX that is here stays as it is (Colab's own fits its accelerator); where
+# there is none, the one for this machine's GPU, TPU or CPU is installed.
+
 # %%
+import importlib.metadata
 import importlib.util
+import os
+import shutil
 import subprocess
 import sys
+import tempfile
+
+SOURCE = os.environ.get("COCONUT_SOURCE", "")
 
 if importlib.util.find_spec("coconut") is None:
-    package = "coconut-jax[notebook] @ git+https://github.com/coconut-jax/coconut-jax"
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", package], check=True)
+    assert SOURCE, "say in SOURCE where coconut comes from: git+https://ADDRESS, a wheel, or a folder"
+    jax = "jax"
+    if importlib.util.find_spec("jax") is None:
+        gpu, tpu = shutil.which("nvidia-smi"), os.environ.get("TPU_ACCELERATOR_TYPE") or os.path.exists("/dev/accel0")
+        jax = "jax[cuda13]" if gpu else "jax[tpu]" if tpu else "jax"
+    with tempfile.NamedTemporaryFile("w", suffix=".txt") as pins:
+        for name in ("jax", "jaxlib"):
+            if importlib.util.find_spec(name) is not None:
+                print(f"{name}=={importlib.metadata.version(name)}", file=pins, flush=True)
+        pip = [sys.executable, "-m", "pip", "install", "-q", "--constraint", pins.name]
+        subprocess.run([*pip, jax, f"coconut-jax[notebook] @ {SOURCE}" if "://" in SOURCE else SOURCE], check=True)
 
-import coconut
+import jax
 
-assert coconut.__name__ == "coconut"
+print(f"{jax.device_count()} x {jax.devices()[0].device_kind}, JAX {jax.__version__}")
 
 # %% [markdown]
 # ## Train and compare
@@ -41,7 +63,6 @@ assert coconut.__name__ == "coconut"
 # to run everything at a size that learns nothing, in a minute or so.
 
 # %%
-import os
 from pathlib import Path
 
 from IPython.display import Image, Markdown, display
