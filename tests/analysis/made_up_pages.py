@@ -16,19 +16,17 @@ INTERVENTIONS = ("noise (all)", "mean (all)", "another question's (all)", "noise
 Question = dict[str, Any]
 
 
-def graph_content(count: int, *, seed: int = 0, thoughts: int = 3) -> dict[str, Any]:
+def graph_content(count: int, *, seed: int = 0, thoughts: int = 3, graphs: int = 2) -> dict[str, Any]:
     """Questions over small graphs, with beliefs that move down from the root by one hop a thought."""
     random_numbers = np.random.default_rng(seed)
     drawn = random.Random(seed)
     # Few graphs: their layout takes the most time by far where every call is checked.
-    graphs = [
+    drawings = [
         (example, layered_positions(example.graph))
-        for example in small_graphs.generate(min(count, 8), seed=seed, config="e12_matched")
+        for example in small_graphs.generate(graphs, seed=seed, config="e12_matched")
         if example.graph is not None
     ]
-    questions = [
-        _graph_question(*graphs[index % len(graphs)], thoughts, random_numbers, drawn) for index in range(count)
-    ]
+    questions = [_graph_question(*drawings[index % graphs], thoughts, random_numbers, drawn) for index in range(count)]
     return _content("Inside a thought: Coconut on small graphs", "small_graphs", questions, drawn)
 
 
