@@ -264,6 +264,7 @@ def best(shares: np.ndarray, names: list[str], count: int) -> str:
 
 
 @needs_browser
+@pytest.mark.slow
 def test_a_person_looks_at_graphs(browse: Callable[..., dict[str, Any]]) -> None:
     content = graph_content(500)
     found = browse(content, ON_GRAPHS)

@@ -26,8 +26,8 @@ function fillList() {
 /** What tells a question from the others: questions about graphs all begin with the graph. */
 function startOf({ question, graph }) {
   if (!graph) return question.slice(0, 200);
-  const [root, target, negative] = [graph.root, graph.target, graph.negative].map((node) => graph.symbols[node]);
-  return `${root}: ${target} or ${negative}?`;
+  const options = [graph.target, graph.negative].map((node) => graph.symbols[node]).sort();
+  return `${graph.symbols[graph.root]}: ${options.join(" or ")}?`;
 }
 
 function fits(question, answer, flip, text) {
