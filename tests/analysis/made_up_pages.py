@@ -1,7 +1,7 @@
 """Content for the page of one run, made up: as it would be, but of no model."""
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,26 +10,36 @@ from coconut.analysis.layout import layered_positions
 from coconut.evaluation.evaluate import wilson_interval
 from coconut.tasks import small_graphs
 from coconut.tasks.graphs import distances
+from coconut.types import Example
 
 INTERVENTIONS = ("noise (all)", "mean (all)", "another question's (all)", "noise (2)")
 Question = dict[str, Any]
 
 
-def graph_content(count: int, *, seed: int = 0, thoughts: int = 3) -> dict[str, Any]:
+def graph_content(count: int, *, seed: int = 0, thoughts: int = 3, graphs: int = 2) -> dict[str, Any]:
     """Questions over small graphs, with beliefs that move down from the root by one hop a thought."""
     random_numbers = np.random.default_rng(seed)
     drawn = random.Random(seed)
-    questions = [
-        _graph_question(example, thoughts, random_numbers, drawn)
-        for example in small_graphs.generate(count, seed=seed, config="e12_matched")
+    # Few graphs: their layout takes the most time by far where every call is checked.
+    drawings = [
+        (example, layered_positions(example.graph))
+        for example in small_graphs.generate(graphs, seed=seed, config="e12_matched")
+        if example.graph is not None
     ]
+    questions = [_graph_question(*drawings[index % graphs], thoughts, random_numbers, drawn) for index in range(count)]
     return _content("Inside a thought: Coconut on small graphs", "small_graphs", questions, drawn)
 
 
-def _graph_question(example: Any, thoughts: int, random_numbers: np.random.Generator, drawn: random.Random) -> Question:
+def _graph_question(
+    example: Example,
+    places: Mapping[int, tuple[float, float]],
+    thoughts: int,
+    random_numbers: np.random.Generator,
+    drawn: random.Random,
+) -> Question:
     graph = example.graph
+    assert graph is not None
     depth = distances(graph, graph.root)
-    places = layered_positions(graph)
     right = drawn.random() < 0.85
     end = graph.target if right else graph.negative
     after = []

@@ -11,6 +11,8 @@ from zipfile import ZipFile
 
 import pytest
 
+from coconut.analysis.page import SCRIPTS
+
 ROOT = Path(__file__).parents[2]
 GIN_FILES = [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "gin_configs").rglob("*.gin"))]
 
@@ -79,12 +81,13 @@ def run_python(arguments: Sequence[str], folder: Path, installed: Path) -> subpr
 
 
 @pytest.mark.slow
-def test_a_wheel_adds_two_import_names_and_carries_the_gin_files(wheel: Path) -> None:
+def test_a_wheel_adds_two_import_names_and_carries_the_data(wheel: Path) -> None:
     names = ZipFile(wheel).namelist()
     described = f"coconut_jax-{version('coconut-jax')}.dist-info"
     assert {name.partition("/")[0] for name in names} == {"coconut", "pallas_kernels", described}
     assert len(GIN_FILES) > 20
     assert sorted(name for name in names if name.endswith(".gin")) == [f"coconut/{name}" for name in GIN_FILES]
+    assert {f"coconut/analysis/page/{name}" for name in ("index.html", "page.css", *SCRIPTS)} <= set(names)
     assert {"coconut/py.typed", "pallas_kernels/py.typed"} <= set(names)
 
 

@@ -6,14 +6,11 @@ one file. The page shows every text as text, never as HTML, so that nothing a mo
 
 import html
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import PurePosixPath
 from string import Template
 from typing import Any
-
-import numpy as np
 
 from coconut.errors import CoconutError
 from coconut.storage import write_atomically
@@ -74,22 +71,13 @@ def _shipped(name: str) -> str:
 
 
 def _embedded(content: Mapping[str, Any]) -> str:
-    """JSON that may stand in a ``<script>``, where only ``</script`` and ``<!--`` mean anything: no ``<`` is left."""
-    return json.dumps(_plain(content), allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
-
-
-def _plain(value: Any) -> Any:
-    """Values as JSON knows them."""
-    if isinstance(value, np.ndarray | np.generic):
-        value = value.tolist()
-    if isinstance(value, Mapping):
-        return {name: _plain(part) for name, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(part) for part in value]
-    if isinstance(value, float):
-        # Half the size of the file is attention, whose further digits nobody sees.
-        return float(f"{value:.5g}") if math.isfinite(value) else None
-    return value
+    """JSON that may stand in a ``<script>``, where ``</script`` and ``<!--`` would mean something: no ``<`` is left."""
+    exact = json.dumps(content, default=lambda value: value.tolist())  # An array or a number of numpy's.
+    # Most of a file is attention, whose further digits nobody sees.
+    short = json.loads(
+        exact, parse_float=lambda digits: float(f"{float(digits):.5g}"), parse_constant=lambda name: None
+    )
+    return json.dumps(short, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def _check(content: Mapping[str, Any]) -> None:

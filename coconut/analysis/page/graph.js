@@ -62,7 +62,7 @@ function arrowHead(id) {
   return make("marker", { id, viewBox: "0 0 8 8", refX: 7, refY: 4, markerWidth: 7, markerHeight: 7, orient: "auto" }, tip);
 }
 
-/** Draws the graph into ``svg``; without a belief the nodes are plain. */
+/** Draws the graph into `svg`, and returns its width in pixels; without a belief the nodes are plain. */
 function drawGraph(svg, graph, belief, label) {
   const named = graph.symbols.some((symbol) => symbol.length > 3); // Too long to stand within a node.
   const [column, layer, margin] = named ? [84, 84, 46] : [62, 76, 40];
@@ -94,8 +94,8 @@ function drawGraph(svg, graph, belief, label) {
     const shape = shapeOf(role, x, y, radius(node));
     if (role === "node" && !below[node]) shape.classList.add("faint");
     shape.style.setProperty("--share", percent(share(node)).replace(" ", ""));
-    const inside = !named && share(node) > 0.6 ? "symbol on-belief" : "symbol";
-    const text = make("text", { class: inside, x, y: named ? y + radius(node) + 15 : y + 4.5 }, symbol);
+    const kind = named ? "symbol beneath" : share(node) > 0.6 ? "symbol on-belief" : "symbol";
+    const text = make("text", { class: kind, x, y: named ? y + radius(node) + 15 : y + 4.5 }, symbol);
     const group = make("g", {}, make("title", {}, `${symbol}: ${percent(share(node))}`), shape, text);
     if (share(node) >= WRITTEN) {
       // On the side that no edge from above comes from.
@@ -107,6 +107,7 @@ function drawGraph(svg, graph, belief, label) {
     }
     svg.append(group);
   });
+  return width;
 }
 
 /** What the shapes mean, as items of a list. */

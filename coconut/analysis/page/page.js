@@ -20,7 +20,14 @@ function fillList() {
       make("span", { class: question.right ? "right" : "wrong", "aria-hidden": "true" }, question.right ? "✓" : "✗"),
       make("span", { class: "number" }, `${index + 1}`),
       make("span", { class: "unseen" }, question.right ? "right: " : "wrong: "),
-      make("span", { class: "start" }, question.question.slice(0, 200)))));
+      make("span", { class: "start" }, startOf(question)))));
+}
+
+/** What tells a question from the others: questions about graphs all begin with the graph. */
+function startOf({ question, graph }) {
+  if (!graph) return question.slice(0, 200);
+  const options = [graph.target, graph.negative].map((node) => graph.symbols[node]).sort();
+  return `${graph.symbols[graph.root]}: ${options.join(" or ")}?`;
 }
 
 function fits(question, answer, flip, text) {

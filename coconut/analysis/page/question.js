@@ -90,7 +90,8 @@ function showGraph(held) {
   const [root, target, negative] = [graph.root, graph.target, graph.negative].map((node) => graph.symbols[node]);
   const label = `Graph of ${graph.symbols.length} nodes and ${graph.edges.length} edges. Root ${root}, right option ` +
     `${target}, wrong option ${negative}. ${most}`;
-  drawGraph(at("graph"), graph, belief, label);
+  const width = drawGraph(at("graph"), graph, belief, label);
+  at("graph-panel").parentElement.classList.toggle("wide", width > 480); // Nothing stands beside a wide one.
 }
 
 function showLens() {
@@ -109,7 +110,8 @@ function showLens() {
     })));
   const table = at("lens-table");
   table.replaceChildren(make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "Rank"), ...head)), make("tbody", {}, ...rows));
-  at("lens-space").hidden = !lens.flat().some(([token]) => token.includes(" "));
+  const all = lens.flat().map(([token]) => token).join("");
+  at("lens-signs").textContent = (all.includes(" ") ? " · is a space." : "") + (all.includes("\n") ? " ⏎ is a line's end." : "");
   const column = table.querySelector("th.chosen");
   if (column) table.parentElement.scrollLeft = column.offsetLeft - table.parentElement.clientWidth / 2;
 }
@@ -175,13 +177,10 @@ function showIntervened() {
     button.setAttribute("aria-pressed", button.dataset.name === chosen.intervention);
   }
   const result = question.interventions?.[chosen.intervention];
-  const pairs = [["Unchanged thoughts", question.answer, " ", mark(question.right)]];
-  if (result) {
-    pairs.push([chosen.intervention, result.text, " ", mark(result.right)]);
-    pairs.push(["Effect", result.flipped ? "⇄ another answer" : "the same answer"]);
-  } else {
-    pairs.push(["Effect", "press one of the buttons; ⇄ marks those that change the answer"]);
-  }
-  facts(at("intervened"), pairs);
+  facts(at("intervened"), result ? [
+    ["Unchanged thoughts", question.answer, " ", mark(question.right)],
+    [chosen.intervention, result.text, " ", mark(result.right)],
+    ["Effect", result.flipped ? "⇄ another answer" : "the same answer"],
+  ] : []);
 }
 
