@@ -74,7 +74,11 @@ def main(arguments: list[str] | None = None) -> None:
         found = soak(Path(name), options)
     found = {"command": " ".join(["python -m experiments.soak", *sys.argv[1:]]), **found, "provenance": provenance()}
     write_atomically(options.output, json.dumps(found, indent=1) + "\n")
-    print(json.dumps({name: value for name, value in found.items() if name not in ("provenance", "memory")}, indent=1))
+    print(
+        json.dumps(
+            {name: value for name, value in found.items() if "memory" not in name and name != "provenance"}, indent=1
+        )
+    )
     sys.exit(int(bool("failed" in found or found["different"] or found["leftovers"])))
 
 
@@ -90,7 +94,8 @@ def soak(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     )
     start = time.monotonic()
     straight, disturbed = folder / "straight", folder / "disturbed"
-    assert _run(folder, straight, options.processes, None)["code"] == 0
+    undisturbed = _run(folder, straight, options.processes, None)
+    assert undisturbed["code"] == 0, undisturbed["errors"]
     alone = time.monotonic() - start
     rng, kills, memory, round_ends = random.Random(options.seed), 0, [], 0
     different: list[str] = []
@@ -120,6 +125,7 @@ def soak(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         "leftovers": sorted(path.name for path in (disturbed / "checkpoints").iterdir() if not path.name.isdecimal()),
         "events": sum(1 for _ in (disturbed / EVENTS_FILE).open()),
         "memory": memory,
+        "memory_of_the_undisturbed_run": undisturbed["memory"],
     }
 
 
