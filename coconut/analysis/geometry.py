@@ -177,4 +177,6 @@ def geometry(thoughts: Sequence[Float[np.ndarray, "_ D"]]) -> Geometry:
         counts[place] = len(here)
         if len(here) > 1:
             between[:, place] = (*pairs_of(here).means(), effective_rank(here, centred=True))
-    return Geometry(norms, *inside, *between, counts)
+    cosine, distance, rank = inside
+    cosine_between, distance_between, rank_between = between
+    return Geometry(norms, cosine, distance, rank, cosine_between, distance_between, rank_between, counts)

@@ -99,9 +99,10 @@ def top_tokens(
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3, 4))
-def _top(decoder: Decoder, states: Float[Array, "R D"], top: int, size: int, normed: bool) -> list[Array]:
+def _top(decoder: Decoder, states: Float[Array, "R D"], top: int, size: int, normed: bool) -> tuple[Array, Array]:
     hidden = states if normed else decoder.norm(states)
-    return jax.lax.top_k(jax.nn.softmax(decoder.unembed(hidden)[:, :size]), top)
+    probabilities, ids = jax.lax.top_k(jax.nn.softmax(decoder.unembed(hidden)[:, :size]), top)
+    return probabilities, ids
 
 
 # --- The tuned lens -----------------------------------------------------------------------------------------------
