@@ -1,5 +1,7 @@
 """Probes of states in which it is known where the label is."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -88,6 +90,8 @@ def test_what_cannot_be_probed_is_refused():
         probe(states, present, np.zeros(QUESTIONS, int), TYPES)
     with pytest.raises(CoconutError, match="types: no two questions share one"):
         probe(states, present, LABELS, np.arange(QUESTIONS))
-    for name, value in (("folds", 1), ("penalty", 0.0), ("permutations", 0), ("controls", 0)):
+    refused: list[dict[str, Any]] = [{"folds": 1}, {"penalty": 0.0}, {"permutations": 0}, {"controls": 0}]
+    for setting in refused:
+        [(name, value)] = setting.items()
         with pytest.raises(CoconutError, match=f"{name} = {value}"):
-            probe(states, present, LABELS, TYPES, **{name: value})
+            probe(states, present, LABELS, TYPES, **setting)
