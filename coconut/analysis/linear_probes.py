@@ -2,8 +2,8 @@
 
 A probe with enough parameters finds any label of questions that it can tell apart. So each is held against a control
 task (Hewitt and Liang 2019, "Designing and interpreting probes with control tasks"): every *type* of question, such as
-the token it ends with, gets a random label, with the frequencies of the real ones. Whoever knows the type alone can
-learn that, too. What is left, the *selectivity*, is what the thoughts have beyond the identity of the type.
+the token it ends with, gets a random label. Whoever knows the type alone can learn that, too. What is left, the
+*selectivity*, is what the thoughts have beyond the identity of the type.
 """
 
 from typing import NamedTuple
@@ -89,8 +89,7 @@ def probe(
         raise CoconutError("types: no two questions share one, so that nothing of a control task can be learnt")
     rng = np.random.default_rng(seed)
     part = rng.permutation(len(target)) % folds
-    # A label for each type, drawn as often as it occurs; and the labels dealt to other questions.
-    control = target[rng.integers(len(target), size=(controls, len(known_types)))][:, kind]
+    control = np.stack([_control_labels(target, kind, rng) for _ in range(controls)])
     dealt = np.stack([rng.permutation(len(target)) for _ in range(permutations)])
     L, _, K, _ = states.shape
     found = np.full((5, L, K), np.nan)
@@ -116,6 +115,20 @@ def probe(
             found[4, layer, place] = (1 + (accuracy[1 + controls :] >= accuracy[0]).sum()) / (1 + permutations)
     accuracy, low, high, of_control, p_value = found
     return Probes(accuracy, low, high, of_control, p_value, majority, number)
+
+
+def _control_labels(target: Int[np.ndarray, " R"], kind: Int[np.ndarray, " R"], rng: np.random.Generator) -> np.ndarray:
+    """A random label for each type, the labels as frequent as in ``target``, as nearly as whole types allow.
+
+    Drawn one by one, the labels of a few types would often be frequent ones, and easier to guess than the real ones. So
+    types in random order and labels in random order are laid side by side, each as long as it is frequent.
+    """
+    sizes, frequencies = np.bincount(kind), np.bincount(target)
+    types, labels = rng.permutation(len(sizes)), rng.permutation(len(frequencies))
+    middles = np.cumsum(sizes[types]) - sizes[types] / 2
+    of_type = np.empty(len(sizes), int)
+    of_type[types] = labels[np.searchsorted(np.cumsum(frequencies[labels]), middles)]
+    return of_type[kind]
 
 
 def _predict(
