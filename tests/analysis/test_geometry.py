@@ -39,6 +39,8 @@ def test_the_nearest_token_depends_on_the_measure():
     np.testing.assert_allclose(found.cosine[:3], [1 / np.sqrt(1.04), 5 / np.sqrt(26), np.nan])
     np.testing.assert_allclose(found.to_mean[0], np.hypot(0.2 + 0.25, 1 - 1.75))
     np.testing.assert_array_equal(found.distance, np.tile(found.distance[:3], 200))
+    # A little nearer to a token than to nothing.
+    assert nearest_tokens(np.asarray([[0.6, 0.0]]), table).by_distance.tolist() == [0]
     with pytest.raises(CoconutError, match="embeddings: there are none"):
         nearest_tokens(np.ones((1, 2)), np.ones((0, 2)))
     assert nearest_tokens(np.ones((0, 2)), table).cosine.shape == (0,)
