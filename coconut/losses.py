@@ -154,23 +154,33 @@ def language_loss(decoder: Decoder, batch: Batch, output: ModelOutput) -> tuple[
     }
 
 
-def norm_metrics(decoder: Decoder, batch: Batch, output: ModelOutput) -> dict[str, Ratio]:
-    """The mean norm of thoughts and that of token embeddings, over the valid columns of a batch.
+def thought_metrics(decoder: Decoder, batch: Batch, output: ModelOutput) -> dict[str, Ratio]:
+    """How long thoughts are beside token embeddings, and how alike they are, over the valid columns of a batch.
 
-    They cost no pass: the rollout has made both already, and no gradient flows through them.
+    They cost no pass: the rollout has made both already, and no gradient flows through them. Thoughts that collapse,
+    ``thought_cosine`` towards 1, hold no more together than one of them does. SIM-CoT (Wei et al. 2025) sees their
+    distances shrink where Coconut fails. `coconut.analysis.geometry` looks closer.
 
     Returns:
-      ``thought_norm`` and ``token_norm``, in float32 at least; nothing where the schedule has no latent span.
+      ``thought_norm`` and ``token_norm``, and ``thought_cosine`` of each thought and the one before it in its block,
+      in float32 at least; nothing where the schedule has no latent span.
     """
     if not output.thoughts:
         return {}
     latent = np.concatenate([np.full(span.length, isinstance(span, Latent)) for span in batch.schedule])
+    thoughts, valid = _wide(jnp.concatenate(output.thoughts, 1)), batch.valid[:, latent]
+    norms = jnp.linalg.norm(thoughts, axis=-1)
+    # Thoughts of two blocks are no neighbours: what stands between them parts them.
+    starts = np.cumsum([0, *(block.shape[1] for block in output.thoughts)])[:-1]
+    inside = ~np.isin(np.arange(1, thoughts.shape[1]), starts)
+    products = jnp.einsum("bkd,bkd->bk", thoughts[:, :-1], thoughts[:, 1:])
+    lengths = jnp.maximum(norms[:, :-1] * norms[:, 1:], jnp.finfo(norms.dtype).tiny)
     return {
-        "thought_norm": _mean_norm(jnp.concatenate(output.thoughts, 1), batch.valid[:, latent]),
-        "token_norm": _mean_norm(decoder.embed(batch.tokens), batch.valid & ~latent),
+        "thought_norm": ratio(norms, valid),
+        "token_norm": ratio(jnp.linalg.norm(_wide(decoder.embed(batch.tokens)), axis=-1), batch.valid & ~latent),
+        "thought_cosine": ratio(products / lengths, valid[:, :-1] & valid[:, 1:] & inside),
     }
 
 
-def _mean_norm(x: Float[Array, "B T D"], valid: Bool[Array, "B T"]) -> Ratio:
-    x = jax.lax.stop_gradient(x)
-    return ratio(jnp.linalg.norm(x.astype(jnp.promote_types(x.dtype, jnp.float32)), axis=-1), valid)
+def _wide(x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    return jax.lax.stop_gradient(x).astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -54,7 +54,7 @@ def means_of_questions(values: Float[np.ndarray, "Q *C"], *, resamples: int = 10
         mean = known.sum(0) / number
         means = (drawn @ known) / counted
     low, high = np.full(len(number), np.nan), np.full(len(number), np.nan)
-    some = number > 0
-    # A resample may hold none of the few questions that have a number.
-    low[some], high[some] = np.nanpercentile(means[:, some], (2.5, 97.5), axis=0)
+    if (some := number > 0).any():
+        # A resample may hold none of the few questions that have a number.
+        low[some], high[some] = np.nanpercentile(means[:, some], (2.5, 97.5), axis=0)
     return Means(*(part.reshape(values.shape[1:]) for part in (mean, low, high, number)))

@@ -1,8 +1,8 @@
-"""What a model holds in its thoughts: read through its own unembedding, or by stopping it early and looking.
+"""What a model holds in its thoughts about the nodes of a graph: by stopping it early, or by looking at the thoughts.
 
-Three views of the same thoughts. `decode_thoughts` is the logit lens. `belief_over_nodes` is the paper's own probe
-(Hao et al. 2024, section 5): place the end marker after ``k`` thoughts and see what the model would write.
-`thought_neighbors` compares thoughts with the embeddings of tokens (Zhu et al. 2025, arXiv 2505.12514).
+`belief_over_nodes` is the paper's own probe (Hao et al. 2024, section 5): place the end marker after ``k`` thoughts and
+see what the model would write. `thought_neighbors` compares thoughts with the embeddings of tokens (Zhu et al. 2025,
+arXiv 2505.12514). Thoughts read as distributions over all tokens are in `coconut.analysis.lens`.
 """
 
 from collections.abc import Sequence
@@ -23,40 +23,6 @@ from coconut.tokenizers import TextFormat, TokenizedExample, Tokenizer, validate
 from coconut.types import Example, Graph
 
 Measure = Literal["inner_product", "cosine"]
-
-
-def decode_thoughts(
-    model: Model, tokenizer: Tokenizer, thoughts: Float[Array | np.ndarray, "K D"], top: int
-) -> list[list[tuple[str, float]]]:
-    """The logit lens: the most likely tokens of each thought, by the decoder's own unembedding.
-
-    A thought of `coconut.latent.feedback.Identity` is a hidden state after the final norm, so this is the distribution
-    the model would have written a token from where it thought instead. Another feedback's thoughts are read as they
-    were fed: the order of the tokens is the same where all components were scaled alike, their probabilities are not.
-
-    Args:
-      model: the model.
-      tokenizer: its tokenizer.
-      thoughts: such as `coconut.evaluation.answers.Answer.thought_inputs`.
-      top: how many tokens of each thought.
-
-    Returns:
-      For each thought ``top`` pairs of a token, as `Tokenizer.token` shows it, and its probability (among the whole
-      vocabulary); the most likely first.
-
-    Raises:
-      CoconutError: ``top`` is below 1 or above the size of the vocabulary.
-    """
-    if not 1 <= top <= tokenizer.vocab_size:
-        raise CoconutError(f"top = {top}: must lie in 1 .. {tokenizer.vocab_size}, the size of the vocabulary")
-    # Published embeddings often have rows behind the last token.
-    logits = model.decoder.unembed(jnp.asarray(thoughts))[:, : tokenizer.vocab_size]
-    probabilities = jax.nn.softmax(logits)
-    values, ids = (np.asarray(array) for array in jax.lax.top_k(probabilities, top))
-    return [
-        [(tokenizer.token(token), float(value)) for token, value in zip(*row, strict=True)]
-        for row in zip(ids, values, strict=True)
-    ]
 
 
 def node_token_ids(tokenizer: Tokenizer, graph: Graph) -> list[int]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from coconut.analysis.probes import decode_thoughts
+from coconut.analysis.lens import decode_thoughts
 from coconut.datasets import text_format_of
 from coconut.evaluation.answers import Answer, AnswerConfig, answer_questions
 from coconut.latent.generate import SamplingConfig

@@ -12,7 +12,7 @@ from coconut.latent.feedback import draws
 from coconut.latent.halting import HaltingConfig
 from coconut.latent.rollout import rollout_batch
 from coconut.latent.thinkers import OneByOne, Sweeps, Thinker
-from coconut.losses import Loss, Term, language_loss, norm_metrics
+from coconut.losses import Loss, Term, language_loss, thought_metrics
 from coconut.model import Model
 from coconut.models.config import DecoderConfig
 from coconut.models.decoder import Decoder
@@ -90,7 +90,7 @@ def imitate(
     """`imitation_loss` of a view, and the rollout it is made of, for methods that add terms to it."""
     output = context.rollout(model, batch, every_hidden=every_hidden, observed=observed)
     loss, metrics = language_loss(model.decoder, batch, output)
-    return Loss({"language": Term(loss)}, metrics | norm_metrics(model.decoder, batch, output)), output
+    return Loss({"language": Term(loss)}, metrics | thought_metrics(model.decoder, batch, output)), output
 
 
 def no_parts(options: Any, decoder: DecoderConfig, key: Key[Array, ""]) -> Mapping[str, Any]:

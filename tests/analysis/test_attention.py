@@ -11,7 +11,7 @@ from coconut.analysis.attention import (
     sentences_of_tokens,
     sum_by_group,
 )
-from coconut.analysis.paths import NODE_GROUPS
+from coconut.analysis.paths import NODE_GROUPS, NodeGroup
 from coconut.analysis.traces import Trace, lay_out
 from coconut.errors import CoconutError
 from coconut.pages import Text, Thoughts
@@ -83,8 +83,8 @@ def test_attention_is_averaged_over_the_edges_of_a_group():
 
 
 def test_a_question_without_a_group_is_not_counted():
-    one = {group: np.full((1, 1, 2), np.nan) for group in NODE_GROUPS}
-    other = {group: np.full((1, 1, 1), 0.5) for group in NODE_GROUPS}
+    one: dict[NodeGroup, np.ndarray] = {group: np.full((1, 1, 2), np.nan) for group in NODE_GROUPS}
+    other: dict[NodeGroup, np.ndarray] = {group: np.full((1, 1, 1), 0.5) for group in NODE_GROUPS}
     one["optimal"][0, 0] = [0.1, 0.3]
     means = mean_attention([one, other], resamples=10)
     assert means["optimal"].mean[0, 0].tolist() == pytest.approx([0.3, 0.3])

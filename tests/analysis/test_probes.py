@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from coconut.analysis.probes import belief_over_nodes, decode_thoughts, node_token_ids, thought_neighbors
+from coconut.analysis.probes import belief_over_nodes, node_token_ids, thought_neighbors
 from coconut.curriculum import CurriculumConfig
 from coconut.errors import CoconutError
 from coconut.latent.rollout import rollout
@@ -78,22 +78,6 @@ def test_belief_refuses_what_it_cannot_read(subject):
     with pytest.raises(CoconutError, match=r"'lempus' is \d tokens"):
         graph = Graph(symbols=("lempus",), edges=(), root=0, target=0, negative=0)
         node_token_ids(word_tokenizer(TEXT.texts([example])), graph)
-
-
-def test_decoded_thoughts_are_the_softmax_of_the_unembedding(subject):
-    model, tokenizer, *_ = subject
-    thoughts = np.asarray(jax.random.normal(jax.random.key(1), (3, 16)))
-    logits = thoughts @ np.asarray(model.decoder.tokens.embedding[...]).T
-    probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    decoded = decode_thoughts(model, tokenizer, thoughts, top=4)
-    assert [len(row) for row in decoded] == [4, 4, 4]
-    for row, expected in zip(decoded, probabilities, strict=True):
-        order = np.argsort(-expected)[:4]
-        assert [token for token, _ in row] == [tokenizer.token(index) for index in order]
-        np.testing.assert_allclose([value for _, value in row], expected[order], rtol=1e-5)
-    for top in (0, tokenizer.vocab_size + 1):
-        with pytest.raises(CoconutError, match=f"top = {top}"):
-            decode_thoughts(model, tokenizer, thoughts, top)
 
 
 def test_neighbors_are_inner_products_and_cosines(subject):

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from coconut.analysis.traces import Rows, Trace, contributions, lay_out, trace
-from coconut.batching import align, page_shape
+from coconut.analysis.contributions import contributions
+from coconut.analysis.traces import Rows, Trace, lay_out, trace
+from coconut.batching import page_shape
 from coconut.errors import CoconutError
 from coconut.evaluation.reading import latent_columns, read
 from coconut.latent.feedback import Identity
@@ -22,6 +23,7 @@ from coconut.models.decoder import Decoder
 from coconut.pages import Markers, Page, Text, Thoughts
 from coconut.tokenizers import symbol_tokenizer
 from tests.tiny_models import GPT2_STYLE, LLAMA_STYLE, quick_compilation, quick_jit, random_decoder
+from tests.tiny_pages import aligned
 
 TOKENIZER = symbol_tokenizer([str(number) for number in range(19)])
 TOLERANCE = 1e-10
@@ -29,10 +31,13 @@ TOLERANCE = 1e-10
 
 def page(question: list[int], *parts: int | list[int]) -> Page:
     """A question; numbers are blocks of so many thoughts between markers, lists are text."""
-    markers, written = Markers.of(TOKENIZER), [Text(np.asarray(question, np.int32))]
+    markers = Markers.of(TOKENIZER)
+    written: list[Text | Thoughts] = [Text(np.asarray(question, np.int32))]
     for part in parts:
-        own = (Text(np.asarray(part, np.int32)),) if isinstance(part, list) else ()
-        written += own or (markers.start_text, Thoughts(part), markers.end_text)
+        if isinstance(part, list):
+            written.append(Text(np.asarray(part, np.int32)))
+        else:
+            written += [markers.start_text, Thoughts(part), markers.end_text]
     return tuple(written)
 
 
@@ -51,8 +56,7 @@ class Traced(NamedTuple):
 def answered(decoder: Decoder, think: Thinker) -> tuple[list[np.ndarray] | None, np.ndarray]:
     """The thoughts of the pages, and the last states, by the path that answers questions."""
     feeds_back = think != Sweeps(count=0)
-    ids = {"pad_id": TOKENIZER.eos_id, "latent_id": TOKENIZER.latent_id}
-    batch = align(PAGES, page_shape(PAGES), feeds_back=feeds_back, **ids)
+    batch = aligned(PAGES, page_shape(PAGES), TOKENIZER, feeds_back=feeds_back)
 
     @quick_jit  # One program, where answering compiles one for each span.
     def answer(decoder: Decoder) -> Any:
@@ -154,7 +158,7 @@ def test_weights_sum_to_one_and_columns_say_what_they_hold(traced):
     )
     for row, own in enumerate(PAGES):
         columns = rows.thoughts[row][rows.thoughts[row] >= 0]
-        assert rows.tokens[row, rows.question[row]].tolist() == own[0].ids.tolist()
+        assert isinstance(own[0], Text) and rows.tokens[row, rows.question[row]].tolist() == own[0].ids.tolist()
         assert (rows.tokens[row, columns] == TOKENIZER.latent_id).all()
         text = np.concatenate([part.ids for part in own[1:] if isinstance(part, Text)])
         assert rows.tokens[row, rows.text[row]].tolist() == text.tolist()
@@ -199,7 +203,7 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(CoconutError, match="columns: must lie in"):
         next(trace(decoder, rows, columns=np.full((3, 1), rows.valid.shape[1])))
     with pytest.raises(CoconutError, match=r"thoughts of width 8: DecoderConfig\.embed_dim = 16"):
-        next(trace(decoder, dataclasses.replace(rows, inputs=rows.inputs[..., :8])))
+        next(trace(decoder, dataclasses.replace(rows, inputs=np.zeros((3, 3, 8), np.float32))))
     with pytest.raises(CoconutError, match=r"DecoderConfig\.max_positions = 4: the rows need"):
         next(trace(random_decoder(dataclasses.replace(GPT2_STYLE, max_positions=4)), rows))
     with pytest.raises(CoconutError, match="tokens of shape"):

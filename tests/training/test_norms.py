@@ -1,22 +1,41 @@
-"""The norms of thoughts and token embeddings, and the alert when they part."""
+"""The norms of thoughts and token embeddings, the alert when they part, and how alike thoughts are."""
 
 import dataclasses
 import logging
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from coconut.errors import CoconutError
 from coconut.latent.feedback import Identity
 from coconut.latent.rollout import rollout_batch
-from coconut.losses import norm_metrics
+from coconut.losses import thought_metrics
 from coconut.training.config import RunConfig
 from coconut.training.norms import NormAlert
-from coconut.types import Language
+from coconut.types import Language, Latent, ModelOutput
 from tests.tiny_models import quick_jit, random_decoder
 from tests.tiny_runs import tiny_run
 from tests.training.test_step import BATCH, CONFIG
+
+
+def test_neighbours_stand_in_one_block() -> None:
+    # The first row's cosines are 1 within the first block and 0 in the second; between the blocks it is -1. The others
+    # have no two thoughts in one block, or one that is nothing.
+    first, second = np.zeros((2, 3, 2, 4), np.float32)
+    first[:, :, 0], second[0, 0, 0], second[0, 1, 1] = 2.0, -1.0, 3.0
+    second[2] = 0.0
+    used = np.asarray([[1, 1, 1, 1], [1, 0, 1, 0], [0, 0, 1, 1]], bool)
+    valid = np.ones((3, 6), bool)
+    valid[:, [1, 2, 4, 5]] = used
+    schedule = (Language(1), Latent(2), Language(1), Latent(2))
+    batch = dataclasses.replace(BATCH, schedule=schedule, tokens=jnp.zeros((3, 6), int), valid=jnp.asarray(valid))
+    nothing = jnp.zeros((3, 0, 4))
+    thoughts = (jnp.asarray(first), jnp.asarray(second))
+    output = ModelOutput(hidden=None, predictors=nothing, thoughts=thoughts, past=(), last=nothing.sum(1))
+    cosine = thought_metrics(random_decoder(dataclasses.replace(CONFIG, embed_dim=4)), batch, output)["thought_cosine"]
+    assert (float(cosine.total), float(cosine.weight)) == (1.0, 3.0)
 
 
 @pytest.mark.slow
@@ -27,7 +46,7 @@ def test_norms_are_means_over_valid_columns() -> None:
     # Unused columns hold zeros, which count as thoughts of no length if they count at all.
     used = np.asarray(BATCH.valid)[:, 5:7]
     assert 0 < used.sum() < used.size
-    metrics = norm_metrics(decoder, BATCH, output)
+    metrics = thought_metrics(decoder, BATCH, output)
     assert float(metrics["thought_norm"].weight) == used.sum()
     assert float(metrics["thought_norm"].mean()) == pytest.approx(
         np.linalg.norm(thoughts, axis=-1)[used].mean(), rel=1e-5
@@ -38,11 +57,16 @@ def test_norms_are_means_over_valid_columns() -> None:
     assert float(metrics["token_norm"].mean()) == pytest.approx(
         table[np.asarray(BATCH.tokens)[language]].mean(), rel=1e-5
     )
+    cosines = [
+        float(np.dot(*row) / np.prod(np.linalg.norm(row, axis=-1))) for row in thoughts[used.all(1)].astype(np.float64)
+    ]
+    assert 0 < len(cosines) < used.any(1).sum() and float(metrics["thought_cosine"].weight) == len(cosines)
+    assert float(metrics["thought_cosine"].mean()) == pytest.approx(np.mean(cosines), rel=1e-5)
     # No gradient flows through them, not even a zero one made of NaN: unused thoughts are zero.
-    gradient = jax.grad(lambda decoder: norm_metrics(decoder, BATCH, output)["token_norm"].total)(decoder)
+    gradient = jax.grad(lambda decoder: thought_metrics(decoder, BATCH, output)["token_norm"].total)(decoder)
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient))
     without = dataclasses.replace(BATCH, schedule=(Language(15),))
-    assert norm_metrics(decoder, without, dataclasses.replace(output, thoughts=())) == {}
+    assert thought_metrics(decoder, without, dataclasses.replace(output, thoughts=())) == {}
 
 
 def test_the_alert_warns_once_a_crossing(caplog: pytest.LogCaptureFixture) -> None:
