@@ -30,6 +30,7 @@ from tests.analysis.tiny_subject import asked_subject
 from tests.tiny_models import quick_compilation
 
 BARE = Example(question="Al is a lomp. Every lomp is a lu. Is Al a lu or wu?", steps=(), answer="Al is a lu.")
+NAMES = parse_graph(BARE).symbols
 QUESTION = Example(question=BARE.question, steps=(), answer=BARE.answer, graph=parse_graph(BARE))
 """Al -> lomp -> lu; "lomp" and "lu" begin alike."""
 ROOM = 12
@@ -75,7 +76,7 @@ def slow_value(asked, example: Example, thoughts: int, forced: list[int], name: 
 
 @pytest.mark.slow
 def test_values_of_several_tokens_are_products_of_one_token_at_a_time(asked):
-    names = {name: asked.tokenizer.encode(name) for name in QUESTION.graph.symbols}
+    names = {name: asked.tokenizer.encode(name) for name in NAMES}
     assert len(names["lomp"]) >= 3 and names["lomp"][0] == names["lu"][0]
     with quick_compilation():
         (found,) = node_values(asked, [QUESTION], (0, 2), forced="Every ", batch_size=4)
@@ -83,10 +84,7 @@ def test_values_of_several_tokens_are_products_of_one_token_at_a_time(asked):
         forced = encode("Every")
         assert encode("Every lomp")[: len(forced)] == forced
         expected = [
-            [
-                slow_value(asked, QUESTION, k, forced, encode(f"Every {name}")[len(forced) :])
-                for name in QUESTION.graph.symbols
-            ]
+            [slow_value(asked, QUESTION, k, forced, encode(f"Every {name}")[len(forced) :]) for name in NAMES]
             for k in (0, 2)
         ]
     np.testing.assert_allclose(found, expected, rtol=2e-4)
