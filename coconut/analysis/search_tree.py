@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
+from coconut.analysis.levels import LevelMeans, means_by_level
 from coconut.batching import align, page_shape
 from coconut.errors import CoconutError
 from coconut.evaluation.reading import given_pages, read
@@ -272,49 +273,30 @@ def cumulative_values(candidates: Sequence[Candidates], *, top: int = 3) -> Floa
     return sums
 
 
-class PercentileCurve(NamedTuple):
-    """One number of each question, in rising order.
+class PercentileCurves(NamedTuple):
+    """Cumulative values of the same questions, each curve in rising order.
 
     Attributes:
-      percentiles: of each question, from 0 to 100: the middle of its share of the axis.
-      values: rising.
+      percentiles: from 0 to 100: the middle of each question's share of the axis.
+      values: a curve for the best candidate, the best two, and so on.
     """
 
     percentiles: Float[np.ndarray, " Q"]
-    values: Float[np.ndarray, " Q"]
+    values: Float[np.ndarray, "top Q"]
 
 
-def percentile_curves(sums: Float[np.ndarray, "Q top"]) -> list[PercentileCurve]:
+def percentile_curves(sums: Float[np.ndarray, "Q top"]) -> PercentileCurves:
     """Cumulative values against their percentile among the questions (the paper's picture of parallel search).
 
     Where the curves of the best one and of the best two lie apart, the model keeps several candidates; where they meet,
-    it has chosen. Each curve is sorted by itself and has the questions that have so many candidates.
+    it has chosen. All curves are of the questions that have ``top`` candidates: of different questions, they could
+    cross, and their distance would say nothing. Each is sorted by itself.
+
+    Args:
+      sums: of `cumulative_values`.
     """
-    curves = []
-    for column in sums.T:
-        own = np.sort(column[~np.isnan(column)])
-        curves.append(PercentileCurve(100 * (np.arange(len(own)) + 0.5) / max(len(own), 1), own))
-    return curves
-
-
-class HeightValues(NamedTuple):
-    """Mean values by height.
-
-    Attributes:
-      heights: rising; those that some candidate has.
-      means: mean value of the candidates of each height.
-      low: lower end of each mean's 95 % interval.
-      high: upper end.
-      number: candidates of each height.
-      questions: how many questions they come from.
-    """
-
-    heights: np.ndarray
-    means: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-    number: np.ndarray
-    questions: np.ndarray
+    whole = sums[~np.isnan(sums).any(1)]
+    return PercentileCurves(100 * (np.arange(len(whole)) + 0.5) / max(len(whole), 1), np.sort(whole, axis=0).T)
 
 
 def values_by_height(
@@ -324,7 +306,7 @@ def values_by_height(
     *,
     resamples: int = 2000,
     seed: int = 0,
-) -> dict[bool, HeightValues]:
+) -> dict[bool, LevelMeans]:
     """Values against the height of the nodes, apart for those that lead to the target and those that do not.
 
     Low nodes are the easy ones: little is left to search below them (the paper's reason for planning in thoughts).
@@ -338,39 +320,17 @@ def values_by_height(
       seed: of its draws.
 
     Returns:
-      By whether the nodes lead to the target. An interval is that of a bootstrap over graphs, since the nodes of one
-      question are not independent; where a height has the nodes of one graph alone, it is NaN.
+      By whether the nodes lead to the target, means by height with intervals (`means_by_level`, over graphs).
 
     Raises:
       CoconutError: there are not as many graphs as lists of candidates; or an error of `heights`.
     """
     if len(graphs) != len(candidates):
         raise CoconutError(f"{len(graphs)} graphs do not fit the candidates of {len(candidates)} questions")
-    # One column of the resampled table for each graph: its candidates are drawn together, or not at all.
-    columns = {graph: column for column, graph in enumerate(dict.fromkeys(graphs))}
-    found: list[tuple[bool, int, int, float]] = []
-    height_of = {graph: heights(graph, kind) for graph in columns}
+    numbers = {graph: number for number, graph in enumerate(dict.fromkeys(graphs))}
+    height_of = {graph: heights(graph, kind) for graph in numbers}
+    rows: dict[bool, list[tuple[int, int, float]]] = {True: [], False: []}
     for graph, own in zip(graphs, candidates, strict=True):
         for node, value, leads in zip(own.nodes, own.values, own.leads, strict=True):
-            found.append((leads, height_of[graph][node], columns[graph], float(value)))
-    drawn = np.random.default_rng(seed).multinomial(
-        len(columns), np.full(len(columns), 1 / max(len(columns), 1)), resamples
-    )
-    return {leads: _mean_by_height([row[1:] for row in found if row[0] == leads], drawn) for leads in (True, False)}
-
-
-def _mean_by_height(rows: Sequence[tuple[int, int, float]], drawn: np.ndarray) -> HeightValues:
-    """Means and intervals of ``(height, column, value)``; ``drawn`` says how often each resample has a column."""
-    levels = sorted({height for height, _, _ in rows})
-    means, low, high, number, questions = (np.full(len(levels), np.nan) for _ in range(5))
-    for index, level in enumerate(levels):
-        sums, counts = np.zeros(drawn.shape[1]), np.zeros(drawn.shape[1])
-        for height, column, value in rows:
-            if height == level:
-                sums[column] += value
-                counts[column] += 1
-        means[index], number[index], questions[index] = sums.sum() / counts.sum(), counts.sum(), (counts > 0).sum()
-        if questions[index] > 1:
-            total = drawn @ counts
-            low[index], high[index] = np.percentile((drawn @ sums)[total > 0] / total[total > 0], (2.5, 97.5))
-    return HeightValues(np.asarray(levels, int), means, low, high, number.astype(int), questions.astype(int))
+            rows[leads].append((height_of[graph][node], numbers[graph], float(value)))
+    return {leads: means_by_level(found, len(numbers), resamples=resamples, seed=seed) for leads, found in rows.items()}

@@ -163,12 +163,14 @@ def test_cumulative_values_by_percentile():
     sums = cumulative_values([two, three, four, Candidates((), np.zeros(0), ())])
     nan = np.nan
     np.testing.assert_allclose(sums, [[0.6, 0.9, nan], [0.4, 0.6, 0.7], [0.5, 0.8, 0.9], [nan, nan, nan]])
-    best, best_two, best_three = percentile_curves(sums)
-    np.testing.assert_allclose(best.values, [0.4, 0.5, 0.6])
-    np.testing.assert_allclose(best.percentiles, [100 / 6, 50, 500 / 6])
-    np.testing.assert_allclose(best_two.values, [0.6, 0.8, 0.9])
-    np.testing.assert_allclose([best_three.percentiles, best_three.values], [[25, 75], [0.7, 0.9]])
-    assert len(percentile_curves(cumulative_values([two]))[2].values) == 0
+    # Of the two questions with three candidates, each curve sorted by itself.
+    curves = percentile_curves(sums)
+    np.testing.assert_allclose(curves.percentiles, [25, 75])
+    np.testing.assert_allclose(curves.values, [[0.4, 0.5], [0.6, 0.8], [0.7, 0.9]])
+    swapped = np.asarray([[0.1, 0.9], [0.2, 0.3], [0.15, 0.5]])
+    np.testing.assert_allclose(percentile_curves(swapped).values, [[0.1, 0.15, 0.2], [0.3, 0.5, 0.9]])
+    np.testing.assert_allclose(percentile_curves(swapped).percentiles, [100 / 6, 50, 500 / 6])
+    assert percentile_curves(cumulative_values([two])).values.shape == (3, 0)
     with pytest.raises(CoconutError, match="top = 0"):
         cumulative_values([two], top=0)
     with pytest.raises(CoconutError, match="no questions"):
@@ -181,15 +183,15 @@ def test_values_by_both_heights():
     second = candidates_at(other, np.asarray([0.0, 0.5, 0.2, 0.0]), 1)  # node 1: not, 0; node 2: leads, 1 and 1.
     by_shortest = values_by_height([GRAPH, other], [first, second], "shortest")
     right, wrong = by_shortest[True], by_shortest[False]
-    assert (right.heights.tolist(), right.number.tolist(), right.questions.tolist()) == ([1], [2], [2])
+    assert (right.levels.tolist(), right.number.tolist(), right.questions.tolist()) == ([1], [2], [2])
     np.testing.assert_allclose(right.means, [0.4])
     # Two graphs: a resample has the one, the other, or both.
     np.testing.assert_allclose([right.low[0], right.high[0]], [0.2, 0.6])
-    assert wrong.heights.tolist() == [0, 1]
+    assert wrong.levels.tolist() == [0, 1]
     np.testing.assert_allclose(wrong.means, [0.5, 0.3])
     assert np.isnan(wrong.low).all() and np.isnan(wrong.high).all()  # One graph each.
     by_longest = values_by_height([GRAPH, other], [first, second], "longest")
-    assert by_longest[True].heights.tolist() == [1, 2] and by_longest[False].heights.tolist() == [0, 3]
+    assert by_longest[True].levels.tolist() == [1, 2] and by_longest[False].levels.tolist() == [0, 3]
     np.testing.assert_allclose(by_longest[True].means, [0.2, 0.6])
     # Several candidates of one question count each, but are drawn together.
     twice = values_by_height([GRAPH, GRAPH], [first, candidates_at(GRAPH, VALUES, 2)], "shortest")
