@@ -6,6 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from coconut.errors import CoconutError
+
 
 class LevelMeans(NamedTuple):
     """Means by level.
@@ -40,8 +42,13 @@ def means_by_level(
       questions: how many there are; they are numbered from 0.
       resamples: of the bootstrap.
       seed: of its draws.
+
+    Raises:
+      CoconutError: there are no questions.
     """
-    drawn = np.random.default_rng(seed).multinomial(questions, np.full(questions, 1 / max(questions, 1)), resamples)
+    if questions < 1:
+        raise CoconutError("means_by_level: there are no questions")
+    drawn = np.random.default_rng(seed).multinomial(questions, np.full(questions, 1 / questions), resamples)
     levels = sorted({level for level, _, _ in numbers})
     means, low, high = (np.full(len(levels), np.nan) for _ in range(3))
     number, sources = (np.zeros(len(levels), int) for _ in range(2))

@@ -112,7 +112,7 @@ def plot_percentile_curves(curves: Mapping[int, PercentileCurves], path: Path) -
         axes.set_xticks((0, 50, 100))
         # Panels differ in how many questions have so many candidates.
         name = f"after {count} thought{'s' * (count != 1)}, n = {len(own.percentiles)}"
-        axes.set_xlabel(f"percentile of questions\n{name}", fontsize=8)
+        axes.set_xlabel(f"percentile of questions\n{name}", fontsize=7)
         _clean(axes)
         axes.tick_params(labelsize=7)
     panels[0].set_ylabel("cumulative value", fontsize=8)

@@ -20,14 +20,15 @@ from coconut.analysis.search_tree import (
     values_by_height,
 )
 from coconut.errors import CoconutError
+from coconut.latent.feedback import Identity
 from coconut.latent.rollout import rollout
-from coconut.model import make_model
+from coconut.model import Model
 from coconut.models.config import DecoderConfig
 from coconut.tasks.prosqa import parse_graph
 from coconut.tokenizers import SYMBOLS, TEXT, word_tokenizer
 from coconut.types import Example, Graph, Language, Latent
 from tests.analysis.tiny_subject import asked_subject
-from tests.tiny_models import quick_compilation
+from tests.tiny_models import quick_compilation, quick_jit, random_decoder
 
 BARE = Example(question="Al is a lomp. Every lomp is a lu. Is Al a lu or wu?", steps=(), answer="Al is a lu.")
 NAMES = parse_graph(BARE).symbols
@@ -47,13 +48,11 @@ def asked():
         embed_dim=16,
         num_heads=2,
         max_positions=96,
-        embedding_stddev=0.5,
-        kernel_stddev=0.5,
     )
-    return asked_subject(make_model(config, jax.random.key(0)), tokenizer, TEXT)
+    return asked_subject(Model(random_decoder(config), {"feedback": Identity()}), tokenizer, TEXT)
 
 
-@functools.partial(jax.jit, static_argnames="schedule")
+@functools.partial(quick_jit, static_argnames="schedule")
 def next_token(decoder, schedule, tokens, valid):
     positions = jnp.arange(tokens.shape[1])[None]
     output = rollout(decoder, schedule, tokens=tokens, positions=positions, valid=valid)
