@@ -78,8 +78,9 @@ display(Markdown(table(results)))
 # %% [markdown]
 # ## The pictures
 #
-# Validation accuracy and training loss, with the stages of Coconut's curriculum; one question's graph with the model's
-# belief over the nodes after each number of thoughts; and accuracy by the number of thoughts at test time.
+# Validation accuracy and training loss, with the stages of Coconut's curriculum; one question's graph with the node
+# that the model would write next after each number of thoughts, as a step or as its answer; and accuracy by the number
+# of thoughts at test time, of written answers and of the choice between the two options.
 
 # %%
 for name in ("learning_curves", "beliefs", "accuracy_by_thoughts"):

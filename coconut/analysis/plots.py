@@ -132,7 +132,15 @@ def _draw_stages(panels: Sequence[Axes], name: str, records: Records, axis: Axis
 # --- Belief -------------------------------------------------------------------------------------------------------
 
 
-def plot_belief(graph: Graph, beliefs: Float[np.ndarray, "R N"], path: Path, title: str = "") -> Figure:
+def plot_belief(
+    graph: Graph,
+    beliefs: Float[np.ndarray, "R N"],
+    path: Path,
+    title: str = "",
+    *,
+    measure: str = "belief",
+    notes: Sequence[str] = (),
+) -> Figure:
     """Draws a question's graph once for each number of thoughts, its nodes coloured and sized by the model's belief.
 
     Nodes stand in layers by hops from the root asked about; those that it does not reach have a block of their own,
@@ -141,12 +149,15 @@ def plot_belief(graph: Graph, beliefs: Float[np.ndarray, "R N"], path: Path, tit
     Args:
       graph: the graph.
       beliefs: row ``k`` holds the belief in each node after ``k`` thoughts, as
-        `coconut.analysis.probes.belief_over_nodes` returns it.
+        `coconut.analysis.probes.belief_over_nodes` or `coconut.analysis.search_tree.node_values` return it; a row may
+        sum to less than 1.
       path: file to write.
       title: stands above the panels.
+      measure: what is drawn, beside its scale.
+      notes: a line for each panel, under its number of thoughts; empty for none.
 
     Raises:
-      CoconutError: the beliefs do not fit the graph, or are no probabilities.
+      CoconutError: the beliefs do not fit the graph, or are no probabilities; or there is not a note for each row.
       OSError: the picture cannot be written.
     """
     rows, size = beliefs.shape
@@ -154,6 +165,8 @@ def plot_belief(graph: Graph, beliefs: Float[np.ndarray, "R N"], path: Path, tit
         raise CoconutError(f"beliefs of shape {beliefs.shape} do not fit a graph of {len(graph.symbols)} nodes")
     if not (np.isfinite(beliefs).all() and beliefs.min() >= 0 and beliefs.max() <= 1 + 1e-6):
         raise CoconutError("beliefs must be probabilities: finite, and between 0 and 1")
+    if notes and len(notes) != rows:
+        raise CoconutError(f"{len(notes)} notes do not fit {rows} panels")
     places = layered_positions(graph)
     width = max(x for x, _ in places.values()) + 1.0
     depth = 1.0 - min(y for _, y in places.values())
@@ -168,10 +181,11 @@ def plot_belief(graph: Graph, beliefs: Float[np.ndarray, "R N"], path: Path, tit
         if count >= rows:
             continue
         draw_belief(axes, graph, places, beliefs[count])
-        axes.set_title(f"after {count} thought{'s' * (count != 1)}", fontsize=10, color=INK)
+        name = f"after {count} thought{'s' * (count != 1)}"
+        axes.set_title("\n".join([name, *notes[count : count + 1]]), fontsize=10, color=INK)
     mappable = ScalarMappable(Normalize(0, 1), BELIEF)
     bar = figure.colorbar(mappable, ax=list(panels), fraction=0.03, pad=0.01, aspect=30, shrink=0.8)
-    bar.set_label("belief", color=INK)
+    bar.set_label(measure, color=INK)
     bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue] - typed as the base class
     bar.ax.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     figure.legend(handles=belief_legend(graph), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
@@ -185,14 +199,20 @@ def plot_belief(graph: Graph, beliefs: Float[np.ndarray, "R N"], path: Path, tit
 
 
 def plot_accuracy_by_thoughts(
-    results: Mapping[str, Mapping[int, Accuracy]], path: Path, *, chance: float | None = None
+    results: Mapping[str, Mapping[int, Accuracy]],
+    path: Path,
+    *,
+    chance: float | None = None,
+    chance_name: str = "chance",
 ) -> Figure:
     """Draws accuracy over the number of thoughts chosen at test time (Hao et al. 2024, section 5), with 95 % intervals.
 
     Args:
       results: by the name to show, for each number of thoughts an `Accuracy`.
       path: file to write.
-      chance: accuracy of a coin, drawn as a line; None for none.
+      chance: accuracy of a coin, drawn as a line; None for none. It belongs to a choice between options: a model that
+        writes whatever it likes has no such chance, and may well fall below it.
+      chance_name: stands beside that line.
 
     Raises:
       CoconutError: there is nothing to draw.
@@ -210,9 +230,11 @@ def plot_accuracy_by_thoughts(
     axes.set(xlabel="thoughts at test time", ylabel="accuracy", ylim=(-0.03, 1.03))
     axes.set_xticks(sorted({count for by_count in results.values() for count in by_count}))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    _draw_chance(axes, chance)
+    _draw_chance(axes, chance, chance_name)
     _clean(axes)
-    figure.legend(loc="outside upper center", ncols=min(len(results), 4), frameon=False)
+    # Long names stand one below the other.
+    columns = 1 if max(map(len, results)) > 24 else min(len(results), 4)
+    figure.legend(loc="outside upper center", ncols=columns, frameon=False)
     _save(figure, path)
     return figure
 

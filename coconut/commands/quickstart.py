@@ -13,23 +13,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
 from rich.console import Console
 
 from coconut.analysis.plots import plot_accuracy_by_thoughts, plot_belief, plot_learning_curves
-from coconut.analysis.probes import belief_over_nodes
+from coconut.analysis.search_tree import first_nodes, graph_of
 from coconut.commands.configuration import resolve_run
-from coconut.commands.evaluate import EvaluateConfig, evaluate_workdir, markdown_table
+from coconut.commands.evaluate import EvaluateConfig, evaluate_workdir, markdown_table, subject_of
 from coconut.commands.train import how_it_went, train_to_the_end
-from coconut.datasets import Dataset, load_dataset, text_format_of
+from coconut.datasets import Dataset, load_dataset
 from coconut.errors import CoconutError
+from coconut.evaluation.subject import Subject
 from coconut.methods import get_method
 from coconut.provenance import provenance
 from coconut.storage import write_atomically
 from coconut.tasks.shortcuts import shortcut_accuracies
-from coconut.tokenizers import encode_example
 from coconut.training.config import to_json
 from coconut.training.loading import load_model
 from coconut.training.loop import TrainResult
+from coconut.types import Example
 
 FROM_SCRATCH = "coconut_without_curriculum"
 METHODS = ("coconut", "cot", "no_cot", "pause", FROM_SCRATCH)
@@ -210,26 +212,50 @@ def _plot(outdir: Path, methods: Sequence[str], content: dict[str, Any], dataset
     plot_learning_curves(
         {method: outdir / method for method in methods}, outdir / "learning_curves.png", stages_of="coconut", chance=0.5
     )
-    coconut = content["methods"]["coconut"]
-    by_thoughts = {int(count): entry for count, entry in coconut["thoughts"].items()}
-    by_thoughts[round(coconut["trained"]["thoughts"])] = coconut["trained"]
-    plot_accuracy_by_thoughts({"coconut": by_thoughts}, outdir / "accuracy_by_thoughts.png", chance=0.5)
+    plot_accuracies(content, outdir / "accuracy_by_thoughts.png")
     run, model, progress = load_model(outdir / "coconut", "best")
-    text_format, example = text_format_of(run.config.data), dataset.splits["test"][0]
-    assert example.graph is not None
-    beliefs = belief_over_nodes(
-        model,
-        run.tokenizer,
-        get_method("coconut"),
-        run.placing(progress.stage),
-        example,
-        encode_example(run.tokenizer, example, text_format),
-        text_format,
-        run.config.curriculum.max_thoughts,
+    subject, example = subject_of(run, model, progress), dataset.splits["test"][0]
+    plot_next_node(subject, example, run.config.curriculum.max_thoughts, outdir / "beliefs.png")
+
+
+def plot_accuracies(content: dict[str, Any], path: Path) -> Figure:
+    """Draws Coconut's accuracy by its number of thoughts, by both measures. Only a choice has a chance of one half.
+
+    Args:
+      content: of ``results.json``.
+      path: file to write.
+    """
+    coconut = content["methods"]["coconut"]
+    written = {int(count): entry for count, entry in coconut["thoughts"].items()}
+    written[round(coconut["trained"]["thoughts"])] = coconut["trained"]
+    # Where questions differ in their trained number of thoughts, no number says it.
+    chosen = {int(count): entry for count, entry in coconut["choices"].items() if count.isdigit()}
+    names = ("writes the answer (forced to, after fewer thoughts than trained)", "chooses between the two options")
+    results = {name: entries for name, entries in zip(names, (written, chosen), strict=True) if entries}
+    chance = 0.5 if chosen else None
+    return plot_accuracy_by_thoughts(results, path, chance=chance, chance_name="chance\nof choosing")
+
+
+def plot_next_node(subject: Subject, example: Example, max_thoughts: int, path: Path) -> Figure:
+    """Draws which node the model would write next after each number of thoughts, when nothing is forced.
+
+    That is a step where it has steps left to write, and the answer where it has none. The node that it answers when it
+    is made to answer at once is another matter: after one thought of three that is a guess.
+
+    Args:
+      subject: the model.
+      example: a question in the symbol form, with its graph.
+      max_thoughts: the most thoughts to draw.
+      path: file to write.
+    """
+    graph = graph_of(example)
+    step, answer = first_nodes(subject, example, range(max_thoughts + 1))
+    root, target, negative = (graph.symbols[node] for node in (graph.root, graph.target, graph.negative))
+    return plot_belief(
+        graph,
+        step + answer,
+        path,
+        f"Is {target} or {negative} below {root}? The node the model would write next, nothing forced",
+        measure="probability to be written next",
+        notes=[f"as a step {a:.0%}, as its answer {b:.0%}" for a, b in zip(step.sum(1), answer.sum(1), strict=True)],
     )
-    symbols = example.graph.symbols
-    title = (
-        f"Is {symbols[example.graph.target]} or {symbols[example.graph.negative]} below {symbols[example.graph.root]}? "
-        "What the model would answer after each thought"
-    )
-    plot_belief(example.graph, beliefs, outdir / "beliefs.png", title)

@@ -7,9 +7,11 @@ upwards, or both ways. Distances are in edges ("hops"), and nodes that cannot be
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
+from coconut.errors import CoconutError
 from coconut.types import Graph
 
 Direction = Literal["down", "up", "both"]
+Height = Literal["shortest", "longest"]
 
 
 def adjacency(num_nodes: int, edges: Iterable[tuple[int, int]], direction: Direction = "down") -> list[list[int]]:
@@ -44,6 +46,51 @@ def hops_from(neighbors: Sequence[Sequence[int]], *sources: int) -> dict[int, in
 def distances(graph: Graph, source: int, direction: Direction = "down") -> dict[int, int]:
     """Hops from ``source`` to every node it reaches (itself at 0); unreachable nodes are absent."""
     return hops_from(adjacency(len(graph.symbols), graph.edges, direction), source)
+
+
+def walk_ends(graph: Graph, hops: int) -> frozenset[int]:
+    """The nodes where a walk of exactly ``hops`` edges from the root can end; a shorter way there may exist, too.
+
+    Raises:
+      CoconutError: ``hops`` is negative.
+    """
+    if hops < 0:
+        raise CoconutError(f"hops = {hops}: a walk takes at least 0 of them")
+    children = adjacency(len(graph.symbols), graph.edges)
+    ends = {graph.root}
+    for _ in range(hops):
+        ends = {child for node in ends for child in children[node]}
+    return frozenset(ends)
+
+
+def heights(graph: Graph, kind: Height = "shortest") -> dict[int, int]:
+    """Hops from every node down to a leaf below it (Hao et al. 2024, section 5): leaves have height 0.
+
+    Args:
+      graph: the graph; without cycles for ``longest``.
+      kind: whether the ``shortest`` way to a leaf counts or the ``longest``. The paper's text says the one, the caption
+        of its figure the other.
+
+    Returns:
+      By node id; a node with no leaf below it (on a cycle) has none.
+
+    Raises:
+      CoconutError: an unknown ``kind``, or a cycle where the longest way is asked for.
+    """
+    parents = adjacency(len(graph.symbols), graph.edges, "up")
+    if kind == "shortest":
+        return hops_from(parents, *leaves(graph))
+    if kind != "longest":
+        raise CoconutError(f"kind = {kind!r}: a height is the shortest or the longest way to a leaf")
+    found: dict[int, int] = {}
+    # Wave by wave: a node is still moved up while a longer way to it is found.
+    wave, height = set(leaves(graph)), 0
+    while wave:
+        if height == len(graph.symbols):
+            raise CoconutError("kind = 'longest': the graph has a cycle, so that there is no longest way to a leaf")
+        found |= dict.fromkeys(wave, height)
+        wave, height = {parent for node in wave for parent in parents[node]}, height + 1
+    return found
 
 
 def reachable(graph: Graph, source: int) -> frozenset[int]:

@@ -185,6 +185,15 @@ def parse_graph(example: Example) -> Graph:
     )
 
 
+def read_statement(sentence: str) -> tuple[str, str] | None:
+    """Who a sentence in text form is about, and what it says that is: ``("lempus", "scrompus")``; None for any other.
+
+    ``Every`` may be there or not: a person does not need it, a concept does, and a reader understands both.
+    """
+    found = _STATEMENT.fullmatch(sentence.removesuffix("."))
+    return (found[1], found[2]) if found else None
+
+
 def _statements(graph: Graph, edges: Iterable[tuple[int, int]], concepts: AbstractSet[int]) -> list[str]:
     name = graph.symbols
     return [f"{'Every ' if parent in concepts else ''}{name[parent]} is a {name[child]}." for parent, child in edges]

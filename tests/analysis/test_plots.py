@@ -117,11 +117,13 @@ def test_belief(tmp_path):
     beliefs = np.full((4, 12), 0.01)
     beliefs[:, graph.target] = [0.89, 0.5, 0.2, 0.89]
     path = tmp_path / "belief.png"
-    figure = plot_belief(graph, beliefs, path, "Which?")
+    notes = ["a", "b", "c", "d"]
+    figure = plot_belief(graph, beliefs, path, "Which?", measure="share", notes=notes)
     assert_png(path)
     *panels, bar = figure.axes
-    assert bar.get_ylabel() == "belief"
-    titles = [f"after {count}" for count in ("0 thoughts", "1 thought", "2 thoughts", "3 thoughts")]
+    assert bar.get_ylabel() == "share"
+    counts = ("0 thoughts", "1 thought", "2 thoughts", "3 thoughts")
+    titles = [f"after {count}\n{note}" for count, note in zip(counts, notes, strict=True)]
     assert [axes.get_title() for axes in panels] == titles
     for axes, belief in zip(panels, beliefs, strict=True):
         assert len(axes.collections) == 12 and len(axes.patches) == len(graph.edges)
@@ -135,6 +137,8 @@ def test_belief(tmp_path):
         plot_belief(graph, beliefs[:, :11], path)
     with pytest.raises(CoconutError, match=r"\(0, 12\) do not fit"):
         plot_belief(graph, beliefs[:0], path)
+    with pytest.raises(CoconutError, match="3 notes do not fit 4 panels"):
+        plot_belief(graph, beliefs, path, notes=notes[1:])
     with pytest.raises(CoconutError, match="probabilities"):
         plot_belief(graph, 2 * beliefs, path)
 

@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+from coconut.errors import CoconutError
 from coconut.tasks import graphs
 from coconut.tasks.records import load_examples
 from coconut.types import Graph
@@ -32,6 +33,26 @@ def test_sets_of_nodes():
     assert graphs.ancestors(DIAMOND, 3) == {0, 1, 2, 6}
     assert graphs.persons(DIAMOND) == (0, 6, 7)
     assert graphs.leaves(DIAMOND) == (4, 5)
+
+
+def test_walks_end_where_a_longer_way_leads_too():
+    # 0 -> 1 -> 3, 0 -> 3: node 3 ends walks of one edge and of two.
+    graph = Graph(symbols=tuple("abcd"), edges=((0, 1), (1, 3), (0, 3), (3, 2)), root=0, target=2, negative=1)
+    assert [set(graphs.walk_ends(graph, hops)) for hops in range(5)] == [{0}, {1, 3}, {2, 3}, {2}, set()]
+    with pytest.raises(CoconutError, match="hops = -1"):
+        graphs.walk_ends(graph, -1)
+
+
+def test_heights_by_the_shortest_and_the_longest_way_to_a_leaf():
+    # 0 -> 1 -> 3, 0 -> 3, 1 -> 2 -> 4 -> 5; leaves 3 and 5.
+    edges = ((0, 1), (1, 3), (0, 3), (1, 2), (2, 4), (4, 5))
+    graph = Graph(symbols=tuple("abcdef"), edges=edges, root=0, target=5, negative=3)
+    assert graphs.heights(graph) == {3: 0, 5: 0, 0: 1, 1: 1, 4: 1, 2: 2}
+    assert graphs.heights(graph, "longest") == {3: 0, 5: 0, 4: 1, 2: 2, 1: 3, 0: 4}
+    circle = Graph(symbols=tuple("abc"), edges=((0, 1), (1, 0), (1, 2)), root=0, target=2, negative=2)
+    assert graphs.heights(circle) == {2: 0, 1: 1, 0: 2}
+    with pytest.raises(CoconutError, match="the graph has a cycle"):
+        graphs.heights(circle, "longest")
 
 
 def test_all_shortest_paths_and_the_nodes_on_them():
