@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 from matplotlib.collections import LineCollection
 from matplotlib.container import BarContainer, ErrorbarContainer
+from matplotlib.patches import StepPatch
 
 from coconut.analysis.levels import LevelMeans
+from coconut.analysis.paths import NodeGroup
 from coconut.analysis.search_tree import PercentileCurves
 from coconut.analysis.search_tree_plots import (
     COLUMN_WIDTH,
@@ -48,7 +50,7 @@ def test_output_classes_are_stacked(tmp_path):
     figure = plot_output_classes(counts, path)
     assert_picture(figure, path, "thoughts before language", "share of outputs (number above)")
     (axes,) = figure.axes
-    bars = {bar.get_label(): bar for bar in axes.containers if isinstance(bar, BarContainer)}
+    bars = {str(bar.get_label()): bar for bar in axes.containers if isinstance(bar, BarContainer)}
     assert sorted(bars) == sorted(name.replace("_", " ") for name in OUTPUT_CLASSES)
     assert [patch.get_height() for patch in bars["correct path"]] == [0.5, 0]
     # What is right stands at the bottom, and the interval at its top.
@@ -92,7 +94,12 @@ def test_values_by_height_and_edge_attention(tmp_path):
     assert [text.get_text() for text in axes.texts] == ["7", "3", "9"]
 
     nothing = means([], [], [])
-    groups = {"optimal": found[True], "frontier": found[False], "reachable": nothing, "unreachable": nothing}
+    groups: dict[NodeGroup, LevelMeans] = {
+        "optimal": found[True],
+        "frontier": found[False],
+        "reachable": nothing,
+        "unreachable": nothing,
+    }
     figure = plot_edge_attention(groups, path)
     assert_picture(figure, path, "thoughts so far (k)", "mean attention to an edge")
     names = [text.get_text() for text in figure.legends[0].get_texts()]
@@ -110,19 +117,24 @@ def test_maps_and_histograms(tmp_path):
     attention = np.asarray([[2.0, 0, 0], [1, 1, 0], [0.5, 0, 1.5]])
     figure = plot_first_columns(attention, ["<eos>", "1", "|"], path)
     assert_picture(figure, path, "token looked at", "token that looks", "attention, summed over heads")
-    shown = figure.axes[0].images[0].get_array()
-    assert np.isnan(np.ma.filled(shown, np.nan)[0, 1:]).all() and shown[2, 0] == 0.5
+    shown = np.ma.filled(np.ma.masked_invalid(figure.axes[0].images[0].get_array()), -1)  # pyright: ignore
+    np.testing.assert_array_equal(shown, [[2, -1, -1], [1, 1, -1], [0.5, 0, 1.5]])
     with pytest.raises(CoconutError, match="2 tokens do not fit attention among 3"):
         plot_first_columns(attention, ["1", "2"], path)
 
-    counts = {"unreachable": [[3, 1, 0]], "reachable": [[0, 0, 0]], "frontier": [[0, 1, 0]], "optimal": [[0, 0, 2]]}
+    counts: dict[NodeGroup, list] = {
+        "unreachable": [[3, 1, 0]],
+        "reachable": [[0, 0, 0]],
+        "frontier": [[0, 1, 0]],
+        "optimal": [[0, 0, 2]],
+    }
     histograms = Histograms(np.arange(4.0), {group: np.asarray(own) for group, own in counts.items()})
     figure = plot_histograms(histograms, path)
     assert_picture(figure, path, "inner product of thought and node embedding", "share of the group's nodes")
     (axes,) = figure.axes
     assert [text.get_text() for text in axes.texts] == ["thought 1: n = 4, 0, 1, 2"]
     # A line and a filling for each group that has nodes, each summing to 1.
-    drawn = [patch.get_data().values for patch in axes.patches]
+    drawn = [patch.get_data()[0] for patch in axes.patches if isinstance(patch, StepPatch)]
     assert len(drawn) == 6 and all(sum(values) == 1 for values in drawn)
     with pytest.raises(CoconutError, match="no thoughts"):
         plot_histograms(Histograms(np.arange(4.0), {group: np.zeros((0, 3), int) for group in counts}), path)
