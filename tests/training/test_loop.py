@@ -59,6 +59,7 @@ def test_a_run_goes_through_its_stages_and_says_so(uninterrupted: tuple[Path, Tr
         assert line["skipped"] == 0
         # There are no thoughts to measure at stage 0.
         assert ({"thought_norm", "token_norm"} <= set(line)) == (line["stage"] == 1)
+        assert "thought_cosine" not in line  # A single thought has no neighbour.
         assert "norm_alert" not in line
         assert {"loss", "accuracy", "first_loss", "first_accuracy", "answer_loss", "gradient_norm"} <= set(line)
         assert line["loss"] > 0
