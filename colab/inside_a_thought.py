@@ -87,7 +87,8 @@ from IPython.display import HTML, Image, Markdown, display
 from coconut.commands.inspect.command import InspectConfig, describe, inspect_workdir
 
 output = Path("coconut-inside/inspected")
-config = InspectConfig(output=output, questions=8 if smoke else 200)
+size = {"questions": 8, "interventions": ("noise",), "beyond": 0} if smoke else {"questions": 200}
+config = InspectConfig(output=output, **size)
 found = inspect_workdir(workdir, config, command="colab/inside_a_thought", console=Console())
 display(Markdown(describe(found, output)))
 

@@ -11,129 +11,43 @@ Three measures of Zhu et al. (2025, "Reasoning by Superposition", arXiv 2505.125
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
+from coconut.analysis.attention import attention_to_question, edges_of_tokens, sum_by_group
 from coconut.analysis.levels import LevelMeans, means_by_level
 from coconut.analysis.paths import NODE_GROUPS, NodeGroup, group_nodes
 from coconut.analysis.probes import node_token_ids, thought_neighbors
 from coconut.analysis.search_tree import graph_of
+from coconut.analysis.traces import Rows, lay_out, trace
 from coconut.errors import CoconutError
 from coconut.evaluation.answers import AnswerConfig, thoughts_of_questions
 from coconut.evaluation.reading import given_pages
 from coconut.evaluation.subject import Subject
-from coconut.models.attention import rotate
-from coconut.models.decoder import Decoder
-from coconut.pages import Text
-from coconut.tasks.graph_form import question_graph
 from coconut.tasks.graphs import neighbor_k
 from coconut.types import Example, Graph
 
-EDGE_TOKENS = 3
-"""Parent, child and bar."""
-
-
-# --- What is looked at ----------------------------------------------------------------------------------------------
-
-
-class Row(NamedTuple):
-    """A question with its thoughts, as the decoder reads it.
-
-    Attributes:
-      graph: the question's graph.
-      inputs: of each column: a token's embedding, or a thought.
-      edges: the first column of each of the graph's edges.
-      steps: the column that the first thought is made at, then that of each thought. So step ``k`` has ``k`` thoughts.
-    """
-
-    graph: Graph
-    inputs: Float[np.ndarray, "T D"]
-    edges: Int[np.ndarray, " E"]
-    steps: Int[np.ndarray, " S"]
-
-
-def rows_of(subject: Subject, examples: Sequence[Example], *, thoughts: int | None = None) -> list[Row]:
-    """Lets a model think about each question, and lays out what it has read then.
-
-    Args:
-      subject: who is asked.
-      examples: graph questions in the symbol form.
-      thoughts: how many; None for the trained number.
-
-    Raises:
-      CoconutError: a question has no graph, or is not its graph in symbols; it has not exactly one block of thoughts;
-        or nothing is fed back in it.
-    """
-    graphs, tokenized = [graph_of(example) for example in examples], [subject.tokenize(example) for example in examples]
-    made = thoughts_of_questions(*subject.asked, tokenized, AnswerConfig(thoughts=thoughts))
-    pages = given_pages(subject.method, subject.placing, tokenized, thoughts)
-    embed = lambda ids: np.asarray(subject.model.decoder.embed(jnp.asarray(ids, jnp.int32)))
-    rows = []
-    for graph, example, page, own in zip(graphs, tokenized, pages, made, strict=True):
-        blocks = [index for index, part in enumerate(page) if not isinstance(part, Text)]
-        if len(blocks) != 1:
-            raise CoconutError(f"{len(blocks)} blocks of thoughts: the steps of a search need a question with one")
-        before, behind = (
-            [token for part in parts if isinstance(part, Text) for token in part.ids.tolist()]
-            for parts in (page[: blocks[0]], page[blocks[0] :])
-        )
-        inputs = np.concatenate([embed(before), own, embed(behind)])
-        steps = len(before) - 1 + np.arange(len(own) + 1)
-        rows.append(Row(graph, inputs, _edge_columns(subject, graph, example.question), steps))
-    return rows
-
-
-def attention_weights(decoder: Decoder, row: Row) -> Float[np.ndarray, "L N T T"]:
-    """The attention weights of each layer and head: of each column (third axis) to each column (last axis).
-
-    Raises:
-      CoconutError: the decoder scans its layers.
-    """
-    # The least that these pictures need: one row of a small decoder, without padding. Whoever traces whole batches
-    # anyway can hand their weights to all that follows.
-    if decoder.execution.scan_layers:
-        raise CoconutError("ExecutionConfig.scan_layers = True: attention weights are taken layer by layer")
-    return np.asarray(_attention_weights(decoder, jnp.asarray(row.inputs)[None])[:, 0])
-
-
-@jax.jit
-def _attention_weights(decoder: Decoder, inputs: Float[Array, "B T D"]) -> Float[Array, "L B N T T"]:
-    config, columns = decoder.config, inputs.shape[1]
-    positions, causal = jnp.arange(columns)[None], jnp.tril(jnp.ones((columns, columns), bool))
-    x = inputs + decoder.positions(positions) if config.position_embedding == "learned" else inputs
-    found = []
-    for layer in decoder.layers:
-        attention, normed = layer.attention, layer.attention_norm(x)
-        query, key = (
-            linear(normed).reshape(1, columns, -1, config.width_of_head) for linear in (attention.query, attention.key)
-        )
-        if config.query_key_norm:
-            query, key = attention.query_norm(query), attention.key_norm(key)
-        if config.position_embedding == "rotary":
-            query, key = (rotate(y, positions, config.rotary_base, config.rotary_scaling) for y in (query, key))
-        key = jnp.repeat(key, query.shape[2] // key.shape[2], axis=2)
-        scores = jnp.einsum("btnh,bcnh->bntc", query, key) * config.width_of_head**-0.5
-        found.append(jax.nn.softmax(jnp.where(causal, scores, -jnp.inf), axis=-1))
-        x, _ = layer(
-            x, positions=positions, past=[], visible=[causal[None]], implementation="dense", dropout=None, columns=[]
-        )
-    return jnp.stack(found)
-
-
-def _edge_columns(subject: Subject, graph: Graph, question: Int[np.ndarray, " P"]) -> Int[np.ndarray, " E"]:
-    """The column of each edge's parent, in the order of the graph's edges."""
-    ids = node_token_ids(subject.tokenizer, graph)
-    found = question_graph(question)
-    wanted = [(ids[parent], ids[child]) for parent, child in graph.edges]
-    if found is None or sorted(found[0]) != sorted(wanted):
-        raise CoconutError(f"{subject.tokenizer.decode(question)!r:.80}: not the edges of its graph, in symbols")
-    places = {edge: 1 + EDGE_TOKENS * place for place, edge in enumerate(found[0])}
-    return np.asarray([places[edge] for edge in wanted], int)
-
-
 # --- 1. Copying ---------------------------------------------------------------------------------------------------
+
+
+def attention_weights(subject: Subject, example: Example) -> tuple[Float[np.ndarray, "L N T T"], Int[np.ndarray, " E"]]:
+    """All attention weights of one question with its thoughts, and the first column of each of its edges.
+
+    Raises:
+      CoconutError: the question is not its graph in symbols, or nothing is fed back.
+    """
+    tokenized = subject.tokenize(example)
+    rows = _rows(subject, [example], thoughts_of_questions(*subject.asked, [tokenized], AnswerConfig(batch_size=1)))
+    (found,) = trace(subject.model.decoder, rows, columns=rows.all_columns, batch_size=1)
+    assert found.weights is not None
+    groups = edges_of_tokens(subject.tokenizer, tokenized.question, graph_of(example))
+    return found.weights[:, 0], np.asarray([np.argmax(groups == edge) for edge in range(groups.max() + 1)])
+
+
+def _rows(subject: Subject, examples: Sequence[Example], thoughts: Sequence[np.ndarray]) -> Rows:
+    """The questions with their thoughts, up to where they are answered."""
+    pages = given_pages(subject.method, subject.placing, [subject.tokenize(example) for example in examples])
+    return lay_out(pages, subject.tokenizer, thoughts)
 
 
 def first_columns(weights: Float[np.ndarray, "L N T T"], number: int = 16) -> Float[np.ndarray, "_ _"]:
@@ -174,27 +88,41 @@ def group_edges(graph: Graph, k: int) -> list[NodeGroup]:
 
 
 def edge_attention(
-    weights: Float[np.ndarray, "L N T T"],
-    edges: Int[np.ndarray, " E"],
-    steps: Int[np.ndarray, " S"],
+    subject: Subject,
+    examples: Sequence[Example],
+    thoughts: Sequence[Float[np.ndarray, "K D"]],
     *,
     layer: int = 1,
-) -> Float[np.ndarray, "S E"]:
-    """The attention of each step to each edge, summed over heads and over the edge's three tokens.
+    batch_size: int = 16,
+) -> list[Float[np.ndarray, "S E"]]:
+    """The attention of each step to each edge of a question, summed over heads and over the edge's three tokens.
+
+    Step 0 is the column that the first thought is made at, step ``k`` that of the ``k``-th thought.
 
     Args:
-      weights: of one row.
-      edges: the first column of each edge.
-      steps: the columns that attend.
+      subject: who is asked.
+      examples: graph questions in symbols, of one block of thoughts.
+      thoughts: of each question, as many for all of them.
       layer: counted from 0; the paper's second one is 1.
+      batch_size: rows run together.
 
     Raises:
-      CoconutError: there is no such layer.
+      CoconutError: there is no such layer, questions differ in their number of thoughts or have none, or one is not its
+        graph in symbols.
     """
-    if not 0 <= layer < len(weights):
-        raise CoconutError(f"layer = {layer}: the weights are those of layers 0 .. {len(weights) - 1}")
-    tokens = edges[:, None] + np.arange(EDGE_TOKENS)
-    return weights[layer].sum(0)[steps][:, tokens].sum(-1)
+    layers = subject.model.decoder.config.num_layers
+    if not 0 <= layer < layers:
+        raise CoconutError(f"layer = {layer}: the decoder has layers 0 .. {layers - 1}")
+    if len(counts := {len(own) for own in thoughts}) != 1 or not min(counts):
+        raise CoconutError(f"thoughts: {sorted(counts)} of a question; all need the same number, at least 1")
+    rows, found = _rows(subject, examples, thoughts), []
+    columns = np.concatenate([rows.thoughts[:, :1] - 1, rows.thoughts], 1)
+    for traced in trace(subject.model.decoder, rows, columns=columns, batch_size=min(batch_size, len(rows))):
+        here = slice(len(found), len(found) + len(traced.columns))
+        for weights, example in zip(attention_to_question(rows.take(here), traced), examples[here], strict=True):
+            groups = edges_of_tokens(subject.tokenizer, subject.tokenize(example).question, graph_of(example))
+            found.append(sum_by_group(weights[layer].sum(0), groups))
+    return found
 
 
 def edge_attention_by_group(

@@ -193,6 +193,20 @@ class OutputCounts:
         }
 
 
+def count_classes(classes: Sequence[OutputClass], right: Sequence[bool]) -> OutputCounts:
+    """Counts outputs that were sorted already.
+
+    Args:
+      classes: of each output.
+      right: whether it gives the right answer by the task's own rule.
+    """
+    counts, of_right = (dict.fromkeys(OUTPUT_CLASSES, 0) for _ in range(2))
+    for name, is_right in zip(classes, right, strict=True):
+        counts[name] += 1
+        of_right[name] += is_right
+    return OutputCounts(counts=counts, right=of_right)
+
+
 def count_outputs(
     subject: Subject,
     examples: Sequence[Example],
@@ -233,13 +247,13 @@ def count_outputs(
     by_thoughts = {}
     for number in thoughts:
         hidden = number // subject.placing.curriculum.c_thought if exact else None
-        counts, right = (dict.fromkeys(OUTPUT_CLASSES, 0) for _ in range(2))
+        classes, right = [], []
         answers = answer_questions(*subject.asked, tokenized, dataclasses.replace(config, thoughts=number))
         for answer in answers:
             example = examples[answer.example]
             name = classify_output(example, answer.text, subject.text_format, hidden_steps=hidden)
-            counts[name] += 1
-            right[name] += subject.task.check(answer.text, example)
+            classes.append(name)
+            right.append(subject.task.check(answer.text, example))
             record(number, answer.example, answer.text, name)
-        by_thoughts[number] = OutputCounts(counts=counts, right=right)
+        by_thoughts[number] = count_classes(classes, right)
     return by_thoughts

@@ -238,6 +238,14 @@ def _parser() -> argparse.ArgumentParser:
     _add_which(inspect)
     inspect.add_argument("--batch_size", type=int, help="rows run together")
     inspect.add_argument("--top", type=int, default=5, help="tokens shown of each thought")
+    inspect.add_argument(
+        "--interventions",
+        type=_names,
+        default=(),
+        metavar="NAME,...",
+        help="what is done to thoughts, of removed, zero, noise, mean, mean_of_all, other, permuted, repeated (all)",
+    )
+    inspect.add_argument("--beyond", type=int, default=2, metavar="N", help="thoughts behind the last one to try")
     inspect.add_argument("--seed", type=int, default=0, help="of what interventions draw")
     _add_mesh(inspect, "such as data=2; every device its own rows")
 

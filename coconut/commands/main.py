@@ -187,7 +187,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 def _inspect(options: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from coconut.commands.inspect.command import InspectConfig, describe, inspect_workdir
+    from coconut.commands.inspect.command import KINDS, InspectConfig, describe, inspect_workdir
     from coconut.sharding import make_mesh
 
     config = InspectConfig(
@@ -198,6 +198,8 @@ def _inspect(options: argparse.Namespace) -> int:
         questions=options.questions,
         batch_size=options.batch_size,
         top=options.top,
+        interventions=options.interventions or KINDS,
+        beyond=options.beyond,
         seed=options.seed,
     )
     command = shlex.join(["coconut", *sys.argv[1:]])

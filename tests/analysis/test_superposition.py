@@ -1,6 +1,5 @@
 """Zhu et al.'s three measures on arrays written by hand, and on a random decoder of two layers."""
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -14,9 +13,9 @@ from coconut.analysis.superposition import (
     group_edges,
     histograms_by_group,
     inner_products,
-    rows_of,
 )
 from coconut.errors import CoconutError
+from coconut.evaluation.answers import AnswerConfig, thoughts_of_questions
 from coconut.latent.feedback import Identity
 from coconut.model import Model
 from coconut.models.config import DecoderConfig
@@ -24,7 +23,7 @@ from coconut.tasks import small_graphs
 from coconut.tokenizers import SYMBOLS, symbol_tokenizer
 from coconut.types import Graph
 from tests.analysis.tiny_subject import asked_subject
-from tests.tiny_models import quick_compilation, quick_jit, random_decoder
+from tests.tiny_models import quick_compilation, random_decoder
 
 # 0 -> 1 -> 3, 0 -> 2, 1 -> 4, 5 -> 3; target 3.
 EDGES = ((1, 3), (0, 1), (0, 2), (5, 3), (1, 4))
@@ -38,19 +37,12 @@ def test_edges_belong_to_the_group_of_their_source():
     assert group_edges(GRAPH, 2) == ["reachable", "reachable", "reachable", "unreachable", "reachable"]
 
 
-def test_attention_to_edges_is_summed_over_heads_and_tokens():
-    # Two layers, two heads, columns: one before, two edges of three, two steps.
+def test_what_a_bar_copies_is_summed_over_heads():
+    # Two layers, two heads; columns: one before, two edges of three.
     weights = np.zeros((2, 2, 9, 9))
-    weights[1, 0, 7, 1:4], weights[1, 1, 7, 1:4] = [0.1, 0.2, 0.3], [0.0, 0.0, 0.4]
-    weights[1, 1, 8, 4:7], weights[1, 0, 8, 0] = [0.5, 0.25, 0.0], 1.0
-    weights[0, 0, 7, 1] = 0.9  # Another layer.
-    edges, steps = np.asarray([4, 1]), np.asarray([7, 8])  # The graph's first edge stands behind its second.
-    np.testing.assert_allclose(edge_attention(weights, edges, steps), [[0, 1.0], [0.75, 0]])
-    np.testing.assert_allclose(edge_attention(weights, edges, steps, layer=0), [[0, 0.9], [0, 0]])
-    with pytest.raises(CoconutError, match=r"layer = 2: the weights are those of layers 0 \.\. 1"):
-        edge_attention(weights, edges, steps, layer=2)
-    weights[0, :, 6, 4], weights[0, 0, 6, 5], weights[0, 1, 3, 2] = 0.5, 0.25, 0.75
-    np.testing.assert_allclose(copied(weights, edges), [[1.0, 0.25], [0, 0.75]])
+    weights[0, :, 6, 4], weights[0, 0, 6, 5], weights[0, 1, 3, 2], weights[1, :, 6, 4] = 0.5, 0.25, 0.75, 9.0
+    # The graph's first edge stands behind its second.
+    np.testing.assert_allclose(copied(weights, np.asarray([4, 1])), [[1.0, 0.25], [0, 0.75]])
     np.testing.assert_allclose(first_columns(weights, 7)[6], [0, 0, 0, 0, 1.0, 0.25, 0])
     with pytest.raises(CoconutError, match="number = 0"):
         first_columns(weights, 0)
@@ -119,45 +111,30 @@ def asked():
     return asked_subject(Model(random_decoder(config), {"feedback": Identity()}), tokenizer, SYMBOLS)
 
 
-def as_attended(decoder, inputs, weights):
-    """The states after the final norm; and what each layer's attention adds, by itself and with the weights."""
-    columns = inputs.shape[0]
-    positions, valid = jnp.arange(columns)[None], jnp.ones((1, columns), bool)
-    options = {"positions": positions, "past": [], "implementation": "dense", "dropout": None, "columns": []}
-    options["visible"] = [jnp.tril(jnp.ones((1, columns, columns), bool))]
-    hidden, _ = decoder.trunk(inputs[None], positions=positions, valid=valid)
-    x, added, mixed = inputs[None], [], []
-    for layer, own in zip(decoder.layers, weights, strict=True):
-        normed = layer.attention_norm(x)
-        added.append(layer.attention(normed, **options)[0][0])
-        values = jnp.repeat(layer.attention.value(normed).reshape(columns, 2, -1), 2, axis=1)
-        heads = jnp.einsum("ntc,cnh->tnh", own, values)
-        mixed.append(layer.attention.output(heads.reshape(1, columns, -1))[0])
-        x, _ = layer(x, **options)
-    return hidden[0], jnp.stack(added), jnp.stack(mixed)
-
-
 @pytest.mark.slow
-def test_weights_are_those_that_the_decoder_attends_with(asked):
-    examples = small_graphs.generate(2, seed=3, config="e8")
+def test_attention_to_edges_is_summed_over_heads_and_their_tokens(asked):
+    examples = small_graphs.generate(3, seed=3, config="e8")
     with quick_compilation():
-        rows = rows_of(asked, examples, thoughts=2)
-        row, decoder = rows[0], asked.model.decoder
-        weights = attention_weights(decoder, row)
-        products = inner_products(asked, examples, thoughts=2)
-    hidden, added, mixed = quick_jit(as_attended)(decoder, jnp.asarray(row.inputs), jnp.asarray(weights))
-    columns = len(row.inputs)
-    assert weights.shape == (2, 4, columns, columns)
-    np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-5)
-    assert (weights[..., ~np.tri(columns, dtype=bool)] == 0).all()
-    # With these weights the values make what each layer adds.
-    np.testing.assert_allclose(mixed, added, rtol=1e-3, atol=1e-4)
-    # The state at each step is the next thought: the row is laid out as it was thought.
-    np.testing.assert_allclose(hidden[row.steps[:-1]], row.inputs[row.steps[1:]], rtol=1e-3, atol=1e-4)
-    table = np.asarray(decoder.tokens.embedding[...])
-    for own, found in zip(rows, products, strict=True):
-        ids = [asked.tokenizer.encode(symbol)[0] for symbol in own.graph.symbols]
-        # The columns of each edge hold its nodes.
-        for (parent, child), column in zip(own.graph.edges, own.edges, strict=True):
-            np.testing.assert_array_equal(own.inputs[column : column + 2], table[[ids[parent], ids[child]]])
-        np.testing.assert_allclose(found, own.inputs[own.steps[1:]] @ table[ids].T, rtol=1e-4)
+        thoughts = thoughts_of_questions(*asked.asked, list(map(asked.tokenize, examples)), AnswerConfig())
+        found = edge_attention(asked, examples, thoughts, batch_size=2)
+        products = inner_products(asked, examples)
+        for example, own, attention, product in zip(examples, thoughts, found, products, strict=True):
+            weights, edges = attention_weights(asked, example)
+            graph, question = example.graph, example.question.split()
+            assert graph is not None
+            np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-5)
+            assert (weights[..., ~np.tri(weights.shape[-1], dtype=bool)] == 0).all()
+            for edge, (parent, child) in enumerate(graph.edges):
+                column = edges[edge]
+                assert question[column : column + 3] == [graph.symbols[parent], graph.symbols[child], "|"]
+                # Behind the question stand the start marker, which is step 0, and the thoughts.
+                steps = np.arange(len(question), len(question) + 1 + len(own))
+                expected = weights[1][:, steps, column : column + 3].sum((0, 2))
+                np.testing.assert_allclose(attention[:, edge], expected, rtol=1e-4, atol=1e-6)
+            ids = [asked.tokenizer.encode(symbol)[0] for symbol in graph.symbols]
+            table = np.asarray(asked.model.decoder.tokens.embedding[...])
+            np.testing.assert_allclose(product, own @ table[ids].T, rtol=1e-4)
+    with pytest.raises(CoconutError, match=r"layer = 2: the decoder has layers 0 \.\. 1"):
+        edge_attention(asked, examples, thoughts, layer=2)
+    with pytest.raises(CoconutError, match=r"thoughts: \[1, 2\] of a question"):
+        edge_attention(asked, examples[:2], [thoughts[0][:1], thoughts[1][:2]])

@@ -18,9 +18,11 @@ from coconut.batching import page_shape
 from coconut.commands.evaluate import markdown_table, questions_of, subject_of
 from coconut.commands.inspect.figures import draw, drawings
 from coconut.commands.inspect.questions import Readings, read_questions, show_question
+from coconut.commands.inspect.summary import summarize
 from coconut.errors import CoconutError
 from coconut.evaluation.answers import AnswerConfig, thoughts_of_questions
 from coconut.evaluation.evaluate import wilson_interval
+from coconut.evaluation.interventions import check_interventions
 from coconut.evaluation.reading import given_pages
 from coconut.evaluation.subject import Subject
 from coconut.model import Model
@@ -37,9 +39,7 @@ from coconut.types import Example
 
 CONTENT, ARRAYS, PAGE, FIGURES = "inspect.json", "arrays.npz", "index.html", "figures"
 KINDS = ("removed", "zero", "noise", "mean", "mean_of_all", "other", "permuted", "repeated")
-"""What is done to all thoughts."""
-BEYOND = 2
-"""Thoughts behind the last one that are tried."""
+"""What is done to all thoughts, if nothing else is said."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,6 +54,8 @@ class InspectConfig:
       questions: the first so many.
       batch_size: rows run together; None for the run's own.
       top: tokens shown of each thought.
+      interventions: what is done to all thoughts; ``noise`` also to each of them and to the first ones.
+      beyond: thoughts behind the last one that are tried, as far as the model has positions for them.
       seed: of what interventions draw.
     """
 
@@ -64,30 +66,35 @@ class InspectConfig:
     questions: int = 50
     batch_size: int | None = None
     top: int = 5
+    interventions: tuple[str, ...] = KINDS
+    beyond: int = 2
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_interventions(self.interventions)
+        if self.beyond < 0:
+            raise CoconutError(f"--beyond {self.beyond}: must be at least 0")
         for field in ("questions", "top"):
             if getattr(self, field) < 1:
                 raise CoconutError(f"--{field} {getattr(self, field)}: must be at least 1")
 
 
-def interventions_on(most: int, *, room: int) -> list[Intervention | NumberOfThoughts]:
-    """What is done to thoughts, where questions have ``most`` of them: to all, to each, to the first ones, and numbers.
+def interventions_on(kinds: Sequence[str], most: int, beyond: int) -> list[Intervention | NumberOfThoughts]:
+    """What is done to thoughts: all kinds to all of them, noise to each and to the first ones, and other numbers.
 
     Args:
+      kinds: of interventions.
       most: thoughts of the question that has the most.
-      room: how many more there is room for.
+      beyond: how many more are tried.
     """
     numbers = range(1, most + 1)
-    of_all = [Intervention(kind=kind) for kind in KINDS]
-    of_one = [Intervention(kind="noise", thoughts=(number,)) for number in numbers]
-    made_again = [Intervention(kind="noise", thoughts=(number,), later="made again") for number in numbers]
-    of_first = [Intervention(kind="noise", thoughts=tuple(range(1, number + 1))) for number in numbers[1:-1]]
-    counts = [
-        NumberOfThoughts(count=count) for count in (*range(1, most), *range(most + 1, most + min(BEYOND, room) + 1))
-    ]
-    return [*of_all, *of_one, *made_again, *of_first, *counts]
+    found: list[Intervention | NumberOfThoughts] = [Intervention(kind=kind) for kind in kinds]
+    if "noise" in kinds:
+        found += [Intervention(kind="noise", thoughts=(number,)) for number in numbers]
+        found += [Intervention(kind="noise", thoughts=(number,), later="made again") for number in numbers[:-1]]
+        found += [Intervention(kind="noise", thoughts=tuple(range(1, number + 1))) for number in numbers[1:-1]]
+    counts = (*range(1, most), *range(most + 1, most + beyond + 1))
+    return [*found, *(NumberOfThoughts(count=count) for count in counts)]
 
 
 def inspect_workdir(
@@ -144,13 +151,15 @@ def inspect_model(
         most = max(map(len, thoughts_of_questions(*subject.asked, list(map(subject.tokenize, examples)), asked)))
         if not most:
             raise CoconutError(f"the method {run.config.method!r}, stage {progress.stage}: no question has a thought")
-        interventions = interventions_on(most, room=_room(subject, examples, asked))
+        room = _room(subject, examples, asked)
+        interventions = interventions_on(config.interventions, most, min(config.beyond, room))
         task_id = bar.add_task("inspecting", total=len(examples) * (len(interventions) + most + 4), numbers="")
         advance = lambda rows: bar.advance(task_id, rows)
         intervened = intervene(
             subject, examples, asked, interventions, averaged=averaged, seed=config.seed, advance=advance
         )
         readings = read_questions(subject, examples, asked, intervened, top=config.top, advance=advance)
+        summary = summarize(subject, examples, intervened, readings, asked.batch_size)
     effects = [outcome.effect for outcome in intervened.outcomes if outcome.effect is not None]
     correct, where_from = sum(intervened.right), provenance()
     content = {
@@ -177,12 +186,13 @@ def inspect_model(
     if jax.process_index():
         return content
     make_folder(config.output / FIGURES)
-    content["figures"] = draw(drawings(effects), config.output / FIGURES)
+    content["figures"] = draw([*drawings(effects), *summary.drawings], config.output / FIGURES)
     write_page(content, config.output / PAGE)
     _write_arrays(config.output / ARRAYS, intervened, readings)
     # Attention is long: it is in the arrays.
     plain = [{name: x for name, x in question.items() if name != "attention"} for question in content["questions"]]
-    whole = {**content, "questions": plain, "effects": list(map(dataclasses.asdict, effects)), "provenance": where_from}
+    whole = {**content, "questions": plain, "effects": list(map(dataclasses.asdict, effects)), **summary.numbers}
+    whole["provenance"] = where_from
     write_atomically(config.output / CONTENT, json.dumps(whole, indent=1, default=_as_list) + "\n")
     return whole
 
@@ -235,11 +245,10 @@ def _shown(effect: Effect) -> dict[str, Any]:
 def _write_arrays(path: Path, intervened: Intervened, readings: Readings) -> None:
     """Everything that is an array, a question an entry; under a temporary name first."""
     arrays = {}
-    for index, (thoughts, attention, belief) in enumerate(
-        zip(intervened.thoughts, readings.attention, readings.beliefs, strict=True)
-    ):
+    for index, (thoughts, attention) in enumerate(zip(intervened.thoughts, readings.attention, strict=True)):
         arrays |= {f"thoughts/{index}": thoughts, f"attention/{index}": attention}
-        arrays |= {} if belief is None else {f"belief/{index}": belief}
+        if readings.values is not None and readings.beliefs is not None:
+            arrays |= {f"values/{index}": readings.values[index], f"belief/{index}": readings.beliefs[index]}
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.npz")
     try:
         np.savez_compressed(temporary, **arrays)

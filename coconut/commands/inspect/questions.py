@@ -9,15 +9,19 @@ import numpy as np
 from coconut.analysis.attention import attention_to_question
 from coconut.analysis.interventions import Intervened
 from coconut.analysis.layout import layered_positions
-from coconut.analysis.probes import belief_over_nodes, decode_thoughts, node_token_ids
+from coconut.analysis.lens import decode_thoughts
+from coconut.analysis.search_tree import graph_of, node_values, text_values
 from coconut.analysis.traces import lay_out, trace
-from coconut.errors import CoconutError
+from coconut.analysis.written_paths import OutputClass, classify_output
 from coconut.evaluation.answers import AnswerConfig, answer_questions
 from coconut.evaluation.reading import given_pages
 from coconut.evaluation.subject import Subject
+from coconut.tasks.graph_form import ANSWER
 from coconut.types import Example
 
 ROWS_TRACED = 16
+STEP_BEGINS = "Every "
+"""What ProsQA's sentences begin with (Hao et al. 2024, section 5)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,18 +30,30 @@ class Readings:
 
     Attributes:
       written: for each number of thoughts from 0 on, the text of each question, and whether it is right.
-      beliefs: ``[K + 1, N]`` of each question's nodes, what would be written next after each number of thoughts; None
-        for a question without a graph in symbols.
+      classes: for each number of thoughts, what each question's text is (`coconut.analysis.written_paths`); None where
+        questions have no graph.
+      values: ``[K + 1, N]`` of each question, how likely each node of its graph is to be named as the next step
+        (`coconut.analysis.search_tree`); None where questions have no graph.
+      beliefs: the same, or as the answer behind no further step.
+      in_symbols: whether the questions are graphs in symbols.
       lens: of each thought of each question, tokens with their probabilities.
       attention: ``[L, K, P]`` of each question, of each thought to the question's tokens, mean over heads.
       tokens: of each question.
     """
 
     written: list[tuple[list[str], list[bool]]]
-    beliefs: list[np.ndarray | None]
+    classes: list[list[OutputClass]] | None
+    values: list[np.ndarray] | None
+    beliefs: list[np.ndarray] | None
+    in_symbols: bool
     lens: list[list[list[tuple[str, float]]]]
     attention: list[np.ndarray]
     tokens: list[list[str]]
+
+    @property
+    def levels_ahead(self) -> int:
+        """How far below the thoughts so far the nodes of ``values`` are: in symbols the next step names a child."""
+        return int(self.in_symbols)
 
 
 def read_questions(
@@ -57,7 +73,7 @@ def read_questions(
       config: how they are answered.
       intervened: their thoughts.
       top: tokens of each thought.
-      advance: called with the number of questions after each batch: ``K + 3`` times for each of them.
+      advance: called with a number of questions: ``K + 3`` times for each of them.
     """
     tokenized = [subject.tokenize(example) for example in examples]
     most = max(map(len, intervened.thoughts))
@@ -67,29 +83,50 @@ def read_questions(
         texts = [x.text for x in answer_questions(*subject.asked, tokenized, asked, advance=advance)]
         right = [subject.task.check(text, example) for text, example in zip(texts, examples, strict=True)]
         written.append((texts, right))
-    beliefs = []
-    for example in examples:
-        beliefs.append(_belief(subject, example, most))
-        advance(1)
+    graphs = all(example.graph is not None for example in examples)
+    in_symbols = graphs and subject.text_format.answer_prefix.strip() == ANSWER
+    values = beliefs = None
+    classes: list[list[OutputClass]] | None = None
+    if graphs:
+        values, beliefs = _values(subject, examples, range(most + 1), in_symbols, config.batch_size)
+        hidden = [number // subject.placing.curriculum.c_thought for number in range(most + 1)]
+        classes = [
+            [
+                classify_output(example, text, subject.text_format, hidden_steps=steps)
+                for text, example in zip(texts, examples, strict=True)
+            ]
+            for steps, (texts, _) in zip(hidden, written, strict=True)
+        ]
+    advance(len(examples))
     attention = _attention(subject, examples, intervened.thoughts, advance)
     return Readings(
         written=written,
+        classes=classes,
+        values=values,
         beliefs=beliefs,
+        in_symbols=in_symbols,
         lens=[decode_thoughts(subject.model, subject.tokenizer, own, top) for own in intervened.thoughts],
         attention=attention,
         tokens=[[subject.tokenizer.token(token) for token in example.question] for example in tokenized],
     )
 
 
-def _belief(subject: Subject, example: Example, most: int) -> np.ndarray | None:
-    """What would be written next, as a distribution over the graph's nodes."""
-    if example.graph is None:
-        return None
-    try:
-        node_token_ids(subject.tokenizer, example.graph)
-    except CoconutError:
-        return None  # Names of several tokens.
-    return belief_over_nodes(*subject.asked, example, subject.tokenize(example), subject.text_format, most, forced="")
+def _values(
+    subject: Subject, examples: Sequence[Example], numbers: Sequence[int], in_symbols: bool, batch_size: int
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """How likely each node is to be named next, as a step; and as a step or as the answer.
+
+    In sentences the paper's way: the model is made to begin a step, and asked whom it is about. No answer begins so.
+    """
+    if not in_symbols:
+        values = node_values(subject, examples, numbers, forced=STEP_BEGINS, batch_size=batch_size)
+        return values, values
+    symbols = [graph_of(example).symbols for example in examples]
+    prefix = subject.text_format.answer_prefix
+    texts = [[*names, *(prefix + name for name in names)] for names in symbols]
+    both = text_values(subject, examples, texts, numbers, batch_size=batch_size)
+    steps = [own[:, : len(names)] for own, names in zip(both, symbols, strict=True)]
+    return steps, [own[:, : len(x)] + own[:, len(x) :] for own, x in zip(both, symbols, strict=True)]
 
 
 def _attention(
@@ -107,13 +144,14 @@ def _attention(
 
 def show_question(index: int, example: Example, intervened: Intervened, readings: Readings) -> dict[str, Any]:
     """What the page shows of a question (`coconut.analysis.page.write_page`)."""
-    answer, belief = intervened.answers[index], readings.beliefs[index]
+    answer = intervened.answers[index]
+    belief = None if readings.beliefs is None else readings.beliefs[index]
     after = [
         {
             "thoughts": count,
             "text": texts[index],
             "right": right[index],
-            "class": None,
+            "class": None if readings.classes is None else readings.classes[count][index].replace("_", " "),
             "belief": None if belief is None else belief[count],
         }
         for count, (texts, right) in enumerate(readings.written[: answer.thoughts + 1])
