@@ -31,16 +31,16 @@ def plot_matrices(panels: Mapping[str, Means], path: Path, *, rows: str, columns
     if not any(means.number.any() for means in panels.values()):
         raise CoconutError("plot_matrices: there is nothing to draw")
     height, width = next(iter(panels.values())).mean.shape
-    size = (max(COLUMN_WIDTH, 0.62 * width * len(panels) + 1.0), 0.42 * height + 1.0)
+    size = (max(COLUMN_WIDTH * len(panels), 0.62 * width * len(panels) + 1.0), 0.42 * height + 1.0)
     figure = Figure(figsize=size, layout="constrained")
     for axes, (name, means) in zip(np.ravel(figure.subplots(1, len(panels), sharey=True)), panels.items(), strict=True):
         axes.imshow(np.ma.masked_invalid(means.mean), cmap=BELIEF, vmin=0, vmax=1, aspect="auto")
         for row, column in np.argwhere(means.number > 0):
-            value = means.mean[row, column]
+            value = round(float(means.mean[row, column]), 2)  # Which may be minus zero.
             axes.text(
                 column,
                 row,
-                f"{value:.2f}\nn={means.number[row, column]}",
+                f"{value + 0.0:.2f}\nn={means.number[row, column]}",
                 ha="center",
                 va="center",
                 fontsize=6.5,
@@ -48,9 +48,9 @@ def plot_matrices(panels: Mapping[str, Means], path: Path, *, rows: str, columns
             )
         axes.set_xticks(range(width), [str(number + 1) for number in range(width)])
         axes.set_yticks(range(height), [str(number + 1) for number in range(height)])
-        axes.set_xlabel(columns if len(panels) == 1 else f"{columns}\n{name}")
+        axes.set_xlabel(columns if len(panels) == 1 else f"{columns}\n{name}", fontsize=8)
         axes.spines[:].set_visible(False)
-        axes.tick_params(length=0)
-    figure.axes[0].set_ylabel(rows)
+        axes.tick_params(length=0, labelsize=8)
+    figure.axes[0].set_ylabel(rows, fontsize=8)
     _save(figure, path)
     return figure
