@@ -135,8 +135,8 @@ class Effect:
       p_value: McNemar's exact test of these two.
       log_probability_change: of the right answer's own tokens, straight behind the thoughts, nats; mean.
       log_probability_interval: bootstrap over questions.
-      kl: Kullback-Leibler divergence, in nats, of the distribution of the answer's first own token, before against
-        after; mean. (What stands before that token, such as a mark, is hardly ever in doubt.)
+      kl: Kullback-Leibler divergence, in nats, of the distribution of each own token of the right answer behind those
+        before it, before against after; mean over these tokens, then over questions.
       kl_interval: bootstrap over questions.
       kl_of_later_thoughts: of the tokens that thoughts made again stand for through the model's own head, mean over
         these thoughts and then over questions; None where none were.
@@ -376,7 +376,7 @@ class _Experiment:
         return _Prediction(*(np.asarray(array) for array in found))
 
     def _compare(self, after: "list[_Prediction]") -> tuple[Float[np.ndarray, "N"], Float[np.ndarray, "N"]]:
-        """Of each question the change of the right answer's log-probability, and the divergence at its first token."""
+        """Of each question the change of the right answer's log-probability, and the divergence at its tokens."""
         changes, divergences = [], []
         for before, now in zip(self.predictors, after, strict=True):
             found = _compare_predictions(self.subject.model.decoder, before.hidden, now.hidden, now.labels)
@@ -387,8 +387,10 @@ class _Experiment:
             prefixes = np.zeros((len(is_label), 1), int)
             own = self.tokenized[len(changes) * self.config.batch_size :][: len(is_label)]
             prefixes[: len(own), 0] = [example.answer_prefix for example in own]
-            changes.append(((new - old) * (is_label & (number >= prefixes))).sum(1))
-            divergences.append((kl * (is_label & (number == prefixes))).sum(1))
+            is_own = is_label & (number >= prefixes)
+            changes.append(((new - old) * is_own).sum(1))
+            # Rows that only fill the batch have none.
+            divergences.append((kl * is_own).sum(1) / np.maximum(is_own.sum(1), 1))
         change, kl = (np.concatenate(parts)[: len(self.examples)] for parts in (changes, divergences))
         if not (np.isfinite(change).all() and np.isfinite(kl).all()):
             raise NotFiniteError("the probability of an answer is not finite: the model is broken")

@@ -206,8 +206,8 @@ def test_effects_are_those_of_one_question_at_a_time() -> None:
             likely = [jax.nn.log_softmax(logits_behind(row)[-len(example.answer) - 1 : -1]) for row in rows]
             picked = [np.asarray(x)[np.arange(len(x)), example.answer][example.answer_prefix :].sum() for x in likely]
             changes.append(picked[1] - picked[0])
-            before, after = (distribution[example.answer_prefix] for distribution in likely)
-            divergences.append(float((jnp.exp(before) * (before - after)).sum()))
+            before, after = (distributions[example.answer_prefix :] for distributions in likely)
+            divergences.append(float((jnp.exp(before) * (before - after)).sum(-1).mean()))
             if not effect_of(outcome).forced:
                 assert outcome.texts[index] == slow_answer(example, new)
             flips.append(extract(outcome.texts[index] or "") != extract(plain[index].text))

@@ -278,7 +278,7 @@ def test_a_person_looks_at_graphs(browse: Callable[..., dict[str, Any]]) -> None
     third = questions[2]
     held = third["after"][1]
     assert found["slid"] == [
-        "Belief over the 12 nodes, after 1 thought",
+        "Which of 12 nodes it would name next, after 1 thought",
         f"after 1 thought: {held['text']}, {'right' if held['right'] else 'wrong'}",
     ]
     np.testing.assert_allclose(found["shares"], 100 * held["belief"], atol=0.06)

@@ -118,7 +118,7 @@ function legendItems() {
     return make("li", {}, drawing, words);
   });
   const scale = make("span", { class: "scale", "aria-hidden": "true" });
-  items.push(make("li", {}, "belief 0 % ", scale, " 100 %"));
+  items.push(make("li", {}, "probability 0 % ", scale, " 100 %"));
   const line = make("line", { class: "edge arrow-faint-edge", x1: 1, y1: 12, x2: 23, y2: 12 });
   items.push(make("li", {}, make("svg", { viewBox: "0 0 24 24", class: "sample", "aria-hidden": "true" }, line), "not reached from the root"));
   return items;

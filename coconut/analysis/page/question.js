@@ -84,7 +84,7 @@ function showGraph(held) {
   const { graph } = current();
   const belief = held?.belief;
   const when = `after ${thoughtsInWords(chosenThoughts())}`;
-  at("graph-title").textContent = belief ? `Belief over the ${graph.symbols.length} nodes, ${when}` : "Graph";
+  at("graph-title").textContent = belief ? `Which of ${graph.symbols.length} nodes it would name next, ${when}` : "Graph";
   const most = belief ? `Highest: ${highest(graph.symbols, belief, 3)}` : "";
   at("graph-highest").textContent = most;
   const [root, target, negative] = [graph.root, graph.target, graph.negative].map((node) => graph.symbols[node]);
