@@ -138,7 +138,8 @@ def inspect_model(
       ``effects``, all that `coconut.analysis.interventions.Effect` says.
 
     Raises:
-      CoconutError: the model thinks none, or `coconut.analysis.interventions.intervene` cannot work on it.
+      CoconutError: the model thinks none, `coconut.analysis.interventions.intervene` cannot work on it, or thoughts are
+        to be replaced by their mean and the run has no validation split to take it from.
     """
     subject = subject_of(run, model, progress)
     examples = questions_of(run, config.split)[: config.questions]
@@ -146,7 +147,8 @@ def inspect_model(
         batch_size=config.batch_size or min(run.config.evaluation_batch_size, len(examples)),
         sampling=run.config.sampling,
     )
-    averaged = questions_of(run, "validation")
+    averages = any(kind.startswith("mean") for kind in config.interventions)
+    averaged = questions_of(run, "validation") if averages else ()
     with progress_bar(console) as bar:
         most = max(map(len, thoughts_of_questions(*subject.asked, list(map(subject.tokenize, examples)), asked)))
         if not most:
