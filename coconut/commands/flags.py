@@ -216,7 +216,7 @@ def _parser() -> argparse.ArgumentParser:
         type=_names,
         default=(),
         metavar="NAME,...",
-        help="also with altered thoughts: removed, zero, noise, mean, mean_of_all, other, permuted, repeated (or intact)",
+        help="also with altered thoughts: removed, zero, noise, mean, mean_of_all, other, permuted, repeated; intact",
     )
     evaluate.add_argument("--force", default="", metavar="TEXT", help="text every answer has to go on from")
     evaluate.add_argument(
