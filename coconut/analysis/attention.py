@@ -1,20 +1,13 @@
 """What thoughts look at: attention to the question's tokens, and to its edges or sentences."""
 
-from collections.abc import Sequence
-from typing import Literal, get_args
-
 import numpy as np
 from jaxtyping import Float, Int
 
-from coconut.analysis.intervals import Means, means_of_questions
-from coconut.analysis.paths import NODE_GROUPS, NodeGroup, group_nodes
 from coconut.analysis.traces import Rows, Trace
 from coconut.errors import CoconutError
 from coconut.tasks.graph_form import question_graph
 from coconut.tokenizers import Tokenizer
 from coconut.types import Graph
-
-End = Literal["source", "target"]
 
 
 def attention_to_question(rows: Rows, trace: Trace) -> list[Float[np.ndarray, "L N W P"]]:
@@ -86,63 +79,3 @@ def sentences_of_tokens(tokenizer: Tokenizer, question: Int[np.ndarray, " P"]) -
         rest = "".join(texts[index + 1 :])
         sentence += text.endswith((".", "?", "!")) and bool(rest.strip()) and rest[0].isspace()
     return groups
-
-
-def attention_by_edge_group(
-    weights: Float[np.ndarray, "L N K E"], graph: Graph, *, end: End = "source", first_hop: int = 1
-) -> dict[NodeGroup, Float[np.ndarray, "L N K"]]:
-    """Attention to an edge, averaged over the edges of each group of `group_nodes` (Zhu et al. 2025, section 5).
-
-    A search that has reached the nodes ``k`` hops away goes on along the edges that leave them. So the ``k``-th thought
-    is expected to look at edges whose *source* is ``frontier`` or ``optimal`` after ``k`` steps.
-
-    Args:
-      weights: of each thought to each edge of the graph, summed over the edge's tokens (`sum_by_group` with
-        `edges_of_tokens`).
-      graph: the graph of the question.
-      end: which end of an edge says its group.
-      first_hop: steps of search that the first thought stands for.
-
-    Returns:
-      For each group the mean over its edges, by layer, head and thought; NaN where it has no edge.
-
-    Raises:
-      CoconutError: the weights are not one for each edge, or ``end`` is no end.
-    """
-    if end not in get_args(End):
-        raise CoconutError(f"end = {end!r}: must be one of {', '.join(get_args(End))}")
-    if weights.shape[-1] != len(graph.edges):
-        raise CoconutError(f"weights to {weights.shape[-1]} edges: the graph has {len(graph.edges)}")
-    ends = [edge[get_args(End).index(end)] for edge in graph.edges]
-    means: dict[NodeGroup, np.ndarray] = {group: np.full(weights.shape[:3], np.nan) for group in NODE_GROUPS}
-    for thought in range(weights.shape[2]):
-        groups = group_nodes(graph, first_hop + thought)
-        for group in NODE_GROUPS:
-            members = [edge for edge, node in enumerate(ends) if groups[node] == group]
-            if members:
-                means[group][:, :, thought] = weights[:, :, thought, members].mean(-1)
-    return means
-
-
-def mean_attention(
-    by_question: Sequence[dict[NodeGroup, Float[np.ndarray, "L N _"]]], *, resamples: int = 1000, seed: int = 0
-) -> dict[NodeGroup, Means]:
-    """Means over questions of `attention_by_edge_group`, each ``[L, N, K]`` with its interval and its own number.
-
-    Questions may have different numbers of thoughts; ``K`` is the largest. One without a thought, or without an edge in
-    a group there, is not counted.
-
-    Raises:
-      CoconutError: there are no questions.
-    """
-    most = max((means[group].shape[2] for means in by_question for group in means), default=0)
-
-    def stacked(group: NodeGroup) -> np.ndarray:
-        found = np.full((len(by_question), *by_question[0][group].shape[:2], most), np.nan)
-        for question, means in enumerate(by_question):
-            found[question, :, :, : means[group].shape[2]] = means[group]
-        return found
-
-    if not by_question:
-        raise CoconutError("mean_attention: there are no questions")
-    return {group: means_of_questions(stacked(group), resamples=resamples, seed=seed) for group in NODE_GROUPS}

@@ -15,6 +15,8 @@ from coconut.tasks.graphs import adjacency, reachable
 from coconut.types import Graph
 
 INK = "#222222"
+COLUMN_WIDTH = 3.3
+"""Inches of a column of a paper."""
 BELIEF = LinearSegmentedColormap.from_list("belief", ["#ffffff", "#dcd6f0", "#9d8fd0", "#5b3fa8", "#33107c"])
 """Colours of a belief from 0 to 1."""
 COLUMN, LAYER = 0.54, 0.68

@@ -123,16 +123,16 @@ def gold_traces(
         raise CoconutError(f"gold_traces: {len(tops)} questions' thoughts, {len(golds)} results, {len(right)} answers")
     if not len(tops):
         raise CoconutError("gold_traces: there are no questions")
-    own = [[tokens for tokens in gold if tokens] for gold in golds]
-    control: list[list[Tokens]] = [[] for _ in own]
-    order = np.random.default_rng(seed).permutation([index for index, gold in enumerate(own) if gold])
+    # A result that is not counted keeps its place: columns are those of steps.
+    control: list[list[Tokens]] = [[] for _ in golds]
+    order = np.random.default_rng(seed).permutation([index for index, gold in enumerate(golds) if any(gold)])
     if len(order) > 1:
         for index, other in zip(order, np.roll(order, 1), strict=True):
-            known = frozenset().union(*own[index], *(() if answers is None else (answers[index],)))
-            control[index] = [tokens for tokens in own[other] if not tokens & known]
+            known = frozenset().union(*golds[index], *(() if answers is None else (answers[index],)))
+            control[index] = [frozenset() if tokens & known else tokens for tokens in golds[other]]
     among: dict[Answers, np.ndarray] = {"all": np.ones(len(right), bool), "right": right, "wrong": ~right}
     return {
-        name: Traces(*(_found(tops, gold, counted, resamples, seed) for gold in (own, control)))
+        name: Traces(*(_found(tops, gold, counted, resamples, seed) for gold in (golds, control)))
         for name, counted in among.items()
     }
 
@@ -144,7 +144,7 @@ def _found(
     found = np.full((len(tops), *most), np.nan)
     for question, (top, gold) in enumerate(zip(tops, golds, strict=True)):
         if counted[question]:
-            for index, tokens in enumerate(gold):
+            for index, tokens in ((index, tokens) for index, tokens in enumerate(gold) if tokens):
                 found[question, : len(top), index] = np.isin(top, list(tokens)).any(-1)
     has = ~np.isnan(found)
     anywhere = np.where(has, found, 0.0).max(1, initial=0.0)

@@ -6,13 +6,10 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from coconut.analysis.drawing import INK
+from coconut.analysis.drawing import COLUMN_WIDTH, INK
 from coconut.analysis.interventions import Effect
-from coconut.analysis.plots import _clean, _save, _style
+from coconut.analysis.plots import clean_axes, line_style, save_figure
 from coconut.errors import CoconutError
-
-COLUMN_WIDTH = 3.3
-"""Inches of a column of a paper."""
 
 
 def plot_effects(effects: Sequence[Effect], path: Path) -> Figure:
@@ -40,10 +37,12 @@ def plot_effects(effects: Sequence[Effect], path: Path) -> Figure:
     ):
         low, high = np.asarray(intervals).T
         error = np.maximum([np.asarray(shares) - low, high - np.asarray(shares)], 0)
-        axes.errorbar(shares, y, xerr=error, linestyle="", marker="o", markersize=3.5, color=_style(0)[0], capsize=2)
+        axes.errorbar(
+            shares, y, xerr=error, linestyle="", marker="o", markersize=3.5, color=line_style(0)[0], capsize=2
+        )
         axes.set(xlabel=name, xlim=(-0.03, 1.03))
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-        _clean(axes)
+        clean_axes(axes)
         axes.grid(axis="x", color="#e6e6e6", linewidth=0.7)
     left.plot([x.accuracy_before for x in effects], y, "|", color=INK, markersize=9, label="before, same questions")
     left.set_yticks(y, [f"{x.label}{' *' * x.forced}  n={x.examples}" for x in effects], fontsize=7)
@@ -51,7 +50,7 @@ def plot_effects(effects: Sequence[Effect], path: Path) -> Figure:
     figure.legend(loc="outside upper center", frameon=False, fontsize=8)
     if any(effect.forced for effect in effects):
         figure.supxlabel("* another number of thoughts: the answer is forced behind them", fontsize=7)
-    _save(figure, path)
+    save_figure(figure, path)
     return figure
 
 
@@ -78,7 +77,7 @@ def plot_effects_by_thought(effects: Sequence[Effect], path: Path) -> Figure:
     figure = Figure(figsize=(COLUMN_WIDTH, 2.6), layout="constrained")
     axes = figure.subplots()
     for index, (name, own) in enumerate(lines.items()):
-        color, dashes, marker = _style(index)
+        color, dashes, marker = line_style(index)
         x = np.asarray([int(effect.thoughts) for effect in own]) + 0.08 * (index - (len(lines) - 1) / 2)
         flips = np.asarray([effect.flips for effect in own])
         low, high = np.asarray([effect.flips_interval for effect in own]).T
@@ -99,7 +98,7 @@ def plot_effects_by_thought(effects: Sequence[Effect], path: Path) -> Figure:
     axes.set_xticks(numbers, [f"{number}\nn={effect.examples}" for number, effect in zip(numbers, first, strict=True)])
     axes.set(xlabel="altered thought", ylabel="answers that change", ylim=(-0.03, 1.03))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    _clean(axes)
+    clean_axes(axes)
     figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=7)
-    _save(figure, path)
+    save_figure(figure, path)
     return figure

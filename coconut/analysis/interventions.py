@@ -37,7 +37,7 @@ from coconut.latent.thinkers import OneByOne, Thinker
 from coconut.losses import scored_columns, token_losses
 from coconut.model import Model
 from coconut.models.decoder import Decoder
-from coconut.pages import Page, Text
+from coconut.pages import Page, Text, Thoughts
 from coconut.sharding import replicate
 from coconut.types import IGNORED_LABEL, Batch, Example
 
@@ -52,9 +52,11 @@ class Intervention:
     Attributes:
       kind: one of `ALTERATIONS`; or ``removed``, which leaves no columns behind. With ``alter`` only a name.
       thoughts: numbers of the thoughts it is done to, the first one is 1; None for all. It applies to questions that
-        have all of them.
+        have all of them, and one more where those behind are made again.
       later: whether thoughts behind the last of these stay as they were (``kept``: what follows reads one altered
         thought), or are ``made again`` of what is altered (the intervention runs on through the chain).
+      forced: whether the answer is forced behind the thoughts, as it is for ``removed`` in any case. ``intact`` and
+        forced is what other forced answers are to be compared with.
       alter: an alteration of one's own.
 
     Raises:
@@ -64,6 +66,7 @@ class Intervention:
     kind: str
     thoughts: tuple[int, ...] | None = None
     later: Later = "kept"
+    forced: bool = False
     alter: Alter | None = None
 
     def __post_init__(self) -> None:
@@ -79,7 +82,8 @@ class Intervention:
     @property
     def label(self) -> str:
         """In a few words."""
-        return f"{self.kind} ({self.which}{', later made again' * (self.later == 'made again')})"
+        again = ", later made again" if self.later == "made again" else ""
+        return f"{self.kind} ({self.which}{again})" + ", answer forced" * (self.forced and self.kind != REMOVED)
 
     @property
     def which(self) -> str:
@@ -93,15 +97,16 @@ class Intervention:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NumberOfThoughts:
-    """Another number of the model's own thoughts: stopped early, or sent on behind its last.
-
-    It applies to questions that have another number.
+    """Another number of the model's own thoughts, with the answer forced: stopped early, or sent on behind its last.
 
     Attributes:
       count: how many.
+      beyond: whether it applies to questions that have fewer thoughts, which are sent on; else to those that have more,
+        which are stopped.
     """
 
     count: int
+    beyond: bool = False
 
     def __post_init__(self) -> None:
         if self.count < 0:
@@ -110,7 +115,8 @@ class NumberOfThoughts:
     @property
     def label(self) -> str:
         """In a few words."""
-        return f"{self.count} thought{'s' * (self.count != 1)} alone"
+        many = f"{self.count} thought{'s' * (self.count != 1)}"
+        return f"sent on to {many}" if self.beyond else f"stopped after {many}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -138,8 +144,8 @@ class Effect:
       kl: Kullback-Leibler divergence, in nats, of the distribution of each own token of the right answer behind those
         before it, before against after; mean over these tokens, then over questions.
       kl_interval: bootstrap over questions.
-      kl_of_later_thoughts: of the tokens that thoughts made again stand for through the model's own head, mean over
-        these thoughts and then over questions; None where none were.
+      kl_of_later_thoughts: of the tokens that thoughts made again stand for, as they are fed, through the model's own
+        head, mean over these thoughts and then over the same questions; None where none were.
     """
 
     label: str
@@ -220,8 +226,9 @@ def intervene(
       advance: called with the number of rows after each batch that is answered.
 
     Raises:
-      CoconutError: there are no questions; the method feeds no thoughts back, or ends its blocks itself; a mean is
-        asked for without questions to take it from; or thoughts that are made together are to be made again.
+      CoconutError: there are no questions, or one has several blocks of thoughts; the method feeds no thoughts back, or
+        ends its blocks itself; a mean is asked for without questions to take it from; or thoughts that are made
+        together are to be made again.
       NotFiniteError: the model gives numbers that are not finite.
     """
     if not examples:
@@ -236,7 +243,8 @@ def intervene(
     again = [one.label for one in interventions if isinstance(one, Intervention) and one.later == "made again"]
     if again and not isinstance(think, OneByOne):
         raise CoconutError(f"{again[0]}: {think} makes all thoughts together, so that none are made behind others")
-    means = [one.kind for one in interventions if isinstance(one, Intervention) and one.kind.startswith("mean")]
+    own = [one for one in interventions if isinstance(one, Intervention) and one.alter is None]
+    means = [one.kind for one in own if one.kind in ("mean", "mean_of_all")]
     if means and not averaged:
         raise CoconutError(f"{means[0]!r}: there are no questions to take the mean thought from")
     experiment = _Experiment(subject, examples, config, advance)
@@ -257,10 +265,13 @@ class _Experiment:
     ):
         self.subject, self.examples, self.config, self.advance = subject, examples, config, advance
         self.tokenized = [subject.tokenize(example) for example in examples]
+        self.pages = given_pages(subject.method, subject.placing, self.tokenized)
+        blocks = [sum(isinstance(part, Thoughts) for part in page) for page in self.pages]
+        if max(blocks) > 1:
+            raise CoconutError(f"question {int(np.argmax(blocks))} has {max(blocks)} blocks of thoughts: must be one")
         self.thoughts = thoughts_of_questions(*subject.asked, self.tokenized, config)
         self.before, self.right = self._answer(self.thoughts, config)
         self.said = [self._extract(answer) for answer in self.before]
-        self.pages = given_pages(subject.method, subject.placing, self.tokenized)
         self.predictors = self._predict(self.thoughts)
 
     def run(self, intervention: Intervention | NumberOfThoughts, surroundings: Surroundings) -> Outcome:
@@ -272,7 +283,7 @@ class _Experiment:
             return Outcome(intervention, [*nobody], [*nobody], [*nobody], None)
         # The others are asked as ever: a question's neighbours in a batch stay what they were.
         inputs = [own if new is None else new for own, new in zip(self.thoughts, found, strict=True)]
-        forced = isinstance(intervention, NumberOfThoughts) or intervention.kind == REMOVED
+        forced = isinstance(intervention, NumberOfThoughts) or intervention.forced or _leaves_no_columns(intervention)
         prefix = self.subject.text_format.answer_prefix.strip()
         config = dataclasses.replace(self.config, forced=prefix) if forced else self.config
         answers, right = self._answer(inputs, config)
@@ -319,17 +330,19 @@ class _Experiment:
             config = dataclasses.replace(self.config, thoughts=count)
             made = thoughts_of_questions(*self.subject.asked, self.tokenized, config) if count else self.thoughts
             return [
-                new[:count] if len(own) != count and len(own) else None
+                new[:count] if (len(own) < count if intervention.beyond else len(own) > count) and len(own) else None
                 for own, new in zip(self.thoughts, made, strict=True)
             ]
         chosen = intervention.thoughts
-        if intervention.kind == REMOVED and intervention.alter is None:
+        if _leaves_no_columns(intervention):
             return [_removed(own, chosen) for own in self.thoughts]
         alter = intervention.alter or ALTERATIONS[intervention.kind]
         found = (alter if chosen is None else at_thoughts(alter, chosen))(self.thoughts, surroundings)
         if intervention.later == "kept":
             return found
         assert chosen is not None
+        # Where none is behind, none is made again.
+        found = [new if len(own) > chosen[-1] else None for own, new in zip(self.thoughts, found, strict=True)]
         given = [own[:0] if new is None else new[: chosen[-1]] for own, new in zip(self.thoughts, found, strict=True)]
         made = thoughts_of_questions(*self.subject.asked, self.tokenized, self.config, given=given)
         return [None if new is None else again for new, again in zip(found, made, strict=True)]
@@ -418,6 +431,10 @@ class _Prediction(NamedTuple):
 
     hidden: Float[np.ndarray, "B S D"]
     labels: Int[np.ndarray, "B S"]
+
+
+def _leaves_no_columns(intervention: Intervention) -> bool:
+    return intervention.kind == REMOVED and intervention.alter is None
 
 
 def _removed(own: np.ndarray, numbers: Sequence[int] | None) -> np.ndarray | None:

@@ -6,10 +6,9 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from coconut.analysis.drawing import BELIEF, INK
+from coconut.analysis.drawing import BELIEF, COLUMN_WIDTH, INK
 from coconut.analysis.intervals import Means
-from coconut.analysis.intervention_plots import COLUMN_WIDTH
-from coconut.analysis.plots import _save
+from coconut.analysis.plots import save_figure
 from coconut.errors import CoconutError
 
 
@@ -52,5 +51,5 @@ def plot_matrices(panels: Mapping[str, Means], path: Path, *, rows: str, columns
         axes.spines[:].set_visible(False)
         axes.tick_params(length=0, labelsize=8)
     figure.axes[0].set_ylabel(rows, fontsize=8)
-    _save(figure, path)
+    save_figure(figure, path)
     return figure

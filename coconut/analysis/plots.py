@@ -74,7 +74,7 @@ def plot_learning_curves(
 
     figure = Figure(figsize=(8.5, 6.0), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(1.15, 1))
-    styles = {name: _style(index) for index, name in enumerate(records)}
+    styles = {name: line_style(index) for index, name in enumerate(records)}
     handles: list[Line2D] = []
     for name, own in records.items():
         color, dashes, marker = styles[name]
@@ -92,9 +92,9 @@ def plot_learning_curves(
     if stages_of is not None:
         _draw_stages((above, below), stages_of, records[stages_of], axis, styles[stages_of][0])
     for axes in (above, below):
-        _clean(axes)
+        clean_axes(axes)
     figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 5), frameon=False)
-    _save(figure, path)
+    save_figure(figure, path)
     return figure
 
 
@@ -191,7 +191,7 @@ def plot_belief(
     figure.legend(handles=belief_legend(graph), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     if title:
         figure.suptitle(title, fontsize=11, color=INK)
-    _save(figure, path)
+    save_figure(figure, path)
     return figure
 
 
@@ -231,11 +231,11 @@ def plot_accuracy_by_thoughts(
     axes.set_xticks(sorted({count for by_count in results.values() for count in by_count}))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     _draw_chance(axes, chance, chance_name)
-    _clean(axes)
+    clean_axes(axes)
     # Long names stand one below the other.
     columns = 1 if max(map(len, results)) > 24 else min(len(results), 4)
     figure.legend(loc="outside upper center", ncols=columns, frameon=False)
-    _save(figure, path)
+    save_figure(figure, path)
     return figure
 
 
@@ -261,12 +261,14 @@ def plot_accuracy_by_mean_thoughts(results: Mapping[str, Sequence[Mapping[str, A
         for point in points:
             place = (point["thoughts"], point["accuracy"])
             text = f"{point['threshold']:g}"
-            axes.annotate(text, place, xytext=(4, 4), textcoords="offset points", fontsize=8, color=_style(index)[0])
+            axes.annotate(
+                text, place, xytext=(4, 4), textcoords="offset points", fontsize=8, color=line_style(index)[0]
+            )
     axes.set(xlabel="mean thoughts (threshold beside each point)", ylabel="accuracy", ylim=(-0.03, 1.03))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    _clean(axes)
+    clean_axes(axes)
     figure.legend(loc="outside upper center", ncols=min(len(results), 4), frameon=False)
-    _save(figure, path)
+    save_figure(figure, path)
     return figure
 
 
@@ -274,7 +276,7 @@ def _draw_accuracies(
     axes: Axes, x: Float[np.ndarray, " R"], results: Sequence[Accuracy], index: int, name: str
 ) -> None:
     """A line of accuracies with their intervals, in the style of the line's number."""
-    color, dashes, marker = _style(index)
+    color, dashes, marker = line_style(index)
     accuracy, low, high = np.asarray([_with_interval(result) for result in results], float).T
     axes.errorbar(
         x,
@@ -327,7 +329,7 @@ def plot_table(rows: Mapping[str, Mapping[str, Any]], path: Path, *, shortcut: f
         axes.errorbar(x, row["accuracy"], error, color=INK, marker="_", markersize=16, capsize=4, label=label)
         axes.plot([x] * len(row["accuracies"]), row["accuracies"], ".", color=INK, alpha=0.6)
     for index, name in enumerate(names):
-        color, _, marker = _style(index)
+        color, _, marker = line_style(index)
         found = [(x, row["interventions"].get(name)) for x, row in enumerate(rows.values())]
         # Set apart, so that equal accuracies stay readable.
         points = [(x + 0.08 * (index + 1), entry["accuracy"]) for x, entry in found if entry]
@@ -337,16 +339,17 @@ def plot_table(rows: Mapping[str, Mapping[str, Any]], path: Path, *, shortcut: f
     axes.set_xticks(range(len(rows)), list(rows), rotation=20, ha="right")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     _draw_chance(axes, shortcut, "shortcut")
-    _clean(axes)
+    clean_axes(axes)
     figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize=8, columnspacing=1.2)
-    _save(figure, path)
+    save_figure(figure, path)
     return figure
 
 
 # --- All ----------------------------------------------------------------------------------------------------------
 
 
-def _style(index: int) -> tuple[str, str, str]:
+def line_style(index: int) -> tuple[str, str, str]:
+    """Colour, dashes and marker of a picture's line number ``index``; told apart without colours, too."""
     count = len(_COLORS)
     return _COLORS[index % count], _DASHES[index // count % len(_DASHES)], _MARKERS[index % len(_MARKERS)]
 
@@ -367,13 +370,14 @@ def _draw_chance(axes: Axes, chance: float | None, name: str = "chance") -> None
     )
 
 
-def _clean(axes: Axes) -> None:
+def clean_axes(axes: Axes) -> None:
+    """Leaves out what says nothing: the frame's upper and right side; and draws pale lines across."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#e6e6e6", linewidth=0.7)
     axes.set_axisbelow(True)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
     """Writes under a temporary name, then renames: a reader sees the old picture or the new, whole one."""
     kind = path.suffix.lstrip(".")
     if kind not in figure.canvas.get_supported_filetypes():

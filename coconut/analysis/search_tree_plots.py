@@ -8,17 +8,14 @@ from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from coconut.analysis.drawing import INK
+from coconut.analysis.drawing import COLUMN_WIDTH, INK
 from coconut.analysis.levels import LevelMeans
-from coconut.analysis.plots import _clean, _save, _style
+from coconut.analysis.plots import clean_axes, line_style, save_figure
 from coconut.analysis.search_tree import PercentileCurves
 from coconut.analysis.written_paths import OUTPUT_CLASSES, OutputClass, OutputCounts
 from coconut.errors import CoconutError
 from coconut.evaluation.evaluate import wilson_interval
 from coconut.tasks.graphs import Height
-
-COLUMN_WIDTH = 3.3
-"""Inches."""
 
 SMALL = 6.5
 """Points of the smallest text."""
@@ -78,12 +75,12 @@ def plot_output_classes(counts: Mapping[int, OutputCounts], path: Path) -> Figur
     axes.set_xlabel("thoughts before language", fontsize=8)
     axes.set_ylabel("share of outputs (number above)", fontsize=8)
     _percent(axes)
-    _clean(axes)
+    clean_axes(axes)
     axes.tick_params(labelsize=7)
     figure.legend(
         loc="outside upper center", ncols=3, frameon=False, fontsize=SMALL, columnspacing=1.0, handlelength=1.4
     )
-    _save(figure, path)
+    save_figure(figure, path)
     return figure
 
 
@@ -104,7 +101,7 @@ def plot_percentile_curves(curves: Mapping[int, PercentileCurves], path: Path) -
     panels = figure.subplots(1, len(curves), sharey=True, squeeze=False).flatten()
     for axes, (count, own) in zip(panels, curves.items(), strict=True):
         for index, values in enumerate(own.values):
-            color, _, _ = _style(index)
+            color, _, _ = line_style(index)
             dashes = ("-", "--", "-.", ":")[index % 4]
             label = f"top {index + 1}"
             axes.plot(own.percentiles, values, color=color, linestyle=dashes, linewidth=1.4, label=label)
@@ -113,14 +110,14 @@ def plot_percentile_curves(curves: Mapping[int, PercentileCurves], path: Path) -
         # Panels differ in how many questions have so many candidates.
         name = f"after {count} thought{'s' * (count != 1)}, n = {len(own.percentiles)}"
         axes.set_xlabel(f"percentile of questions\n{name}", fontsize=7)
-        _clean(axes)
+        clean_axes(axes)
         axes.tick_params(labelsize=7)
     panels[0].set_ylabel("cumulative value", fontsize=8)
     _percent(panels[0])
     figure.legend(
         *panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False, fontsize=7
     )
-    _save(figure, path)
+    save_figure(figure, path)
     return figure
 
 
@@ -164,10 +161,10 @@ def plot_values_by_height(found: Mapping[bool, LevelMeans], kind: Height, path: 
     axes.set_xticks(sorted({int(level) for own in found.values() for level in own.levels}))
     axes.margins(x=0.12)
     _percent(axes)
-    _clean(axes)
+    clean_axes(axes)
     axes.tick_params(labelsize=7)
     figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=7)
-    _save(figure, path)
+    save_figure(figure, path)
     return figure
 
 

@@ -22,7 +22,7 @@ from coconut.analysis.search_tree import graph_of
 from coconut.analysis.traces import Rows, lay_out, trace
 from coconut.errors import CoconutError
 from coconut.evaluation.answers import AnswerConfig, thoughts_of_questions
-from coconut.evaluation.reading import given_pages
+from coconut.evaluation.reading import given_pages, pages_for_inputs
 from coconut.evaluation.subject import Subject
 from coconut.tasks.graphs import neighbor_k
 from coconut.types import Example, Graph
@@ -30,14 +30,22 @@ from coconut.types import Example, Graph
 # --- 1. Copying ---------------------------------------------------------------------------------------------------
 
 
-def attention_weights(subject: Subject, example: Example) -> tuple[Float[np.ndarray, "L N T T"], Int[np.ndarray, " E"]]:
+def attention_weights(
+    subject: Subject, example: Example, *, thoughts: int | None = None
+) -> tuple[Float[np.ndarray, "L N T T"], Int[np.ndarray, " E"]]:
     """All attention weights of one question with its thoughts, and the first column of each of its edges.
+
+    Args:
+      subject: who is asked.
+      example: a graph question in symbols.
+      thoughts: how many; None for the trained number.
 
     Raises:
       CoconutError: the question is not its graph in symbols, or nothing is fed back.
     """
     tokenized = subject.tokenize(example)
-    rows = _rows(subject, [example], thoughts_of_questions(*subject.asked, [tokenized], AnswerConfig(batch_size=1)))
+    config = AnswerConfig(batch_size=1, thoughts=thoughts)
+    rows = _rows(subject, [example], thoughts_of_questions(*subject.asked, [tokenized], config))
     (found,) = trace(subject.model.decoder, rows, columns=rows.all_columns, batch_size=1)
     assert found.weights is not None
     groups = edges_of_tokens(subject.tokenizer, tokenized.question, graph_of(example))
@@ -47,7 +55,7 @@ def attention_weights(subject: Subject, example: Example) -> tuple[Float[np.ndar
 def _rows(subject: Subject, examples: Sequence[Example], thoughts: Sequence[np.ndarray]) -> Rows:
     """The questions with their thoughts, up to where they are answered."""
     pages = given_pages(subject.method, subject.placing, [subject.tokenize(example) for example in examples])
-    return lay_out(pages, subject.tokenizer, thoughts)
+    return lay_out(pages_for_inputs(pages, thoughts), subject.tokenizer, thoughts)
 
 
 def first_columns(weights: Float[np.ndarray, "L N T T"], number: int = 16) -> Float[np.ndarray, "_ _"]:

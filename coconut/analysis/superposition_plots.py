@@ -7,11 +7,11 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.figure import Figure
 
-from coconut.analysis.drawing import BELIEF, INK
+from coconut.analysis.drawing import BELIEF, COLUMN_WIDTH, INK
 from coconut.analysis.levels import LevelMeans
 from coconut.analysis.paths import NODE_GROUPS, NodeGroup
-from coconut.analysis.plots import _clean, _save
-from coconut.analysis.search_tree_plots import COLUMN_WIDTH, SMALL
+from coconut.analysis.plots import clean_axes, save_figure
+from coconut.analysis.search_tree_plots import SMALL
 from coconut.analysis.superposition import Histograms
 from coconut.errors import CoconutError
 
@@ -50,7 +50,7 @@ def plot_first_columns(attention: Float[np.ndarray, "T T"], tokens: Sequence[str
     bar = figure.colorbar(image, ax=axes, shrink=0.8)
     bar.set_label("attention, summed over heads", fontsize=8)
     bar.ax.tick_params(labelsize=7)
-    _save(figure, path)
+    save_figure(figure, path)
     return figure
 
 
@@ -87,10 +87,10 @@ def plot_edge_attention(found: Mapping[NodeGroup, LevelMeans], path: Path) -> Fi
     axes.set_xlabel("thoughts so far (k)", fontsize=8)
     axes.set_ylabel("mean attention to an edge", fontsize=8)
     axes.set_ylim(bottom=0)
-    _clean(axes)
+    clean_axes(axes)
     axes.tick_params(labelsize=7)
     figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=SMALL)
-    _save(figure, path)
+    save_figure(figure, path)
     return figure
 
 
@@ -126,7 +126,7 @@ def plot_histograms(histograms: Histograms, path: Path) -> Figure:
         # Above the panel, where no bar can hide it: it names what the panel shows.
         text = f"thought {thought + 1}: n = {', '.join(numbers)}"
         axes.annotate(text, (0, 1), xycoords="axes fraction", va="bottom", fontsize=SMALL, color=INK)
-        _clean(axes)
+        clean_axes(axes)
         axes.tick_params(labelsize=7)
     handles = [
         panels[0].plot([], [], color=_GROUP_STYLE[group][0], linestyle=_GROUP_STYLE[group][1], label=group)[0]
@@ -137,5 +137,5 @@ def plot_histograms(histograms: Histograms, path: Path) -> Figure:
     figure.legend(
         handles=handles, loc="outside upper center", ncols=4, frameon=False, fontsize=SMALL, columnspacing=0.9
     )
-    _save(figure, path)
+    save_figure(figure, path)
     return figure

@@ -245,6 +245,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME,...",
         help="what is done to thoughts, of removed, zero, noise, mean, mean_of_all, other, permuted, repeated (all)",
     )
+    inspect.add_argument(
+        "--allow_overlap", action="store_true", help="look at a file's questions although some were trained on"
+    )
     inspect.add_argument("--beyond", type=int, default=2, metavar="N", help="thoughts behind the last one to try")
     inspect.add_argument("--seed", type=int, default=0, help="of what interventions draw")
     _add_mesh(inspect, "such as data=2; every device its own rows")

@@ -200,6 +200,7 @@ def _inspect(options: argparse.Namespace) -> int:
         top=options.top,
         interventions=options.interventions or KINDS,
         beyond=options.beyond,
+        allow_overlap=options.allow_overlap,
         seed=options.seed,
     )
     command = shlex.join(["coconut", *sys.argv[1:]])

@@ -4,14 +4,11 @@ import numpy as np
 import pytest
 
 from coconut.analysis.attention import (
-    attention_by_edge_group,
     attention_to_question,
     edges_of_tokens,
-    mean_attention,
     sentences_of_tokens,
     sum_by_group,
 )
-from coconut.analysis.paths import NODE_GROUPS, NodeGroup
 from coconut.analysis.traces import Trace, lay_out
 from coconut.errors import CoconutError
 from coconut.pages import Text, Thoughts
@@ -60,39 +57,6 @@ def test_each_edge_has_three_tokens(subject):
         edges_of_tokens(tokenizer, tokenized.question[1:], graph)
     with pytest.raises(CoconutError, match="edges that its graph lacks"):
         edges_of_tokens(tokenizer, tokenized.question, Graph(**(vars(graph) | {"edges": graph.edges[1:]})))
-
-
-def test_attention_is_averaged_over_the_edges_of_a_group():
-    # One layer, one head, two thoughts; the weight to each edge.
-    weights = np.asarray([[[[0.4, 0.1, 0.2, 0.15, 0.05], [0.5, 0.1, 0.1, 0.1, 0.2]]]])
-    means = attention_by_edge_group(weights, GRAPH)
-    # After one step: node 1 is optimal, node 2 frontier, the root reachable, 3 to 5 not yet.
-    assert means["optimal"][0, 0].tolist() == pytest.approx([0.4, np.nan], nan_ok=True)
-    assert means["frontier"][0, 0].tolist() == pytest.approx([0.05, np.nan], nan_ok=True)
-    # After two all sources but 4 lie behind.
-    assert means["reachable"][0, 0].tolist() == pytest.approx([0.125, 0.225])
-    assert means["unreachable"][0, 0].tolist() == pytest.approx([0.2, 0.1])
-    by_target = attention_by_edge_group(weights, GRAPH, end="target")
-    # Node 1 is optimal and node 2 frontier; then node 3 optimal, and 5, by 4 as by 2, frontier.
-    assert by_target["optimal"][0, 0].tolist() == pytest.approx([0.1, 0.5])
-    assert by_target["frontier"][0, 0].tolist() == pytest.approx([0.15, 0.15])
-    earlier = attention_by_edge_group(weights, GRAPH, first_hop=0)
-    assert earlier["optimal"][0, 0].tolist() == pytest.approx([0.125, 0.5])
-    with pytest.raises(CoconutError, match="weights to 4 edges: the graph has 5"):
-        attention_by_edge_group(weights[..., :4], GRAPH)
-
-
-def test_a_question_without_a_group_is_not_counted():
-    one: dict[NodeGroup, np.ndarray] = {group: np.full((1, 1, 2), np.nan) for group in NODE_GROUPS}
-    other: dict[NodeGroup, np.ndarray] = {group: np.full((1, 1, 1), 0.5) for group in NODE_GROUPS}
-    one["optimal"][0, 0] = [0.1, 0.3]
-    means = mean_attention([one, other], resamples=10)
-    assert means["optimal"].mean[0, 0].tolist() == pytest.approx([0.3, 0.3])
-    assert means["optimal"].number[0, 0].tolist() == [2, 1]
-    assert means["frontier"].mean[0, 0].tolist() == pytest.approx([0.5, np.nan], nan_ok=True)
-    assert means["frontier"].number[0, 0].tolist() == [1, 0]
-    with pytest.raises(CoconutError, match="there are no questions"):
-        mean_attention([])
 
 
 def test_sentences_end_with_their_mark():

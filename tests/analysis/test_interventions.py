@@ -141,8 +141,9 @@ def test_the_effect_is_at_the_thought_that_is_read_alone_and_other_questions_do_
     # All that have a second thought, of which there are fewer than questions.
     assert two.flips == 1 and two.kl > 0.1 and 0 < two.examples < len(COUNTS)
     assert two.log_probability_change != 0
-    # The second thought is made of the first one.
-    assert of_first is not None and of_both is not None
+    # The second thought is made of the first one; a question without a second one is not asked.
+    assert of_first is not None and of_first.examples == two.examples
+    assert of_both is not None
     assert of_first.flips > 0 and of_first.kl > 0.1 and of_first.kl_of_later_thoughts is not None
     assert of_first.kl_of_later_thoughts > 0.1 and one.kl_of_later_thoughts is None
     assert of_both.examples == two.examples and of_both.flips == 1
@@ -160,7 +161,7 @@ INTERVENTIONS = (
     Intervention(kind="removed", thoughts=(2,)),
     Intervention(kind="removed"),
     NumberOfThoughts(count=1),
-    NumberOfThoughts(count=3),
+    NumberOfThoughts(count=3, beyond=True),
 )
 
 
@@ -176,9 +177,9 @@ def slow_thoughts(question: np.ndarray, given: np.ndarray, count: int) -> np.nda
 def slow_inputs(intervention: Intervention | NumberOfThoughts, index: int, own: np.ndarray) -> np.ndarray | None:
     question = TOKENIZED[index].question
     if isinstance(intervention, NumberOfThoughts):
-        applies = len(own) not in (0, intervention.count)
+        applies = 0 < len(own) < intervention.count if intervention.beyond else len(own) > intervention.count
         return slow_thoughts(question, own[: intervention.count], intervention.count) if applies else None
-    if len(own) < max(intervention.thoughts or (1,)):
+    if len(own) < max(intervention.thoughts or (1,)) + (intervention.later == "made again"):
         return None
     places = [number - 1 for number in intervention.thoughts or range(1, len(own) + 1)]
     if intervention.kind == "removed":

@@ -16,6 +16,7 @@ from coconut.analysis.superposition import (
 )
 from coconut.errors import CoconutError
 from coconut.evaluation.answers import AnswerConfig, thoughts_of_questions
+from coconut.evaluation.subject import Subject
 from coconut.latent.feedback import Identity
 from coconut.model import Model
 from coconut.models.config import DecoderConfig
@@ -112,14 +113,15 @@ def asked():
 
 
 @pytest.mark.slow
-def test_attention_to_edges_is_summed_over_heads_and_their_tokens(asked):
+def test_attention_to_edges_is_summed_over_heads_and_their_tokens(asked: Subject) -> None:
     examples = small_graphs.generate(3, seed=3, config="e8")
     with quick_compilation():
-        thoughts = thoughts_of_questions(*asked.asked, list(map(asked.tokenize, examples)), AnswerConfig())
+        config = AnswerConfig(batch_size=3, thoughts=2)
+        thoughts = thoughts_of_questions(*asked.asked, list(map(asked.tokenize, examples)), config)
         found = edge_attention(asked, examples, thoughts, batch_size=2)
-        products = inner_products(asked, examples)
+        products = inner_products(asked, examples, thoughts=2)
         for example, own, attention, product in zip(examples, thoughts, found, products, strict=True):
-            weights, edges = attention_weights(asked, example)
+            weights, edges = attention_weights(asked, example, thoughts=2)
             graph, question = example.graph, example.question.split()
             assert graph is not None
             np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-5)

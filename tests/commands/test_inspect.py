@@ -25,7 +25,7 @@ EXAMPLES = [
 def inspected(folder: Path, method: str = "coconut") -> dict:
     save_examples(folder / "questions.json", EXAMPLES)
     run, model = untrained(method)
-    config = InspectConfig(output=folder / "out", split=str(folder / "questions.json"), top=2)
+    config = InspectConfig(output=folder / "out", split=str(folder / "questions.json"), top=2, allow_overlap=True)
     progress = Progress(stage=run.config.curriculum.final_stage)
     with quick_compilation():
         return inspect_model(run, model, progress, config, command="coconut inspect", console=QUIET)
@@ -38,9 +38,11 @@ def test_everything_is_written_and_fits_together(tmp_path: Path) -> None:
     assert json.loads((out / "inspect.json").read_text())["measures"] == json.loads(json.dumps(content["measures"]))
     numbers = {effect["label"]: effect["examples"] for effect in content["effects"]}
     assert numbers["noise (all)"] == numbers["removed (all)"] == numbers["noise (2)"] == 2
-    assert numbers["noise (3)"] == numbers["noise (3, later made again)"] == 1
-    assert numbers["2 thoughts alone"] == 1 and numbers["4 thoughts alone"] == 2
-    assert "noise (3, later made again)" in describe(content, out)
+    # Behind the second thought of two there is none that could be made again.
+    assert numbers["noise (3)"] == numbers["noise (2, later made again)"] == 1
+    assert numbers["stopped after 2 thoughts"] == 1 and numbers["sent on to 4 thoughts"] == 2
+    assert numbers["intact (all), answer forced"] == 2
+    assert "noise (2, later made again)" in describe(content, out)
     arrays = np.load(out / "arrays.npz")
     for index, (question, example) in enumerate(zip(content["questions"], EXAMPLES, strict=True)):
         count = len(example.steps)
@@ -50,7 +52,7 @@ def test_everything_is_written_and_fits_together(tmp_path: Path) -> None:
         assert arrays[f"attention/{index}"].shape[2] == len(question["tokens"])
         assert (arrays[f"attention/{index}"].sum(-1) <= 1 + 1e-5).all()
         for held in question["after"]:
-            np.testing.assert_allclose(sum(held["belief"]), 1, rtol=1e-5)
+            assert 0 < sum(held["belief"]) < 1 + 1e-5
         # What is shown after all of its thoughts is its answer.
         assert question["after"][-1]["text"] == question["answer"]
         assert ("noise (3)" in question["interventions"]) == (count == 3)
@@ -64,6 +66,9 @@ def test_everything_is_written_and_fits_together(tmp_path: Path) -> None:
 def test_a_model_without_thoughts_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CoconutError, match="the method 'cot' feeds no thoughts back"):
         inspected(tmp_path, "cot")
-    assert not (tmp_path / "out").exists()
     with pytest.raises(CoconutError, match="--questions 0: must be at least 1"):
         InspectConfig(output=tmp_path, questions=0)
+    with pytest.raises(CoconutError, match="--batch_size 0: must be at least 1"):
+        InspectConfig(output=tmp_path, batch_size=0)
+    with pytest.raises(CoconutError, match="--seed -1: must be at least 0"):
+        InspectConfig(output=tmp_path, seed=-1)

@@ -15,7 +15,7 @@ from rich.console import Console
 from coconut.analysis.interventions import Effect, Intervened, Intervention, NumberOfThoughts, intervene
 from coconut.analysis.page import write_page
 from coconut.batching import page_shape
-from coconut.commands.evaluate import markdown_table, questions_of, subject_of
+from coconut.commands.evaluate import also_trained_on, markdown_table, questions_of, subject_of
 from coconut.commands.inspect.figures import draw, drawings
 from coconut.commands.inspect.questions import Readings, read_questions, show_question
 from coconut.commands.inspect.summary import summarize
@@ -25,6 +25,7 @@ from coconut.evaluation.evaluate import wilson_interval
 from coconut.evaluation.interventions import check_interventions
 from coconut.evaluation.reading import given_pages
 from coconut.evaluation.subject import Subject
+from coconut.latent.thinkers import OneByOne
 from coconut.model import Model
 from coconut.provenance import provenance
 from coconut.sharding import make_mesh
@@ -54,6 +55,8 @@ class InspectConfig:
       questions: the first so many.
       batch_size: rows run together; None for the run's own.
       top: tokens shown of each thought.
+      allow_overlap: look at questions of a file although the run was trained on some of them; the result says on how
+        many.
       interventions: what is done to all thoughts; ``noise`` also to each of them and to the first ones.
       beyond: thoughts behind the last one that are tried, as far as the model has positions for them.
       seed: of what interventions draw.
@@ -66,6 +69,7 @@ class InspectConfig:
     questions: int = 50
     batch_size: int | None = None
     top: int = 5
+    allow_overlap: bool = False
     interventions: tuple[str, ...] = KINDS
     beyond: int = 2
     seed: int = 0
@@ -74,27 +78,35 @@ class InspectConfig:
         check_interventions(self.interventions)
         if self.beyond < 0:
             raise CoconutError(f"--beyond {self.beyond}: must be at least 0")
-        for field in ("questions", "top"):
-            if getattr(self, field) < 1:
-                raise CoconutError(f"--{field} {getattr(self, field)}: must be at least 1")
+        for field in ("questions", "top", "batch_size"):
+            if (value := getattr(self, field)) is not None and value < 1:
+                raise CoconutError(f"--{field} {value}: must be at least 1")
+        if self.seed < 0:
+            raise CoconutError(f"--seed {self.seed}: must be at least 0")
 
 
-def interventions_on(kinds: Sequence[str], most: int, beyond: int) -> list[Intervention | NumberOfThoughts]:
+def interventions_on(
+    kinds: Sequence[str], most: int, beyond: int, *, one_by_one: bool
+) -> list[Intervention | NumberOfThoughts]:
     """What is done to thoughts: all kinds to all of them, noise to each and to the first ones, and other numbers.
 
     Args:
       kinds: of interventions.
       most: thoughts of the question that has the most.
       beyond: how many more are tried.
+      one_by_one: whether thoughts are made one by one, so that later ones can be made again.
     """
     numbers = range(1, most + 1)
     found: list[Intervention | NumberOfThoughts] = [Intervention(kind=kind) for kind in kinds]
     if "noise" in kinds:
         found += [Intervention(kind="noise", thoughts=(number,)) for number in numbers]
-        found += [Intervention(kind="noise", thoughts=(number,), later="made again") for number in numbers[:-1]]
+        if one_by_one:
+            found += [Intervention(kind="noise", thoughts=(number,), later="made again") for number in numbers[:-1]]
         found += [Intervention(kind="noise", thoughts=tuple(range(1, number + 1))) for number in numbers[1:-1]]
-    counts = (*range(1, most), *range(most + 1, most + beyond + 1))
-    return [*found, *(NumberOfThoughts(count=count) for count in counts)]
+    # What the model would answer if it were made to after its own thoughts, which is what other numbers compare with.
+    found.append(Intervention(kind="intact", forced=True))
+    found += [NumberOfThoughts(count=count) for count in range(1, most)]
+    return [*found, *(NumberOfThoughts(count=most + more, beyond=True) for more in range(1, beyond + 1))]
 
 
 def inspect_workdir(
@@ -146,7 +158,17 @@ def inspect_model(
     asked = AnswerConfig(
         batch_size=config.batch_size or min(run.config.evaluation_batch_size, len(examples)),
         sampling=run.config.sampling,
+        halting=run.config.halting,
     )
+    if config.top > run.tokenizer.vocab_size:
+        raise CoconutError(f"--top {config.top}: the vocabulary has {run.tokenizer.vocab_size} tokens")
+    overlap = 0 if config.split in ("validation", "test") else also_trained_on(run, examples)
+    if overlap and not config.allow_overlap:
+        raise CoconutError(
+            f"{config.split}: {overlap} of {len(examples)} questions are among those that the run was trained on "
+            "(--allow_overlap looks at them all the same, and says so)"
+        )
+    make_folder(config.output / FIGURES)
     averages = any(kind.startswith("mean") for kind in config.interventions)
     averaged = questions_of(run, "validation") if averages else ()
     with progress_bar(console) as bar:
@@ -154,7 +176,8 @@ def inspect_model(
         if not most:
             raise CoconutError(f"the method {run.config.method!r}, stage {progress.stage}: no question has a thought")
         room = _room(subject, examples, asked)
-        interventions = interventions_on(config.interventions, most, min(config.beyond, room))
+        one_by_one = isinstance(subject.method.think(subject.placing.options), OneByOne)
+        interventions = interventions_on(config.interventions, most, min(config.beyond, room), one_by_one=one_by_one)
         task_id = bar.add_task("inspecting", total=len(examples) * (len(interventions) + most + 4), numbers="")
         advance = lambda rows: bar.advance(task_id, rows)
         intervened = intervene(
@@ -175,6 +198,7 @@ def inspect_model(
             "stage": progress.stage,
             "commit": where_from["commit"],
             "command": command,
+            "also_trained_on": overlap,
         },
         "measures": {
             "examples": len(examples),
@@ -187,7 +211,6 @@ def inspect_model(
     }
     if jax.process_index():
         return content
-    make_folder(config.output / FIGURES)
     content["figures"] = draw([*drawings(effects), *summary.drawings], config.output / FIGURES)
     write_page(content, config.output / PAGE)
     _write_arrays(config.output / ARRAYS, intervened, readings)
@@ -204,7 +227,7 @@ def describe(content: Mapping[str, Any], output: Path) -> str:
     share = lambda value, interval: f"{100 * value:.1f} ({100 * interval[0]:.1f}-{100 * interval[1]:.1f})"
     rows = [
         [
-            effect["label"] + (", answer forced" if effect["forced"] else ""),
+            effect["label"] + ", answer forced" * (effect["forced"] and "forced" not in effect["label"]),
             str(effect["examples"]),
             f"{100 * effect['accuracy_before']:.1f}",
             share(effect["accuracy"], effect["accuracy_interval"]),
@@ -229,7 +252,7 @@ def _room(subject: Subject, examples: Sequence[Example], config: AnswerConfig) -
 def _shown(effect: Effect) -> dict[str, Any]:
     """An effect as the page shows it."""
     return {
-        "name": effect.kind + (" of thoughts, answer forced" if effect.kind == "number" else ""),
+        "name": effect.kind + (" of thoughts" if effect.kind == "number" else "") + ", answer forced" * effect.forced,
         "thoughts": effect.thoughts,
         "later": effect.later,
         "examples": effect.examples,

@@ -28,14 +28,15 @@ class Drawing(NamedTuple):
 
 def drawings(effects: Sequence[Effect]) -> list[Drawing]:
     """The figures that there is something to draw for."""
-    found = [
-        Drawing(
+    found = []
+    if effects:
+        drawing = Drawing(
             "interventions",
             "Accuracy and the share of answers that become another one, if thoughts are altered; 95 % intervals "
             "(Wilson). Ticks: accuracy before, of the same questions. n: questions that have such thoughts.",
             lambda path: plot_effects(effects, path),
         )
-    ]
+        found.append(drawing)
     of_one = [effect for effect in effects if effect.thoughts.isdecimal() and effect.kind != "number"]
     if of_one:
         found.append(

@@ -16,6 +16,7 @@ from coconut.analysis.written_paths import OutputClass, classify_output
 from coconut.evaluation.answers import AnswerConfig, answer_questions
 from coconut.evaluation.reading import given_pages
 from coconut.evaluation.subject import Subject
+from coconut.latent.feedback import draws
 from coconut.tasks.graph_form import ANSWER
 from coconut.types import Example
 
@@ -32,8 +33,9 @@ class Readings:
       written: for each number of thoughts from 0 on, the text of each question, and whether it is right.
       classes: for each number of thoughts, what each question's text is (`coconut.analysis.written_paths`); None where
         questions have no graph.
+      hidden_steps: the written steps that each number of thoughts stands for.
       values: ``[K + 1, N]`` of each question, how likely each node of its graph is to be named as the next step
-        (`coconut.analysis.search_tree`); None where questions have no graph.
+        (`coconut.analysis.search_tree`); None where questions have no graph, or thoughts are drawn.
       beliefs: the same, or as the answer behind no further step.
       in_symbols: whether the questions are graphs in symbols.
       lens: of each thought of each question, tokens with their probabilities.
@@ -43,6 +45,7 @@ class Readings:
 
     written: list[tuple[list[str], list[bool]]]
     classes: list[list[OutputClass]] | None
+    hidden_steps: list[int]
     values: list[np.ndarray] | None
     beliefs: list[np.ndarray] | None
     in_symbols: bool
@@ -86,22 +89,25 @@ def read_questions(
     graphs = all(example.graph is not None for example in examples)
     in_symbols = graphs and subject.text_format.answer_prefix.strip() == ANSWER
     values = beliefs = None
+    hidden_steps = [number // subject.placing.curriculum.c_thought for number in range(most + 1)]
     classes: list[list[OutputClass]] | None = None
-    if graphs:
+    # A feedback that draws has no one value.
+    if graphs and not draws(subject.model.feedback):
         values, beliefs = _values(subject, examples, range(most + 1), in_symbols, config.batch_size)
-        hidden = [number // subject.placing.curriculum.c_thought for number in range(most + 1)]
+    if graphs:
         classes = [
             [
                 classify_output(example, text, subject.text_format, hidden_steps=steps)
                 for text, example in zip(texts, examples, strict=True)
             ]
-            for steps, (texts, _) in zip(hidden, written, strict=True)
+            for steps, (texts, _) in zip(hidden_steps, written, strict=True)
         ]
     advance(len(examples))
     attention = _attention(subject, examples, intervened.thoughts, advance)
     return Readings(
         written=written,
         classes=classes,
+        hidden_steps=hidden_steps,
         values=values,
         beliefs=beliefs,
         in_symbols=in_symbols,

@@ -34,8 +34,8 @@ from coconut.commands.inspect.questions import Readings
 from coconut.evaluation.reading import given_pages
 from coconut.evaluation.subject import Subject
 from coconut.pages import Text
-from coconut.tasks.graphs import Height
-from coconut.types import Example
+from coconut.tasks.graphs import Height, distances
+from coconut.types import Example, Graph
 
 GOLD_AMONG = 10
 """Tokens of each thought among which a result counts as found."""
@@ -66,11 +66,14 @@ def summarize(
       batch_size: rows run together.
     """
     parts = [_geometry(intervened), _gold_results(subject, examples, intervened)]
-    if all(example.graph is not None for example in examples):
-        parts += [_outputs(readings), _search_tree(examples, readings)]
-        counts = {len(own) for own in intervened.thoughts}
-        if readings.in_symbols and len(counts) == 1:
-            parts += [_superposition(subject, examples, intervened)]
+    if readings.classes is not None:
+        counts = [len(own) for own in intervened.thoughts]
+        parts.append(_outputs(readings))
+        if readings.values is not None:
+            parts.append(_search_tree(examples, readings, counts))
+        # One thought has to stand for one step of the search.
+        if readings.in_symbols and len(set(counts)) == 1 and subject.placing.curriculum.c_thought == 1:
+            parts.append(_superposition(subject, examples, intervened))
     parts.append(_patching(subject, examples, intervened, batch_size))
     return Summary(
         {name: value for part in parts for name, value in part.numbers.items()},
@@ -124,8 +127,8 @@ def _gold_results(subject: Subject, examples: Sequence[Example], intervened: Int
     drawing = Drawing(
         "gold_results",
         f"Share of questions whose result of a written step is among the {top} most likely tokens of a thought, read "
-        "through the model's own head; n: questions that have both. Beside it the same with the results of another "
-        "question: what is found there is no trace.",
+        "as it is fed through the model's own head; n: questions that have both. Beside it the same with the results "
+        "of another question, but for those that the question shares: what is found there is no trace.",
         lambda path: plot_matrices(panels, path, rows="thought", columns="result of step"),
     )
     return Summary({"gold_results": {"among_the_top": top, **numbers}}, [drawing])
@@ -139,28 +142,33 @@ def _outputs(readings: Readings) -> Summary:
     }
     drawing = Drawing(
         "outputs",
-        "What the model writes after each number of thoughts, nothing forced (Hao et al. 2024, section 4); the "
-        "interval is that of the right outputs, 95 % (Wilson).",
+        "What the model writes after each number of thoughts, nothing forced (Hao et al. 2024, section 4). A path has "
+        "to start where the steps end that the thoughts stand for. The interval is that of the right outputs, 95 % "
+        "(Wilson).",
         lambda path: plot_output_classes(counts, path),
     )
     return Summary({"outputs": {str(number): own.to_json() for number, own in counts.items()}}, [drawing])
 
 
-def _search_tree(examples: Sequence[Example], readings: Readings) -> Summary:
-    """Values of the candidates that a search would be at."""
+def _search_tree(examples: Sequence[Example], readings: Readings, counts: Sequence[int]) -> Summary:
+    """Values of the candidates that a search would be at; ``counts`` are the thoughts of each question."""
     assert readings.values is not None
-    graphs = list(map(graph_of, examples))
-    by_thoughts: dict[int, list[Candidates]] = {}
-    for number in range(1, len(readings.written)):
+    by_thoughts: dict[int, list[tuple[Graph, Candidates]]] = {}
+    for number, hidden in enumerate(readings.hidden_steps):
+        level = hidden + readings.levels_ahead
+        # Questions that have so many thoughts, and a step left to write about that level: behind the target is none.
         found = [
-            candidates_at(graph, own[number], number + readings.levels_ahead)
-            for graph, own in zip(graphs, readings.values, strict=True)
+            (graph, candidates_at(graph, own[number], level))
+            for graph, own, thoughts in zip(map(graph_of, examples), readings.values, counts, strict=True)
+            if number <= thoughts and 1 <= level <= distances(graph, graph.root)[graph.target]
         ]
-        if any(len(own.nodes) > 1 for own in found):
+        if any(len(own.nodes) > 1 for _, own in found):
             by_thoughts[number] = found
     if not by_thoughts:
         return Summary({}, [])
-    curves = {number: percentile_curves(cumulative_values(found)) for number, found in by_thoughts.items()}
+    curves = {
+        number: percentile_curves(cumulative_values([own for _, own in found])) for number, found in by_thoughts.items()
+    }
     curves = {number: own for number, own in curves.items() if own.values.size}
     drawings = []
     if curves:
@@ -173,10 +181,10 @@ def _search_tree(examples: Sequence[Example], readings: Readings) -> Summary:
                 lambda path: plot_percentile_curves(curves, path),
             )
         )
-    flat = [own for found in by_thoughts.values() for own in found]
+    flat = [pair for found in by_thoughts.values() for pair in found]
     numbers = {}
     for kind in get_args(Height):
-        found = values_by_height(graphs * len(by_thoughts), flat, kind)
+        found = values_by_height([graph for graph, _ in flat], [own for _, own in flat], kind)
         numbers[kind] = {
             "leads to the target" if leads else "does not": _plain(means._asdict()) for leads, means in found.items()
         }
@@ -206,8 +214,8 @@ def _superposition(subject: Subject, examples: Sequence[Example], intervened: In
         Drawing(
             "attention_to_edges",
             f"Attention of the last layer ({layer + 1}) to an edge, summed over heads and the edge's three tokens, by "
-            "where a breadth-first search would find the edge's source (Zhu et al. 2025); step 0 is the start marker, "
-            "step k the k-th thought. 95 % intervals by a bootstrap over questions.",
+            "where a breadth-first search would find the edge's source (Zhu et al. 2025); step 0 is the column that "
+            "the first thought is made at, step k the k-th thought. 95 % intervals by a bootstrap over questions.",
             lambda path: plot_edge_attention(by_group, path),
         ),
         Drawing(
@@ -240,6 +248,8 @@ def _patching(subject: Subject, examples: Sequence[Example], intervened: Interve
     found = patch_thoughts(
         subject.model.decoder, clean, corrupted, answer, vocab_size=subject.tokenizer.vocab_size, batch_size=batch_size
     )
+    if not found.counted.any():
+        return Summary({"patching": _plain(found.effect._asdict())}, [])
     drawing = Drawing(
         "patching",
         "Share of the right answer's log-probability that comes back if the state of one thought before one layer is "
