@@ -97,7 +97,9 @@ def plot_percentile_curves(curves: Mapping[int, PercentileCurves], path: Path) -
     """
     if not any(own.values.size for own in curves.values()):
         raise CoconutError("plot_percentile_curves: there are no values to draw")
-    figure = Figure(figsize=(COLUMN_WIDTH, 2.4), layout="constrained")
+    # Two panels fit one column; more take as much of both as they need.
+    width = max(COLUMN_WIDTH, min(len(curves) * COLUMN_WIDTH / 2, 2 * COLUMN_WIDTH))
+    figure = Figure(figsize=(width, 2.4), layout="constrained")
     panels = figure.subplots(1, len(curves), sharey=True, squeeze=False).flatten()
     for axes, (count, own) in zip(panels, curves.items(), strict=True):
         for index, values in enumerate(own.values):
