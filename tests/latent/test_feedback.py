@@ -13,7 +13,7 @@ from coconut.latent.feedback import Feedback, FeedbackConfig, Norm, make_feedbac
 from coconut.latent.generate import prefill, think_on
 from coconut.models.decoder import Decoder
 from coconut.types import Language, Latent
-from tests.latent.test_rollout import (
+from tests.latent.slow_rollout import (
     IN_FLOAT64,
     ONE_BLOCK,
     ONE_BLOCK_LENGTHS,
