@@ -81,6 +81,10 @@ class Prefix(NamedTuple):
     last: Float[Array, "B D"]
     length: Int[Array, " B"]
 
+    def shared(self, count: int) -> "Prefix":
+        """The prefix of ``count`` times as many rows: each row's copies follow each other and share its segments."""
+        return Prefix(self.past, jnp.repeat(self.last, count, axis=0), jnp.repeat(self.length, count, axis=0))
+
 
 class Continuation(NamedTuple):
     """What a program adds to a prefix.
@@ -110,6 +114,8 @@ class Generated(NamedTuple):
       finite: whether all states that the row's tokens were chosen from were finite. Where they are not the model is
         broken, and its tokens mean nothing.
       blocks: what the rows thought and where; None where they could not.
+      log_probs: log-probability of each token in the distribution it was drawn from, after the temperature and before
+        ``top_k``; 0 behind a row's end. None where they were not asked for.
     """
 
     tokens: Int[Array, "B S"]
@@ -117,6 +123,7 @@ class Generated(NamedTuple):
     ended: Bool[Array, " B"]
     finite: Bool[Array, " B"]
     blocks: Blocks | None = None
+    log_probs: Float[Array, "B S"] | None = None
 
 
 def prefill(
@@ -149,7 +156,7 @@ def prefill_program(
         batch = tokens.shape[0]
         nothing = jnp.zeros((batch, decoder.config.embed_dim), decoder.execution.compute_dtype)
         prefix = Prefix((), nothing, jnp.zeros(batch, jnp.int32))
-    place = _place(decoder, prefix, valid)
+    place = place_behind(decoder, prefix, valid)
     hidden, key_values = trunk(decoder, decoder.embed(tokens), place, prefix.past, last_valid_column(valid)[:, None])
     return Continuation(
         Segment(key_values, valid, place.columns),
@@ -206,7 +213,7 @@ def think_program(
     keys: Key[Array, " B"] | None = None,
 ) -> tuple[Continuation, Float[Array, "B K D"]]:
     """The compiled part of `think_on`."""
-    place = _place(decoder, prefix, jnp.arange(room) < counts[:, None], keys)
+    place = place_behind(decoder, prefix, jnp.arange(room) < counts[:, None], keys)
     feedback = with_constants(feedback, decoder)
     if isinstance(think, OneByOne):
         span = think_sequentially(decoder, feedback, prefix.past, prefix.last, place)
@@ -266,7 +273,7 @@ def given_program(
 ) -> Continuation:
     """The compiled part of `run_given`."""
     room = inputs.shape[1]
-    place = _place(decoder, prefix, jnp.arange(room) < counts[:, None])
+    place = place_behind(decoder, prefix, jnp.arange(room) < counts[:, None])
     run = run_one_by_one if isinstance(think, OneByOne) else trunk
     hidden, key_values = run(decoder, inputs, place, prefix.past)
     last = last_valid(hidden, place.valid, prefix.last)
@@ -275,7 +282,7 @@ def given_program(
     )
 
 
-@functools.partial(jax.jit, static_argnames=("sampling", "eos_id", "vocab_size"))
+@functools.partial(jax.jit, static_argnames=("sampling", "eos_id", "vocab_size", "keep_log_probs"))
 def decode(
     decoder: Decoder,
     prefix: Prefix,
@@ -287,6 +294,7 @@ def decode(
     sampling: SamplingConfig,
     eos_id: int,
     vocab_size: int | None = None,
+    keep_log_probs: bool = False,
 ) -> Generated:
     """Writes language until every active row has met EOS or its limit.
 
@@ -301,6 +309,7 @@ def decode(
       eos_id: id that ends a row.
       vocab_size: ids that may be chosen, from 0; None for every row of the embedding. Published embeddings often have
         rows that are no token.
+      keep_log_probs: return the tokens' log-probabilities, of rows that think nothing.
 
     Raises:
       CoconutError: parts of ``thinking`` that do not fit each other (`Thinking.check`); or more columns than positions,
@@ -315,18 +324,21 @@ def decode(
         thinking = thinking.ready(decoder)
         room, row_keys = room + thinking.room, thinking.keys
         state = thinking.begin(~active, room, decoder.config.embed_dim, prefix.last.dtype)
-    place = _place(decoder, prefix, jnp.ones((batch, room), bool), row_keys)
+    place = place_behind(decoder, prefix, jnp.ones((batch, room), bool), row_keys)
 
     def unfinished(carry: tuple) -> Array:
-        index, *_, done, _, _ = carry
+        index, *_, done, _, _, _ = carry
         return (index < room) & ~done.all()
 
     def body(carry: tuple) -> tuple:
-        index, last, own, tokens, done, finite, state = carry
+        index, last, own, tokens, done, finite, log_probs, state = carry
         # A row that is done may run on past what the model has positions for.
         finite &= done | jnp.isfinite(last).all(-1)
         here, logits = place.column(index), decoder.unembed(last)[:, :vocab_size]
         token = jnp.where(done, eos_id, _choose(logits, keys, index, sampling))
+        if log_probs is not None:
+            own_log_probs = jnp.where(done, 0.0, _log_prob_of(logits, token, sampling.temperature))
+            log_probs = jax.lax.dynamic_update_slice_in_dim(log_probs, own_log_probs[:, None], index, axis=1)
         if thinking is None:
             done, inputs = done | (token == eos_id), decoder.embed(token)
         else:
@@ -344,12 +356,15 @@ def decode(
             )
         tokens = jax.lax.dynamic_update_slice_in_dim(tokens, token[:, None], index, axis=1)
         hidden, own = run_one_column(decoder, inputs, here, prefix.past, own, index)
-        return index + 1, hidden, own, tokens, done, finite, state
+        return index + 1, hidden, own, tokens, done, finite, log_probs, state
 
     tokens = jnp.full((batch, room), eos_id, jnp.int32)
     own, finite = room_behind(decoder, place, prefix.past), jnp.ones(batch, bool)
-    start = (jnp.zeros((), jnp.int32), prefix.last, own, tokens, ~active, finite, state)
-    *_, tokens, _, finite, state = jax.lax.while_loop(unfinished, body, start)
+    log_probs = None
+    if keep_log_probs and thinking is None:
+        log_probs = jnp.zeros((batch, room), decoder.execution.accumulation_dtype)
+    start = (jnp.zeros((), jnp.int32), prefix.last, own, tokens, ~active, finite, log_probs, state)
+    *_, tokens, _, finite, log_probs, state = jax.lax.while_loop(unfinished, body, start)
     if thinking is not None:
         blocks = thinking.blocks(state)
         lengths = blocks.written + blocks.thoughts - blocks.ended
@@ -357,10 +372,17 @@ def decode(
     ends = tokens == eos_id
     ended = ends.any(1)
     lengths = jnp.where(ended, jnp.argmax(ends, 1), room).astype(jnp.int32)
-    return replicate(Generated(tokens, lengths, ended, finite))
+    return replicate(Generated(tokens, lengths, ended, finite, log_probs=log_probs))
 
 
-def _place(decoder: Decoder, prefix: Prefix, valid: Bool[Array, "B T"], keys: Key[Array, " B"] | None = None) -> Place:
+def _log_prob_of(logits: Float[Array, "B V"], token: Int[Array, " B"], temperature: float) -> Float[Array, " B"]:
+    likely = jax.nn.log_softmax(logits / temperature if temperature else logits)
+    return jnp.take_along_axis(likely, token[:, None], -1)[:, 0]
+
+
+def place_behind(
+    decoder: Decoder, prefix: Prefix, valid: Bool[Array, "B T"], keys: Key[Array, " B"] | None = None
+) -> Place:
     """The columns that follow a prefix, if the decoder has positions for all of them; which are padding is data."""
     positions = prefix.length[:, None] + jnp.cumsum(valid, 1, dtype=jnp.int32) - 1
     before = sum(segment.valid.shape[1] for segment in prefix.past)

@@ -28,7 +28,7 @@ from coconut.latent.thoughts import (
 )
 from coconut.models.cache import Segment
 from coconut.models.decoder import Decoder
-from coconut.models.layers import Dropout, take_columns
+from coconut.models.layers import Dropout, RowMasks, take_columns
 from coconut.models.segment_attention import choose_attention
 from coconut.sharding import constrain
 from coconut.types import Batch, Language, Latent, ModelOutput, Schedule
@@ -45,6 +45,7 @@ def rollout(
     think: Thinker = OneByOne(),  # noqa: B008 - immutable
     keys: Key[Array, " B"] | None = None,
     dropout_key: Key[Array, ""] | None = None,
+    masks: RowMasks | None = None,
     every_hidden: bool = False,
     observed: Int[Array, "B O"] | None = None,
 ) -> ModelOutput:
@@ -66,6 +67,7 @@ def rollout(
       think: how the thoughts of a span are made. Static under jit.
       keys: a key for each row, for feedbacks that draw (`feed_back`).
       dropout_key: key of the decoder's dropout; None applies none.
+      masks: in its place, the masks that a policy draws for each row (`coconut.latent.policies`).
       every_hidden: return the hidden states of all columns, too. Without it the last layer leaves out what nobody
         reads (`Decoder.observe`).
       observed: columns of each row whose states between the layers are returned, too. They must hold language; those
@@ -80,8 +82,8 @@ def rollout(
         raise CoconutError(f"the schedule {schedule} must start with language and have {T} columns, as the tokens do")
     if not isinstance(positions, Tracer) and not isinstance(valid, Tracer):
         check_positions(decoder, int(np.max(np.where(valid, positions, -1))) + 1, "the valid columns")
-    dropout = None
-    if dropout_key is not None and decoder.drops:
+    dropout: Dropout | RowMasks | None = masks
+    if masks is None and dropout_key is not None and decoder.drops:
         dropout = Dropout(dropout_key, jnp.arange(T), T, decoder.config.dropout)
     # One look-up for all spans: each one of its own would add a gradient of the whole table's size.
     embedded = decoder.embed(tokens)
@@ -107,6 +109,7 @@ def rollout_batch(
     *,
     think: Thinker = OneByOne(),  # noqa: B008 - immutable
     keys: Key[Array, " B"] | None = None,
+    masks: RowMasks | None = None,
     every_hidden: bool = False,
     observed: Int[Array, "B O"] | None = None,
 ) -> ModelOutput:
@@ -121,6 +124,7 @@ def rollout_batch(
         think=think,
         keys=keys,
         dropout_key=dropout_key,
+        masks=masks,
         every_hidden=every_hidden,
         observed=observed,
     )
@@ -159,7 +163,7 @@ def walk(
     wanted = lengths if every_hidden else [one.wanted_beside(number_observed) for one in passes]
     decoders = [decoder] * len(passes)
     if think != OneByOne(gradient="autodiff") and len(passes) > 1:
-        decoders = decoder.lend(len(last), lengths, wanted)
+        decoders = decoder.lend(len(last), lengths, wanted, drops=place.dropout is not None)
     # States of the columns behind ``last``, of which the next pass makes further thoughts.
     following = embedded[:, :0]
     hiddens, predictors, thoughts, states = [], [], [], []

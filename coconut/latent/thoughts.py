@@ -26,7 +26,7 @@ from coconut.errors import CoconutError
 from coconut.latent.feedback import Feedback
 from coconut.models.cache import LOOKED_BACK, Filling, KeyValue, Segment, empty_segment
 from coconut.models.decoder import Decoder
-from coconut.models.layers import Dropout
+from coconut.models.layers import Dropout, RowMasks
 from coconut.models.lending import take_back
 from coconut.models.segment_attention import choose_attention
 
@@ -50,7 +50,7 @@ class Place:
     positions: Int[Array, "B T"]
     valid: Bool[Array, "B T"]
     columns: Int[Array, " T"]
-    dropout: Dropout | None = None
+    dropout: Dropout | RowMasks | None = None
     keys: Key[Array, " B"] | None = None
 
     def column(self, index: Int[Array, ""]) -> "Place":

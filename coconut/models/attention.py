@@ -28,6 +28,7 @@ def attend(
     Args:
       query: queries, not yet scaled by ``H ** -0.5``.
       sources: keys and values of ``C`` columns each, ``M`` heads; head ``n`` reads key/value head ``n // (N / M)``.
+        One of ``B / G`` rows is shared: row ``b`` reads its row ``b // G``.
       masks: for each source which columns a query may see, broadcastable to ``[B, T, C]``. A query that may see none
         gets a finite value without meaning.
       kept: for each source which attention weights dropout keeps; None for none dropped.
@@ -46,10 +47,13 @@ def attend(
         return mask[:, None, None]
 
     def score_keys(queries: Array, source: KeyValue) -> Array:
-        return jnp.einsum("bmqh,bmch->bmqc", queries, source.keys, preferred_element_type=wide)
+        queries = fold_rows(queries, len(source.keys))
+        scores = jnp.einsum("bmqh,bmch->bmqc", queries, source.keys, preferred_element_type=wide)
+        return unfold_rows(scores, B)
 
     def weigh_values(weights: Array, source: KeyValue) -> Array:
-        return jnp.einsum("bmqc,bmch->bmqh", weights, source.values, preferred_element_type=wide)
+        weights = fold_rows(weights, len(source.values))
+        return unfold_rows(jnp.einsum("bmqc,bmch->bmqh", weights, source.values, preferred_element_type=wide), B)
 
     sources, scores, parts = list(sources), [], []
     for index, mask in enumerate(masks):
@@ -70,6 +74,20 @@ def attend(
         parts.append(part)
     out = functools.reduce(jnp.add, parts) / total.reshape(B, M, (N // M) * T, 1)
     return out.reshape(B, N, T, H).astype(query.dtype), sources[-1]
+
+
+def fold_rows(x: Float[Array, "B M Q _"], rows: int) -> Float[Array, "_ M _ _"]:
+    """Puts the queries of rows that share a row of keys side by side: ``[B, M, Q, X]`` to ``[rows, M, G Q, X]``."""
+    B, M, Q, X = x.shape
+    return x if rows == B else x.reshape(rows, B // rows, M, Q, X).swapaxes(1, 2).reshape(rows, M, -1, X)
+
+
+def unfold_rows(x: Float[Array, "_ M _ _"], rows: int) -> Float[Array, "B M Q _"]:
+    """Undoes `fold_rows`: back to ``rows`` rows."""
+    shared, M, _, X = x.shape
+    if shared == rows:
+        return x
+    return x.reshape(shared, M, rows // shared, -1, X).swapaxes(1, 2).reshape(rows, M, -1, X)
 
 
 def attention_weights(

@@ -56,6 +56,9 @@ class Filling:
 class Segment:
     """The columns one pass left behind.
 
+    A segment may have fewer rows than what looks back on it: then each of its rows is shared by as many of these, which
+    follow each other. The samples of one question share its prompt so, and nothing is copied.
+
     Attributes:
       key_values: a `KeyValue` with a leading layer axis where the decoder scans its layers, else a tuple of one
         `KeyValue` a layer; or a `Filling` in the place of each.

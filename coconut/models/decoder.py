@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from coconut.models.cache import LOOKED_BACK, Filling, KeyValue, Segment
 from coconut.models.config import DecoderConfig, ExecutionConfig
-from coconut.models.layers import Dropout, Embedding, Layer, make_linear, make_norm, residual, take_columns
+from coconut.models.layers import Dropout, Embedding, Layer, RowMasks, make_linear, make_norm, residual, take_columns
 from coconut.models.lending import lend
 from coconut.models.segment_attention import Range, choose_attention, valid_range
 from coconut.sharding import constrain
@@ -103,29 +103,32 @@ class Decoder(nnx.Module):
         logits = constrain(logits, *("rows", "columns")[: logits.ndim - 1], "vocabulary")
         return logits * self.config.logit_scale if self.config.logit_scale != 1.0 else logits
 
-    def lend(self, batch: int, columns: Sequence[int], wanted: Sequence[int] | None = None) -> list["Decoder"]:
+    def lend(
+        self, batch: int, columns: Sequence[int], wanted: Sequence[int] | None = None, *, drops: bool = False
+    ) -> list["Decoder"]:
         """This decoder, once for each of several passes that share their weight gradients (`coconut.models.lending`).
 
         Args:
           batch: ``B``.
           columns: ``T`` of each pass; its `trunk` must be called exactly once.
           wanted: columns that each pass wants (`trunk`); None for all.
+          drops: whether the passes have dropout.
         """
         borrowers = [jax.tree.map(lambda x: x, self) for _ in columns]  # new modules around the same arrays
-        fewer = [self.seen_by_last_layer(T, W) for T, W in zip(columns, wanted or columns, strict=True)]
+        fewer = [self.seen_by_last_layer(T, W, drops=drops) for T, W in zip(columns, wanted or columns, strict=True)]
         narrow = [] if self.execution.scan_layers else self.layers[-1].on_wanted_columns()
         loans = lend(self.layers, batch, columns, self.execution.compute_dtype, narrow=narrow, fewer=fewer)
         for borrower, layers in zip(borrowers, loans, strict=True):
             borrower.layers = layers
         return borrowers
 
-    def seen_by_last_layer(self, columns: int, wanted: int) -> int:
+    def seen_by_last_layer(self, columns: int, wanted: int, *, drops: bool = False) -> int:
         """How many of a pass's columns the last layer computes: those that are wanted, where it can leave out others.
 
         All others are in it only to be looked back on. It leaves none out as one of a stack that is scanned; nor with
         dropout, whose masks belong to columns; and the kernels see columns in order, or a single one.
         """
-        alike = self.execution.scan_layers or self.drops
+        alike = self.execution.scan_layers or drops
         dense = choose_attention(self.config, self.execution) == "dense"
         return wanted if wanted < columns and not alike and (wanted == 1 or dense) else columns
 
@@ -136,7 +139,7 @@ class Decoder(nnx.Module):
         positions: Int[Array, "B T"],
         valid: Bool[Array, "B T"],
         past: Sequence[Segment] = (),
-        dropout: Dropout | None = None,
+        dropout: Dropout | RowMasks | None = None,
         wanted: Int[Array, "B W"] | None = None,
         write_at: Int[Array, ""] | None = None,
     ) -> tuple[Float[Array, "B _ D"], Any]:
@@ -162,7 +165,7 @@ class Decoder(nnx.Module):
         positions: Int[Array, "B T"],
         valid: Bool[Array, "B T"],
         past: Sequence[Segment] = (),
-        dropout: Dropout | None = None,
+        dropout: Dropout | RowMasks | None = None,
         wanted: Int[Array, "B W"] | None = None,
         write_at: Int[Array, ""] | None = None,
     ) -> tuple[Float[Array, "B _ D"], Any, Float[Array, "_ B O D"]]:
@@ -198,7 +201,7 @@ class Decoder(nnx.Module):
         if self.config.position_embedding == "learned":
             x = x + self.positions(positions)
         if dropout is not None:
-            x = dropout.at(0).units(x)
+            x = dropout.embedded(x)
         x = residual(x)
         implementation = choose_attention(self.config, self.execution)
         columns = []
@@ -207,7 +210,8 @@ class Decoder(nnx.Module):
 
         def visible_to(wanted: Array | None) -> list[Any]:
             dense = implementation == "dense"
-            before = [segment.valid[:, None, :] if dense else valid_range(segment.valid) for segment in past]
+            before = [_of_each_row(segment.valid, len(inputs)) for segment in past]
+            before = [columns[:, None, :] if dense else valid_range(columns) for columns in before]
             if write_at is not None:
                 return before
             if dense:
@@ -240,7 +244,8 @@ class Decoder(nnx.Module):
         number_wanted, watch = None, observed.shape[1] > 0
         if wanted is not None and watch:
             number_wanted, wanted = wanted.shape[1], jnp.concatenate([wanted, observed], 1)
-        leaves_out = wanted is not None and self.seen_by_last_layer(T, wanted.shape[1]) < T
+        drops = dropout is not None
+        leaves_out = wanted is not None and self.seen_by_last_layer(T, wanted.shape[1], drops=drops) < T
         between = [take_columns(x, observed)] if watch else []
         if self.execution.remat != "none":
             keep = jax.checkpoint_policies
@@ -275,3 +280,8 @@ class Decoder(nnx.Module):
             return hidden, own, jnp.zeros((self.config.num_layers + 1, *observed.shape, x.shape[-1]), x.dtype)
         last = take_columns(hidden, observed) if number_wanted is None else hidden[:, number_wanted:]
         return hidden[:, :number_wanted], own, jnp.stack([*between, last])
+
+
+def _of_each_row(valid: Bool[Array, "_ C"], rows: int) -> Bool[Array, "B C"]:
+    """The columns that each of ``rows`` rows may see of a segment, which several of them may share."""
+    return valid if len(valid) == rows else jnp.repeat(valid, rows // len(valid), axis=0)

@@ -53,10 +53,85 @@ class Dropout:
         kept = self._kept((x.shape[0], x.shape[2])).swapaxes(0, 1)
         return jnp.where(kept, x / (1.0 - self.rate), 0.0).astype(x.dtype)
 
-    def weights(self, batch: int, heads: int, sources: list[Int[Array, " _"]]) -> list[Bool[Array, "B N T _"]]:
-        """Which attention weights to keep, for sources holding the given columns."""
+    def embedded(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        """`units` of what the first layer reads."""
+        return self.at(0).units(x)
+
+    def adapted(self, x: Float[Array, "B T D"], rate: float) -> Float[Array, "B T D"]:
+        """`units` of what an adapter is applied to, at the adapter's own rate."""
+        return dataclasses.replace(self, rate=rate).units(x)
+
+    def weights(self, batch: int, heads: int, sources: list[Int[Array, " _"]]) -> list[Bool[Array, "B N T _"]] | None:
+        """Which attention weights to keep, for sources holding the given columns; None for all."""
+        if not self.rate:
+            return None
         kept = self._kept((batch, heads, self.total)).transpose(1, 2, 0, 3)
         return [kept[..., columns] for columns in sources]
+
+
+@jax.tree_util.register_dataclass
+@no_type_check  # JAX also builds them of abstract values, cotangents and shardings
+@dataclasses.dataclass(frozen=True)
+class RowMasks:
+    """Dropout as a draw that a row keeps: one mask for each site of the network, the same in all of its columns.
+
+    It makes thoughts random that a row's key makes again: with the key each mask is known. It drops units of what the
+    layers add to the residual stream, of some columns alone; embeddings, attention weights and adapters keep theirs.
+
+    Attributes:
+      keys: a key for each row at this site; `at` derives the next ones.
+      columns: index of each column of this pass in the whole sequence.
+      dropping: which columns of the whole sequence drop units.
+      rate: share of units dropped. Static.
+      afresh: draw another mask for each column. Static.
+    """
+
+    keys: Key[Array, " B"]
+    columns: Int[Array, " T"]
+    dropping: Bool[Array, " _"]
+    rate: float = dataclasses.field(metadata={"static": True})
+    afresh: bool = dataclasses.field(default=False, metadata={"static": True})
+
+    @property
+    def total(self) -> int:
+        """Number of columns of the whole sequence."""
+        return len(self.dropping)
+
+    def at(self, site: int | Array) -> "RowMasks":
+        """The same columns with keys of their own for one site of the network."""
+        return dataclasses.replace(self, keys=_fold_in_rows(self.keys, site))
+
+    def units(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        """Drops units of ``x`` in the columns that do, and scales the rest of these."""
+
+        def mask(key: Key[Array, ""]) -> Bool[Array, " D"]:
+            return jax.random.bernoulli(key, 1.0 - self.rate, x.shape[-1:])
+
+        if self.afresh:
+            kept = jax.vmap(jax.vmap(lambda key, column: mask(jax.random.fold_in(key, column)), (None, 0)), (0, None))(
+                self.keys, self.columns
+            )
+        else:
+            kept = jax.vmap(mask)(self.keys)[:, None]
+        dropped = jnp.where(kept, x / (1.0 - self.rate), 0.0).astype(x.dtype)
+        return jnp.where(self.dropping[self.columns][:, None], dropped, x)
+
+    def embedded(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        """What the first layer reads, whole."""
+        return x
+
+    def adapted(self, x: Float[Array, "B T D"], rate: float) -> Float[Array, "B T D"]:
+        """What an adapter is applied to, whole."""
+        del rate
+        return x
+
+    def weights(self, batch: int, heads: int, sources: list[Int[Array, " _"]]) -> None:
+        """Which attention weights to keep: all."""
+        del batch, heads, sources
+
+
+def _fold_in_rows(keys: Key[Array, " B"], data: int | Array) -> Key[Array, " B"]:
+    return jax.vmap(jax.random.fold_in, (0, None))(keys, data)
 
 
 def make_norm(
@@ -95,12 +170,12 @@ class Linear(nnx.Linear):
     lora_scaling: float = 0.0
     lora_dropout: float = 0.0
 
-    def __call__(self, x: Float[Array, "B T D"], dropout: Dropout | None = None) -> Float[Array, "B T F"]:
+    def __call__(self, x: Float[Array, "B T D"], dropout: Dropout | RowMasks | None = None) -> Float[Array, "B T F"]:
         """Applies the layer to the last axis; ``dropout`` is the adapter's, whatever its own rate."""
         kernel, x = self.kernel.get_value(), x.astype(self.dtype)
         y = kernel.apply(x) if isinstance(kernel, Lent) else apply_matrix(x, kernel.astype(self.dtype))
         if self.lora_a is not None:
-            kept = x if dropout is None else dataclasses.replace(dropout, rate=self.lora_dropout).units(x)
+            kept = x if dropout is None else dropout.adapted(x, self.lora_dropout)
             low = apply_matrix(kept, self.lora_a[...].astype(y.dtype))
             y = y + self.lora_scaling * apply_matrix(low, self.lora_b[...].astype(y.dtype))
         return y if self.bias is None else y + self.bias[...].astype(y.dtype)
@@ -205,7 +280,7 @@ class Attention(nnx.Module):
         past: list[KeyValue | Filling],
         visible: list[Any],
         implementation: str,
-        dropout: Dropout | None,
+        dropout: Dropout | RowMasks | None,
         columns: list[Int[Array, " _"]],
         wanted: Int[Array, "B W"] | None = None,
         write_at: Int[Array, ""] | None = None,
@@ -238,9 +313,7 @@ class Attention(nnx.Module):
             own = write(room, own, write_at)
         query, sources = query.swapaxes(1, 2), [*past, own]
         if implementation == "dense":
-            kept = None
-            if dropout is not None and dropout.rate:
-                kept = dropout.weights(B, self.config.num_heads, columns)
+            kept = None if dropout is None else dropout.weights(B, self.config.num_heads, columns)
             out, own = attend(query, sources, visible, kept=kept, dropout=self.config.dropout)
         else:
             out, own = attend_by_kernels(query, sources, visible, implementation)
@@ -271,7 +344,7 @@ class Attention(nnx.Module):
         x: Float[Array, "B T D"],
         positions: Int[Array, "B T"],
         wanted: Int[Array, "B W"] | None,
-        site: Callable[[int], Dropout | None],
+        site: Callable[[int], Dropout | RowMasks | None],
     ) -> tuple[Float[Array, "B _ N H"], Float[Array, "B T M H"], Float[Array, "B T M H"]]:
         """Queries of the columns wanted, keys and values of all columns."""
         reading = x if wanted is None else take_columns(x, wanted)
@@ -312,7 +385,7 @@ class FeedForward(nnx.Module):
             scale=(2 * config.num_layers) ** -0.5,
         )
 
-    def __call__(self, x: Float[Array, "B T D"], dropout: Dropout | None = None) -> Float[Array, "B T D"]:
+    def __call__(self, x: Float[Array, "B T D"], dropout: Dropout | RowMasks | None = None) -> Float[Array, "B T D"]:
         """Applies the MLP to each column; ``dropout`` is the adapters'."""
         site = _sites(dropout)
         hidden = constrain(self.up(x, site(0)), rows_of(x), "columns", "mlp")
@@ -323,7 +396,7 @@ class FeedForward(nnx.Module):
         return self.down(hidden, site(2))
 
 
-def _sites(dropout: Dropout | None) -> Callable[[int], Dropout | None]:
+def _sites(dropout: Dropout | RowMasks | None) -> Callable[[int], Dropout | RowMasks | None]:
     return lambda site: None if dropout is None else dropout.at(site)
 
 
@@ -366,7 +439,7 @@ class Layer(nnx.Module):
         past: list[KeyValue | Filling],
         visible: list[Any],
         implementation: str,
-        dropout: Dropout | None,
+        dropout: Dropout | RowMasks | None,
         columns: list[Int[Array, " _"]],
         wanted: Int[Array, "B W"] | None = None,
         write_at: Int[Array, ""] | None = None,

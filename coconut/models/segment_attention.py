@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
+from coconut.models.attention import fold_rows, unfold_rows
 from coconut.models.cache import Filling, KeyValue, look_back
 from coconut.models.config import KERNEL_DTYPES, DecoderConfig, ExecutionConfig, split_implementation
 from coconut.sharding import fitting_partition
@@ -92,9 +93,12 @@ def _attend_to(
     """One segment. On a mesh each device attends with its own rows, heads and columns, and nothing is exchanged."""
     query, visible = queries
     name, interpret = split_implementation(implementation)
+    rows, shared = len(query), len(source.keys)
+    # A range is a row's own, the keys may be those of several rows: whose range is the same.
+    query, visible = fold_rows(query, shared), Range(*[x[:: rows // shared] for x in visible])
     of_queries = fitting_partition(("rows", "heads", "columns", "head"), query.shape)
     keys = fitting_partition(("rows", "kv_heads", "past", "head"), source.keys.shape)
-    rows = PartitionSpec(of_queries[0])
+    by_row = PartitionSpec(of_queries[0])
     split_columns = of_queries[2] if len(of_queries) > 2 else None
 
     def local(query: Array, keys: Array, values: Array, start: Array, end: Array) -> tuple[Array, Array]:
@@ -126,9 +130,10 @@ def _attend_to(
     if not (mesh.empty or mesh.size == 1):
         local = jax.shard_map(
             local,
-            in_specs=(of_queries, keys, keys, rows, rows),
+            in_specs=(of_queries, keys, keys, by_row, by_row),
             out_specs=(of_queries, PartitionSpec(*of_queries[:3])),
             # Interpreted kernels cannot say over which axes they differ.
             check_vma=not interpret,
         )
-    return local(query, source.keys, source.values, *visible)
+    out, normalizers = local(query, source.keys, source.values, *visible)
+    return unfold_rows(out, rows), unfold_rows(normalizers[..., None], rows)[..., 0]

@@ -174,7 +174,7 @@ class Trainer:
         views = {"main": jax.device_put(random_batch(self.geometry, asked.thoughts, asked.schedule))}
         inputs = (views, jnp.asarray(OPTIMIZER.learning_rate), jax.random.key(1))
         train_step: Any = make_train_step(self.template, COCONUT, self.optimizer)
-        every = lambda decoder, columns, wanted: columns
+        every = lambda decoder, columns, wanted, *, drops=False: columns
         skips = mock.patch.object(Decoder, "seen_by_last_layer", every) if asked.every_column else nullcontext()
         with skips:
             return train_step.lower(self.state, *inputs), inputs
