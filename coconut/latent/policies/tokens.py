@@ -4,7 +4,7 @@ What is drawn from is the distribution of the next token that the state before t
 """
 
 import dataclasses
-from typing import Any, NamedTuple, no_type_check
+from typing import Any, Literal, NamedTuple, no_type_check
 
 import jax
 import jax.numpy as jnp
@@ -62,7 +62,7 @@ class GumbelMixtureOptions:
     top_k: int = 5
     top_p: float = 1.0
     noise_temperature: float = 0.1
-    scores: Any = "kept"
+    scores: Literal["kept", "all"] = "kept"
     least_noise: float | None = None
     most_noise: float | None = None
     one_sided: bool = False
@@ -80,8 +80,6 @@ class GumbelMixtureOptions:
             reject("top_k", "must be at least 1")
         if not 0 < self.top_p <= 1:
             reject("top_p", "must be above 0, and at most 1")
-        if self.scores not in ("kept", "all"):
-            reject("scores", "must be 'kept' or 'all'")
         if self.one_sided and self.least_noise is None:
             reject("one_sided", "needs least_noise, which is shifted to 0")
         if self.least_noise is not None and self.most_noise is not None and not self.least_noise < self.most_noise:
@@ -143,6 +141,7 @@ class GumbelMixture:
         noise = map_keys(lambda key: jax.random.gumbel(key, ids.shape[-1:], likely.dtype), keys)
         noise = jnp.clip(noise, options.least_noise, options.most_noise)
         if options.one_sided:
+            assert options.least_noise is not None
             noise = noise - options.least_noise
         record = Scored(ids, jnp.where(kept, likely + noise, -jnp.inf))
         return self.inputs(decoder, record), record
