@@ -20,6 +20,7 @@ from coconut.errors import CoconutError
 from coconut.latent.feedback import FeedbackConfig
 from coconut.latent.generate import SamplingConfig
 from coconut.latent.halting import HaltingConfig
+from coconut.latent.policies.config import PolicyConfig
 from coconut.methods import METHODS
 from coconut.methods.method import NoOptions
 from coconut.models.adapters import AdapterConfig
@@ -27,6 +28,7 @@ from coconut.models.config import DecoderConfig, ExecutionConfig, RotaryScaling
 from coconut.pipeline import PipelineConfig
 from coconut.training.config import RunConfig
 from coconut.training.optimizer import OptimizerConfig
+from coconut.training.reinforcement import ReinforcementConfig
 
 CONFIGS = (
     AdapterConfig,
@@ -38,6 +40,8 @@ CONFIGS = (
     HaltingConfig,
     OptimizerConfig,
     PipelineConfig,
+    PolicyConfig,
+    ReinforcementConfig,
     RotaryScaling,
     RunConfig,
     SamplingConfig,

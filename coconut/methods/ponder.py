@@ -18,11 +18,10 @@ from typing import Any, Literal, no_type_check
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from coconut.errors import CoconutError, check_fields
-from coconut.latent.halting import HaltingConfig
+from coconut.latent.halting import HaltingConfig, LinearHalt
 from coconut.latent.thoughts import Past, Place, trunk
 from coconut.losses import Loss, Ratio, Term, ratio, score_labels
 from coconut.methods.coconut import write_final_stage
@@ -31,7 +30,6 @@ from coconut.methods.method import LossContext, Method, Views, imitate
 from coconut.model import Model
 from coconut.models.cache import Segment
 from coconut.models.config import DecoderConfig
-from coconut.models.decoder import Decoder
 from coconut.pages import Placing
 from coconut.types import IGNORED_LABEL, Batch, Language, Latent, ModelOutput
 
@@ -78,30 +76,10 @@ class PonderCodiOptions(PonderOptions, CodiOptions):
         CodiOptions.__post_init__(self)
 
 
-@jax.tree_util.register_dataclass
-@no_type_check  # JAX also builds them of abstract values, cotangents and shardings
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LinearHalt:
-    """A stop head of one vector and a bias; see `coconut.latent.halting.Halt`.
-
-    It starts at 0 and at -2: each thought ends its block with probability 0.12.
-    """
-
-    kernel: Any
-    bias: Any
-
-    def __call__(self, decoder: Decoder, hidden: Float[Array, "*B D"]) -> Float[Array, "*B"]:
-        """Returns the logit, in at least float32."""
-        wide = decoder.execution.accumulation_dtype
-        return hidden.astype(wide) @ self.kernel[...].astype(wide) + self.bias[...].astype(wide)
-
-
 def make_halt(options: PonderOptions, decoder: DecoderConfig, key: Key[Array, ""]) -> Mapping[str, Any]:
     """The head."""
     del options, key
-    dtype = jnp.dtype(decoder.param_dtype)
-    kernel = nnx.Param(jnp.zeros(decoder.embed_dim, dtype), axes=("embed",))
-    return {"halt": LinearHalt(kernel=kernel, bias=nnx.Param(jnp.full((), -2.0, dtype), axes=()))}
+    return {"halt": LinearHalt.fresh(decoder)}
 
 
 # --- The distribution ---------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from coconut.models.adapters import AdapterConfig
 from coconut.models.config import DecoderConfig, ExecutionConfig
 from coconut.pipeline import PipelineConfig
 from coconut.training.optimizer import OptimizerConfig
+from coconut.training.reinforcement import ReinforcementConfig
 
 
 @no_type_check  # Its own checks name the field and the value
@@ -52,6 +53,8 @@ class RunConfig:
       sampling: how validation questions are answered.
       halting: when a block of thoughts is over where the model says so, in answering: one that it opens itself, and the
         last one before the answer; None for what the method says.
+      reinforcement: learn from rewards of the model's own samples (`coconut.training.reinforcement`); None to imitate
+        the data, as the method says.
       evaluation_batch_size: rows answered together.
       evaluate_every: optimizer steps between validations, beside those at the end of each stage, or ``epoch`` for one
         after each epoch of the data; None for those at the end of a stage alone.
@@ -86,6 +89,7 @@ class RunConfig:
     freeze: tuple[str, ...] = ()
     sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
     halting: HaltingConfig | None = None
+    reinforcement: ReinforcementConfig | None = None
     evaluation_batch_size: int = 64
     evaluate_every: int | Literal["epoch"] | None = None
     save_every: int | None = 1000
@@ -120,6 +124,27 @@ class RunConfig:
             reject("norm_alert_factor", "must be None or above 1")
         if self.pipeline.batch_size % self.microbatches:
             reject("microbatches", f"must divide the batch size, {self.pipeline.batch_size}")
+        if self.reinforcement is not None:
+            self._check_reinforcement(self.reinforcement)
+
+    def _check_reinforcement(self, reinforcement: ReinforcementConfig) -> None:
+        """What learning from rewards asks of the other fields."""
+        rows = self.pipeline.batch_size * reinforcement.group
+        if rows % (self.microbatches * reinforcement.minibatches):
+            raise CoconutError(
+                f"ReinforcementConfig.minibatches = {reinforcement.minibatches!r}: with microbatches = "
+                f"{self.microbatches} it must divide the samples of a step, {rows}"
+            )
+        if reinforcement.kl_weight and self.pretrained is None and self.init_from is None:
+            raise CoconutError(
+                f"ReinforcementConfig.kl_weight = {reinforcement.kl_weight!r}: needs a model that the run starts from "
+                "(RunConfig.init_from or pretrained)"
+            )
+        if self.sampling.top_k is not None:
+            raise CoconutError(
+                f"SamplingConfig.top_k = {self.sampling.top_k!r}: samples to learn from are drawn from all tokens, "
+                "since others would have no probability"
+            )
 
     def _method_options(self) -> Any:
         """The method's options: its defaults where there are none, a dataclass where there are plain values."""

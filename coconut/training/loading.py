@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from coconut.errors import CoconutError
-from coconut.methods import get_method
 from coconut.model import Model, Parameters, Template, parameters_of
 from coconut.models.config import ExecutionConfig
 from coconut.sharding import placed
@@ -16,7 +15,7 @@ from coconut.storage_path import StoragePath
 from coconut.training.checkpoint import Checkpoints, Which
 from coconut.training.progress import Progress
 from coconut.training.run import BY_NAME, Run
-from coconut.training.state import fresh_model
+from coconut.training.state import fresh_model, train_only_parts
 
 
 def load_model(
@@ -46,7 +45,7 @@ def load_model(
     saved = run
     if execution is not None:
         run = dataclasses.replace(run, config=dataclasses.replace(run.config, execution=execution))
-    left_out = frozenset() if train_only else get_method(run.config.method).train_only
+    left_out = frozenset() if train_only else train_only_parts(run.config)
     abstract = jax.eval_shape(lambda: fresh_model(run.config))
     abstract = abstract._replace(parts={name: part for name, part in abstract.parts.items() if name not in left_out})
     template, expected = Template.of(abstract), parameters_of(abstract)

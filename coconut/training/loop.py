@@ -28,7 +28,7 @@ from coconut.model import Model
 from coconut.pages import Placing
 from coconut.pipeline import BatchSource, make_iterator
 from coconut.provenance import provenance
-from coconut.sharding import make_mesh, own_rows, put_rows, replicated
+from coconut.sharding import make_mesh, own_rows, replicated
 from coconut.storage import exists, hold, make_folder
 from coconut.storage_path import StoragePath
 from coconut.tokenizers import TokenizedExample
@@ -36,6 +36,7 @@ from coconut.training.checkpoint import Checkpoints
 from coconut.training.config import RunConfig
 from coconut.training.divergence import save_bundle
 from coconut.training.events import Events
+from coconut.training.learning import make_learning
 from coconut.training.metrics import Meter, MetricsLog, SkippedSteps, progress_bar
 from coconut.training.norms import NormAlert
 from coconut.training.optimizer import learning_rate_at, make_optimizer
@@ -43,7 +44,7 @@ from coconut.training.progress import Progress
 from coconut.training.run import BY_NAME, RUN_FILE, Run
 from coconut.training.setup import abstract_state, initial_state, prepare
 from coconut.training.state import TrainState, restart_optimizer
-from coconut.training.step import make_loss, make_train_step
+from coconut.training.step import make_loss
 from coconut.types import Schedule
 
 LOG = logging.getLogger(__name__)
@@ -157,7 +158,7 @@ def _train(
     rows = own_rows(mesh, config.pipeline.batch_size, config.microbatches)
     optimizer = make_optimizer(config.optimizer)
     template, expected = abstract_state(config, optimizer, mesh)
-    train_step = make_train_step(template, method, optimizer, options=config.options, microbatches=config.microbatches)
+    learning = make_learning(config, template, optimizer, mesh, tokenizer=run.tokenizer, dataset=dataset)
     state, progress = _restored(run, checkpoints, expected, allow) or (
         initial_state(run, optimizer, mesh),
         Progress(stage=curriculum.first_stage),
@@ -167,7 +168,7 @@ def _train(
     log_meter, window_meter = Meter(progress.log), Meter(progress.window)
     skips = SkippedSteps(total=progress.skipped, in_a_row=progress.skipped_in_a_row)
     norm_alert = NormAlert(config.norm_alert_factor)
-    loss = make_loss(template, method, options=config.options, microbatches=config.microbatches)
+    loss = make_loss(template, learning.method, options=config.options, microbatches=config.microbatches)
     programs: dict[tuple[Schedule, ...], jax.stages.Compiled] = {}
     key = jax.jit(jax.random.key, out_shardings=replicated(mesh))(config.seed)
     longest_chain = max((sum(map(len, example.written_steps)) for example in examples), default=0)
@@ -214,7 +215,7 @@ def _train(
                 progress = progress.next_stage()
             stage, is_last = progress.stage, progress.stage == curriculum.final_stage
             source = BatchSource(
-                *(examples, run.tokenizer, method, run.placing(stage), config.pipeline),
+                *(examples, run.tokenizer, learning.method, run.placing(stage), config.pipeline),
                 seed=config.seed,
                 stage_start=progress.step - progress.stage_step,
                 rows=rows,
@@ -242,19 +243,21 @@ def _train(
                     stage_steps=length,
                     is_last_stage=is_last,
                 )
-                host = next(iterator)
-                views: Views = put_rows(host, mesh, config.pipeline.batch_size)
+                try:
+                    host, views, measured_before = learning.views(state, iterator, progress.step)
+                except NotFiniteError as error:
+                    raise diverged(f"at step {progress.step} the model is broken: {error}") from error
                 arguments = (state, views, np.float32(learning_rate), key)
                 schedules = tuple(view.schedule for view in views.values())
                 if schedules not in programs:
                     started = time.perf_counter()
-                    programs[schedules] = train_step.lower(*arguments).compile()
-                    seconds = time.perf_counter() - started
+                    programs[schedules] = learning.step.lower(*arguments).compile()
+                    seconds = time.perf_counter() - started + learning.compile_seconds()
                     log.write("compile", progress.step, {"stage": stage, "compile_seconds": seconds})
                     clock += seconds
                 state, metrics = programs[schedules](*arguments)
                 for meter in (log_meter, window_meter):
-                    meter.add(metrics)
+                    meter.add({**metrics, **measured_before})
                 skips.add(metrics["skipped"], progress.step + 1, host["main"].examples)
                 progress = dataclasses.replace(progress, step=progress.step + 1, stage_step=progress.stage_step + 1)
 
@@ -299,6 +302,8 @@ def _train(
                     rates = {"learning_rate": learning_rate, "seconds": progress.seconds}
                     alert = norm_alert.look(averages, progress.step)
                     log.write("train", progress.step, {"stage": stage, **averages, **alert, **rates})
+                    if shown := learning.shown(state, source[0]):
+                        log.write("rollouts", progress.step, {"stage": stage, **shown})
                     log_meter = Meter()
                     progress = dataclasses.replace(progress, log_seconds=progress.seconds)
                 if at_end or learnt:

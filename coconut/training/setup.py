@@ -32,7 +32,15 @@ from coconut.tokenizers import TokenizedExample, Tokenizer, validate_ids
 from coconut.training.config import RunConfig, differences, to_json
 from coconut.training.loading import load_model
 from coconut.training.run import RUN_FILE, Run, split_fingerprint
-from coconut.training.state import TrainState, fresh_model, fresh_parts, make_state, template_of, with_adapters
+from coconut.training.state import (
+    REFERENCE,
+    TrainState,
+    fresh_model,
+    fresh_parts,
+    make_state,
+    template_of,
+    with_adapters,
+)
 
 # Fields of a decoder that may differ from those of the run it starts from: they do not change what its parameters mean.
 NOT_THE_MODEL = (
@@ -49,6 +57,8 @@ def prepare(
     config: RunConfig, dataset: Dataset | None = None, workdir: StoragePath | None = None
 ) -> tuple[Run, Dataset, list[TokenizedExample]]:
     """The data of a run, its config with the vocabulary filled in, and its tokenized training examples.
+
+    Examples that are too long, where they may be dropped, are in neither of the two.
 
     Args:
       config: the run.
@@ -73,11 +83,15 @@ def prepare(
         validate_ids(example.ids, decoder.vocabulary, f"training example {index}")
     check_steps(config, examples)
     run = Run(config, tokenizer, data="")
-    examples = fit_to_positions(examples, run)
+    fitting = fit_to_positions(examples, run)
     check_halting(config)
-    fingerprint = pipeline_fingerprint(examples, tokenizer, config.pipeline, seed=config.seed)
+    fingerprint = pipeline_fingerprint(fitting, tokenizer, config.pipeline, seed=config.seed)
     splits = {name: split_fingerprint(split) for name, split in dataset.splits.items()}
-    return dataclasses.replace(run, data=fingerprint, splits=splits), dataset, examples
+    if len(fitting) < len(examples):
+        left = set(fitting)
+        train = [text for text, ids in zip(dataset.splits["train"], examples, strict=True) if ids in left]
+        dataset = dataclasses.replace(dataset, splits={**dataset.splits, "train": train})
+    return dataclasses.replace(run, data=fingerprint, splits=splits), dataset, fitting
 
 
 def check_steps(config: RunConfig, examples: Sequence[TokenizedExample]) -> None:
@@ -269,7 +283,7 @@ def initial_model(run: Run, mesh: Mesh | None = None) -> Model:
     parts = _read_by_copies(fresh_parts(config), merge_adapters(decoder))
     if other.config.adapter != config.adapter:
         decoder = with_adapters(config, merge_adapters(decoder))
-    for name in parts.keys() & loaded.parts.keys():
+    for name in (parts.keys() & loaded.parts.keys()) - {REFERENCE}:  # which is the model that is loaded here
         there = loaded.parts[name]
         same = other.config.feedback == config.feedback if name == "feedback" else _alike(there, parts[name])
         parts[name] = there if same else parts[name]

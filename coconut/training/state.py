@@ -9,12 +9,16 @@ from typing import Any, no_type_check
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int
+from flax import nnx
+from jaxtyping import Array, Int, Key
 
 from coconut.errors import CoconutError
+from coconut.latent.halting import LinearHalt
+from coconut.latent.policies.config import PART, POLICIES
 from coconut.methods import get_method
 from coconut.model import MakeParts, Model, Parameters, Template, make_model, make_parts, parameters_of, part_of
 from coconut.models.adapters import add_adapters, is_adapter
+from coconut.models.config import DecoderConfig
 from coconut.models.decoder import Decoder
 from coconut.training.config import RunConfig
 
@@ -69,7 +73,38 @@ def fresh_parts(config: RunConfig) -> Mapping[str, Any]:
 
 
 def _parts_of(config: RunConfig) -> MakeParts:
-    return lambda decoder, key: get_method(config.method).parts(config.options, decoder, key)
+    def parts(decoder: DecoderConfig, key: Key[Array, ""]) -> Mapping[str, Any]:
+        own = get_method(config.method).parts(config.options, decoder, key)
+        return {**own, **_parts_to_reinforce(config, own, decoder, jax.random.fold_in(key, _REINFORCEMENT))}
+
+    return parts
+
+
+def _parts_to_reinforce(
+    config: RunConfig, own: Mapping[str, Any], decoder: DecoderConfig, key: Key[Array, ""]
+) -> Mapping[str, Any]:
+    """What learning from rewards adds to a model: a policy's parameters, a stop head, a copy of the decoder."""
+    if config.reinforcement is None:
+        return {}
+    policy, parts = config.reinforcement.policy, {}
+    added = POLICIES[policy.kind].part(policy.kind_options(), decoder, key)
+    if added is not None:
+        parts[PART] = added
+    if policy.learnt_stop and "halt" not in own:
+        parts["halt"] = LinearHalt.fresh(decoder)
+    if config.reinforcement.kl_weight:
+        parts[REFERENCE] = Decoder(decoder, config.execution, rngs=nnx.Rngs(key))
+    return parts
+
+
+_REINFORCEMENT = zlib.crc32(b"reinforcement")
+REFERENCE = "reference"
+"""Name of the part that keeps the decoder as the run found it."""
+
+
+def train_only_parts(config: RunConfig) -> frozenset[str]:
+    """Names of the parts that only training needs."""
+    return get_method(config.method).train_only | {REFERENCE}
 
 
 def template_of(config: RunConfig, model: Model) -> Template:
@@ -85,7 +120,8 @@ def template_of(config: RunConfig, model: Model) -> Template:
     trains = get_method(config.method).trains
     frozen = lambda name: any(fnmatch.fnmatchcase(name, pattern) for pattern in config.freeze)
     base = lambda name: config.adapter is not None and part_of(name) == "decoder" and not is_adapter(name)
-    template = Template.of(model, lambda name: trains(name) and not frozen(name) and not base(name))
+    kept = lambda name: part_of(name) == REFERENCE
+    template = Template.of(model, lambda name: trains(name) and not (frozen(name) or base(name) or kept(name)))
     if not template.trained:
         raise CoconutError(f"RunConfig.freeze = {config.freeze!r}: nothing is left to train")
     return template

@@ -1,5 +1,6 @@
 """One optimizer step: pure, jitted once a schedule, its state donated."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +20,7 @@ from coconut.sharding import constrain_tree, replicate
 from coconut.training.state import TrainState, select
 
 Metrics = dict[str, Ratio]
-TrainStep = Callable[[TrainState, Views, float, Key[Array, ""]], tuple[TrainState, Metrics]]
+TrainStep = Callable[[TrainState, Views, Any, Key[Array, ""]], tuple[TrainState, Metrics]]
 Weights = dict[str, Array]
 
 
@@ -177,13 +178,33 @@ def make_train_step(
     Raises:
       CoconutError: when it is traced with several microbatches: see `term_weights`.
     """
-    options = method.options() if options is None else options
+    update = make_update(template, method, optimizer, options=options, microbatches=microbatches)
 
     @functools.partial(jax.jit, donate_argnums=0)
     def train_step(
         state: TrainState, views: Views, learning_rate: Float[Array, ""], key: Key[Array, ""]
     ) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(key, state.step)
+        following, metrics = update(state, views, learning_rate, jax.random.fold_in(key, state.step))
+        following = dataclasses.replace(following, step=state.step + 1)
+        return constrain_tree(following, template.axes), replicate(metrics)
+
+    return train_step
+
+
+def make_update(
+    template: Template,
+    method: Method,
+    optimizer: optax.GradientTransformation,
+    *,
+    options: Any = None,
+    microbatches: int = 1,
+) -> TrainStep:
+    """Builds one update of `make_train_step`, whose arguments it has: traceable, of a state whose step it leaves."""
+    options = method.options() if options is None else options
+
+    def update(
+        state: TrainState, views: Views, learning_rate: Float[Array, ""], key: Key[Array, ""]
+    ) -> tuple[TrainState, Metrics]:
         value, gradients, metrics = _gradients(state.parameters, template, method, options, views, key, microbatches)
         norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
@@ -207,7 +228,6 @@ def make_train_step(
             "tokens": Ratio(functools.reduce(jnp.add, tokens), one),
         }
         parameters = {**state.parameters, **trained}
-        following = TrainState(parameters=parameters, opt_state=opt_state, step=state.step + 1)
-        return constrain_tree(following, template.axes), replicate(metrics)
+        return TrainState(parameters=parameters, opt_state=opt_state, step=state.step), metrics
 
-    return train_step
+    return update

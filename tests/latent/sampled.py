@@ -11,9 +11,9 @@ from flax import nnx
 from coconut.latent.feedback import Identity
 from coconut.latent.gaussian import GaussianHead
 from coconut.latent.generate import SamplingConfig
+from coconut.latent.halting import LinearHalt
 from coconut.latent.policies.config import POLICIES, PolicyConfig, make_policy
 from coconut.latent.sampling import Sampler
-from coconut.methods.ponder import LinearHalt
 from coconut.models.decoder import Decoder
 from coconut.types import IGNORED_LABEL, Batch, Language, Latent
 
