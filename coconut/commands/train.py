@@ -16,15 +16,15 @@ from coconut.evaluation.evaluate import evaluate
 from coconut.methods import get_method
 from coconut.model import Model
 from coconut.pipeline import BatchSource
-from coconut.sharding import make_mesh, own_rows, put_rows, replicated
+from coconut.sharding import make_mesh, own_rows, replicated
 from coconut.storage import write_atomically
 from coconut.storage_path import StoragePath
 from coconut.training.config import RunConfig, to_json
+from coconut.training.learning import make_learning
 from coconut.training.loop import TrainResult, train
 from coconut.training.optimizer import make_optimizer
 from coconut.training.run import Run
 from coconut.training.setup import abstract_state, prepare
-from coconut.training.step import make_train_step
 
 
 def validate(model: Model, run: Run, dataset: Dataset, stage: int) -> Mapping[str, float]:
@@ -150,23 +150,23 @@ def dry_run(config: RunConfig, mesh: Mesh | None = None) -> tuple[Run, DryRun]:
     Raises:
       CoconutError: whatever `train` would raise before its first step.
     """
-    run, _, examples = prepare(config)
-    config, method = run.config, get_method(run.config.method)
+    run, dataset, examples = prepare(config)
+    config = run.config
     optimizer, mesh = make_optimizer(config.optimizer), make_mesh() if mesh is None else mesh
     rows = own_rows(mesh, config.pipeline.batch_size, config.microbatches)
     key = jax.jit(jax.random.key, out_shardings=replicated(mesh))(config.seed)
     template, state = abstract_state(config, optimizer, mesh)
-    train_step = make_train_step(template, method, optimizer, options=config.options, microbatches=config.microbatches)
+    learning = make_learning(config, template, optimizer, mesh, tokenizer=run.tokenizer, dataset=dataset)
     stages = []
     for stage in range(config.curriculum.first_stage, config.curriculum.final_stage + 1):
         source = BatchSource(
-            *(examples, run.tokenizer, method, run.placing(stage), config.pipeline),
+            *(examples, run.tokenizer, learning.method, run.placing(stage), config.pipeline),
             seed=config.seed,
             rows=rows,
         )
-        views = put_rows(source[0], mesh, config.pipeline.batch_size)
         with jax.set_mesh(mesh):
-            compiled = train_step.lower(state, views, jax.ShapeDtypeStruct((), "float32"), key).compile()
+            views = learning.abstract_views(state, source[0])
+            compiled = learning.step.lower(state, views, jax.ShapeDtypeStruct((), "float32"), key).compile()
         memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
         stages.append(
             StageSummary(

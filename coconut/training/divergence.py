@@ -80,6 +80,11 @@ def replay(folder: StoragePath) -> dict[str, Any]:
       CoconutError: it is no bundle, or it is damaged.
     """
     run = Run.load(folder.parent.parent)
+    if run.config.reinforcement is not None:
+        raise CoconutError(
+            f"{folder}: the run learns from rewards of its own samples, which a bundle does not hold: its checkpoint, "
+            "its questions and the run's seed make them again (coconut train --from_step)"
+        )
     try:
         content = json.loads(read_text(folder / "bundle.json"))
         views = _read_views(folder, content["schedules"])

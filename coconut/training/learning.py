@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, no_type_check
+from typing import Any, NamedTuple, Protocol, no_type_check, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ from coconut.losses import Loss, Ratio, Term, ratio
 from coconut.methods import get_method
 from coconut.methods.method import LossContext, Method, Views
 from coconut.model import Model, Parameters, Template
-from coconut.sharding import constrain_tree, own_rows, put_rows, replicate, replicated
+from coconut.sharding import constrain_tree, own_rows, put_rows, replicate, replicated, row_sharding
 from coconut.tasks import Task
 from coconut.tokenizers import TextFormat, Tokenizer
 from coconut.training.config import RunConfig
@@ -63,6 +63,7 @@ class StepViews(NamedTuple):
     metrics: Mapping[str, Measured]
 
 
+@runtime_checkable
 class Learning(Protocol):
     """What a step learns from.
 
@@ -82,6 +83,10 @@ class Learning(Protocol):
           batches: this process's rows of the data's batches, on the host; as many are taken as the step needs.
           number: steps taken before.
         """
+        ...
+
+    def abstract_views(self, state: TrainState, host: Views) -> Views:
+        """The shapes of what a step is given, of a state that may be abstract itself."""
         ...
 
     def shown(self, state: TrainState, host: Views) -> Mapping[str, Any]:
@@ -107,6 +112,11 @@ class Imitation:
         del state, number
         host = next(batches)
         return StepViews(host, put_rows(host, self._mesh, self._rows), {})
+
+    def abstract_views(self, state: TrainState, host: Views) -> Views:
+        """The batch itself."""
+        del state
+        return put_rows(host, self._mesh, self._rows)
 
     def shown(self, state: TrainState, host: Views) -> Mapping[str, Any]:
         """Nothing."""
@@ -230,6 +240,16 @@ class Reinforcement:
         put = lambda x: put_rows(np.ascontiguousarray(x.reshape(-1)[self._rows]), self._mesh, self._samples)
         rollouts = Rollouts(**_fields(samples), **{name: put(x) for name, x in found.items()})
         return StepViews(judged[-1].host, {"main": rollouts}, _added([one.metrics for one in judged]))
+
+    def abstract_views(self, state: TrainState, host: Views) -> Views:
+        """The shapes of the samples of a batch, which lie where samples do."""
+        given = put_rows(given_columns(host["main"]), self._mesh, self._config.pipeline.batch_size)
+        number = np.int32(0)
+        samples, _ = jax.eval_shape(self._sample, state.parameters, given, self._key, number, number)
+        row = lambda dtype: jax.ShapeDtypeStruct((self._samples,), dtype)
+        found: dict[str, Any] = {"advantages": row("float32"), "counted": row("bool"), "first_counts": row("bool")}
+        place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=row_sharding(self._mesh))
+        return {"main": jax.tree.map(place, Rollouts(**_fields(samples), **found))}
 
     def shown(self, state: TrainState, host: Views) -> Mapping[str, Any]:
         """Samples of the first questions of a batch, with keys that never change: what changes is the model."""
