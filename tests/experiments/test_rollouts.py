@@ -1,24 +1,43 @@
 """The benchmark of rollouts runs, and each side does the work that it is compared by."""
 
+import dataclasses
 import json
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
-from coconut.model import make_model
 from experiments.benchmarks import rollouts
+from tests.tiny_models import quick_compilation, random_decoder
 
-SIZES = ("num_layers", "embed_dim", "num_heads", "max_positions")
+WORKLOAD = dataclasses.replace(
+    rollouts.SMOKE, decoder=dataclasses.replace(rollouts.SMOKE.decoder, num_layers=1), groups=(2,)
+)
+GROUP, EVERY = 2, WORKLOAD.thoughts + WORKLOAD.new_tokens
 OURS = {"thoughts", "text", "unshared thoughts"}
 THEIRS = {*rollouts.STOCK, rollouts.FUSED}
+
+
+@pytest.fixture(scope="module")
+def decoder():
+    return random_decoder(WORKLOAD.decoder)
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    return rollouts.random_prompts(WORKLOAD, WORKLOAD.samples // GROUP)
+
+
+@pytest.fixture(scope="module")
+def our_sides(decoder, prompts):
+    with quick_compilation():
+        return rollouts.sides_of(WORKLOAD, decoder, prompts, GROUP, {})
 
 
 def test_the_sizes_are_those_of_the_small_config():
     text = (Path(__file__).parents[2] / "gin_configs" / "models" / "small_4l128.gin").read_text()
     written = dict(line.split(" = ") for line in text.splitlines() if " = " in line)
-    for size in SIZES:
+    for size in ("num_layers", "embed_dim", "num_heads", "max_positions"):
         assert int(written[f"DecoderConfig.{size}"]) == getattr(rollouts.WORKLOAD.decoder, size), size
 
 
@@ -40,55 +59,57 @@ def test_a_speedup_is_over_the_faster_attention_round_by_round():
 
 
 @pytest.mark.slow
+def test_sharing_saves_memory_and_changes_no_sample(our_sides):
+    assert our_sides.keys() == OURS
+    shared, unshared, text = (our_sides[name].draw() for name in ("thoughts", "unshared thoughts", "text"))
+    np.testing.assert_array_equal(shared, unshared)
+    assert (shared[0] != shared[1]).any()  # two samples of one question
+    assert shared.shape == (WORKLOAD.samples, WORKLOAD.new_tokens)
+    assert text.shape == (WORKLOAD.samples, EVERY)
+    assert our_sides["thoughts"].temporary_bytes < our_sides["unshared thoughts"].temporary_bytes
+
+
+@pytest.mark.slow
+def test_hugging_faces_model_is_ours_and_samples_as_many_tokens(decoder, prompts):
+    if reason := rollouts.absence():
+        pytest.skip(f"transformers: {reason}")
+    models, _ = rollouts.load_transformers(decoder)
+    assert models.keys() == THEIRS
+    with quick_compilation():
+        rollouts.check_same(decoder, models, prompts)
+        for model in models.values():
+            tokens = rollouts.their_side(model, prompts, GROUP, new_tokens=EVERY).draw()
+            assert tokens.shape == (WORKLOAD.samples, EVERY)
+            assert (tokens[0] != tokens[1]).any()
+        with pytest.raises(AssertionError, match="transformers, eager is another model"):
+            rollouts.check_same(random_decoder(WORKLOAD.decoder, seed=1), models, prompts)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("absent", [False, True])
-def test_every_side_is_measured_or_refused(tmp_path, capsys, monkeypatch, absent):
+def test_every_side_is_measured_or_refused(our_sides, decoder, monkeypatch, tmp_path, capsys, absent):
     if absent:
         monkeypatch.setattr(rollouts.importlib.util, "find_spec", lambda name: None)
-    elif rollouts.absence():
-        pytest.skip(f"transformers: {rollouts.absence()}")
+    elif reason := rollouts.absence():
+        pytest.skip(f"transformers: {reason}")
+    # What is compiled already is timed; only the model of the program itself has other weights.
+    monkeypatch.setattr(rollouts, "our_side", lambda *_, **how: our_sides["thoughts" if how["thoughts"] else "text"])
+    monkeypatch.setattr(rollouts, "SMOKE", WORKLOAD)
     path = tmp_path / "rollouts.json"
-    rollouts.main(["--smoke", "--repeats", "2", "--output", str(path)])
+    with quick_compilation():
+        rollouts.main(["--smoke", "--repeats", "2", "--output", str(path)])
     printed = capsys.readouterr().out.splitlines()
     result = json.loads(path.read_text())
     assert json.loads(printed[-1]) == result
     assert result["smoke"]
-    theirs = set() if absent else THEIRS
     assert ("needs torch and transformers: pip install" in printed[0]) == absent
-    for group, case in zip(rollouts.SMOKE.groups, result["cases"].values(), strict=True):
-        assert case["group"] == group and case["questions"] * group == case["samples"]
-        ours = OURS if group > 1 else OURS - {"unshared thoughts"}
-        assert case["sides"].keys() == ours | theirs
-        for side in case["sides"].values():
-            assert 0 < side["lower_quartile_seconds"] <= side["median_seconds"] <= side["upper_quartile_seconds"]
-            assert side["examples_per_second"] > 0
-        others = set() if absent else {"transformers", rollouts.FUSED}
-        expected = {f"{mine} over {other}" for mine in ours for other in others} | {"thoughts over text"}
-        assert case["speedups"].keys() == expected | ({"thoughts over unshared thoughts"} if group > 1 else set())
-        assert ("refused" in case) == absent
-    assert result["cases"]["groups of 2"]["memory_ratio"] > 1  # keys and values of a prompt are held once a group
-
-
-@pytest.mark.slow
-def test_the_samples_of_a_question_do_not_depend_on_sharing_and_differ():
-    decoder = make_model(rollouts.SMOKE.decoder, jax.random.key(0)).decoder
-    prompts = rollouts.random_prompts(rollouts.SMOKE, 2)
-    shared = rollouts.our_side(decoder, prompts, 2, thoughts=2, new_tokens=4).draw()
-    unshared = rollouts.our_side(decoder, np.repeat(prompts, 2, axis=0), 1, thoughts=2, new_tokens=4).draw()
-    np.testing.assert_array_equal(shared, unshared)
-    assert (shared[0] != shared[1]).any()
-
-
-@pytest.mark.slow
-def test_another_model_is_not_compared():
-    if reason := rollouts.absence():
-        pytest.skip(f"transformers: {reason}")
-    workload = rollouts.SMOKE
-    decoder, another = (make_model(workload.decoder, jax.random.key(seed)).decoder for seed in range(2))
-    models, _ = rollouts.load_transformers(decoder)
-    prompts = rollouts.random_prompts(workload, 2)
-    rollouts.check_same(decoder, models, prompts)
-    tokens = rollouts.their_side(models[rollouts.FUSED], prompts, 2, new_tokens=6).draw()
-    assert tokens.shape == (4, 6) and (tokens < workload.decoder.vocabulary).all()
-    assert (tokens[0] != tokens[1]).any()
-    with pytest.raises(AssertionError, match="transformers, eager is another model"):
-        rollouts.check_same(another, models, prompts)
+    case = result["cases"]["groups of 2"]
+    assert (case["questions"], case["group"], case["rounds"]) == (2, 2, 2)
+    assert case["sides"].keys() == (OURS if absent else OURS | THEIRS)
+    for side in case["sides"].values():
+        assert 0 < side["lower_quartile_seconds"] <= side["median_seconds"] <= side["upper_quartile_seconds"]
+        assert side["examples_per_second"] > 0
+    others = set() if absent else {"transformers", rollouts.FUSED}
+    expected = {f"{mine} over {other}" for mine in OURS for other in others}
+    assert case["speedups"].keys() == expected | {"thoughts over text", "thoughts over unshared thoughts"}
+    assert ("refused" in case) == absent
