@@ -17,33 +17,24 @@ the choices are GPT-2's, since no model of Hugging Face's computes what that con
 """
 
 import dataclasses
-import importlib.metadata
-import importlib.util
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from coconut.latent.feedback import Identity
-from coconut.latent.generate import SamplingConfig, prefill
+from coconut.latent.generate import SamplingConfig
 from coconut.latent.policies.config import PolicyConfig, make_policy
 from coconut.latent.sampling import Sampler
 from coconut.model import make_model
 from coconut.models.config import DecoderConfig
 from coconut.models.decoder import Decoder
-from coconut.models.huggingface import save_pretrained
-from coconut.provenance import provenance
 from coconut.types import IGNORED_LABEL, Batch, Language, Latent
-from experiments.benchmarks import timing
+from experiments.benchmarks import pytorch_rollouts, timing
 
 LATENT = 0  # Stands in latent columns, where no token is read.
 TARGET = 3.0  # Times the examples per second of `generate`, with as many tokens.
-STOCK = {f"transformers, {attention}": attention for attention in ("eager", "sdpa")}
-FUSED = "transformers, fused activation"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +57,7 @@ class Workload:
     prompt: int = 160
     thoughts: int = 6
     new_tokens: int = 32
-    rounds: int = 9
+    rounds: int = 5
 
 
 WORKLOAD = Workload(DecoderConfig(vocab_size=363, num_layers=4, embed_dim=128, num_heads=4, max_positions=256))
@@ -122,10 +113,7 @@ def our_side(decoder: Decoder, prompts: np.ndarray, group: int, *, thoughts: int
 
     def draw() -> np.ndarray:
         _, written = jax.block_until_ready(program(decoder, batch, keys))
-        if (
-            not (np.asarray(written.lengths) == new_tokens).all()
-            or not (np.asarray(written.thoughts) == thoughts).all()
-        ):
+        if np.any(np.asarray(written.thoughts) != thoughts) or np.any(np.asarray(written.lengths) != new_tokens):
             raise AssertionError("a sample ended early")
         return np.asarray(written.tokens)
 
@@ -151,91 +139,6 @@ def given(prompts: np.ndarray, thoughts: int) -> Batch:
     )
 
 
-def absence() -> str | None:
-    """Why Hugging Face's model cannot take part, if it cannot."""
-    if missing := [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]:
-        return f"needs {' and '.join(missing)}: pip install 'coconut-jax[test]'"
-    if (backend := jax.default_backend()) != "cpu":
-        return f"CPUs are compared, and JAX runs on {backend}"
-    return None
-
-
-def load_transformers(decoder: Decoder) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Hugging Face's GPT-2 with a decoder's weights, in float32 on every core, a model for each way to run it.
-
-    Besides their two attentions, as they ship them, PyTorch's own kernel of the activation, where theirs is many
-    elementwise passes.
-
-    Returns:
-      The models by name, and what they run with.
-    """
-    import torch
-    import transformers
-    from transformers.activations import ACT2FN
-
-    torch.set_num_threads(provenance()["hardware"]["cores"])
-    torch.manual_seed(0)
-    models: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary) / "model"
-        save_pretrained(decoder, folder)
-        for name, attention in {**STOCK, FUSED: "sdpa"}.items():
-            model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-                folder, dtype=torch.float32, attn_implementation=attention
-            )
-            # Draws among all tokens, where the default is the 50 likeliest; nothing ends a sample.
-            model.generation_config = transformers.GenerationConfig(
-                do_sample=True, temperature=1.0, top_k=0, use_cache=True, pad_token_id=0
-            )
-            models[name] = model.eval()
-    for block in models[FUSED].transformer.h:
-        block.mlp.act = ACT2FN["gelu_pytorch_tanh"]
-    return models, {
-        "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers")},
-        "torch_threads": torch.get_num_threads(),
-    }
-
-
-def their_side(model: Any, prompts: np.ndarray, group: int, *, new_tokens: int) -> Side:
-    """`generate`.
-
-    Args:
-      model: one of `load_transformers`.
-      prompts: tokens of the questions, ``[B, P]``.
-      group: samples of each.
-      new_tokens: tokens of each sample.
-    """
-    import torch
-
-    def draw() -> np.ndarray:
-        ids = torch.from_numpy(prompts.astype(np.int64))
-        with torch.inference_mode():
-            rows = model.generate(
-                ids, attention_mask=torch.ones_like(ids), num_return_sequences=group, max_new_tokens=new_tokens
-            )
-        tokens = rows[:, prompts.shape[1] :].numpy()
-        if tokens.shape != (len(prompts) * group, new_tokens):
-            raise AssertionError(f"generate wrote tokens of the shape {tokens.shape}")
-        return tokens
-
-    return Side(draw)
-
-
-def check_same(decoder: Decoder, models: dict[str, Any], prompts: np.ndarray) -> None:
-    """Compares the logits behind some prompts.
-
-    Raises:
-      AssertionError: a model's differ from the decoder's by more than float32 rounds.
-    """
-    import torch
-
-    ours = decoder.unembed(prefill(decoder, jnp.asarray(prompts), jnp.ones(prompts.shape, bool)).last)
-    for name, model in models.items():
-        with torch.inference_mode():
-            theirs = model(input_ids=torch.from_numpy(prompts.astype(np.int64))).logits[:, -1].numpy()
-        np.testing.assert_allclose(theirs, ours, rtol=0, atol=1e-5, err_msg=f"{name} is another model")
-
-
 def sides_of(
     workload: Workload, decoder: Decoder, prompts: np.ndarray, group: int, models: dict[str, Any]
 ) -> dict[str, Side]:
@@ -249,7 +152,7 @@ def sides_of(
         repeated = np.repeat(prompts, group, axis=0)
         sides["unshared thoughts"] = our_side(decoder, repeated, 1, thoughts=thoughts, new_tokens=new_tokens)
     for name, model in models.items():
-        sides[name] = their_side(model, prompts, group, new_tokens=thoughts + new_tokens)
+        sides[name] = Side(pytorch_rollouts.sampling(model, prompts, group, new_tokens=thoughts + new_tokens))
     return sides
 
 
@@ -259,10 +162,14 @@ def speedups(seconds: timing.Seconds) -> dict[str, dict[str, float]]:
     ``transformers`` is the faster of its two attentions, as they ship them.
     """
     seconds = dict(seconds)
-    if STOCK.keys() <= seconds.keys():
-        seconds["transformers"] = seconds[min(STOCK, key=lambda name: float(np.median(seconds[name])))]
+    if pytorch_rollouts.STOCK.keys() <= seconds.keys():
+        seconds["transformers"] = seconds[min(pytorch_rollouts.STOCK, key=lambda name: float(np.median(seconds[name])))]
     pairs = [("thoughts", "text"), ("thoughts", "unshared thoughts")]
-    pairs += [(mine, other) for other in ("transformers", FUSED) for mine in ("thoughts", "text", "unshared thoughts")]
+    pairs += [
+        (mine, other)
+        for other in ("transformers", pytorch_rollouts.FUSED)
+        for mine in ("thoughts", "text", "unshared thoughts")
+    ]
     return {
         f"{mine} over {other}": timing.ratio(seconds[other], seconds[mine])
         for mine, other in pairs
@@ -315,12 +222,12 @@ def main(arguments: list[str] | None = None) -> None:
         **{field: getattr(workload, field) for field in ("samples", "prompt", "thoughts", "new_tokens")},
     }
     models: dict[str, Any] = {}
-    if reason := absence():
+    if reason := pytorch_rollouts.absence():
         print(f"transformers does not take part: {reason}", flush=True)
         described["refused"] = {"transformers": reason}
     else:
-        models, versions = load_transformers(decoder)
-        check_same(decoder, models, random_prompts(workload, 2))
+        models, versions = pytorch_rollouts.load(decoder)
+        pytorch_rollouts.check_same(decoder, models, random_prompts(workload, 2))
         described |= versions
     cases = {}
     for group in workload.groups:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.benchmarks import rollouts
+from experiments.benchmarks import pytorch_rollouts, rollouts
 from tests.tiny_models import quick_compilation, random_decoder
 
 WORKLOAD = dataclasses.replace(
@@ -15,7 +15,7 @@ WORKLOAD = dataclasses.replace(
 )
 GROUP, EVERY = 2, WORKLOAD.thoughts + WORKLOAD.new_tokens
 OURS = {"thoughts", "text", "unshared thoughts"}
-THEIRS = {*rollouts.STOCK, rollouts.FUSED}
+THEIRS = {*pytorch_rollouts.STOCK, pytorch_rollouts.FUSED}
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def test_the_sizes_are_those_of_the_small_config():
 
 
 def test_a_speedup_is_over_the_faster_attention_round_by_round():
-    eager, sdpa = rollouts.STOCK
+    eager, sdpa = pytorch_rollouts.STOCK
     seconds = {
         "thoughts": [1.0, 2.0, 4.0],
         "text": [2.0, 2.0, 2.0],
@@ -71,26 +71,26 @@ def test_sharing_saves_memory_and_changes_no_sample(our_sides):
 
 @pytest.mark.slow
 def test_hugging_faces_model_is_ours_and_samples_as_many_tokens(decoder, prompts):
-    if reason := rollouts.absence():
+    if reason := pytorch_rollouts.absence():
         pytest.skip(f"transformers: {reason}")
-    models, _ = rollouts.load_transformers(decoder)
+    models, _ = pytorch_rollouts.load(decoder)
     assert models.keys() == THEIRS
     with quick_compilation():
-        rollouts.check_same(decoder, models, prompts)
+        pytorch_rollouts.check_same(decoder, models, prompts)
         for model in models.values():
-            tokens = rollouts.their_side(model, prompts, GROUP, new_tokens=EVERY).draw()
+            tokens = pytorch_rollouts.sampling(model, prompts, GROUP, new_tokens=EVERY)()
             assert tokens.shape == (WORKLOAD.samples, EVERY)
             assert (tokens[0] != tokens[1]).any()
         with pytest.raises(AssertionError, match="transformers, eager is another model"):
-            rollouts.check_same(random_decoder(WORKLOAD.decoder, seed=1), models, prompts)
+            pytorch_rollouts.check_same(random_decoder(WORKLOAD.decoder, seed=1), models, prompts)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("absent", [False, True])
 def test_every_side_is_measured_or_refused(our_sides, decoder, monkeypatch, tmp_path, capsys, absent):
     if absent:
-        monkeypatch.setattr(rollouts.importlib.util, "find_spec", lambda name: None)
-    elif reason := rollouts.absence():
+        monkeypatch.setattr(pytorch_rollouts.importlib.util, "find_spec", lambda name: None)
+    elif reason := pytorch_rollouts.absence():
         pytest.skip(f"transformers: {reason}")
     # What is compiled already is timed; only the model of the program itself has other weights.
     monkeypatch.setattr(rollouts, "our_side", lambda *_, **how: our_sides["thoughts" if how["thoughts"] else "text"])
@@ -109,7 +109,7 @@ def test_every_side_is_measured_or_refused(our_sides, decoder, monkeypatch, tmp_
     for side in case["sides"].values():
         assert 0 < side["lower_quartile_seconds"] <= side["median_seconds"] <= side["upper_quartile_seconds"]
         assert side["examples_per_second"] > 0
-    others = set() if absent else {"transformers", rollouts.FUSED}
+    others = set() if absent else {"transformers", pytorch_rollouts.FUSED}
     expected = {f"{mine} over {other}" for mine in OURS for other in others}
     assert case["speedups"].keys() == expected | {"thoughts over text", "thoughts over unshared thoughts"}
     assert ("refused" in case) == absent
