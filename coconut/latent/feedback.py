@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Key
 
 from coconut.errors import CoconutError, check_fields
 from coconut.latent.gaussian import GaussianHead
+from coconut.latent.mixture import Mixture
 from coconut.latent.projection import Projection
 from coconut.models.config import DecoderConfig
 from coconut.models.decoder import Decoder
@@ -145,7 +146,9 @@ class FeedbackConfig:
         mean norm of the token embeddings (`MatchNorm`); ``norm``, RMSNorm whose learnt scale starts at ``factor``
         (`Norm`), so that thoughts start with the norm ``factor * D ** 0.5``; ``projection``, two matrices and LayerNorm
         whose learnt scale starts at ``factor`` (`coconut.latent.projection.Projection`), CODI's; ``gaussian``, a draw
-        in units of ``factor`` (`coconut.latent.gaussian.GaussianHead`), CoLaR's; or one of `register_feedback`.
+        in units of ``factor`` (`coconut.latent.gaussian.GaussianHead`), CoLaR's; ``mixture``, the mean embedding of the
+        next token at the temperature ``factor`` (`coconut.latent.mixture.Mixture`), CoT2's; or one of
+        `register_feedback`.
       factor: see ``kind``; must be 1 for ``identity``.
       options: what a feedback is told besides, by name: ``width`` of the hidden layers of ``projection`` and
         ``gaussian`` (``D`` if it is not given), and whatever one of your own takes.
@@ -218,6 +221,11 @@ def _gaussian(config: FeedbackConfig, decoder: DecoderConfig, key: Key[Array, ""
     return GaussianHead(decoder, width, factor=float(config.factor), rngs=nnx.Rngs(key))
 
 
+def _mixture(config: FeedbackConfig, decoder: DecoderConfig, key: Key[Array, ""]) -> Feedback:
+    del decoder, key
+    return Mixture(temperature=float(config.factor))
+
+
 _OWN_OPTIONS: Mapping[Any, tuple[str, ...]] = {
     _identity: (),
     _scale: (),
@@ -225,6 +233,7 @@ _OWN_OPTIONS: Mapping[Any, tuple[str, ...]] = {
     _norm: (),
     _projection: ("width",),
     _gaussian: ("width",),
+    _mixture: (),
 }
 """The options of each feedback of ours."""
 
@@ -235,6 +244,7 @@ FEEDBACKS: dict[str, MakeFeedback] = {
     "norm": _norm,
     "projection": _projection,
     "gaussian": _gaussian,
+    "mixture": _mixture,
 }
 """Feedbacks by the ``kind`` of their config."""
 

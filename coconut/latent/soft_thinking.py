@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from coconut.errors import CoconutError, check_fields
 from coconut.latent.halting import HaltingConfig
+from coconut.latent.mixture import blend
 from coconut.models.decoder import Decoder
 
 
@@ -147,16 +148,6 @@ def mixture(
     shares = _only(shares, shares >= config.min_p * shares[..., :1])
     shares, tokens = shares[..., : config.keep], tokens[..., : config.keep]
     return _perturbed(shares / shares.sum(-1, keepdims=True), config, keys), tokens
-
-
-def blend(decoder: Decoder, weights: Float[Array, "*B V"]) -> Float[Array, "*B D"]:
-    """The weighted sum of the embeddings of the first ``V`` ids, accumulated in at least float32."""
-    # As `Decoder.embed` reads them, so that all of the weight on one token gives what reading that token gives.
-    table = decoder.embed(jnp.arange(weights.shape[-1]))
-    blended = jnp.matmul(
-        weights.astype(table.dtype), table, preferred_element_type=decoder.execution.accumulation_dtype
-    )
-    return blended.astype(table.dtype)
 
 
 def _only(shares: Float[Array, "*B K"], kept: Array) -> Float[Array, "*B K"]:

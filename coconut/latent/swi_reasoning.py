@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from coconut.errors import CoconutError, check_fields
 from coconut.latent.halting import Blocks, Mode, no_turns, token_entropy
-from coconut.latent.soft_thinking import blend
+from coconut.latent.mixture import blend
 from coconut.models.decoder import Decoder
 
 

@@ -27,7 +27,7 @@ from tests.tiny_models import GPT2_STYLE, quick_compilation, quick_jit, random_d
 
 CONFIG = dataclasses.replace(GPT2_STYLE, num_layers=1, **IN_FLOAT64)
 KEY = jax.random.key(0)
-OTHERS = ["scale", "match_norm", "norm"]
+OTHERS = ["scale", "match_norm", "norm", "mixture"]
 
 
 def setup(kind: str) -> tuple[Decoder, Feedback]:
@@ -73,11 +73,15 @@ def test_what_each_kind_makes_of_a_hidden_state() -> None:
         )
         identity = make_feedback(FeedbackConfig(), CONFIG, KEY)
         norms = np.linalg.norm(hidden, axis=-1, keepdims=True)
-        token_norm = np.linalg.norm(np.asarray(decoder.tokens.embedding[...]), axis=-1).mean()
+        table = np.asarray(decoder.tokens.embedding[...])
+        token_norm = np.linalg.norm(table, axis=-1).mean()
+        logits = hidden @ table.T / 0.5
+        shares = np.exp(logits - logits.max(-1, keepdims=True))
         expected: dict[str, np.ndarray] = {
             "scale": 0.5 * hidden,
             "match_norm": 0.5 * token_norm * hidden / norms,
             "norm": 0.5 * CONFIG.embed_dim**0.5 * hidden / norms,
+            "mixture": shares / shares.sum(-1, keepdims=True) @ table,
         }
         assert set(expected) == set(OTHERS)
         assert (identity(decoder, jnp.asarray(hidden)) == hidden).all()

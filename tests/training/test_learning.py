@@ -23,7 +23,7 @@ from tests.tiny_models import process_environment, quick_compilation
 from tests.tiny_runs import tiny_run
 from tests.training.trained_runs import assert_same_run, interrupt_at, lines_of, trained
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("compiled_once")]
 
 GAUSSIAN = PolicyConfig(kind="gaussian", options={"share": 0.3, "learnt": True})
 
@@ -47,8 +47,8 @@ SEVERAL = {"epochs": 2, "minibatches": 2, "dead_groups": "resample", "most_draws
     ("policy", "settings"),
     [
         (GAUSSIAN, SEVERAL),
-        pytest.param(PolicyConfig(kind="dropout", learnt_stop=True), {}, marks=pytest.mark.slow),
-        pytest.param(PolicyConfig(kind="gated_token"), {"ratio": "sequence"}, marks=pytest.mark.slow),
+        pytest.param(PolicyConfig(kind="dropout", learnt_stop=True), {}, marks=pytest.mark.heavy),
+        pytest.param(PolicyConfig(kind="gated_token"), {"ratio": "sequence"}, marks=pytest.mark.heavy),
     ],
 )
 def test_a_run_resumes_to_the_bit(
@@ -112,15 +112,15 @@ def test_a_second_epoch_starts_from_the_same_probabilities(started: Path, tmp_pa
     assert line["ratio"] == pytest.approx(1.0, abs=1e-5)
 
 
-@pytest.mark.slow
 def test_microbatches_change_nothing(started: Path, tmp_path: Path) -> None:
-    parameters = []
     for microbatches in (1, 4):
         changes = {"init_from": str(started), "microbatches": microbatches}
-        result = trained(rewarded(changes=changes, steps=1), tmp_path / f"{microbatches}")
-        parameters.append(parameters_of(result.model))
-    for name, value in parameters[0].items():
-        np.testing.assert_allclose(parameters[1][name], value, atol=1e-4, err_msg=name)
+        trained(rewarded(changes=changes, steps=1), tmp_path / f"{microbatches}")
+    # Not the parameters: Adam's first step is the sign of a gradient, also where that is rounding.
+    [one], [four] = (lines_of(tmp_path / name, "train") for name in ("1", "4"))
+    assert one.keys() == four.keys()
+    for name in one.keys() - {"kind"}:
+        np.testing.assert_allclose(four[name], one[name], rtol=1e-4, atol=1e-6, err_msg=name)
 
 
 # --- Several devices ----------------------------------------------------------------------------------------------
@@ -148,7 +148,6 @@ def on_devices() -> Any:
     return rewarded(**{**SEVERAL, "best_first_thought": False}, steps=2)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_devices_and_processes_change_nothing(processes: int, tmp_path: Path) -> None:
     children = start(tmp_path / "several", processes)
