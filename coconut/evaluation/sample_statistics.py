@@ -72,8 +72,8 @@ def subsets_of(total: int, size: int, most: int, seed: int) -> Int[np.ndarray, "
     return np.sort([rng.choice(total, size, replace=False) for _ in range(most)], axis=1)
 
 
-def chosen_right(
-    right: Bool[np.ndarray, "Q N"],
+def of_chosen(
+    quantity: Bool[np.ndarray, "Q N"] | Float[np.ndarray, "Q N"],
     values: np.ndarray,
     choose: Choose,
     size: int,
@@ -81,10 +81,10 @@ def chosen_right(
     subsets: int = SUBSETS,
     seed: int = 0,
 ) -> Float[np.ndarray, " Q"]:
-    """How often the sample that is chosen among ``size`` is right, of each question.
+    """The mean of a quantity of the sample that is chosen among ``size``, for each question.
 
     Args:
-      right: of each sample.
+      quantity: of each sample, such as whether it is right.
       values: of each sample, ``[Q, N]``, what it is chosen by.
       choose: `vote` or `best`.
       size: samples to choose among.
@@ -92,8 +92,8 @@ def chosen_right(
         all ``N`` samples there is one, and the result is exact.
       seed: of the draw of subsets.
     """
-    questions, found = np.arange(len(right)), subsets_of(right.shape[1], size, subsets, seed)
-    return np.mean([right[questions, own[choose(values[:, own])]] for own in found], 0)
+    questions, found = np.arange(len(quantity)), subsets_of(quantity.shape[1], size, subsets, seed)
+    return np.mean([quantity[questions, own[choose(values[:, own])]] for own in found], 0)
 
 
 def expected_largest(values: Float[np.ndarray, "Q N"], size: int) -> Float[np.ndarray, " Q"]:

@@ -8,8 +8,8 @@ import pytest
 from coconut.errors import CoconutError
 from coconut.evaluation.sample_statistics import (
     best,
-    chosen_right,
     expected_largest,
+    of_chosen,
     pass_at,
     sizes_up_to,
     subsets_of,
@@ -88,12 +88,12 @@ def test_what_is_chosen_is_right_as_often_as_over_all_subsets() -> None:
             slow = [
                 np.mean([right[q, own[choose(values[q : q + 1, list(own)])[0]]] for own in subsets]) for q in range(30)
             ]
-            found = chosen_right(right, values, choose, size, subsets=20)
+            found = of_chosen(right, values, choose, size, subsets=20)
             np.testing.assert_allclose(found, slow, atol=1e-12)
     # One sample leaves nothing to choose; all of them leave nothing to draw.
-    np.testing.assert_allclose(chosen_right(right, scores, best, 1), right.mean(1))
-    np.testing.assert_array_equal(chosen_right(right, scores, best, 6, seed=1), right[np.arange(30), scores.argmax(1)])
+    np.testing.assert_allclose(of_chosen(right, scores, best, 1), right.mean(1))
+    np.testing.assert_array_equal(of_chosen(right, scores, best, 6, seed=1), right[np.arange(30), scores.argmax(1)])
     # Drawn subsets come near all of them.
     wide_right, wide = rng.random((400, 12)) < 0.5, rng.random((400, 12))
-    drawn = chosen_right(wide_right, wide, best, 4, subsets=100).mean()
-    assert drawn == pytest.approx(chosen_right(wide_right, wide, best, 4, subsets=495).mean(), abs=0.02)
+    drawn = of_chosen(wide_right, wide, best, 4, subsets=100).mean()
+    assert drawn == pytest.approx(of_chosen(wide_right, wide, best, 4, subsets=495).mean(), abs=0.02)
