@@ -186,6 +186,12 @@ class SampleDrawing:
                 f"SampleConfig.policy: the method {method.name!r} writes {blocks} blocks of thoughts before an answer, "
                 "samples are drawn with one at most"
             )
+        columns = self._shape.columns + config.sampling.max_new_tokens
+        if columns > (most := self._subject.model.decoder.config.max_positions):
+            raise CoconutError(
+                f"DecoderConfig.max_positions = {most}: what is given of a question, its thoughts and "
+                f"{config.sampling.max_new_tokens} new tokens need {columns}"
+            )
         fixed = policy.learnt_stop or (method.ends_blocks and config.thoughts is not None)
         if method.halting(placing) is not None and not fixed:
             raise CoconutError(
