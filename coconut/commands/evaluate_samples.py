@@ -8,7 +8,16 @@ import numpy as np
 
 from coconut.errors import CoconutError
 from coconut.evaluation.answers import AnswerConfig
-from coconut.evaluation.sample_statistics import SUBSETS, best, expected_largest, of_chosen, pass_at, sizes_up_to, vote
+from coconut.evaluation.sample_statistics import (
+    SUBSETS,
+    Choose,
+    best,
+    expected_largest,
+    of_chosen,
+    pass_at,
+    sizes_up_to,
+    vote,
+)
 from coconut.evaluation.samples import SCORERS, Sample, SampleConfig, SampleDrawing, first_finish
 from coconut.evaluation.statistics import bootstrap_interval
 from coconut.evaluation.subject import Subject
@@ -180,7 +189,8 @@ def measure(samples: Sequence[Sequence[Sample]], sizes: Sequence[int], *, seed: 
     right, passes = table(lambda sample: sample.right), table(lambda sample: float(sample.passes))
     scores = {name: np.asarray([scorer(own) for own in samples], float) for name, scorer in SCORERS.items()}
     answers = np.asarray([_numbered([sample.answer for sample in own]) for own in samples])
-    choices = {"majority": (answers, vote), **{name: (score, best) for name, score in scores.items()}}
+    choices: dict[str, tuple[np.ndarray, Choose]] = {"majority": (answers, vote)}
+    choices |= {name: (score, best) for name, score in scores.items()}
     curves: dict[str, list[dict[str, Any]]] = {name: [] for name in CURVES}
     for size in sizes:
         until_last = expected_largest(passes, size)

@@ -169,6 +169,11 @@ def test_what_cannot_be_drawn_is_refused_before_any_work(method: str, settings: 
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize("settings", [{"policy": LEARNT_STOP}, {"thoughts": 2}])
+def test_a_block_that_a_method_ends_itself_ends_by_its_head_or_by_count(settings: dict[str, Any]) -> None:
+    assert drawing("ponder", halts=True, **settings).rows == 4
+
+
 def test_no_questions_and_several_blocks_are_refused() -> None:
     config = SampleConfig(count=2)
     with pytest.raises(CoconutError, match="no questions to draw samples of"):
