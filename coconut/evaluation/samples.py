@@ -173,7 +173,7 @@ class SampleDrawing:
         self._check()
         # As many calls for a question as a batch's size asks for, and no more rows than they need.
         self._group = -(-config.count // -(-config.count // config.batch_size))
-        self._questions = max(config.batch_size // self._group, 1)
+        self._questions = min(max(config.batch_size // self._group, 1), len(examples))
         # Tracing finds what the sampler refuses.
         self._lowered = jax.jit(self._draw).lower(*self._arguments(0, 0))
 
