@@ -77,7 +77,7 @@ def random_adapters(decoder: Decoder, config: AdapterConfig) -> Decoder:
 
 
 @functools.cache
-def _quick_options() -> dict[str, Any]:
+def quick_options() -> dict[str, Any]:
     """XLA:CPU options that compile a rollout's gradient in a fifth of the time; none where this XLA has others.
 
     None on a device either: its tests are about what its compiler makes of a kernel.
@@ -94,14 +94,14 @@ def _quick_options() -> dict[str, Any]:
 
 def process_environment(devices: int) -> dict[str, str]:
     """The environment of a process with so many CPU devices, whose programs are compiled quickly."""
-    options = {"xla_force_host_platform_device_count": devices, **_quick_options()}
+    options = {"xla_force_host_platform_device_count": devices, **quick_options()}
     flags = " ".join(f"--{name}={str(value).lower()}" for name, value in options.items())
     return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
 
 
 def quick_jit(function: Callable[..., Any], **options: Any) -> Any:
     """`jax.jit` for programs that run a few times: most of the time of these tests would go into compiling them."""
-    return jax.jit(function, compiler_options=_quick_options(), **options)
+    return jax.jit(function, compiler_options=quick_options(), **options)
 
 
 @contextlib.contextmanager

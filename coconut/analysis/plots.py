@@ -226,7 +226,7 @@ def plot_accuracy_by_thoughts(
         counts = sorted(by_count)
         # Set apart a little, so that intervals of equal accuracy stay readable.
         x = np.asarray(counts) + 0.06 * (index - (len(results) - 1) / 2)
-        _draw_accuracies(axes, x, [by_count[count] for count in counts], index, name)
+        draw_accuracies(axes, x, [by_count[count] for count in counts], index, name)
     axes.set(xlabel="thoughts at test time", ylabel="accuracy", ylim=(-0.03, 1.03))
     axes.set_xticks(sorted({count for by_count in results.values() for count in by_count}))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
@@ -257,7 +257,7 @@ def plot_accuracy_by_mean_thoughts(results: Mapping[str, Sequence[Mapping[str, A
     axes = figure.subplots()
     for index, (name, points) in enumerate(results.items()):
         points = sorted(points, key=lambda point: point["thoughts"])
-        _draw_accuracies(axes, np.asarray([point["thoughts"] for point in points]), points, index, name)
+        draw_accuracies(axes, np.asarray([point["thoughts"] for point in points]), points, index, name)
         for point in points:
             place = (point["thoughts"], point["accuracy"])
             text = f"{point['threshold']:g}"
@@ -272,9 +272,7 @@ def plot_accuracy_by_mean_thoughts(results: Mapping[str, Sequence[Mapping[str, A
     return figure
 
 
-def _draw_accuracies(
-    axes: Axes, x: Float[np.ndarray, " R"], results: Sequence[Accuracy], index: int, name: str
-) -> None:
+def draw_accuracies(axes: Axes, x: Float[np.ndarray, " R"], results: Sequence[Accuracy], index: int, name: str) -> None:
     """A line of accuracies with their intervals, in the style of the line's number."""
     color, dashes, marker = line_style(index)
     accuracy, low, high = np.asarray([_with_interval(result) for result in results], float).T

@@ -10,6 +10,7 @@ import jax
 from jax.sharding import Mesh
 from rich.console import Console
 
+from coconut.commands.evaluate_samples import SamplesConfig, measure_samples, plan_samples, sample_costs, sample_table
 from coconut.commands.measuring import TRAINED, Measuring
 from coconut.datasets import load_dataset, load_split, text_format_of
 from coconut.errors import CoconutError
@@ -57,7 +58,8 @@ class EvaluateConfig:
         ``stop = "count"`` numbers of thoughts.
       soft_thinking: think softly in the place of written reasoning (`coconut.latent.soft_thinking`), or by turns with
         it (`coconut.latent.swi_reasoning`); None for neither.
-      temperature: of sampling; None for that of ``sampling``.
+      temperature: of sampling; None for that of ``sampling``. ``top_k``, ``top_p`` and ``min_p`` likewise.
+      samples: draw several samples of each question besides; None for not.
       seed: of the draws.
       limit: the first so many questions only; None for all.
       interventions: what is done to thoughts (`coconut.evaluation.interventions`), of questions that have some. Each is
@@ -79,6 +81,10 @@ class EvaluateConfig:
     halting_thresholds: tuple[float, ...] = ()
     soft_thinking: SoftThinkingConfig | SwiReasoningConfig | None = None
     temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    samples: SamplesConfig | None = None
     seed: int = 0
     limit: int | None = None
     interventions: tuple[str, ...] = ()
@@ -89,10 +95,20 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         check_interventions(self.interventions)
 
+    def sampling_from(self, own: SamplingConfig) -> SamplingConfig:
+        """How tokens are chosen, of a model that has a sampling of its own.
 
-def at_temperature(sampling: SamplingConfig, temperature: float | None) -> SamplingConfig:
-    """The same sampling at a temperature; None for its own."""
-    return sampling if temperature is None else dataclasses.replace(sampling, temperature=temperature)
+        Raises:
+          CoconutError: tokens are to be left out, and the likeliest one is taken anyway.
+        """
+        filters = {name: getattr(self, name) for name in ("top_k", "top_p", "min_p")}
+        given = {name: value for name, value in filters.items() if value is not None}
+        warmth = {} if self.temperature is None else {"temperature": self.temperature}
+        sampling = dataclasses.replace(self.sampling or own, **warmth, **given)
+        if given and sampling.temperature == 0:
+            name, value = next(iter(given.items()))
+            raise CoconutError(f"--{name} {value}: at temperature 0 the likeliest token is taken, give a --temperature")
+        return sampling
 
 
 def at_threshold(halting: HaltingConfig, threshold: float) -> HaltingConfig:
@@ -162,7 +178,8 @@ def evaluate_model(
       the accuracy of choosing between the two options of a graph question (`coconut.evaluation.choices`) by number of
       thoughts (``trained`` where questions differ in it), ``interventions`` for each intervention on thoughts, of as
       many ``examples`` as it could alter (None for none), ``halting`` for when blocks were over and the curve by
-      threshold, ``soft_thinking`` for its settings (None where not asked for), ``seconds_per_question`` of the trained
+      threshold, ``soft_thinking`` for its settings (None where not asked for), ``samples`` for several samples of each
+      question (`coconut.commands.evaluate_samples`; None likewise), ``seconds_per_question`` of the trained
       number of thoughts without compilation, ``also_trained_on`` for how many questions of a file were trained on (None
       where that is not known), ``not_altered`` for interventions that were asked for although the model has no
       thoughts, what was evaluated, and where. The stage is the checkpoint's own.
@@ -182,7 +199,7 @@ def evaluate_model(
         )
     default = AnswerConfig(
         batch_size=config.batch_size or run.config.evaluation_batch_size,
-        sampling=at_temperature(config.sampling or run.config.sampling, config.temperature),
+        sampling=config.sampling_from(run.config.sampling),
         forced=config.forced,
         seed=config.seed,
         # A run's own halting is not asked for here: it gives way.
@@ -248,13 +265,14 @@ def measure_all(
         for threshold in config.halting_thresholds
         if default.halting is not None
     }
+    drawings = {} if config.samples is None else plan_samples(subject, examples, tokenized, default, config.samples)
     interventions = [name for name in config.interventions if measuring.feeds_back or (name == REMOVED and any(counts))]
     needs_mean = bool({"mean", "mean_of_all"} & set(interventions))
     averaged = validation() if needs_mean and validation is not None else None
     surroundings = measuring.surroundings(averaged, config.intervention_seed)
 
     with progress_bar(console) as bar:
-        total = len(examples) * (1 + len(others) + len(by_threshold) + len(interventions))
+        total = len(examples) * (1 + len(others) + len(by_threshold) + len(interventions) + len(drawings))
         task_id = bar.add_task("answering", total=total, numbers="")
         advance = lambda rows: bar.advance(task_id, rows)
         trained = measuring.generate(TRAINED, default, advance)
@@ -271,13 +289,17 @@ def measure_all(
             for threshold, answer_config in by_threshold.items()
         ]
         by_intervention = {name: measuring.intervene(name, surroundings, advance) for name in interventions}
+        samples, sample_lines = None, []
+        if config.samples is not None:
+            samples, sample_lines = measure_samples(drawings, examples, default, config.samples, advance)
     choices = {}
     if any(counts) and measuring.graphs:
         # Questions may differ in how many thoughts were trained: then no number says it.
         for count in sorted({*others, *counts}) if len(counts) == 1 else (*sorted(others), None):
             choices[TRAINED if count is None else str(count)] = measuring.choose(count)
     if config.answers_file is not None and jax.process_index() == 0:
-        write_atomically(config.answers_file, "".join(json.dumps(line) + "\n" for line in measuring.lines))
+        lines = [*measuring.lines, *sample_lines]
+        write_atomically(config.answers_file, "".join(json.dumps(line) + "\n" for line in lines))
     soft = default.soft_thinking
     return {
         "trained": trained.to_json(),
@@ -285,6 +307,7 @@ def measure_all(
         "choices": choices,
         "halting": None if default.halting is None else {"config": to_json(default.halting), "curve": curve},
         "soft_thinking": None if soft is None else {"kind": type(soft).__name__, **to_json(soft)},
+        "samples": samples,
         "interventions": by_intervention,
         "not_altered": [name for name in config.interventions if name not in interventions],
         "seconds_per_question": seconds,
@@ -355,6 +378,8 @@ def describe(result: dict[str, Any]) -> str:
         if "choice" in entry:
             rows.append([f"{setting}, choosing between the two options", share(entry["choice"]), "", "", rows[-1][-1]])
     lines = [markdown_table(("setting", "accuracy % (95 %)", "tokens", "thoughts", "questions"), rows)]
+    if result["samples"] is not None:
+        lines += [markdown_table(*sample_table(result["samples"])), *sample_costs(result["samples"])]
     for name, entry in (("as trained", result["trained"]), *result["thoughts"].items()):
         if entry["cut"]:
             lines.append(f"{100 * entry['cut']:.1f} % of answers ({name}) ended where thoughts began with no room left")

@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 from rich.console import Console
 
-from coconut.commands.evaluate import EvaluateConfig, at_temperature, measure_all
+from coconut.commands.evaluate import EvaluateConfig, measure_all
 from coconut.curriculum import CurriculumConfig
 from coconut.errors import CoconutError, check_fields
 from coconut.evaluation.answers import AnswerConfig
@@ -107,9 +107,7 @@ def evaluate_pretrained(
     )
     default = AnswerConfig(
         batch_size=config.batch_size or AnswerConfig.batch_size,
-        sampling=at_temperature(
-            config.sampling or SamplingConfig(max_new_tokens=pretrained.max_new_tokens), config.temperature
-        ),
+        sampling=config.sampling_from(SamplingConfig(max_new_tokens=pretrained.max_new_tokens)),
         forced=config.forced or (TEXT.answer_prefix if pretrained.method == "no_cot" else ""),
         seed=config.seed,
         halting=config.halting,

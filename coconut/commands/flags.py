@@ -83,8 +83,16 @@ def _check_evaluate(options: argparse.Namespace) -> None:
         raise CoconutError("--thinking: these are settings of --method soft_thinking and swi_reasoning")
     if soft and (options.halting or options.halting_thresholds):
         raise CoconutError(f"--halting: --method {options.method} says itself when thinking is over, see --thinking")
-    if options.plot is not None and not options.halting_thresholds:
-        raise CoconutError("--plot draws a curve: it needs --halting_thresholds")
+    if options.samples is None:
+        if given := [flag for flag in ("policy", "budgets", "pass_at") if getattr(options, flag)]:
+            raise CoconutError(f"--{given[0]}: says how samples are drawn or measured, it needs --samples")
+    elif soft or options.halting or options.halting_thresholds:
+        flag = f"--method {options.method}" if soft else "--halting"
+        raise CoconutError(
+            f"--samples {options.samples}: not with {flag}; a stop of samples is --policy learnt_stop=True"
+        )
+    if options.plot is not None and not (options.halting_thresholds or options.samples is not None):
+        raise CoconutError("--plot draws a curve: it needs --halting_thresholds or --samples")
 
 
 def _check_processes(options: argparse.Namespace) -> None:
@@ -208,8 +216,39 @@ def _parser() -> argparse.ArgumentParser:
         metavar="T,T,...",
         help="accuracy by mean thoughts for each of these thresholds of the stop (stop=count: numbers of thoughts)",
     )
-    evaluate.add_argument("--plot", type=Path, help="a picture of that curve: png, svg or pdf")
+    evaluate.add_argument("--plot", type=Path, help="a picture of that curve, or of the samples': png, svg or pdf")
     evaluate.add_argument("--temperature", type=float, help="0 takes the most likely token; the run's own if not given")
+    evaluate.add_argument("--top_k", type=int, metavar="K", help="draw among the K most likely tokens")
+    evaluate.add_argument("--top_p", type=float, metavar="P", help="draw among the most likely tokens of share P")
+    evaluate.add_argument(
+        "--min_p", type=float, metavar="P", help="draw tokens at least P times as likely as the first"
+    )
+    evaluate.add_argument(
+        "--samples", type=int, metavar="N", help="also draw N samples of each question: pass@k, votes, the best of them"
+    )
+    evaluate.add_argument(
+        "--policy",
+        type=_named_value,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="how samples' thoughts are drawn: kind=gaussian, an option of the kind such as share=0.1, "
+        "learnt_stop=True, least=1; repeatable",
+    )
+    evaluate.add_argument(
+        "--budgets",
+        type=_whole_numbers,
+        default=(),
+        metavar="T,T,...",
+        help="draw the samples with each of these numbers of thoughts, the most where the stop is learnt",
+    )
+    evaluate.add_argument(
+        "--pass_at",
+        type=_whole_numbers,
+        default=(),
+        metavar="K,K,...",
+        help="also measure K of the samples (1,2,4,...)",
+    )
     evaluate.add_argument("--seed", type=int, default=0, help="seed of the draws")
     evaluate.add_argument(
         "--interventions",
@@ -426,6 +465,13 @@ def _read_numbers(text: str) -> tuple[float, ...]:
         raise CoconutError(f"{text!r}: must be numbers with commas between them") from error
 
 
+def _read_whole_numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(number) for number in text.split(","))
+    except ValueError as error:
+        raise CoconutError(f"{text!r}: must be whole numbers with commas between them") from error
+
+
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(","))
 
@@ -438,7 +484,7 @@ def _known_topology(text: str) -> str:
 
 _path, _mesh = _explained(parse_path), _explained(MeshConfig.parse)
 _named_value, _topology = _explained(_read_named_value), _explained(_known_topology)
-_numbers = _explained(_read_numbers)
+_numbers, _whole_numbers = _explained(_read_numbers), _explained(_read_whole_numbers)
 
 
 def _count_or_file(text: str) -> int | str:

@@ -131,6 +131,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     from coconut.commands.distributed import join
     from coconut.commands.evaluate import EvaluateConfig, describe, evaluate_workdir
     from coconut.commands.evaluate_pretrained import PretrainedConfig, evaluate_pretrained
+    from coconut.commands.evaluate_samples import SamplesConfig, policy_from
     from coconut.latent.halting import HaltingConfig
     from coconut.latent.soft_thinking import SoftThinkingConfig
     from coconut.latent.swi_reasoning import SwiReasoningConfig
@@ -139,6 +140,14 @@ def _evaluate(options: argparse.Namespace) -> int:
     from coconut.training.config import from_json
 
     soft = {"soft_thinking": SoftThinkingConfig, "swi_reasoning": SwiReasoningConfig}.get(options.method)
+    samples = None
+    if options.samples is not None:
+        samples = SamplesConfig(
+            count=options.samples,
+            policy=policy_from(dict(options.policy)),
+            budgets=options.budgets,
+            pass_at=options.pass_at,
+        )
     config = EvaluateConfig(
         split=options.split or "test",
         which=options.which if options.step is None else options.step,
@@ -150,6 +159,10 @@ def _evaluate(options: argparse.Namespace) -> int:
         halting_thresholds=options.halting_thresholds,
         soft_thinking=from_json(soft, dict(options.thinking), "--thinking") if soft else None,
         temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        min_p=options.min_p,
+        samples=samples,
         seed=options.seed,
         limit=options.limit,
         interventions=options.interventions,
@@ -176,7 +189,12 @@ def _evaluate(options: argparse.Namespace) -> int:
         return EXIT_DONE
     if options.output is not None:
         write_atomically(options.output, json.dumps(result, indent=1) + "\n")
-    if options.plot is not None:
+    if options.plot is not None and result["samples"] is not None:
+        from coconut.analysis.sample_plots import plot_samples
+        from coconut.commands.evaluate_samples import CURVES
+
+        plot_samples(result["samples"], CURVES, options.plot)
+    elif options.plot is not None:
         from coconut.analysis.plots import plot_accuracy_by_mean_thoughts
 
         plot_accuracy_by_mean_thoughts({result["halting"]["config"]["stop"]: result["halting"]["curve"]}, options.plot)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from scipy.stats import binomtest
 
 
@@ -16,7 +16,9 @@ def standard_deviation(values: Sequence[float]) -> float | None:
     return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
-def bootstrap_interval(right: Bool[np.ndarray, "S N"], *, resamples: int = 2000, seed: int = 0) -> tuple[float, float]:
+def bootstrap_interval(
+    right: Bool[np.ndarray, "S N"] | Float[np.ndarray, "S N"], *, resamples: int = 2000, seed: int = 0
+) -> tuple[float, float]:
     """The 95 % interval of the mean accuracy, for other seeds and other questions.
 
     A resample draws as many seeds and as many questions as there are, each with replacement (Owen 2007, "The pigeonhole
@@ -24,7 +26,7 @@ def bootstrap_interval(right: Bool[np.ndarray, "S N"], *, resamples: int = 2000,
     too narrow: three seeds know little of a fourth. Where all answers are right, or none is, it has no width at all.
 
     Args:
-      right: of each seed and question.
+      right: of each seed and question, or the share of a question's samples that are.
       resamples: how many.
       seed: of the draws.
     """

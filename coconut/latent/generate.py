@@ -11,6 +11,7 @@ is told how (`coconut.latent.halting`): each turn, each row reads, thinks, write
 
 import dataclasses
 import functools
+import math
 from typing import Any, NamedTuple, no_type_check
 
 import jax
@@ -49,6 +50,10 @@ class SamplingConfig:
       max_new_tokens: tokens after which a row ends at the latest, EOS included. Thoughts are not counted.
       temperature: 0 takes the most likely token; else logits are divided by it and a token is drawn.
       top_k: draw among the most likely so many; None for all.
+      top_p: draw among the fewest most likely ones whose shares of what ``top_k`` left sum to at least this (nucleus
+        sampling, Holtzman et al. 2020): the token that crosses the bound is one of them. 1 for all.
+      min_p: draw among those that are at least so many times as likely as the likeliest (Nguyen et al. 2024); 0 for
+        all.
 
     Raises:
       CoconutError: a value out of range; the message names the field and the value.
@@ -57,6 +62,8 @@ class SamplingConfig:
     max_new_tokens: int = 64
     temperature: float = 0.0
     top_k: int | None = None
+    top_p: float = 1.0
+    min_p: float = 0.0
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -66,6 +73,10 @@ class SamplingConfig:
             raise CoconutError(f"SamplingConfig.temperature = {self.temperature!r}: must be at least 0")
         if self.top_k is not None and self.top_k < 1:
             raise CoconutError(f"SamplingConfig.top_k = {self.top_k!r}: must be None or at least 1")
+        if not 0 < self.top_p <= 1:
+            raise CoconutError(f"SamplingConfig.top_p = {self.top_p!r}: must be above 0, and at most 1")
+        if not 0 <= self.min_p <= 1:
+            raise CoconutError(f"SamplingConfig.min_p = {self.min_p!r}: must be between 0 and 1")
 
 
 class Prefix(NamedTuple):
@@ -114,8 +125,8 @@ class Generated(NamedTuple):
       finite: whether all states that the row's tokens were chosen from were finite. Where they are not the model is
         broken, and its tokens mean nothing.
       blocks: what the rows thought and where; None where they could not.
-      log_probs: log-probability of each token in the distribution it was drawn from, after the temperature and before
-        ``top_k``; 0 behind a row's end. None where they were not asked for.
+      log_probs: log-probability of each token in the whole distribution after the temperature, before ``top_k``,
+        ``top_p`` and ``min_p`` leave tokens out; 0 behind a row's end. None where they were not asked for.
     """
 
     tokens: Int[Array, "B S"]
@@ -309,7 +320,7 @@ def decode(
       eos_id: id that ends a row.
       vocab_size: ids that may be chosen, from 0; None for every row of the embedding. Published embeddings often have
         rows that are no token.
-      keep_log_probs: return the tokens' log-probabilities, of rows that think nothing.
+      keep_log_probs: return the tokens' log-probabilities (`Generated.log_probs`), of rows that think nothing.
 
     Raises:
       CoconutError: parts of ``thinking`` that do not fit each other (`Thinking.check`); or more columns than positions,
@@ -396,8 +407,18 @@ def _choose(
 ) -> Int[Array, " B"]:
     if sampling.temperature == 0.0:
         return jnp.argmax(logits, -1).astype(jnp.int32)
+    logits = logits / sampling.temperature
     if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
         least = jax.lax.top_k(logits, sampling.top_k)[0][:, -1:]
         logits = jnp.where(logits < least, -jnp.inf, logits)
+    if sampling.top_p < 1:
+        order = jnp.argsort(-logits, -1)
+        shares = jax.nn.softmax(jnp.take_along_axis(logits, order, -1))
+        kept = jnp.cumsum(shares, -1) - shares < sampling.top_p
+        # Each token keeps its place, so that a key draws what it drew before wherever that token is kept.
+        logits = jnp.where(jnp.take_along_axis(kept, jnp.argsort(order, -1), -1), logits, -jnp.inf)
+    if sampling.min_p:
+        least = logits.max(-1, keepdims=True) + math.log(sampling.min_p)
+        logits = jnp.where(logits < least, -jnp.inf, logits)
     keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(keys)
-    return jax.vmap(jax.random.categorical)(keys, logits / sampling.temperature).astype(jnp.int32)
+    return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)

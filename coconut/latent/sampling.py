@@ -104,7 +104,8 @@ class Sampler:
       policy: of thoughts.
       halt: a stop head that decides when a block ends; None where its page does.
       least: thoughts before the head is first asked.
-      sampling: how tokens are drawn. Replay knows their temperature alone: no ``top_k`` or the like.
+      sampling: how tokens are drawn. Log-probabilities, replayed ones too, know their temperature alone: no
+        ``top_k``, ``top_p`` or ``min_p``.
       think: how the model makes its own thoughts.
       latent_id: id of the latent marker, which `Sweeps` start from.
       eos_id: id that ends a row.

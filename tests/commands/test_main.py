@@ -86,6 +86,34 @@ def test_evaluate_and_generate(workdir: Path, tmp_path: Path, capsys: pytest.Cap
     assert "'x'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_evaluate_draws_samples(workdir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output, answers, picture = tmp_path / "result.json", tmp_path / "answers.jsonl", tmp_path / "curves.png"
+    files = ["--output", str(output), "--answers", str(answers), "--plot", str(picture)]
+    asking = ["evaluate", "--workdir", str(workdir), "--samples", "3", "--batch_size", "8"]
+    # At the run's own temperature nothing is drawn.
+    assert main([*asking, *files]) == EXIT_BAD_INPUT
+    assert "temperature = 0" in capsys.readouterr().err and not output.exists()
+    how = ["--temperature", "1", "--top_k", "9", "--policy", "kind=gaussian", "--policy", "share=0.5"]
+    assert main([*asking, *how, "--budgets", "0,1", *files]) == EXIT_DONE
+    samples = json.loads(output.read_text())["samples"]
+    assert samples["policy"]["options"] == {"share": 0.5} and samples["sampling"]["top_k"] == 9
+    assert [budget["thoughts"] for budget in samples["budgets"]] == [0, 1]
+    for thoughts, budget in enumerate(samples["budgets"]):
+        assert budget["examples"] == 10 and budget["costs"]["thoughts"] == thoughts
+        assert budget["costs"]["samples_at_once"] == 6 and budget["costs"]["seconds_per_question"] > 0
+        assert [point["samples"] for point in budget["curves"]["majority"]] == [1, 2, 3]
+    lines = [json.loads(line) for line in answers.read_text().splitlines()]
+    drawn = [line for line in lines if line["setting"] == "sample"]
+    # Each of ten questions three times for each budget, beside the answer as trained and the one without thoughts.
+    assert len(drawn) == 60 and len(lines) == 80
+    right = sum(line["right"] for line in drawn if line["budget"] == 1) / 30
+    assert samples["budgets"][1]["curves"]["pass_at"][0]["accuracy"] == pytest.approx(right)
+    assert picture.exists()
+    printed = capsys.readouterr().out
+    assert "pass@n (an oracle's choice)" in printed and "samples, thoughts 1: one took" in printed
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [

@@ -288,6 +288,41 @@ def test_top_k_draws_among_the_most_likely_in_proportion() -> None:
     assert 1 not in drawn
 
 
+def drawn_shares(shares: list[float], **filters: float) -> np.ndarray:
+    logits = jnp.log(jnp.asarray([shares] * 2000))
+    sampling = SamplingConfig(temperature=0.5, **filters)
+    drawn = generate._choose(logits, row_keys(3, list(range(2000))), jnp.asarray(0), sampling)
+    return np.bincount(np.asarray(drawn), minlength=len(shares)) / 2000
+
+
+@pytest.mark.parametrize(
+    ("filters", "kept"),
+    [
+        # At temperature 1/2 the shares are 16, 1, 9 and 4 of 30: the second one crosses 0.6, and 0.84 is not crossed.
+        ({"top_p": 0.6}, [0, 2]),
+        ({"top_p": 0.84}, [0, 2, 3]),
+        ({"top_p": 0.01}, [0]),
+        # A quarter of 16 is 4: what is just as likely stays; of 0.26 it does not.
+        ({"min_p": 0.2499}, [0, 2, 3]),
+        ({"min_p": 0.26}, [0, 2]),
+        ({"min_p": 1.0}, [0]),
+        # Of the two that top_k leaves the first one has 16 / 25 = 0.64; of all it would have 0.53.
+        ({"top_k": 2, "top_p": 0.6}, [0]),
+        ({"top_p": 0.6, "min_p": 0.6}, [0]),
+    ],
+)
+def test_nucleus_and_min_p_draw_among_those_they_keep_in_proportion(filters: dict[str, float], kept: list[int]) -> None:
+    squares = np.asarray([16.0, 1, 9, 4])
+    expected = np.where(np.isin(np.arange(4), kept), squares, 0)
+    found = drawn_shares([0.4, 0.1, 0.3, 0.2], **filters)
+    np.testing.assert_allclose(found, expected / expected.sum(), atol=0.04)
+    assert set(np.flatnonzero(found)) == set(kept)
+
+
+def test_the_nucleus_holds_no_more_than_it_needs_among_equals() -> None:
+    assert np.count_nonzero(drawn_shares([0.25] * 4, top_p=0.5)) == 2
+
+
 # --- Questions in, texts out --------------------------------------------------------------------------------------
 
 TOKENIZER = symbol_tokenizer(("<eos>", *(f"w{number}" for number in range(19))))
@@ -354,7 +389,18 @@ def test_a_question_that_does_not_fit_the_positions_is_an_error(decoder: Decoder
         answers(decoder, sampling=SamplingConfig(max_new_tokens=30))
 
 
-@pytest.mark.parametrize("field,value", [("max_new_tokens", 0), ("temperature", -0.5), ("top_k", 0)])
+@pytest.mark.parametrize(
+    "field,value",
+    [
+        ("max_new_tokens", 0),
+        ("temperature", -0.5),
+        ("top_k", 0),
+        ("top_p", 0.0),
+        ("top_p", 1.1),
+        ("min_p", -0.1),
+        ("min_p", 1.1),
+    ],
+)
 def test_a_sampling_value_out_of_range_is_named_with_its_field(field: str, value: Any) -> None:
     with pytest.raises(CoconutError, match=rf"SamplingConfig\.{field} = {value!r}"):
         SamplingConfig(**{field: value})

@@ -1,0 +1,257 @@
+"""``coconut evaluate --samples``: what several samples of each question are worth, and what they cost."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from coconut.errors import CoconutError
+from coconut.evaluation.answers import AnswerConfig
+from coconut.evaluation.sample_statistics import (
+    SUBSETS,
+    Choose,
+    best,
+    expected_largest,
+    of_chosen,
+    pass_at,
+    sizes_up_to,
+    vote,
+)
+from coconut.evaluation.samples import SCORERS, Sample, SampleConfig, SampleDrawing, first_finish
+from coconut.evaluation.statistics import bootstrap_interval
+from coconut.evaluation.subject import Subject
+from coconut.latent.policies.config import PolicyConfig
+from coconut.tokenizers import TokenizedExample
+from coconut.training.config import to_json
+from coconut.types import Example
+
+CURVES = {
+    "pass_at": "pass@n (an oracle's choice)",
+    "majority": "majority",
+    "first_finish": "first finish",
+    "likelihood": "most likely",
+}
+"""The measures, and what they are called where they are shown."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SamplesConfig:
+    """Which samples are drawn, and what is measured of them.
+
+    Attributes:
+      count: samples of each question.
+      policy: how thoughts are drawn.
+      budgets: numbers of thoughts to draw them with (`SampleConfig.thoughts`); none for what was trained.
+      pass_at: numbers of samples to measure besides 1, 2, 4, .. and all of them.
+
+    Raises:
+      CoconutError: there is no sample, or fewer than are to be measured.
+    """
+
+    count: int
+    policy: PolicyConfig = dataclasses.field(default_factory=PolicyConfig)
+    budgets: tuple[int, ...] = ()
+    pass_at: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise CoconutError(f"--samples {self.count}: must be at least 1")
+        sizes_up_to(self.count, self.pass_at)
+
+
+def policy_from(values: Mapping[str, Any]) -> PolicyConfig:
+    """The policy of some flags: what is no field of a `PolicyConfig` is an option of its kind.
+
+    Raises:
+      CoconutError: there is no such kind or option, or a value is out of range.
+    """
+    own = {name: value for name, value in values.items() if name in ("kind", "learnt_stop", "least")}
+    return PolicyConfig(**own, options={name: value for name, value in values.items() if name not in own})
+
+
+def plan_samples(
+    subject: Subject,
+    examples: Sequence[Example],
+    tokenized: Sequence[TokenizedExample],
+    default: AnswerConfig,
+    config: SamplesConfig,
+) -> dict[int | None, SampleDrawing]:
+    """What is to be drawn, by its budget of thoughts; None for that of the training.
+
+    Args:
+      subject: who is asked.
+      examples: the questions.
+      tokenized: their ids.
+      default: how questions are answered once.
+      config: which samples.
+
+    Raises:
+      CoconutError: see `SampleDrawing`; or blocks are to end in a way that samples do not know.
+    """
+    if default.halting is not None and not config.policy.learnt_stop:
+        raise CoconutError(
+            f"HaltingConfig.stop = {default.halting.stop!r}: the run ends its blocks so, and samples do not; give them "
+            "--policy learnt_stop=True"
+        )
+    return {
+        thoughts: SampleDrawing(
+            subject,
+            examples,
+            tokenized,
+            SampleConfig(
+                count=config.count,
+                batch_size=default.batch_size,
+                sampling=default.sampling,
+                policy=config.policy,
+                thoughts=thoughts,
+                forced=default.forced,
+                seed=default.seed,
+            ),
+        )
+        for thoughts in config.budgets or (None,)
+    }
+
+
+def measure_samples(
+    drawings: Mapping[int | None, SampleDrawing],
+    examples: Sequence[Example],
+    default: AnswerConfig,
+    config: SamplesConfig,
+    advance: Callable[[int], None],
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Draws and measures.
+
+    Args:
+      drawings: what is drawn, by its budget.
+      examples: the questions.
+      default: how questions are answered once.
+      config: what is measured.
+      advance: called with the number of questions after each batch.
+
+    Returns:
+      Plain values: how samples were drawn, ``subsets`` that a measure of fewer than all samples is averaged over at
+      most, and for each of ``budgets`` the ``curves`` and ``costs`` (`Measured`). And each sample as a line.
+    """
+    budgets, lines = [], []
+    for thoughts, drawing in drawings.items():
+        samples, seconds = drawing.draw(advance)
+        curves, costs = measure(samples, sizes_up_to(config.count, config.pass_at), seed=default.seed)
+        costs |= {"seconds_per_question": seconds, "samples_at_once": drawing.rows}
+        budgets.append({"thoughts": thoughts, "examples": len(samples), "curves": curves, "costs": costs})
+        lines += [
+            {
+                "setting": "sample",
+                "budget": thoughts,
+                "question": examples[sample.example].question,
+                "expected": examples[sample.example].answer,
+                **dataclasses.asdict(sample),
+            }
+            for own in samples
+            for sample in own
+        ]
+    content = {
+        "count": config.count,
+        "seed": default.seed,
+        "policy": to_json(config.policy),
+        "sampling": to_json(default.sampling),
+        "forced": default.forced,
+        "subsets": SUBSETS,
+        "budgets": budgets,
+    }
+    return content, lines
+
+
+class Measured(NamedTuple):
+    """What samples are worth, and what they cost.
+
+    Attributes:
+      curves: of each of `CURVES`, for each number of ``samples`` the ``accuracy`` over questions, its ``interval_95``
+        for other questions, ``passes`` one after the other until the choice can be made when all are drawn together,
+        and ``all_passes``, those of all samples.
+      costs: of one sample on average: ``passes`` one after the other, ``thoughts``, new ``tokens``, and the share that
+        ``ended`` by themselves.
+    """
+
+    curves: dict[str, list[dict[str, Any]]]
+    costs: dict[str, Any]
+
+
+def measure(samples: Sequence[Sequence[Sample]], sizes: Sequence[int], *, seed: int = 0) -> Measured:
+    """Measures samples.
+
+    Args:
+      samples: of each question, equally many.
+      sizes: how many of them to measure.
+      seed: of the subsets that a measure of fewer than all is averaged over.
+    """
+    table = lambda value: np.asarray([[value(sample) for sample in own] for own in samples])
+    right, passes = table(lambda sample: sample.right), table(lambda sample: float(sample.passes))
+    scores = {name: np.asarray([scorer(own) for own in samples], float) for name, scorer in SCORERS.items()}
+    answers = np.asarray([_numbered([sample.answer for sample in own]) for own in samples])
+    choices: dict[str, tuple[np.ndarray, Choose]] = {"majority": (answers, vote)}
+    choices |= {name: (score, best) for name, score in scores.items()}
+    curves: dict[str, list[dict[str, Any]]] = {name: [] for name in CURVES}
+    for size in sizes:
+        until_last = expected_largest(passes, size)
+        chosen = {name: of_chosen(right, *how, size, seed=seed) for name, how in choices.items()}
+        for name, of_questions in {"pass_at": pass_at(right, size), **chosen}.items():
+            # Whoever takes the first one that finishes does not wait for the others.
+            first = SCORERS.get(name) is first_finish
+            waited = of_chosen(passes, *choices[name], size, seed=seed) if first else until_last
+            curves[name].append(
+                {
+                    "samples": size,
+                    "accuracy": float(of_questions.mean()),
+                    "interval_95": list(bootstrap_interval(of_questions[None])),
+                    "passes": float(waited.mean()),
+                    "all_passes": float(size * (waited if first else passes).mean()),
+                }
+            )
+    costs = {
+        "passes": float(passes.mean()),
+        "thoughts": float(table(lambda sample: sample.thoughts).mean()),
+        "tokens": float(table(lambda sample: sample.new_tokens).mean()),
+        "ended": float(table(lambda sample: sample.ended).mean()),
+    }
+    return Measured(curves, costs)
+
+
+def _numbered(answers: Sequence[str]) -> list[int]:
+    """A number for each answer, the same for the same one; -1 for none."""
+    numbers: dict[str, int] = {"": -1}
+    return [numbers.setdefault(answer, len(numbers)) for answer in answers]
+
+
+def sample_table(content: Mapping[str, Any]) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
+    """Header and rows of the table of samples: a row for each budget and number of samples."""
+
+    def share(point: Mapping[str, Any]) -> str:
+        low, high = point["interval_95"]
+        return f"{100 * point['accuracy']:.1f} ({100 * low:.1f}-{100 * high:.1f})"
+
+    rows = []
+    for budget in content["budgets"]:
+        for points in zip(*(budget["curves"][name] for name in CURVES), strict=True):
+            of_all, first = points[0], dict(zip(CURVES, points, strict=True))["first_finish"]
+            passes = f"{of_all['passes']:.1f} / {first['passes']:.1f}"
+            rows.append([_budget_name(budget), str(of_all["samples"]), *map(share, points), passes])
+    return ("thoughts", "samples", *CURVES.values(), "passes, all / first"), rows
+
+
+def sample_costs(content: Mapping[str, Any]) -> list[str]:
+    """A line for each budget: what its samples cost."""
+    lines = []
+    for budget in content["budgets"]:
+        costs = budget["costs"]
+        lines.append(
+            f"samples, thoughts {_budget_name(budget)}: one took {costs['passes']:.1f} passes one after the other, "
+            f"{costs['thoughts']:.1f} thoughts and {costs['tokens']:.1f} tokens; a question with all "
+            f"{content['count']} took {costs['seconds_per_question']:.3g} s, {costs['samples_at_once']} at once; "
+            f"{100 * costs['ended']:.1f} % ended by themselves; {budget['examples']} questions"
+        )
+    return lines
+
+
+def _budget_name(budget: Mapping[str, Any]) -> str:
+    return "as trained" if budget["thoughts"] is None else str(budget["thoughts"])
