@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from coconut.errors import CoconutError
-from coconut.latent.feedback import Identity
 from coconut.latent.policies.config import POLICIES, PolicyConfig, PolicyKind, make_policy, register_policy
 from coconut.latent.policies.own_thoughts import Deterministic
 from coconut.latent.policies.stopping import stop_log_probs
+from coconut.latent.policies.tokens import GumbelMixture, GumbelMixtureOptions
 from coconut.latent.thinkers import OneByOne
 from tests.latent.sampled import POLICY_CONFIGS, VOCAB, parts_for, questions, sampler_of, with_learnt_stop
 from tests.tiny_models import GPT2_STYLE, quick_jit, random_decoder
@@ -74,7 +74,7 @@ def test_one_sided_noise_is_no_policy_gradient(one_sided):
     """Latent-GRPO's: the derivative of a score's density, ``1 - e^-d``, is negative for no d >= 0."""
     decoder = random_decoder(TINY)
     options = {"top_k": 4, "scores": "all", **({"one_sided": True, "least_noise": -1.5} if one_sided else {})}
-    policy = make_policy(PolicyConfig(kind="gumbel", options=options), decoder, {"feedback": Identity()})
+    policy = GumbelMixture(options=GumbelMixtureOptions(**options))
     hidden = jnp.tile(jnp.asarray(np.random.default_rng(0).normal(size=8)), (MANY, 1))
     _, record = policy.sample(decoder, hidden, jax.random.split(jax.random.key(0), MANY))
 
@@ -89,10 +89,7 @@ def test_the_bounded_gradient_keeps_values_and_the_sign():
     decoder = random_decoder(TINY)
     options = {"top_k": 3, "scores": "all", "bounded_gradient": True}
     plain, bounded = (
-        make_policy(
-            PolicyConfig(kind="gumbel", options={**options, "bounded_gradient": on}), decoder, {"feedback": Identity()}
-        )
-        for on in (False, True)
+        GumbelMixture(options=GumbelMixtureOptions(**{**options, "bounded_gradient": on})) for on in (False, True)
     )
     hidden = jnp.asarray(np.random.default_rng(0).normal(size=(1, 8)))
     _, record = plain.sample(decoder, hidden, jax.random.split(jax.random.key(0), 1))

@@ -111,8 +111,8 @@ TAKEN = np.asarray([[True, True, True, True], [True, True, False, False]])
 def surrogate_of(config, advantage):
     behaviour = np.full(LOG_RATIOS.shape, -1.0)
     spread = np.broadcast_to(np.asarray(advantage)[:, None], LOG_RATIOS.shape)
-    found = surrogate(*map(jnp.asarray, (behaviour + LOG_RATIOS, behaviour, TAKEN, spread)), config)
-    return map(np.asarray, found)
+    log_probs, behaviour, taken, spread = map(jnp.asarray, (behaviour + LOG_RATIOS, behaviour, TAKEN, spread))
+    return map(np.asarray, surrogate(log_probs, behaviour, taken, spread, config))
 
 
 def test_ratios_are_clipped_where_they_would_gain():
@@ -154,7 +154,7 @@ def test_means_over_actions_and_samples():
     values, counted = np.asarray([[1.0, 2.0, 3.0, 4.0], [10.0, 20.0, 99.0, 99.0], [7.0] * 4]), [True, True, False]
     taken = np.asarray([*TAKEN, [True] * 4])
     of = lambda **settings: averaged(
-        *map(jnp.asarray, (values, taken, np.asarray(counted))), ReinforcementConfig(**settings)
+        jnp.asarray(values), jnp.asarray(taken), jnp.asarray(counted), ReinforcementConfig(**settings)
     )
     for settings, total, weight in (
         ({"average": "sample"}, 2.5 + 15.0, 2),

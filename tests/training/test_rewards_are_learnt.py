@@ -4,7 +4,7 @@ Questions are five symbols. Nine of ten training answers are the fourth, the oth
 """
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +44,10 @@ def shuffled(samples: Sequence[Sample], setting: Setting) -> list[float]:
 
 
 @pytest.fixture(autouse=True)
-def rewards(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def rewards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("coconut.training.rewards.REWARDS", dict(REWARDS))
     register_reward("rarer", rarer)
     register_reward("shuffled", shuffled)
-    return
 
 
 def run_config(data: Path, **changes: Any) -> RunConfig:
