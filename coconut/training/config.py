@@ -140,11 +140,12 @@ class RunConfig:
                 f"ReinforcementConfig.kl_weight = {reinforcement.kl_weight!r}: needs a model that the run starts from "
                 "(RunConfig.init_from or pretrained)"
             )
-        if self.sampling.top_k is not None:
-            raise CoconutError(
-                f"SamplingConfig.top_k = {self.sampling.top_k!r}: samples to learn from are drawn from all tokens, "
-                "since others would have no probability"
-            )
+        for field, neutral in (("top_k", None), ("top_p", 1.0), ("min_p", 0.0)):
+            if getattr(self.sampling, field) != neutral:
+                raise CoconutError(
+                    f"SamplingConfig.{field} = {getattr(self.sampling, field)!r}: samples to learn from are drawn from "
+                    "all tokens, since others would have no probability"
+                )
 
     def _method_options(self) -> Any:
         """The method's options: its defaults where there are none, a dataclass where there are plain values."""
