@@ -35,7 +35,13 @@ def check_fields(config: Any) -> None:
         value, hint = getattr(config, field.name), field.type
         if not _fits(value, hint):
             kind = hint.__name__ if isinstance(hint, type) else str(hint)
+            if isinstance(value, int) and not _has_64_bits(value):
+                kind = f"{kind}, and a number of at most 64 bits"
             raise CoconutError(f"{type(config).__name__}.{field.name} = {value!r}: must be {kind}")
+
+
+def _has_64_bits(value: int) -> bool:
+    return -(2**63) <= value < 2**63
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -50,4 +56,6 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, tuple) and all(_fits(item, parts[0]) for item in value)
     if isinstance(value, bool):
         return hint is bool
+    if isinstance(value, int) and not _has_64_bits(value):
+        return False  # JSON has integers of any length, which are no float and no array's size.
     return isinstance(value, (int, float) if hint is float else origin or hint)

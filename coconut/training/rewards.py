@@ -7,7 +7,6 @@ A reward looks at all samples of a step together, so that it can compare those o
 import dataclasses
 import difflib
 import itertools
-import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -138,7 +137,8 @@ def check_rewards(weights: Mapping[str, float], field: str) -> None:
             nearest = difflib.get_close_matches(name, REWARDS, 1, 0.0)[0]
             raise CoconutError(f"{field}: no reward is named {name!r}, did you mean {nearest!r}? (known: "
                                f"{', '.join(REWARDS)}; your own: --import MODULE)")  # fmt: skip
-        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight):
+        # Compared, not converted: an integer may be too long for a float.
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not abs(weight) < 1e30:
             raise CoconutError(f"{field}: the weight of {name!r} is {weight!r}: must be a finite number")
 
 

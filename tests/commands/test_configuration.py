@@ -292,3 +292,14 @@ def test_evaluate_takes_the_validation_split_that_training_used() -> None:
     data = DataConfig(task="multiplication", train=40, validation=400, test=400, options={"digits": [2, 2]})
     run = Run(dataclasses.replace(tiny_run(), data=data), symbol_tokenizer(["a"]), "")
     assert questions_of(run, "validation") == load_dataset(data).splits["validation"]
+
+
+def test_an_integer_of_any_length_is_no_number_of_a_config() -> None:
+    content = to_json(tiny_run())
+    longer = {
+        "RunConfig.save_every": {**content, "save_every": 10**400},
+        "CurriculumConfig.advance_below": {**content, "curriculum": content["curriculum"] | {"advance_below": 10**400}},
+    }
+    for field, changed in longer.items():
+        with pytest.raises(CoconutError, match=f"{field} = 1000.*, and a number of at most 64 bits"):
+            from_json(RunConfig, changed, "here")
