@@ -288,7 +288,7 @@ def test_top_k_draws_among_the_most_likely_in_proportion() -> None:
     assert 1 not in drawn
 
 
-def drawn_shares(shares: list[float], **filters: float) -> np.ndarray:
+def drawn_shares(shares: list[float], **filters: Any) -> np.ndarray:
     logits = jnp.log(jnp.asarray([shares] * 2000))
     sampling = SamplingConfig(temperature=0.5, **filters)
     drawn = generate._choose(logits, row_keys(3, list(range(2000))), jnp.asarray(0), sampling)
