@@ -2,9 +2,10 @@
 
     python -m experiments.learning_from_rewards --start RUN --output DIR [--seeds 0,1,2] [--steps 300]
 
-Every arm starts from the same checkpoint and takes the same number of steps on as many samples of the same questions.
-``imitation`` goes on as the start was trained, for as many steps on as many rows. Each model is then asked the test
-questions: once by its likeliest tokens, with its thoughts removed and replaced, and in several samples at temperature 1
+Every arm starts from the same checkpoint and takes the same number of steps, on as many samples of as many questions.
+``imitation`` takes as many steps on as many rows of other questions, with the same optimizer: a control for the updates
+alone, not the best that imitation could do. The arms whose thoughts are made of tokens need a start that was trained
+with ``FeedbackConfig.kind = 'mixture'``. Each model is then asked the test questions: once by its likeliest tokens, with its thoughts removed and replaced, and in several samples at temperature 1
 with its own policy. Runs and results are kept: the same command goes on where it stopped.
 """
 
@@ -49,6 +50,7 @@ def arm_config(arm: str, start: Path, seed: int, steps: int, bindings: Sequence[
         data=other.data,
         decoder=dataclasses.replace(other.decoder, vocab_size=None),
         feedback=other.feedback,
+        options=other.options,
         init_from=str(start),
         seed=seed,
         evaluate_every=None,

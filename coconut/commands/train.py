@@ -20,9 +20,9 @@ from coconut.sharding import make_mesh, own_rows, replicated
 from coconut.storage import write_atomically
 from coconut.storage_path import StoragePath
 from coconut.training.config import RunConfig, to_json
-from coconut.training.learning import make_learning
 from coconut.training.loop import TrainResult, train
 from coconut.training.optimizer import make_optimizer
+from coconut.training.rollouts import make_learning
 from coconut.training.run import Run
 from coconut.training.setup import abstract_state, prepare
 
@@ -193,6 +193,8 @@ def print_dry_run(run: Run, summary: DryRun, console: Console) -> None:
         f"{summary.parameters:,} parameters, {summary.state_bytes / 2**20:,.1f} MiB with the optimizer; "
         f"{summary.train_examples:,} training examples, {run.tokenizer.vocab_size:,} token ids"
     )
+    if run.config.reinforcement is not None:
+        console.print("the steps below update by samples; drawing them is not in it")
     for stage in summary.stages:
         console.print(
             f"stage {stage.stage}: at most {stage.steps:,} steps of {stage.flops / 1e9:,.2f} GFLOP, "

@@ -12,6 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from coconut.errors import CoconutError, check_fields
+from coconut.latent.gated import Gate
 from coconut.latent.gaussian import GaussianHead
 from coconut.latent.mixture import Mixture
 from coconut.latent.projection import Projection
@@ -147,8 +148,8 @@ class FeedbackConfig:
         (`Norm`), so that thoughts start with the norm ``factor * D ** 0.5``; ``projection``, two matrices and LayerNorm
         whose learnt scale starts at ``factor`` (`coconut.latent.projection.Projection`), CODI's; ``gaussian``, a draw
         in units of ``factor`` (`coconut.latent.gaussian.GaussianHead`), CoLaR's; ``mixture``, the mean embedding of the
-        next token at the temperature ``factor`` (`coconut.latent.mixture.Mixture`), CoT2's; or one of
-        `register_feedback`.
+        next token at the temperature ``factor`` (`coconut.latent.mixture.Mixture`), CoT2's; ``gated``, that and the
+        likeliest token through a gate (`coconut.latent.gated.Gate`), HRPO's; or one of `register_feedback`.
       factor: see ``kind``; must be 1 for ``identity``.
       options: what a feedback is told besides, by name: ``width`` of the hidden layers of ``projection`` and
         ``gaussian`` (``D`` if it is not given), and whatever one of your own takes.
@@ -226,6 +227,10 @@ def _mixture(config: FeedbackConfig, decoder: DecoderConfig, key: Key[Array, ""]
     return Mixture(temperature=float(config.factor))
 
 
+def _gated(config: FeedbackConfig, decoder: DecoderConfig, key: Key[Array, ""]) -> Feedback:
+    return Gate(decoder, temperature=float(config.factor), rngs=nnx.Rngs(key))
+
+
 _OWN_OPTIONS: Mapping[Any, tuple[str, ...]] = {
     _identity: (),
     _scale: (),
@@ -234,6 +239,7 @@ _OWN_OPTIONS: Mapping[Any, tuple[str, ...]] = {
     _projection: ("width",),
     _gaussian: ("width",),
     _mixture: (),
+    _gated: (),
 }
 """The options of each feedback of ours."""
 
@@ -245,6 +251,7 @@ FEEDBACKS: dict[str, MakeFeedback] = {
     "projection": _projection,
     "gaussian": _gaussian,
     "mixture": _mixture,
+    "gated": _gated,
 }
 """Feedbacks by the ``kind`` of their config."""
 

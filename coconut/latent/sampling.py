@@ -112,7 +112,8 @@ class Sampler:
       vocab_size: ids that may be drawn, from 0; None for every row of the embedding.
 
     Raises:
-      CoconutError: the model makes its thoughts together, and something is to be drawn between them.
+      CoconutError: the policy is none; or the model makes its thoughts together, and something is to be drawn between
+        them.
     """
 
     policy: Policy
@@ -125,6 +126,11 @@ class Sampler:
     vocab_size: int | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.policy, (Deterministic, DrawingPolicy)):
+            raise CoconutError(
+                f"{type(self.policy).__name__}: a policy that draws thoughts has sample, inputs, log_prob and entropy "
+                "(DrawingPolicy); one that draws none is a Deterministic"
+            )
         together = isinstance(self.think, Sweeps) and self.think.count
         if together and (type(self.policy) is not Deterministic or self.halt is not None):
             raise CoconutError(

@@ -108,8 +108,10 @@ class RowMasks:
             return jax.random.bernoulli(key, 1.0 - self.rate, x.shape[-1:])
 
         if self.afresh:
-            kept = jax.vmap(jax.vmap(lambda key, column: mask(jax.random.fold_in(key, column)), (None, 0)), (0, None))(
-                self.keys, self.columns
+            # Counted from the first thought: how wide the prompts of a batch are changes no mask.
+            numbers = jnp.maximum(self.columns - jnp.argmax(self.dropping), 0)
+            kept = jax.vmap(jax.vmap(lambda key, number: mask(jax.random.fold_in(key, number)), (None, 0)), (0, None))(
+                self.keys, numbers
             )
         else:
             kept = jax.vmap(mask)(self.keys)[:, None]

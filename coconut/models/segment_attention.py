@@ -96,7 +96,9 @@ def _attend_to(
     rows, shared = len(query), len(source.keys)
     # A range is a row's own, the keys may be those of several rows: whose range is the same.
     query, visible = fold_rows(query, shared), Range(*[x[:: rows // shared] for x in visible])
-    of_queries = fitting_partition(("rows", "heads", "columns", "head"), query.shape)
+    # Queries of several rows side by side are no columns that a mesh may split.
+    columns = "columns" if rows == shared else "past"
+    of_queries = fitting_partition(("rows", "heads", columns, "head"), query.shape)
     keys = fitting_partition(("rows", "kv_heads", "past", "head"), source.keys.shape)
     by_row = PartitionSpec(of_queries[0])
     split_columns = of_queries[2] if len(of_queries) > 2 else None

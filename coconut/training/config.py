@@ -12,6 +12,7 @@ from coconut.errors import CoconutError, check_fields
 from coconut.latent.feedback import FeedbackConfig
 from coconut.latent.generate import SamplingConfig
 from coconut.latent.halting import HaltingConfig
+from coconut.latent.policies.config import POLICIES
 from coconut.methods import get_method
 from coconut.methods.method import NoOptions
 from coconut.models.adapters import AdapterConfig
@@ -139,6 +140,29 @@ class RunConfig:
             raise CoconutError(
                 f"ReinforcementConfig.kl_weight = {reinforcement.kl_weight!r}: needs a model that the run starts from "
                 "(RunConfig.init_from or pretrained)"
+            )
+        policy = reinforcement.policy
+        plain = POLICIES[policy.kind].plain
+        if plain is not None and self.feedback.kind not in plain:
+            raise CoconutError(
+                f"PolicyConfig.kind = {policy.kind!r}: draws around what FeedbackConfig.kind = {plain[0]!r} thinks, by "
+                f"which the model answers where nothing is drawn; this run has {self.feedback.kind!r}"
+            )
+        if policy.learnt_stop and (self.halting is None or not self.halting.has_head):
+            raise CoconutError(
+                "PolicyConfig.learnt_stop = True: needs a RunConfig.halting whose stop asks the head, as the model does "
+                "where nothing is drawn (gin_configs/policies/learnt_stop.gin)"
+            )
+        if reinforcement.dead_groups == "resample" and self.pipeline.length_buckets:
+            raise CoconutError(
+                "ReinforcementConfig.dead_groups = 'resample': takes the questions of a step from several batches, of one "
+                f"shape; PipelineConfig.length_buckets = {self.pipeline.length_buckets!r} gives them others"
+            )
+        metric = self.curriculum.advance_metric
+        if metric is not None and not metric.startswith("reward"):
+            raise CoconutError(
+                f"CurriculumConfig.advance_metric = {metric!r}: a run that learns from rewards has 'reward', and "
+                "'reward_NAME' of each where there are several"
             )
         for field, neutral in (("top_k", None), ("top_p", 1.0), ("min_p", 0.0)):
             if getattr(self.sampling, field) != neutral:

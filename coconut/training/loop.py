@@ -36,11 +36,11 @@ from coconut.training.checkpoint import Checkpoints
 from coconut.training.config import RunConfig
 from coconut.training.divergence import save_bundle
 from coconut.training.events import Events
-from coconut.training.learning import make_learning
 from coconut.training.metrics import Meter, MetricsLog, SkippedSteps, progress_bar
 from coconut.training.norms import NormAlert
 from coconut.training.optimizer import learning_rate_at, make_optimizer
 from coconut.training.progress import Progress
+from coconut.training.rollouts import make_learning
 from coconut.training.run import BY_NAME, RUN_FILE, Run
 from coconut.training.setup import abstract_state, initial_state, prepare
 from coconut.training.state import TrainState, restart_optimizer
@@ -177,7 +177,9 @@ def _train(
     def diverged(why: str, **numbers: Any) -> DivergedError:
         """What to raise, once everything that explains it is on disk."""
         log.write("diverged", progress.step, {"stage": progress.stage, **numbers})
-        bundle = save_bundle(workdir, run, state, progress, host, rows) if host else None
+        # Samples are in no bundle: the questions, the checkpoint and the run's seed make them again.
+        kept = host if config.reinforcement is None else {}
+        bundle = save_bundle(workdir, run, state, progress, kept, rows) if kept else None
         events.write("diverged", {"step": progress.step, "why": why, "bundle": str(bundle), **numbers})
         checkpoints.put_aside_broken(progress.step - skips.in_a_row, why)
         hint = "" if bundle is None else f". To do that step again: coconut replay {bundle}"
@@ -244,9 +246,10 @@ def _train(
                     is_last_stage=is_last,
                 )
                 try:
-                    host, views, measured_before = learning.views(state, iterator, progress.step)
+                    given = learning.views(state, iterator, progress.step)
                 except NotFiniteError as error:
-                    raise diverged(f"at step {progress.step} the model is broken: {error}") from error
+                    raise diverged(f"behind step {progress.step} the model is broken: {error}") from error
+                host, views = given.host[-1], given.device
                 arguments = (state, views, np.float32(learning_rate), key)
                 schedules = tuple(view.schedule for view in views.values())
                 if schedules not in programs:
@@ -257,8 +260,8 @@ def _train(
                     clock += seconds
                 state, metrics = programs[schedules](*arguments)
                 for meter in (log_meter, window_meter):
-                    meter.add({**metrics, **measured_before})
-                skips.add(metrics["skipped"], progress.step + 1, host["main"].examples)
+                    meter.add({**metrics, **given.metrics})
+                skips.add(metrics["skipped"], progress.step + 1, given.examples)
                 progress = dataclasses.replace(progress, step=progress.step + 1, stage_step=progress.stage_step + 1)
 
                 # --- Every so many steps.
@@ -302,8 +305,13 @@ def _train(
                     rates = {"learning_rate": learning_rate, "seconds": progress.seconds}
                     alert = norm_alert.look(averages, progress.step)
                     log.write("train", progress.step, {"stage": stage, **averages, **alert, **rates})
-                    if shown := learning.shown(state, source[0]):
-                        log.write("rollouts", progress.step, {"stage": stage, **shown})
+                    try:
+                        if shown := learning.shown(state, source[0]):
+                            log.write("rollouts", progress.step, {"stage": stage, **shown})
+                    except NotFiniteError as error:
+                        raise diverged(f"behind step {progress.step} the model is broken: {error}") from error
+                    learning.compile_seconds()  # Which are no part of what follows.
+                    clock = time.perf_counter()
                     log_meter = Meter()
                     progress = dataclasses.replace(progress, log_seconds=progress.seconds)
                 if at_end or learnt:

@@ -6,8 +6,8 @@ samples of its question, so that no value function is learnt. What the members d
 
 ============ ==================================================================================================
 GRPO         ``advantage="standardized"``, ``average="sample"``
-Dr.GRPO      ``advantage="centered"``, ``average="constant"`` (arXiv 2503.20783)
-RLOO         ``advantage="leave_one_out"``, ``average="constant"``, without clipping (arXiv 2402.14740)
+Dr.GRPO      ``advantage="centered"``, ``average="constant"`` over the longest sample (arXiv 2503.20783)
+RLOO         ``advantage="leave_one_out"``, ``average="constant"`` likewise, without clipping (arXiv 2402.14740)
 DAPO         ``clip_high=0.28``, ``average="action"``, ``dead_groups="resample"``, reward ``overlong`` (2503.14476)
 GSPO         ``ratio="sequence"``, ``clip_low=3e-4``, ``clip_high=4e-4`` (arXiv 2507.18071)
 ============ ==================================================================================================
@@ -65,13 +65,13 @@ class ReinforcementConfig:
       dual_clip: where the advantage is negative, a ratio counts no further than this; None for no such bound.
       average: the objective is a mean over samples of the mean over each sample's actions (``sample``), over all
         actions (``action``), or a mean over samples of the sum over each one's actions over a ``constant``.
-      constant: see ``average``.
+      constant: see ``average``; such as the most tokens and thoughts that a sample may have.
       thoughts_factor: weight of the draws of thoughts beside those of tokens and stops.
       sampler_cap: weigh each action by the ratio of its probability in training to that at sampling, no further than
         this (truncated importance sampling); None for no such weight. The two differ by rounding alone.
-      kl_weight: factor of the Kullback-Leibler divergence from the model that the run starts from, whose decoder is
-        kept beside the own one. It needs ``RunConfig.init_from`` or ``pretrained``.
-      kl: its estimator (Schulman 2020): ``k1``, the log-ratio; ``k2``, half its square; ``k3``, never negative.
+      kl_weight: factor of the Kullback-Leibler divergence from the model that the run starts from, which is kept beside
+        the own one with all of its parts. It needs ``RunConfig.init_from`` or ``pretrained``.
+      kl: its estimator (`divergence`): ``k1``, the log-ratio; ``k2``, half its square; ``k3``, never negative.
       epochs: times that a step's samples are used.
       minibatches: parts that they are used in, each an update of its own.
       best_first_thought: in a group, only the sample of positive advantage whose first draw was likeliest keeps the
@@ -109,6 +109,8 @@ class ReinforcementConfig:
         def reject(field: str, why: str) -> None:
             raise CoconutError(f"ReinforcementConfig.{field} = {getattr(self, field)!r}: {why}")
 
+        if self.best_first_thought and self.policy.kind in ("deterministic", "dropout"):
+            reject("best_first_thought", f"PolicyConfig.kind = {self.policy.kind!r} draws no thought")
         check_rewards(self.rewards, "ReinforcementConfig.rewards")
         if self.group < 2:
             reject("group", "must be at least 2: a sample is compared with the others of its question")
@@ -160,11 +162,11 @@ def first_thoughts_that_count(
 
     Args:
       advantage: of each sample.
-      first: log-probability of its first draw, as it was drawn.
+      first: log-probability of its first thought, as it was drawn; ``-inf`` for one that has none.
     """
     likely = np.where(advantage > 0, first, -np.inf)
     winner = np.arange(advantage.shape[1]) == likely.argmax(1)[:, None]
-    return winner & (advantage > 0)
+    return winner & np.isfinite(likely)
 
 
 # --- On the device ------------------------------------------------------------------------------------------------
@@ -209,14 +211,24 @@ _LARGEST = 20.0
 
 
 def divergence(log_probs: Float[Array, "B X"], reference: Float[Array, "B X"], kind: Divergence) -> Float[Array, "B X"]:
-    """An estimate of the Kullback-Leibler divergence from a reference, of each action (Schulman 2020)."""
+    """An estimate of the Kullback-Leibler divergence from a reference, of each action (Schulman 2020).
+
+    ``k1`` and ``k3`` have its value as their mean over draws of the policy, ``k2`` has its gradient. As a term of a
+    loss ``k1`` has a gradient of mean zero, so it gets that of ``k2``. The gradient of ``k3`` is that of the divergence
+    the other way round, of the reference from the policy, which GRPO's practice takes all the same.
+    """
     difference = log_probs - reference
+    square = 0.5 * jnp.square(difference)
     if kind == "k1":
-        return difference
+        return jax.lax.stop_gradient(difference - square) + square
     if kind == "k2":
-        return 0.5 * jnp.square(difference)
-    opposite = jnp.clip(-difference, -_LARGEST, _LARGEST)
+        return square
+    # Densities of many components differ by more than any exponential means.
+    opposite = jnp.clip(-difference, -_FARTHEST, _FARTHEST)
     return jnp.exp(opposite) - opposite - 1
+
+
+_FARTHEST = 10.0
 
 
 def averaged(

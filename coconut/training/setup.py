@@ -31,6 +31,7 @@ from coconut.storage_path import StoragePath, parse_path
 from coconut.tokenizers import TokenizedExample, Tokenizer, validate_ids
 from coconut.training.config import RunConfig, differences, to_json
 from coconut.training.loading import load_model
+from coconut.training.rollouts import check_samples
 from coconut.training.run import RUN_FILE, Run, split_fingerprint
 from coconut.training.state import (
     REFERENCE,
@@ -68,7 +69,7 @@ def prepare(
     Raises:
       CoconutError: data that cannot be read, splits that overlap, a vocabulary that is not the tokenizer's, a model to
         start from that is another one, examples longer than the model's positions, none with the steps that the method
-        learns from, a stop head that is missing.
+        learns from, a stop head that is missing, samples that cannot be drawn.
     """
     dataset = load_dataset(config.data) if dataset is None else dataset
     tokenizer = make_tokenizer(config.data, dataset.splits["train"])
@@ -85,6 +86,9 @@ def prepare(
     run = Run(config, tokenizer, data="")
     fitting = fit_to_positions(examples, run)
     check_halting(config)
+    if config.reinforcement is not None:
+        stages = range(config.curriculum.first_stage, config.curriculum.final_stage + 1)
+        check_samples(config, fitting, [run.placing(stage) for stage in stages])
     fingerprint = pipeline_fingerprint(fitting, tokenizer, config.pipeline, seed=config.seed)
     splits = {name: split_fingerprint(split) for name, split in dataset.splits.items()}
     if len(fitting) < len(examples):
@@ -273,20 +277,22 @@ def initial_model(run: Run, mesh: Mesh | None = None) -> Model:
     if config.pretrained is not None:
         decoder = _pretrained_decoder(run, mesh)
         parts = _exported_parts(config, _read_by_copies(fresh_parts(config), decoder))
-        return Model(with_adapters(config, decoder), parts)
+        return Model(with_adapters(config, decoder), _with_reference(parts, decoder))
     if config.init_from is None:
         return fresh_model(config)
     other, loaded, _ = load_model(
         parse_path(config.init_from), config.init_checkpoint, mesh, execution=config.execution, train_only=True
     )
     decoder = loaded.decoder
-    parts = _read_by_copies(fresh_parts(config), merge_adapters(decoder))
+    merged = merge_adapters(decoder)
+    parts = _read_by_copies(fresh_parts(config), merged)
     if other.config.adapter != config.adapter:
-        decoder = with_adapters(config, merge_adapters(decoder))
+        decoder = with_adapters(config, merged)
     for name in (parts.keys() & loaded.parts.keys()) - {REFERENCE}:  # which is the model that is loaded here
         there = loaded.parts[name]
         same = other.config.feedback == config.feedback if name == "feedback" else _alike(there, parts[name])
         parts[name] = there if same else parts[name]
+    parts = _with_reference(parts, merged)
     expected = jax.eval_shape(lambda: fresh_model(config))
     where = f"RunConfig.init_from = {config.init_from!r}"
     found = matching(parameters_of(Model(decoder, parts)), parameters_of(expected), where)
@@ -305,6 +311,15 @@ def _read_by_copies(parts: Mapping[str, Any], decoder: Decoder) -> dict[str, Any
             part = decoder_of(part.config, part.execution, own)
         copies[name] = part
     return copies
+
+
+def _with_reference(parts: Mapping[str, Any], decoder: Decoder) -> dict[str, Any]:
+    """The parts, their reference with the numbers that the run starts from; as they are where there is none."""
+    if REFERENCE not in parts:
+        return dict(parts)
+    kept = _read_by_copies({"decoder": parts[REFERENCE]["decoder"]}, decoder)
+    own = {name: jax.tree.map(jnp.array, parts[name]) for name in parts[REFERENCE] if name != "decoder"}
+    return {**parts, REFERENCE: {**own, **kept}}
 
 
 def _exported_parts(config: RunConfig, fresh: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -13,6 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Int, Key
 
 from coconut.errors import CoconutError
+from coconut.latent.feedback import make_feedback
 from coconut.latent.halting import LinearHalt
 from coconut.latent.policies.config import PART, POLICIES
 from coconut.methods import get_method
@@ -83,23 +84,31 @@ def _parts_of(config: RunConfig) -> MakeParts:
 def _parts_to_reinforce(
     config: RunConfig, own: Mapping[str, Any], decoder: DecoderConfig, key: Key[Array, ""]
 ) -> Mapping[str, Any]:
-    """What learning from rewards adds to a model: a policy's parameters, a stop head, a copy of the decoder."""
+    """What learning from rewards adds to a model: a policy's parameters, a stop head, a copy of the model."""
     if config.reinforcement is None:
         return {}
-    policy, parts = config.reinforcement.policy, {}
-    added = POLICIES[policy.kind].part(policy.kind_options(), decoder, key)
-    if added is not None:
-        parts[PART] = added
-    if policy.learnt_stop and "halt" not in own:
-        parts["halt"] = LinearHalt.fresh(decoder)
-    if config.reinforcement.kl_weight:
-        parts[REFERENCE] = Decoder(decoder, config.execution, rngs=nnx.Rngs(key))
-    return parts
+    policy = config.reinforcement.policy
+
+    def added() -> dict[str, Any]:
+        part = POLICIES[policy.kind].part(policy.kind_options(), decoder, key)
+        parts = {} if part is None else {PART: part}
+        return {**parts, "halt": LinearHalt.fresh(decoder)} if policy.learnt_stop and "halt" not in own else parts
+
+    if not config.reinforcement.kl_weight:
+        return added()
+    # What samples are made with, once more; `coconut.training.setup` copies the numbers that the run starts from.
+    reference = {
+        "decoder": Decoder(decoder, config.execution, rngs=nnx.Rngs(key)),
+        "feedback": make_feedback(config.feedback, decoder, key),
+        **({"halt": get_method(config.method).parts(config.options, decoder, key)["halt"]} if "halt" in own else {}),
+        **added(),
+    }
+    return {**added(), REFERENCE: reference}
 
 
 _REINFORCEMENT = zlib.crc32(b"reinforcement")
 REFERENCE = "reference"
-"""Name of the part that keeps the decoder as the run found it."""
+"""Name of the part that keeps the model as the run found it, as far as samples are made with it."""
 
 
 def train_only_parts(config: RunConfig) -> frozenset[str]:

@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 
 from coconut.latent.feedback import Identity
+from coconut.latent.gated import Gate
 from coconut.latent.gaussian import GaussianHead
 from coconut.latent.generate import SamplingConfig
 from coconut.latent.halting import LinearHalt
@@ -37,6 +38,8 @@ def parts_for(config: PolicyConfig, decoder: Decoder, *, halts: bool = False) ->
     parts: dict[str, Any] = {"feedback": Identity()}
     if config.kind == "gaussian_head":
         parts["feedback"] = GaussianHead(decoder.config, 8, factor=0.5, rngs=nnx.Rngs(1))
+    if config.kind == "gated_token":
+        parts["feedback"] = Gate(decoder.config, temperature=0.5, rngs=nnx.Rngs(1))
     own = POLICIES[config.kind].part(config.kind_options(), decoder.config, jax.random.key(2))
     if own is not None:
         parts["policy"] = own

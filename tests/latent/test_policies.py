@@ -240,7 +240,7 @@ def test_probabilities_of_stops_are_those_of_the_number_of_thoughts():
             "GumbelMixtureOptions.one_sided = True: needs least_noise",
         ),
         ({"kind": "gumbel", "options": {"temperature": 0.0}}, "GumbelMixtureOptions.temperature = 0.0"),
-        ({"kind": "gated_token", "options": {"least_kept": 1.0}}, "GatedTokenOptions.least_kept = 1.0"),
+        ({"kind": "gated_token", "options": {"temperature": 1.0}}, "has no 'temperature'; it has: none"),
         ({"least": 1}, "PolicyConfig.least = 1: means nothing without learnt_stop"),
     ],
 )
@@ -252,7 +252,8 @@ def test_bad_policies_are_refused(settings, message):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (PolicyConfig(kind="gated_token"), "kind = 'gated_token': needs a part named 'policy'"),
+        (PolicyConfig(kind="gaussian", options={"learnt": True}), "kind = 'gaussian': needs a part named 'policy'"),
+        (PolicyConfig(kind="gated_token"), "needs FeedbackConfig.kind = 'gated'"),
         (PolicyConfig(kind="gaussian_head"), "needs FeedbackConfig.kind = 'gaussian'"),
         (PolicyConfig(learnt_stop=True), "learnt_stop = True: needs a part named 'halt'"),
     ],

@@ -13,6 +13,8 @@ import jax
 import numpy as np
 import pytest
 
+from coconut.latent.feedback import FeedbackConfig
+from coconut.latent.halting import HaltingConfig
 from coconut.latent.policies.config import PolicyConfig
 from coconut.mesh import MeshConfig
 from coconut.model import parameters_of
@@ -47,8 +49,16 @@ SEVERAL = {"epochs": 2, "minibatches": 2, "dead_groups": "resample", "most_draws
     ("policy", "settings"),
     [
         (GAUSSIAN, SEVERAL),
-        pytest.param(PolicyConfig(kind="dropout", learnt_stop=True), {}, marks=pytest.mark.heavy),
-        pytest.param(PolicyConfig(kind="gated_token"), {"ratio": "sequence"}, marks=pytest.mark.heavy),
+        pytest.param(
+            PolicyConfig(kind="dropout", learnt_stop=True),
+            {"changes": {"halting": HaltingConfig(stop="head", threshold=0.5, least=0, most=2, room=2)}},
+            marks=pytest.mark.heavy,
+        ),
+        pytest.param(
+            PolicyConfig(kind="gated_token"),
+            {"ratio": "sequence", "changes": {"feedback": FeedbackConfig(kind="gated")}},
+            marks=pytest.mark.heavy,
+        ),
     ],
 )
 def test_a_run_resumes_to_the_bit(
@@ -97,7 +107,9 @@ def test_what_is_logged_and_what_is_trained(started: Path, tmp_path: Path) -> No
     before = parameters_of(load_model(started, "latest")[1])
     for name, value in before.items():
         if name.startswith("decoder."):
-            np.testing.assert_array_equal(after[name.replace("decoder.", "reference.", 1)], value)
+            np.testing.assert_array_equal(after[f"reference.{name}"], value)
+    # The parts that samples are made with are kept as they were, too.
+    assert after["reference.policy.log_share"] == np.float32(np.log(0.3))
     assert not np.array_equal(after["decoder.norm.scale"], before["decoder.norm.scale"])
     assert after["policy.log_share"] != np.float32(np.log(0.3))
     assert not any(name.startswith("reference.") for name in parameters_of(load_model(tmp_path / "run", "latest")[1]))

@@ -2,11 +2,13 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from coconut.errors import CoconutError
+from coconut.latent.policies.config import PolicyConfig
 from coconut.latent.sampling import Draws
 from coconut.tasks import get_task
 from coconut.training.reinforcement import (
@@ -100,6 +102,9 @@ def test_the_best_first_thought_of_a_group():
     advantage = np.asarray([[1.0, 1.0, -1.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
     first = np.asarray([[-3.0, -2.0, -1.0, 0.0], [-1.0, -1.0, -1.0, -1.0]])
     np.testing.assert_array_equal(first_thoughts_that_count(advantage, first), [[0, 1, 0, 0], [0, 0, 0, 0]])
+    # One that thought nothing has no first thought.
+    first[0, 1] = -np.inf
+    np.testing.assert_array_equal(first_thoughts_that_count(advantage, first)[0], [1, 0, 0, 0])
 
 
 # --- Objectives ---------------------------------------------------------------------------------------------------
@@ -150,6 +155,26 @@ def test_estimates_of_the_divergence():
     np.testing.assert_allclose(of("k2"), 0.5 * (own - reference) ** 2, rtol=1e-5)
 
 
+def test_gradients_of_the_divergence():
+    """Over draws of the policy: of k1 and k2 its own, of k3 that of the divergence the other way round."""
+    logits, reference = jnp.asarray([0.4, -0.3, 0.1]), jnp.log(jnp.asarray([0.5, 0.3, 0.2]))
+    own = jax.nn.log_softmax(logits)
+
+    def by_draws(kind):
+        mean = lambda logits: jnp.sum(
+            jnp.exp(own) * divergence(jax.nn.log_softmax(logits)[None], reference[None], kind)[0]
+        )
+        return jax.grad(mean)(logits)
+
+    forward = jax.grad(lambda logits: jnp.sum(jax.nn.softmax(logits) * (jax.nn.log_softmax(logits) - reference)))(
+        logits
+    )
+    backward = jax.grad(lambda logits: -jnp.sum(jnp.exp(reference) * jax.nn.log_softmax(logits)))(logits)
+    assert np.abs(forward - backward).max() > 0.01
+    for kind, expected in (("k1", forward), ("k2", forward), ("k3", backward)):
+        np.testing.assert_allclose(by_draws(kind), expected, atol=1e-6)
+
+
 def test_means_over_actions_and_samples():
     values, counted = np.asarray([[1.0, 2.0, 3.0, 4.0], [10.0, 20.0, 99.0, 99.0], [7.0] * 4]), [True, True, False]
     taken = np.asarray([*TAKEN, [True] * 4])
@@ -190,6 +215,10 @@ def test_kinds_of_actions_side_by_side():
         ({"constant": 32.0}, "constant = 32.0"),
         ({"minibatches": 0}, "minibatches = 0: must be at least 1"),
         ({"advantage": "best"}, "ReinforcementConfig.advantage"),
+        (
+            {"best_first_thought": True},
+            "best_first_thought = True: PolicyConfig.kind = 'deterministic' draws no thought",
+        ),
     ],
 )
 def test_bad_settings_are_refused(settings, message):
@@ -202,6 +231,10 @@ def test_bad_settings_are_refused(settings, message):
     [
         ({}, {"minibatches": 3}, "minibatches = 3: with microbatches = 1 it must divide the samples of a step, 64"),
         ({}, {"kl_weight": 0.1}, "kl_weight = 0.1: needs a model that the run starts from"),
+        ({}, {"policy": PolicyConfig(kind="gumbel")}, "draws around what FeedbackConfig.kind = 'mixture' thinks"),
+        ({}, {"policy": PolicyConfig(learnt_stop=True)}, "learnt_stop = True: needs a RunConfig.halting"),
+        ({"pipeline": {"length_buckets": (9,)}}, {"dead_groups": "resample"}, "dead_groups = 'resample': takes"),
+        ({"curriculum": {"advance_metric": "loss", "advance_below": 1.0}}, {}, "advance_metric = 'loss': a run that"),
         ({"sampling": {"top_k": 3}}, {}, "top_k = 3: samples to learn from are drawn from all tokens"),
     ],
 )

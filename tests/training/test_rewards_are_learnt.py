@@ -14,6 +14,7 @@ import pytest
 from coconut.curriculum import CurriculumConfig
 from coconut.datasets import DataConfig
 from coconut.latent.generate import SamplingConfig
+from coconut.latent.halting import HaltingConfig
 from coconut.latent.policies.config import PolicyConfig
 from coconut.models.config import DecoderConfig
 from coconut.pipeline import PipelineConfig
@@ -96,6 +97,7 @@ def rewarded(
         data,
         init_from=str(start),
         seed=seed,
+        halting=HaltingConfig(stop="head", threshold=0.5, least=0, most=2, room=2) if policy.learnt_stop else None,
         curriculum=CurriculumConfig(
             max_latent_stage=2, first_stage=2, last_stage=2, epochs_per_stage=None, steps_per_stage=100
         ),
@@ -107,11 +109,12 @@ def rewarded(
     return lines_of(workdir, "train")
 
 
+STOPS = PolicyConfig(learnt_stop=True)
 POLICIES = {
     "deterministic": PolicyConfig(),
     "gaussian": PolicyConfig(kind="gaussian", options={"share": 0.1, "over": "mean"}),
     "dropout": PolicyConfig(kind="dropout", options={"rate": 0.1}),
-    "gumbel": PolicyConfig(kind="gumbel", options={"over": "mean"}),
+    "learnt_stop": STOPS,
 }
 CASES = [(policy, seed) for policy in POLICIES for seed in range(3)]
 IN_EVERY_RUN = ("gaussian", 0)
@@ -136,8 +139,7 @@ def test_a_shuffled_reward_teaches_nothing(seed: int, imitated: tuple[Path, Path
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.heavy) for seed in (1, 2))])
 def test_fewer_thoughts_are_learnt(seed: int, imitated: tuple[Path, Path], tmp_path: Path) -> None:
     """The answer needs none of the thoughts, as the model was never told."""
-    stops = PolicyConfig(learnt_stop=True)
-    first, *_, last = rewarded(imitated, tmp_path / "run", stops, {"answer": 1.0, "thoughts": -0.2}, seed)
+    first, *_, last = rewarded(imitated, tmp_path / "run", STOPS, {"answer": 1.0, "thoughts": -0.2}, seed)
     assert first["thoughts"] > 1.4
     assert last["thoughts"] < 0.3
     assert last["reward_answer"] > first["reward_answer"] - 0.1

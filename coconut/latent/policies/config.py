@@ -32,11 +32,14 @@ class PolicyKind:
       options: the class of its options: a frozen dataclass that validates itself, whose fields all have defaults.
       part: from options, the decoder's config and a key to the parameters that it adds to a model, as the part named
         ``policy``, or None. Traceable by JAX.
+      plain: the kinds of feedback that it draws around, by which the model answers where nothing is drawn; None for
+        any.
     """
 
     make: Callable[[Any, Feedback, Any, int | None], Policy]
     options: type = NoPolicyOptions
     part: Callable[[Any, DecoderConfig, Key[Array, ""]], Any] = lambda options, decoder, key: None
+    plain: tuple[str, ...] | None = None
 
 
 @no_type_check  # Its own checks name the field and the value
@@ -106,10 +109,12 @@ POLICIES: dict[str, PolicyKind] = {
         make=gaussian.make_gaussian_noise,
         part=gaussian.gaussian_noise_part,
     ),
-    "gaussian_head": PolicyKind(options=gaussian.GaussianHeadOptions, make=gaussian.make_gaussian_head),
-    "gumbel": PolicyKind(options=tokens.GumbelMixtureOptions, make=tokens.make_gumbel_mixture),
-    "drawn_tokens": PolicyKind(options=tokens.DrawnTokensOptions, make=tokens.make_drawn_tokens),
-    "gated_token": PolicyKind(options=tokens.GatedTokenOptions, make=tokens.make_gated_token, part=tokens.gate_part),
+    "gaussian_head": PolicyKind(
+        options=gaussian.GaussianHeadOptions, make=gaussian.make_gaussian_head, plain=("gaussian",)
+    ),
+    "gumbel": PolicyKind(options=tokens.GumbelMixtureOptions, make=tokens.make_gumbel_mixture, plain=("mixture",)),
+    "drawn_tokens": PolicyKind(options=tokens.DrawnTokensOptions, make=tokens.make_drawn_tokens, plain=("mixture",)),
+    "gated_token": PolicyKind(make=tokens.make_gated_token, plain=("gated",)),
 }
 """Policies by the ``kind`` of their config."""
 

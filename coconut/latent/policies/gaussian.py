@@ -56,8 +56,6 @@ class GaussianNoise:
       over: see `coconut.latent.policies.policy`. Static.
     """
 
-    draws = True
-
     feedback: Feedback
     log_share: Any
     over: Over = dataclasses.field(metadata={"static": True})
@@ -161,8 +159,6 @@ class GaussianHeadDraw:
       head: the head.
       over: see `coconut.latent.policies.policy`. Static.
     """
-
-    draws = True
 
     head: GaussianHead
     over: Over = dataclasses.field(metadata={"static": True})

@@ -25,8 +25,6 @@ class Deterministic:
       feedback: how a hidden state becomes the next thought.
     """
 
-    draws = False
-
     feedback: Feedback
 
     def masks(self, keys: Key[Array, " B"], columns: Int[Array, " T"], latent: Bool[Array, " _"]) -> RowMasks | None:

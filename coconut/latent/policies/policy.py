@@ -8,8 +8,8 @@ it a draw. It is what test-time sampling and learning from rewards need of a met
 * `Policy.log_prob` is the record's log-probability given the state before, under any parameters.
 
 So a trajectory is replayed in one parallel pass: the inputs of all its columns are known beforehand. Two policies draw
-no thought of their own (``draws = False``): the thoughts are made again, one after the other, with exact gradients
-(`coconut.latent.thoughts`), and only what is written behind them has a probability.
+no thought of their own (`coconut.latent.policies.own_thoughts`): the thoughts are made again, one after the other, with
+exact gradients (`coconut.latent.thoughts`), and only what is written behind them has a probability.
 
 A log-probability of several components, the ``D`` of a vector or the ``k`` tokens of a mixture, is their sum, or their
 mean where a policy's ``over`` says so. The sum is the joint density, and makes a policy gradient. The mean tempers the
@@ -39,12 +39,8 @@ Over = Literal["sum", "mean"]
 class Policy(Protocol):
     """A distribution over what a latent column is fed. A JAX pytree: its leaves are parameters.
 
-    Attributes:
-      draws: whether thoughts are drawn: then it is a `DrawingPolicy`. Else `sample` is a function of the state, and it
-        is one of `coconut.latent.policies.own_thoughts`.
+    It is a `DrawingPolicy`, or one of `coconut.latent.policies.own_thoughts`.
     """
-
-    draws: bool
 
     def sample(
         self, decoder: Decoder, hidden: Float[Array, "*B D"], keys: Key[Array, "*B"]

@@ -8,15 +8,13 @@ from typing import Any, Literal, NamedTuple, no_type_check
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from coconut.errors import CoconutError, check_fields
 from coconut.latent.feedback import Feedback
+from coconut.latent.gated import Gate
 from coconut.latent.halting import token_entropy
-from coconut.latent.linear import apply_linear, make_uniform_linear
 from coconut.latent.policies.policy import Over, Record, check_positive, combine, map_keys
-from coconut.models.config import DecoderConfig
 from coconut.models.decoder import Decoder
 
 
@@ -112,8 +110,6 @@ class GumbelMixture:
       options: how. Static.
       vocab_size: ids that may be in the mixture, from 0; None for every row of the embedding. Static.
     """
-
-    draws = True
 
     options: GumbelMixtureOptions = dataclasses.field(metadata={"static": True})
     vocab_size: int | None = dataclasses.field(default=None, metadata={"static": True})
@@ -235,8 +231,6 @@ class DrawnTokens:
       vocab_size: ids that may be drawn, from 0; None for every row of the embedding. Static.
     """
 
-    draws = True
-
     options: DrawnTokensOptions = dataclasses.field(metadata={"static": True})
     vocab_size: int | None = dataclasses.field(default=None, metadata={"static": True})
 
@@ -283,62 +277,6 @@ def make_drawn_tokens(
 # --- A token and a soft state through a gate ----------------------------------------------------------------------
 
 
-@no_type_check  # Its own checks name the field and the value
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class GatedTokenOptions:
-    """Options of ``kind = "gated_token"``. The defaults are HRPO's.
-
-    Attributes:
-      temperature: what logits are divided by.
-      least_kept: share of the token's embedding that a component keeps at the start, at least.
-      most_kept: likewise, at most.
-      unit_norm: divide the soft state by the norm of the probabilities, which keeps its size near that of an
-        embedding: HRPO's code. The paper has the weighted mean.
-
-    Raises:
-      CoconutError: a value out of range; the message names the field and the value.
-    """
-
-    temperature: float = 0.5
-    least_kept: float = 0.99
-    most_kept: float = 0.999
-    unit_norm: bool = True
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        check_positive(self, "temperature")
-        if not 0 < self.least_kept < self.most_kept < 1:
-            raise CoconutError(
-                f"GatedTokenOptions.least_kept = {self.least_kept!r}: must be between 0 and most_kept = "
-                f"{self.most_kept!r}, which must be below 1"
-            )
-
-
-class Gate(nnx.Module):
-    """HRPO's gate (arXiv 2505.18454): how much of a drawn token's embedding and of a soft state a component is fed.
-
-    ``a = exp(-8 softplus(-lambda) r)`` with ``r = sigmoid(W_r e + b_r)``, the input is ``a e + sqrt(1 - a^2) i s`` with
-    ``i = sigmoid(W_i e + b_i)``, for the embedding ``e`` and the soft state ``s``. It starts near ``a = 1``.
-    """
-
-    def __init__(self, config: DecoderConfig, options: GatedTokenOptions, *, rngs: nnx.Rngs):
-        D, dtype = config.embed_dim, jnp.dtype(config.param_dtype)
-        self.reset, self.input = (make_uniform_linear(D, D, ("embed", "mlp"), dtype=dtype, rngs=rngs) for _ in range(2))
-        kept = jax.random.uniform(rngs.params(), (D,), dtype, options.least_kept, options.most_kept)
-        self.decay = nnx.Param(-jnp.log(kept ** (-1 / _SHARPNESS) - 1), axes=("embed",))
-
-    def __call__(self, embedded: Float[Array, "*B D"], soft: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
-        """What the column is fed, in the dtype of the soft state."""
-        wide = embedded.astype(soft.dtype)
-        reset = jax.nn.sigmoid(apply_linear(self.reset, wide))
-        kept = jnp.exp(-_SHARPNESS * jax.nn.softplus(-self.decay[...].astype(soft.dtype)) * reset)
-        added = jnp.sqrt(1 - jnp.square(kept) + 1e-8) * jax.nn.sigmoid(apply_linear(self.input, wide))
-        return kept * wide + added * soft
-
-
-_SHARPNESS = 8.0
-
-
 class Gated(NamedTuple):
     """The record of a `GatedToken`.
 
@@ -357,35 +295,26 @@ class GatedToken:
     """A drawn token, and through a gate the mean embedding of the distribution it was drawn from: HRPO.
 
     Attributes:
-      gate: the gate.
-      options: how. Static.
+      gate: what the model feeds back by; it takes the likeliest token where nothing is drawn.
       vocab_size: ids that may be drawn, from 0; None for every row of the embedding. Static.
     """
 
-    draws = True
-
     gate: Gate
-    options: GatedTokenOptions = dataclasses.field(metadata={"static": True})
     vocab_size: int | None = dataclasses.field(default=None, metadata={"static": True})
 
     def sample(
         self, decoder: Decoder, hidden: Float[Array, "*B D"], keys: Key[Array, "*B"]
     ) -> tuple[Float[Array, "*B D"], Record]:
         """Draws a token."""
-        likely = _log_probs(decoder, hidden, self.options.temperature, self.vocab_size)
+        likely = _log_probs(decoder, hidden, self.gate.temperature, self.vocab_size)
         noise = map_keys(lambda key: jax.random.gumbel(key, likely.shape[-1:], likely.dtype), keys)
-        shares = jnp.exp(likely)
-        table = decoder.embed(jnp.arange(shares.shape[-1])).astype(shares.dtype)
-        soft = shares @ table
-        if self.options.unit_norm:
-            soft = soft / jnp.linalg.norm(shares, axis=-1, keepdims=True)
-        record = Gated(jnp.argmax(likely + noise, -1).astype(jnp.int32), jax.lax.stop_gradient(soft))
+        soft = jax.lax.stop_gradient(self.gate.soft_state(decoder, jnp.exp(likely)))
+        record = Gated(jnp.argmax(likely + noise, -1).astype(jnp.int32), soft)
         return self.inputs(decoder, record), record
 
     def inputs(self, decoder: Decoder, record: Record) -> Float[Array, "*B D"]:
         """What the gate lets through; the gate gets gradients."""
-        embedded = decoder.embed(record.ids)
-        return self.gate(embedded, record.soft).astype(embedded.dtype)
+        return self.gate.mix(decoder.embed(record.ids), record.soft)
 
     def log_prob(
         self,
@@ -396,20 +325,24 @@ class GatedToken:
     ) -> Float[Array, "*B"]:
         """Log-probability of the tokens."""
         del advantages
-        likely = _log_probs(decoder, hidden, self.options.temperature, self.vocab_size)
+        likely = _log_probs(decoder, hidden, self.gate.temperature, self.vocab_size)
         return jnp.take_along_axis(likely, record.ids[..., None], -1)[..., 0]
 
     def entropy(self, decoder: Decoder, hidden: Float[Array, "*B D"]) -> Float[Array, "*B"]:
         """Entropy of the token."""
-        return token_entropy(decoder.unembed(hidden)[..., : self.vocab_size], self.options.temperature)
+        return token_entropy(decoder.unembed(hidden)[..., : self.vocab_size], self.gate.temperature)
 
 
-def gate_part(options: GatedTokenOptions, decoder: DecoderConfig, key: Key[Array, ""]) -> Gate:
-    """The gate."""
-    return Gate(decoder, options, rngs=nnx.Rngs(key))
+def make_gated_token(options: Any, feedback: Feedback, part: Any, vocab_size: int | None) -> GatedToken:
+    """The policy.
 
-
-def make_gated_token(options: GatedTokenOptions, feedback: Feedback, part: Any, vocab_size: int | None) -> GatedToken:
-    """The policy of its options."""
-    del feedback
-    return GatedToken(gate=part, options=options, vocab_size=vocab_size)
+    Raises:
+      CoconutError: the model feeds back in another way.
+    """
+    del options, part
+    if not isinstance(feedback, Gate):
+        raise CoconutError(
+            "PolicyConfig.kind = 'gated_token': needs FeedbackConfig.kind = 'gated', and this model feeds back by "
+            f"{type(feedback).__name__}"
+        )
+    return GatedToken(gate=feedback, vocab_size=vocab_size)
