@@ -5,8 +5,9 @@
 Every arm starts from the same checkpoint and takes the same number of steps, on as many samples of as many questions.
 ``imitation`` takes as many steps on as many rows of other questions, with the same optimizer: a control for the updates
 alone, not the best that imitation could do. The arms whose thoughts are made of tokens need a start that was trained
-with ``FeedbackConfig.kind = 'mixture'``. Each model is then asked the test questions: once by its likeliest tokens, with its thoughts removed and replaced, and in several samples at temperature 1
-with its own policy. Runs and results are kept: the same command goes on where it stopped.
+with ``FeedbackConfig.kind = 'mixture'``. Each model is then asked the test questions: by its likeliest tokens, with its
+thoughts removed and replaced, and in several samples at temperature 1 with its own policy. Runs and results are kept:
+the same command goes on where it stopped.
 """
 
 import argparse

@@ -150,13 +150,13 @@ class RunConfig:
             )
         if policy.learnt_stop and (self.halting is None or not self.halting.has_head):
             raise CoconutError(
-                "PolicyConfig.learnt_stop = True: needs a RunConfig.halting whose stop asks the head, as the model does "
-                "where nothing is drawn (gin_configs/policies/learnt_stop.gin)"
+                "PolicyConfig.learnt_stop = True: needs a RunConfig.halting whose stop asks the head, by which the "
+                "model answers where nothing is drawn (gin_configs/policies/learnt_stop.gin)"
             )
         if reinforcement.dead_groups == "resample" and self.pipeline.length_buckets:
             raise CoconutError(
-                "ReinforcementConfig.dead_groups = 'resample': takes the questions of a step from several batches, of one "
-                f"shape; PipelineConfig.length_buckets = {self.pipeline.length_buckets!r} gives them others"
+                "ReinforcementConfig.dead_groups = 'resample': takes the questions of a step from several batches, "
+                f"of one shape; PipelineConfig.length_buckets = {self.pipeline.length_buckets!r} gives them others"
             )
         metric = self.curriculum.advance_metric
         if metric is not None and not metric.startswith("reward"):

@@ -10,6 +10,7 @@ import pytest
 
 from coconut.errors import CoconutError
 from coconut.latent.feedback import Feedback, FeedbackConfig, Norm, make_feedback
+from coconut.latent.gated import Gate
 from coconut.latent.generate import prefill, think_on
 from coconut.models.decoder import Decoder
 from coconut.types import Language, Latent
@@ -27,7 +28,7 @@ from tests.tiny_models import GPT2_STYLE, quick_compilation, quick_jit, random_d
 
 CONFIG = dataclasses.replace(GPT2_STYLE, num_layers=1, **IN_FLOAT64)
 KEY = jax.random.key(0)
-OTHERS = ["scale", "match_norm", "norm", "mixture"]
+OTHERS = ["scale", "match_norm", "norm", "mixture", "gated"]
 
 
 def setup(kind: str) -> tuple[Decoder, Feedback]:
@@ -65,6 +66,18 @@ def test_gradients_are_those_of_the_slow_loop_and_of_autodiff(kind: str) -> None
             assert_close(own_gradients, gradients)
 
 
+def gated(shares: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """HRPO's thought of the likeliest token, by the formulas."""
+    gate = make_feedback(FeedbackConfig(kind="gated", factor=0.5), CONFIG, KEY)
+    assert isinstance(gate, Gate)
+    through = lambda x, linear: 1 / (1 + np.exp(-(x @ linear.kernel[...] + linear.bias[...])))
+    embedded = table[shares.argmax(-1)]
+    soft = shares @ table / np.sqrt(np.square(shares).sum(-1, keepdims=True))
+    kept = np.exp(-8 * np.log1p(np.exp(-np.asarray(gate.decay[...]))) * through(embedded, gate.reset))
+    assert 0.98 < kept.min() < kept.max() < 1
+    return kept * embedded + np.sqrt(1 - kept**2 + 1e-8) * through(embedded, gate.input) * soft
+
+
 def test_what_each_kind_makes_of_a_hidden_state() -> None:
     with jax.enable_x64(True):
         decoder = random_decoder(CONFIG)
@@ -82,6 +95,7 @@ def test_what_each_kind_makes_of_a_hidden_state() -> None:
             "match_norm": 0.5 * token_norm * hidden / norms,
             "norm": 0.5 * CONFIG.embed_dim**0.5 * hidden / norms,
             "mixture": shares / shares.sum(-1, keepdims=True) @ table,
+            "gated": gated(shares / shares.sum(-1, keepdims=True), table),
         }
         assert set(expected) == set(OTHERS)
         assert (identity(decoder, jnp.asarray(hidden)) == hidden).all()
