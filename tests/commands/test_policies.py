@@ -27,7 +27,9 @@ def test_every_policy_file_resolves(file: Path) -> None:
 
 
 def test_every_policy_has_a_file_and_a_row_in_the_readme() -> None:
-    kinds = {re.findall(r"kind = '(\w+)'", file.read_text())[0] for file in FILES if file.stem != "learnt_stop"}
+    kinds = {
+        re.findall(r"PolicyConfig.kind = '(\w+)'", file.read_text())[0] for file in FILES if file.stem != "learnt_stop"
+    }
     assert kinds == POLICIES.keys()
     readme = (FOLDER.parents[1] / "README.md").read_text()
     for file in FILES:
