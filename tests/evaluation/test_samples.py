@@ -155,7 +155,12 @@ def test_scores() -> None:
         ("no_cot", {"thoughts": 2}, "2 thoughts: the method writes this question without a block"),
         ("ponder", {}, "'ponder' opens or ends blocks by itself"),
         ("coconut", {"policy": LEARNT_STOP}, "learnt_stop = True: needs a part named 'halt'"),
-        ("coconut", {"policy": PolicyConfig(kind="gated_token")}, "needs a part named 'policy'"),
+        ("coconut", {"policy": PolicyConfig(kind="gated_token")}, "needs FeedbackConfig.kind = 'gated'"),
+        (
+            "coconut",
+            {"policy": PolicyConfig(kind="gaussian", options={"learnt": True})},
+            "needs a part named 'policy'",
+        ),
         ("coconut", {"sampling": SamplingConfig(max_new_tokens=40, temperature=1.0)}, "max_positions = 32"),
         ("coconut", {"count": 0}, "SampleConfig.count = 0"),
         ("coconut", {"batch_size": 0}, "SampleConfig.batch_size = 0"),
