@@ -31,8 +31,8 @@ from coconut.storage_path import StoragePath, parse_path
 from coconut.tokenizers import TokenizedExample, Tokenizer, validate_ids
 from coconut.training.config import RunConfig, differences, to_json
 from coconut.training.loading import load_model
-from coconut.training.rollouts import check_samples
 from coconut.training.run import RUN_FILE, Run, split_fingerprint
+from coconut.training.samplers import check_samples
 from coconut.training.state import (
     REFERENCE,
     TrainState,

@@ -102,7 +102,7 @@ def test_curves_as_a_picture(budgets: Sequence[int | None], tmp_path: Path) -> N
     figure = plot_samples(content_of(budgets=budgets), CURVES, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 10_000
     (axes,) = figure.axes
-    drawn = {container.get_label(): container.lines[0].get_ydata() for container in axes.containers}  # type: ignore[attr-defined]
+    drawn = {container.get_label(): container.lines[0].get_ydata() for container in axes.containers}  # type: ignore[attr-defined] - error bars, to matplotlib any container
     if budgets == (None,):
         assert list(drawn) == list(CURVES.values())
         assert list(drawn["majority"]) == pytest.approx([3 / 8, 5 / 12, 0.5])
