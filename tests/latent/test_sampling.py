@@ -142,3 +142,23 @@ def test_what_cannot_be_drawn_is_refused(decoder):
     config = POLICY_CONFIGS["gaussian"]
     with pytest.raises(CoconutError, match="makes all thoughts of a block together"):
         sampler_of(config, decoder, parts_for(config, decoder), think=Sweeps(count=2))
+
+
+@pytest.mark.parametrize("implementation", ["tpu_interpret", "gpu_interpret"])
+@pytest.mark.slow
+def test_kernels_read_a_prompt_that_a_group_shares_as_plain_attention_does(implementation):
+    config, batch = POLICY_CONFIGS["gaussian"], questions()
+    keys = jax.random.split(jax.random.key(0), GROUP * len(batch.tokens))
+
+    def run(attention):
+        # The kernels of a GPU take heads of at least 16.
+        decoder = random_decoder(dataclasses.replace(GPT2_STYLE, embed_dim=32), attention=attention)
+        parts = parts_for(config, decoder)
+        draw = quick_jit(lambda decoder: sampler_of(config, decoder, parts).sample(decoder, batch, keys, GROUP))
+        return draw(decoder)
+
+    (samples, written), (expected, expected_written) = run(implementation), run("dense")
+
+    np.testing.assert_array_equal(written.tokens, expected_written.tokens)
+    for kind, log_probs in expected.sampled.items():
+        np.testing.assert_allclose(samples.sampled[kind], log_probs, rtol=0, atol=2e-4, err_msg=kind)
