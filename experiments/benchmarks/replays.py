@@ -16,7 +16,7 @@ parameters and results.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -147,10 +147,12 @@ def _replay_of(policy: PolicyConfig) -> str:
     return "one after the other" if policy.kind in ("deterministic", "dropout") else "one parallel pass"
 
 
-def measure(workload: Workload, thoughts: int, rounds: int) -> dict[str, Any]:
-    """Seconds and memory of every policy with one number of thoughts, and its update over that of ``gaussian``."""
+def measure(
+    workload: Workload, thoughts: int, rounds: int, known: Mapping[str, tuple[PolicyConfig, FeedbackConfig]]
+) -> dict[str, Any]:
+    """Seconds and memory of policies with one number of thoughts, and their updates over that of ``gaussian``."""
     programs, memory, replays = {}, {}, {}
-    for name, (policy, feedback) in policies().items():
+    for name, (policy, feedback) in known.items():
         own, bytes_of = make_case(workload, thoughts, policy, feedback)
         programs |= {f"{name} {part}": call for part, call in own.items()}
         memory |= {f"{name} {part}": value for part, value in bytes_of.items()}
@@ -184,7 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     cases = {}
     for thoughts in workload.thoughts:
-        measured = measure(workload, thoughts, options.repeats or workload.rounds)
+        measured = measure(workload, thoughts, options.repeats or workload.rounds, policies())
         cases[f"{thoughts} thoughts"] = {**described, **measured}
     timing.report("replays", cases, smoke=options.smoke, output=options.output)
 
