@@ -305,10 +305,12 @@ def _with_interval(result: Accuracy) -> tuple[float, float, float]:
 def plot_table(rows: Mapping[str, Mapping[str, Any]], path: Path, *, shortcut: float | None = None) -> Figure:
     """Draws each method's accuracy with its 95 % interval, those of its seeds, and those with altered thoughts.
 
+    A line for each method, from top to bottom.
+
     Args:
       rows: by the name to show, ``accuracy``, ``interval_95``, the ``accuracies`` of the seeds, and ``interventions``:
         by name an ``accuracy``, or None (`coconut.commands.table`).
-      path: file to write.
+      path: file to write; png, svg or pdf.
       shortcut: accuracy of the best rule that answers without reasoning, drawn as a line; None for none.
 
     Raises:
@@ -317,27 +319,33 @@ def plot_table(rows: Mapping[str, Mapping[str, Any]], path: Path, *, shortcut: f
     """
     if not rows:
         raise CoconutError("plot_table: there are no methods to draw")
-    figure = Figure(figsize=(max(6.5, 1.3 * len(rows) + 2.0), 4.6), layout="constrained")
+    figure = Figure(figsize=(7.0, 1.6 + 0.34 * len(rows)), layout="constrained")
     axes = figure.subplots()
     names = list(dict.fromkeys(name for row in rows.values() for name in row["interventions"]))
-    for x, row in enumerate(rows.values()):
+    if shortcut is not None:
+        axes.axvline(shortcut, color=INK, linewidth=0.8, linestyle=(0, (1, 3)), zorder=1, label="best shortcut")
+    for y, row in enumerate(rows.values()):
+        if y % 2:
+            axes.axhspan(y - 0.5, y + 0.5, color="#f5f5f5", linewidth=0, zorder=0)
         low, high = row["interval_95"]
         error = np.maximum([[row["accuracy"] - low], [high - row["accuracy"]]], 0)
-        label = "as trained" if x == 0 else None
-        axes.errorbar(x, row["accuracy"], error, color=INK, marker="_", markersize=16, capsize=4, label=label)
-        axes.plot([x] * len(row["accuracies"]), row["accuracies"], ".", color=INK, alpha=0.6)
+        label = "as trained" if y == 0 else None
+        axes.errorbar(row["accuracy"], y, xerr=error, color=INK, marker="|", markersize=12, capsize=3, label=label)
+        axes.plot(row["accuracies"], [y] * len(row["accuracies"]), ".", color=INK, alpha=0.6)
     for index, name in enumerate(names):
         color, _, marker = line_style(index)
-        found = [(x, row["interventions"].get(name)) for x, row in enumerate(rows.values())]
+        found = [(row["interventions"].get(name), y) for y, row in enumerate(rows.values())]
         # Set apart, so that equal accuracies stay readable.
-        points = [(x + 0.08 * (index + 1), entry["accuracy"]) for x, entry in found if entry]
+        apart = 0.1 * (index - (len(names) - 1) / 2)
+        points = [(entry["accuracy"], y + apart) for entry, y in found if entry]
         if points:
-            axes.plot(*zip(*points, strict=True), marker, color=color, markersize=5, label=f"thoughts: {name}")
-    axes.set(ylabel="accuracy", ylim=(-0.03, 1.03), xlim=(-0.5, len(rows) - 0.2))
-    axes.set_xticks(range(len(rows)), list(rows), rotation=20, ha="right")
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    _draw_chance(axes, shortcut, "shortcut")
+            axes.plot(*zip(*points, strict=True), marker, color=color, markersize=4, label=f"thoughts: {name}")
+    axes.set(xlabel="accuracy", xlim=(-0.03, 1.03), ylim=(len(rows) - 0.5, -0.5))
+    axes.set_yticks(range(len(rows)), list(rows))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     clean_axes(axes)
+    axes.grid(visible=False, axis="y")
+    axes.grid(axis="x", color="#e6e6e6", linewidth=0.7)
     figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize=8, columnspacing=1.2)
     save_figure(figure, path)
     return figure

@@ -197,17 +197,19 @@ def test_a_table_has_a_place_for_each_method_and_none_for_what_was_not_measured(
     figure = plot_table({"coconut": own, "no_cot": without}, path, shortcut=0.9)
     assert_png(path)
     (axes,) = figure.axes
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["coconut", "no_cot"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["coconut", "no_cot"]
+    assert axes.get_ylim()[0] > axes.get_ylim()[1]  # the first one on top
     bars = [container for container in axes.containers if isinstance(container, ErrorbarContainer)]
     for bar, row in zip(bars, (own, without), strict=True):
         (segments,) = bar.lines[2]
         assert isinstance(segments, LineCollection)
-        np.testing.assert_allclose(segments.get_segments()[0][:, 1], row["interval_95"])
+        np.testing.assert_allclose(segments.get_segments()[0][:, 0], row["interval_95"])
     drawn = {str(line.get_label()): line for line in axes.lines if str(line.get_label()).startswith("thoughts")}
-    assert {name: np.asarray(line.get_ydata()).tolist() for name, line in drawn.items()} == {
+    assert {name: np.asarray(line.get_xdata()).tolist() for name, line in drawn.items()} == {
         "thoughts: removed": [0.5],
         "thoughts: noise": [0.25],
     }
-    assert [text.get_text() for text in axes.texts] == ["shortcut"]
+    (shortcut,) = (line for line in axes.lines if line.get_label() == "best shortcut")
+    assert np.asarray(shortcut.get_xdata()).tolist() == [0.9, 0.9]
     with pytest.raises(CoconutError, match="no methods"):
         plot_table({}, path)

@@ -242,6 +242,7 @@ def test_a_small_table(tmp_path: Path, capsys: pytest.CaptureFixture[str], monke
     assert float(lines[1]["zero_choice_accuracy"]) == rows["coconut"]["interventions"]["zero"]["choice"]["accuracy"]
     assert (lines[1]["zero_rows"], lines[2]["zero_rows"]) == ("20", "")
     assert (output / "table.png").read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in (output / "table.svg").read_text()
 
     # What is done is left alone, and what failed is tried again; another config is another table.
     monkeypatch.setattr(grid_module, "evaluate_workdir", lambda *_, **__: pytest.fail("evaluated once more"))

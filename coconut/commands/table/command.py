@@ -14,8 +14,8 @@ from coconut.storage import write_atomically
 def make_table(config: TableConfig, *, console: Console | None = None) -> dict[str, Any]:
     """Trains, evaluates and tabulates; started again with the same ``output`` it goes on.
 
-    Writes ``table.md``, ``table.json``, ``table.csv`` and ``table.png`` into ``config.output``, beside the workdirs
-    ``cells/METHOD/seed_N``.
+    Writes ``table.md``, ``table.json``, ``table.csv``, ``table.png`` and ``table.svg`` into ``config.output``, beside
+    the workdirs ``cells/METHOD/seed_N``.
 
     Args:
       config: what is compared.
@@ -36,6 +36,6 @@ def make_table(config: TableConfig, *, console: Console | None = None) -> dict[s
     write_atomically(config.output / "table.csv", to_csv(content))
     shortcut = content["best_shortcut"]
     measured = {row: own for row, own in content["methods"].items() if own["accuracy"] is not None}
-    if measured:
-        plot_table(measured, config.output / "table.png", shortcut=shortcut and shortcut["accuracy"])
+    for kind in ("png", "svg") if measured else ():
+        plot_table(measured, config.output / f"table.{kind}", shortcut=shortcut and shortcut["accuracy"])
     return content
