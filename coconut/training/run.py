@@ -190,8 +190,11 @@ class Run:
 def split_fingerprint(examples: Sequence[Example]) -> str:
     """A SHA-256 of a split: every text and graph in it, in order; 64 hexadecimal digits."""
     digest = hashlib.sha256()
+    # What `dataclasses.asdict` says, which copies every leaf: of 50,000 graphs that took half of a run's preparation.
+    fields = lambda part: {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}
+    encode = json.JSONEncoder(sort_keys=True, default=fields).encode
     for example in examples:
-        digest.update(json.dumps(dataclasses.asdict(example), sort_keys=True).encode() + b"\n")
+        digest.update(encode(example).encode() + b"\n")
     return digest.hexdigest()
 
 

@@ -1,5 +1,7 @@
 """What a workdir says of its run, and what is refused of it: another run's files, torn lines, changed questions."""
 
+import dataclasses
+import hashlib
 import io
 import json
 import shutil
@@ -16,7 +18,8 @@ from coconut.storage import LineLog
 from coconut.training import loop
 from coconut.training.loop import train
 from coconut.training.metrics import MetricsLog
-from coconut.training.run import Run
+from coconut.training.run import Run, split_fingerprint
+from coconut.types import Example, Graph, Think
 from tests.tiny_runs import tiny_run
 
 CHANGES: Mapping[str, Any] = {
@@ -152,3 +155,16 @@ def test_a_run_stopped_in_its_validation_saves_at_once_and_validates_when_it_goe
     assert validations == [(2, 0.25), (4, 0.75)]
     # The loop is left as an uninterrupted one leaves it.
     assert loop.interruption._notice is None
+
+
+def test_a_splits_fingerprint_is_that_of_every_field_however_it_is_computed():
+    """Runs of earlier versions were pinned to it."""
+    graph = Graph(symbols=("a", "b"), edges=((0, 1),), root=0, target=1, negative=0)
+    examples = [
+        Example(question="wé?", steps=("one", Think(2), "two"), answer="3"),
+        Example(question="b", steps=(), answer="a", graph=graph),
+    ]
+    lines = [json.dumps(dataclasses.asdict(example), sort_keys=True).encode() + b"\n" for example in examples]
+
+    assert split_fingerprint(examples) == hashlib.sha256(b"".join(lines)).hexdigest()
+    assert split_fingerprint(examples) != split_fingerprint(examples[::-1])
