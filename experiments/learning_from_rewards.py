@@ -6,8 +6,8 @@ Every arm starts from the same checkpoint and takes the same number of steps, on
 ``imitation`` takes as many steps on as many rows of other questions, with the same optimizer: a control for the updates
 alone, not the best that imitation could do. The arms whose thoughts are made of tokens need a start that was trained
 with ``FeedbackConfig.kind = 'mixture'``. Each model is then asked the test questions: by its likeliest tokens, with its
-thoughts removed and replaced, and in several samples at temperature 1 with its own policy. Runs and results are kept:
-the same command goes on where it stopped.
+thoughts removed and replaced, and in several samples at temperature 1 with its own policy; the start with each of
+them. Runs and results are kept: the same command goes on where it stopped.
 """
 
 import argparse
@@ -92,9 +92,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--gin_binding", action="append", default=[], help="for every arm")
     options = parser.parse_args(arguments)
     start, questions = options.start.absolute(), options.questions
-    results: dict[str, dict[str, Any]] = {
-        START: {"0": _kept(options.output / START / "0", start, PolicyConfig(), questions)}
-    }
+    results: dict[str, dict[str, Any]] = {}
+    for arm in options.arms.split(","):
+        # What an arm gained shows in samples of its own policy alone: noise costs accuracy before anything is learnt.
+        policy = _policy(arm_config(arm, start, 0, options.steps, options.gin_binding))
+        if not policy.learnt_stop:  # The start has no head that could stop.
+            name = f"{START}, {policy.kind}"
+            folder = options.output / START / policy.kind
+            results[name] = {"0": _kept(folder, start, policy, questions)}
     for seed in options.seeds.split(","):
         for arm in options.arms.split(","):
             config = arm_config(arm, start, int(seed), options.steps, options.gin_binding)
@@ -102,8 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             trained = run_training(config, folder / "run", console=Console(stderr=True))
             if not trained.progress.finished:
                 sys.exit(130)
-            policy = PolicyConfig() if config.reinforcement is None else config.reinforcement.policy
-            found = _kept(folder, folder / "run", policy, questions)
+            found = _kept(folder, folder / "run", _policy(config), questions)
             found["training_seconds"] = trained.progress.seconds
             results.setdefault(arm, {})[seed] = found
     content = {
@@ -116,6 +120,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     table = describe(results)
     write_atomically(options.output / "table.md", table + "\n")
     print(table)
+
+
+def _policy(config: RunConfig) -> PolicyConfig:
+    """What an arm's samples are drawn with."""
+    return PolicyConfig() if config.reinforcement is None else config.reinforcement.policy
 
 
 def _kept(folder: Path, workdir: Path, policy: PolicyConfig, questions: int) -> dict[str, Any]:
