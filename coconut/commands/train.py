@@ -193,7 +193,7 @@ def print_dry_run(run: Run, summary: DryRun, console: Console) -> None:
         f"{summary.parameters:,} parameters, {summary.state_bytes / 2**20:,.1f} MiB with the optimizer; "
         f"{summary.train_examples:,} training examples, {run.tokenizer.vocab_size:,} token ids"
     )
-    if run.config.reinforcement is not None:
+    if run.config.drawing is not None:
         console.print("the steps below update by samples; drawing them is not in it")
     for stage in summary.stages:
         console.print(
