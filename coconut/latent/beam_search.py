@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from coconut.latent.generate import Continuation, decode, place_behind, prefill
 from coconut.latent.policies.policy import DrawingPolicy
 from coconut.latent.sampling import Sampler, Written, size_of, thought_keys
-from coconut.latent.scorer import Scorer, block_columns, read_question, thoughts_of
+from coconut.latent.scorer import LatentScorer, block_columns, read_question, thoughts_of
 from coconut.latent.thoughts import room_behind, run_one_column
 from coconut.models.cache import Segment
 from coconut.models.decoder import Decoder
@@ -45,7 +45,7 @@ class Beams(NamedTuple):
 
 def search_beams(
     sampler: Sampler,
-    scorer: Scorer,
+    scorer: LatentScorer,
     decoder: Decoder,
     batch: Batch,
     keys: Key[Array, " C"],
@@ -119,8 +119,8 @@ def search_beams(
     (last, own, _, thoughts, total), _ = jax.lax.scan(body, start, jnp.arange(room))
     prefix = Continuation(own, last, asked.length + counts).behind(asked.past)
     if batch.tokens.shape[1] > block.stop:
-        behind = (to_beams(jnp.asarray(x)[:, block.stop :]) for x in (batch.tokens, batch.valid))
-        prefix = prefill(decoder, *behind, prefix)
+        behind = lambda x: to_beams(jnp.asarray(x)[:, block.stop :])
+        prefix = prefill(decoder, behind(batch.tokens), behind(batch.valid), prefix)
     made = decode(
         decoder,
         prefix,

@@ -53,7 +53,7 @@ class ScoreHead:
 @jax.tree_util.register_dataclass
 @no_type_check
 @dataclasses.dataclass(frozen=True)
-class Scorer:
+class LatentScorer:
     """Scores thoughts. A JAX pytree: its leaves are parameters.
 
     Attributes:
@@ -110,7 +110,7 @@ def thoughts_of(batch: Batch) -> Int[Array, " Q"]:
 
 
 def read_question(decoder: Decoder, batch: Batch, active: Bool[Array, " Q"] | None = None) -> Prefix:
-    """What stands before the only block of thoughts of each row, read in one pass; arguments as of `Scorer.read`."""
+    """What stands before the only block of thoughts of each row, read in one pass; see `LatentScorer.read`."""
     before = slice(0, block_columns(batch.schedule).start)
     valid = jnp.asarray(batch.valid)[:, before]
     if active is not None:

@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from coconut.errors import CoconutError, NotFiniteError
 from coconut.latent.policies.policy import DrawingPolicy
 from coconut.latent.sampling import Given, Sampler, Written, given_columns
-from coconut.latent.scorer import DECODER_PART, HEAD_PART, Scorer, block_columns, thoughts_of
+from coconut.latent.scorer import DECODER_PART, HEAD_PART, LatentScorer, block_columns, thoughts_of
 from coconut.losses import Loss, Ratio, Term, ratio
 from coconut.methods import get_method
 from coconut.methods.method import LossContext, Views
@@ -319,9 +319,9 @@ class _Seen(NamedTuple):
     right: Bool[np.ndarray, "Q G"]
 
 
-def scorer_of(parts: Mapping[str, Any]) -> Scorer:
+def scorer_of(parts: Mapping[str, Any]) -> LatentScorer:
     """The scorer of a model's parts, which has one."""
-    return Scorer(parts[DECODER_PART], parts[HEAD_PART])
+    return LatentScorer(parts[DECODER_PART], parts[HEAD_PART])
 
 
 def _placed(tree: Any) -> Any:

@@ -12,7 +12,7 @@ from coconut.errors import CoconutError
 from coconut.latent.beam_search import search_beams
 from coconut.latent.generate import SamplingConfig
 from coconut.latent.sampling import Given
-from coconut.latent.scorer import ScoreHead, Scorer, block_columns, thoughts_of
+from coconut.latent.scorer import LatentScorer, ScoreHead, block_columns, thoughts_of
 from coconut.types import Language, Latent
 from tests.latent.sampled import EOS, POLICY_CONFIGS, VOCAB, parts_for, questions, sampler_of
 from tests.tiny_models import GPT2_STYLE, LLAMA_STYLE, quick_jit, random_decoder
@@ -31,7 +31,7 @@ def thinking(request):
         config = dataclasses.replace(style, num_layers=2, param_dtype="float64")
         decoder = random_decoder(config)
         kernel = nnx.Param(jnp.asarray(np.random.default_rng(5).normal(size=config.embed_dim)))
-        scorer = Scorer(random_decoder(config, seed=1), ScoreHead(kernel))
+        scorer = LatentScorer(random_decoder(config, seed=1), ScoreHead(kernel))
         sampler = sampler_of(policy, decoder, parts_for(policy, decoder))
         yield decoder, scorer, dataclasses.replace(sampler, sampling=GREEDY)
 
