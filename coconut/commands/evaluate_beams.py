@@ -59,7 +59,8 @@ def load_scorer(
         if there != here:
             raise CoconutError(f"{where}: its {name} is {there!r}, and that of the model that is asked is {here!r}")
     before, now = decoder_parameters(model.decoder), decoder_parameters(subject.model.decoder)
-    if before.keys() != now.keys() or not all(bool((before[name] == now[name]).all()) for name in before):
+    same = lambda one, other: one.shape == other.shape and bool((one == other).all())
+    if before.keys() != now.keys() or not all(same(before[name], now[name]) for name in before):
         LOG.warning("%s: was trained on the thoughts of another model than the one that is asked", where)
     return scorer_of(model.parts)
 

@@ -126,8 +126,11 @@ def plan_samples(
       scorer: scores their thoughts, if given.
 
     Raises:
-      CoconutError: see `SampleDrawing`; or blocks are to end in a way that samples do not know.
+      CoconutError: see `SampleDrawing`; or blocks are to end in a way that samples do not know; or the scorer is named
+        and not given.
     """
+    if config.scorer is not None and scorer is None:
+        raise CoconutError(f"--scorer {config.scorer}: belongs to a run's model, whose thoughts it was trained on")
     if default.halting is not None and not config.policy.learnt_stop:
         raise CoconutError(
             f"HaltingConfig.stop = {default.halting.stop!r}: the run ends its blocks so, and samples do not; give them "

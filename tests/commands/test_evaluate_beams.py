@@ -1,7 +1,7 @@
 """A scorer that is trained on a toy chooses better than chance, among samples and in a beam search; and the refusals.
 
-Questions are five symbols. The model has learnt from answers half of which are the fourth and half the fifth, so that
-noise in its thoughts decides which it writes. The scorer is told that the fifth is right.
+The model is one that has learnt nothing: noise in its thoughts decides what it writes. The task takes half of the
+symbols for right.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from coconut.commands.evaluate import EvaluateConfig, describe, evaluate_workdir
+from coconut.commands.evaluate import EvaluateConfig, describe, evaluate_workdir, subject_of
 from coconut.commands.evaluate_beams import load_scorer
 from coconut.commands.evaluate_samples import SamplesConfig
 from coconut.commands.flags import check_together, parse_arguments
@@ -25,34 +25,44 @@ from coconut.latent.generate import SamplingConfig
 from coconut.latent.policies.config import PolicyConfig
 from coconut.models.config import DecoderConfig
 from coconut.pipeline import PipelineConfig
-from coconut.tasks import save_examples
+from coconut.tasks import TASKS, Task, save_examples
+from coconut.tokenizers import symbol_tokenizer
 from coconut.training.config import RunConfig
+from coconut.training.loading import load_model
 from coconut.training.optimizer import OptimizerConfig
 from coconut.training.scoring import ScorerConfig
 from coconut.types import Example
 from tests.tiny_models import quick_compilation
 from tests.training.trained_runs import QUIET, lines_of
 
-GAUSSIAN = PolicyConfig(kind="gaussian", options={"share": 2.0})
+GAUSSIAN = PolicyConfig(kind="gaussian", options={"share": 1.0})
 COUNTS: dict[str, Any] = {"count": 8, "beams": 2, "candidates": 4, "policy": GAUSSIAN}
+HALF = Task(
+    name="half",
+    extract_answer=lambda text: text.removeprefix("[A]").strip()[:1],
+    normalize_answer=lambda answer: "right" if answer and answer in "abcd" else "wrong",
+)
+STAGE = CurriculumConfig(max_latent_stage=2, first_stage=2, last_stage=2, epochs_per_stage=None, steps_per_stage=60)
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with a model, a scorer of it, and questions that neither has seen."""
     folder, rng = tmp_path_factory.mktemp("runs"), random.Random(0)
-    rows = list(dict.fromkeys(tuple(rng.choices("abcdefgh", k=5)) for _ in range(3000)))
-    fifth = [Example(question=" ".join(row), steps=(row[0], row[1]), answer=row[4]) for row in rows]
-    either = [
-        dataclasses.replace(example, answer=row[3 + index % 2])
-        for index, (example, row) in enumerate(zip(fifth, rows, strict=True))
-    ]
-    for name, examples in (("either", either[200:]), ("fifth", fifth[200:]), ("validation", fifth[:40])):
-        save_examples(folder / f"{name}.json", examples)
-    save_examples(folder / "test.json", fifth[40:140])
+    rows = list(dict.fromkeys(tuple(rng.choices("abcdefgh", k=5)) for _ in range(740)))
+    examples = [Example(question=" ".join(row), steps=(row[0], row[1]), answer="a") for row in rows]
+    for name, start, end in (("test", 0, 200), ("validation", 200, 240), ("train", 240, len(rows))):
+        save_examples(folder / f"{name}.json", examples[start:end])
+    with quick_compilation(), pytest.MonkeyPatch.context() as patch:
+        patch.setitem(TASKS, "half", HALF)
+        train_both(folder)
+        yield folder
+
+
+def train_both(folder: Path) -> None:
     model = RunConfig(
         method="coconut",
-        data=DataConfig(task="small_graphs", train=str(folder / "either.json"), tokenizer="symbols"),
+        data=DataConfig(task="half", train=str(folder / "train.json"), tokenizer="symbols"),
         decoder=DecoderConfig(
             num_layers=1,
             embed_dim=32,
@@ -60,32 +70,25 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             mlp_dim=64,
             max_positions=24,
             embedding_stddev=0.5,
-            kernel_stddev=0.2,
+            kernel_stddev=0.3,
         ),
-        curriculum=CurriculumConfig(max_latent_stage=2, last_stage=2, epochs_per_stage=None, steps_per_stage=100),
-        optimizer=OptimizerConfig(learning_rate=1e-2, b2=0.99, clip_norm=1.0, warmup_steps=20, decay="linear"),
-        pipeline=PipelineConfig(batch_size=64),
-        sampling=SamplingConfig(max_new_tokens=4),
+        curriculum=dataclasses.replace(STAGE, steps_per_stage=1),
+        optimizer=OptimizerConfig(learning_rate=1e-9),
+        pipeline=PipelineConfig(batch_size=16),
+        sampling=SamplingConfig(max_new_tokens=2),
         save_every=None,
         log_every=20,
     )
     scorer = dataclasses.replace(
         model,
-        data=dataclasses.replace(
-            model.data, train=str(folder / "fifth.json"), validation=str(folder / "validation.json")
-        ),
+        data=dataclasses.replace(model.data, validation=str(folder / "validation.json")),
         init_from=str(folder / "model"),
-        curriculum=CurriculumConfig(
-            max_latent_stage=2, first_stage=2, last_stage=2, epochs_per_stage=None, steps_per_stage=60
-        ),
+        curriculum=STAGE,
         optimizer=OptimizerConfig(learning_rate=3e-3, b2=0.99, weight_decay=0.0, clip_norm=1.0),
-        pipeline=PipelineConfig(batch_size=16),
         scorer=ScorerConfig(policy=GAUSSIAN, continuations=4, epochs=2),
     )
-    with quick_compilation():
-        for name, config in (("model", model), ("scorer", scorer)):
-            run_training(config, folder / name, console=QUIET)
-        yield folder
+    for name, config in (("model", model), ("scorer", scorer)):
+        run_training(config, folder / name, console=QUIET)
 
 
 def evaluated(runs: Path, *, answers: Path | None = None, **settings: Any) -> dict[str, Any]:
@@ -97,20 +100,20 @@ def evaluated(runs: Path, *, answers: Path | None = None, **settings: Any) -> di
 @pytest.mark.slow
 def test_a_scorer_chooses_better_than_chance(runs: Path, tmp_path: Path) -> None:
     *_, last = lines_of(runs / "scorer", "train")
-    assert last["accuracy"] > last["accuracy_of_one"] + 0.15
+    assert last["accuracy"] > last["accuracy_of_one"] + 0.1
     *_, validation = lines_of(runs / "scorer", "validation")
-    assert validation["accuracy_of_one"] + 0.1 < validation["accuracy"] <= validation["accuracy_of_any"]
+    assert validation["accuracy_of_one"] < validation["accuracy"] <= validation["accuracy_of_any"]
 
     result = evaluated(runs, answers=tmp_path / "answers.jsonl")
     curves, beams = result["samples"]["budgets"][0]["curves"], result["beams"]
     by_number = {point["samples"]: point["accuracy"] for point in curves["scorer"]}
     one, best, oracle = by_number[1], by_number[8], curves["pass_at"][-1]["accuracy"]
     assert one == curves["pass_at"][0]["accuracy"]
-    assert one + 0.1 < best <= oracle
-    assert one + 0.1 < beams["accuracy"] <= beams["any_beam"]
+    assert one + 0.05 < best < oracle
+    assert one + 0.05 < beams["accuracy"] < beams["any_beam"]
     # One pass for the question, two for each of two thoughts, and those of the answer's tokens.
-    assert beams["passes"] == pytest.approx(5 + 2, abs=0.5)
-    assert beams["best_of_samples"]["accuracy"] == best and beams["examples"] == 100
+    assert 5 < beams["passes"] <= 7
+    assert beams["best_of_samples"]["accuracy"] == best and beams["examples"] == 200
     assert beams["candidates_at_once"] == 64 and beams["seconds_per_question"] > 0
     assert curves["scorer"][-1]["passes"] == curves["majority"][-1]["passes"] + 1
     table = describe(result)
@@ -118,17 +121,14 @@ def test_a_scorer_chooses_better_than_chance(runs: Path, tmp_path: Path) -> None
 
     lines = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
     of_beams = [line for line in lines if line["setting"] == "beam"]
-    assert len(of_beams) == 200
+    assert len(of_beams) == 400
     for first, second in zip(of_beams[::2], of_beams[1::2], strict=True):
         assert first["question"] == second["question"] and first["score"] >= second["score"]
-    assert sum(line["right"] for line in of_beams[::2]) == pytest.approx(100 * beams["accuracy"])
+    assert sum(line["right"] for line in of_beams[::2]) == pytest.approx(200 * beams["accuracy"])
 
 
 @pytest.mark.slow
 def test_scorers_that_do_not_fit_are_refused(runs: Path) -> None:
-    from coconut.commands.evaluate import subject_of
-    from coconut.training.loading import load_model
-
     subject = subject_of(*load_model(runs / "model", "latest"))
     with pytest.raises(CoconutError, match=r"this run trained no scorer"):
         load_scorer(runs / "model", subject)
@@ -136,10 +136,10 @@ def test_scorers_that_do_not_fit_are_refused(runs: Path) -> None:
     for change, message in (
         (
             {"task": dataclasses.replace(subject.task, name="other")},
-            "its task is 'small_graphs', and that of the model",
+            "its task is .half., and that of the model that is asked",
         ),
         ({"method": dataclasses.replace(subject.method, name="other")}, "its method is 'coconut'"),
-        ({"tokenizer": dataclasses.replace(subject.tokenizer, tokens=("x",))}, "its tokenizer is another one"),
+        ({"tokenizer": symbol_tokenizer(["a"])}, "its tokenizer is another one"),
     ):
         with pytest.raises(CoconutError, match=message):
             load_scorer(runs / "scorer", dataclasses.replace(subject, **change))

@@ -63,7 +63,7 @@ def run_row(decoder, inputs, valid):
 
 
 def whole_pass(decoder, inputs):
-    """States of the only row of some inputs; columns behind them, which nothing sees, save compiling for each length."""
+    """States of the only row of some inputs. Columns behind them, which nothing sees, save compiling each length."""
     padded = jnp.pad(inputs, ((0, 12 - len(inputs)), (0, 0)))
     return run_row(decoder, padded, jnp.arange(12) < len(inputs))[: len(inputs)]
 
