@@ -178,10 +178,6 @@ class RunConfig:
                 "RunConfig.scorer: a scorer is of a model that stays as it is, and RunConfig.reinforcement changes it: "
                 "give each a run of its own"
             )
-        if self.pretrained is None and self.init_from is None:
-            raise CoconutError(
-                "RunConfig.scorer: needs the model whose thoughts are scored (RunConfig.init_from or pretrained)"
-            )
         self._check_drawing(scorer.policy)
         if scorer.most_draws > 1 and self.pipeline.length_buckets:
             raise CoconutError(

@@ -43,14 +43,18 @@ def check_samples(config: RunConfig, examples: Sequence[TokenizedExample], placi
       placings: of the run's stages.
 
     Raises:
-      CoconutError: a page has several blocks of thoughts, or thoughts behind what the model writes, or none where a
-        policy is to draw some; the model ends its blocks in a way that samples do not know, or answers with more
-        thoughts than it samples; or a question, its thoughts and what may be written need more positions than there
-        are.
+      CoconutError: a scorer has no model to start from; a page has several blocks of thoughts, or thoughts behind what
+        the model writes, or none where a policy is to draw some; the model ends its blocks in a way that samples do not
+        know, or answers with more thoughts than it samples; or a question, its thoughts and what may be written need
+        more positions than there are.
     """
     assert config.drawing is not None
     policy, method = config.drawing.policy, get_method(config.method)
     field = "scorer" if config.reinforcement is None else "reinforcement"
+    if config.scorer is not None and config.pretrained is None and config.init_from is None:
+        raise CoconutError(
+            "RunConfig.scorer: needs the model whose thoughts are scored (RunConfig.init_from or pretrained)"
+        )
     plain = policy.kind == "deterministic" and not policy.learnt_stop
     for placing in placings:
         pages = [method.write_to_answer(example, placing) for example in examples]

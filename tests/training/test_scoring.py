@@ -94,7 +94,6 @@ def scoring(start: Path | str | None = "somewhere", changes: Any = None, **setti
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"start": None}, "RunConfig.scorer: needs the model whose thoughts are scored"),
         ({"changes": {"reinforcement": ReinforcementConfig()}}, "RunConfig.reinforcement changes it"),
         ({"policy": PolicyConfig(kind="gumbel")}, "draws around what FeedbackConfig.kind = 'mixture' thinks"),
         ({"changes": {"sampling": {"top_k": 2}}}, "SamplingConfig.top_k = 2: samples to learn from"),
@@ -115,6 +114,11 @@ def half_right(config: RunConfig) -> Dataset:
         normalize_answer=lambda answer: answer if answer == "wrong" else "right",
     )
     return dataclasses.replace(load_dataset(config.data), task=task)
+
+
+def test_a_scorer_of_nobody_is_refused() -> None:
+    with pytest.raises(CoconutError, match=r"RunConfig.scorer: needs the model whose thoughts are scored"):
+        prepare(scoring(None))
 
 
 @pytest.fixture(scope="module")
