@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,13 +12,22 @@ import pytest
 from coconut.datasets import Dataset, load_dataset
 from coconut.errors import CoconutError
 from coconut.latent.policies.config import PolicyConfig
+from coconut.latent.sampling import Given
 from coconut.model import parameters_of
+from coconut.pipeline import BatchSource
+from coconut.sharding import make_mesh
 from coconut.tasks import Task
 from coconut.training.config import RunConfig
 from coconut.training.loading import load_model
+from coconut.training.optimizer import make_optimizer
 from coconut.training.reinforcement import ReinforcementConfig
+from coconut.training.rollouts import make_learning
+from coconut.training.samplers import make_sampler
 from coconut.training.scoring import ScorerConfig, chosen, contrastive_loss, labels_of
-from coconut.training.setup import prepare
+from coconut.training.setup import abstract_state, initial_state, prepare
+from coconut.training.trajectories import _CONTINUING, Scoring, Trajectories, _fields
+from coconut.types import Batch
+from tests.tiny_models import quick_jit
 from tests.tiny_runs import tiny_run
 from tests.training.trained_runs import assert_same_run, interrupt_at, lines_of, trained
 
@@ -175,3 +185,45 @@ def test_a_scorer_starts_as_a_copy_and_microbatches_change_nothing(started: Path
             np.testing.assert_allclose(after[name.replace("decoder.", "scorer.", 1)], value, atol=1e-9)
     # All scores are 0: the loss of a step is the sum of its labels times log 3.
     assert one["loss"] == pytest.approx(3 * one["label"] * np.log(3), rel=1e-4)
+
+
+@pytest.mark.slow
+def test_labels_of_a_step_are_those_of_continuations_one_by_one(started: Path) -> None:
+    config = scoring(started, {"curriculum": {**LAST, "c_thought": 3}})
+    run, dataset, examples = prepare(config, half_right(config))
+    optimizer, mesh = make_optimizer(run.config.optimizer), make_mesh()
+    template, _ = abstract_state(run.config, optimizer, mesh)
+    state = initial_state(run, optimizer, mesh)
+    learning = make_learning(run.config, template, optimizer, mesh, tokenizer=run.tokenizer, dataset=dataset)
+    assert isinstance(learning, Scoring)
+    source = BatchSource(examples, run.tokenizer, learning.method, run.placing(1), run.config.pipeline, seed=0)
+    with jax.set_mesh(mesh):
+        rows = learning.views(state, iter([source[0], source[1]]), 5).device["main"]
+    assert isinstance(rows, Trajectories)
+    model = template.model(state.parameters)
+    sampler = make_sampler(run.config, run.tokenizer, model)
+
+    @quick_jit
+    def written_behind(row: Batch, thoughts: Any, count: Any, key: Any) -> Any:
+        return sampler.sample(model.decoder, row, key[None], begun=Given(thoughts[None], count))[1]
+
+    def is_right(written: Any, example: int) -> bool:
+        text = run.tokenizer.decode(np.asarray(written.tokens)[0, : int(written.lengths[0])].tolist())
+        return dataset.task.check(text, dataset.splits["train"][example])
+
+    counted = np.flatnonzero(np.asarray(rows.counted))[:2]
+    assert len(counted) == 2 and rows.thoughts.shape[1:3] == (3, 3)
+    for question in counted:
+        example = int(rows.examples[question])
+        row = jax.tree.map(lambda x, question=question: x[question][None], Batch(**_fields(rows)))
+        for trajectory in range(3):
+            thoughts = rows.thoughts[question, trajectory]
+            for count in (1, 2):
+                keys = learning._keys(learning._key, _CONTINUING, jnp.asarray(5), jnp.asarray(count), 8 * 3 * 2)
+                own = keys.reshape(8, 3, 2)[question, trajectory]
+                found = [is_right(written_behind(row, thoughts, count, key), example) for key in own]
+                label = float(rows.labels_of_thoughts[question, trajectory, count - 1])
+                assert label == np.mean(found), (question, trajectory, count)
+            assert rows.labels_of_thoughts[question, trajectory, 2] == rows.right[question, trajectory]
+    # Continuations are draws of their own: they differ from each other and from their trajectory.
+    assert len(np.unique(rows.labels_of_thoughts)) == 3
