@@ -29,6 +29,7 @@ from coconut.pipeline import PipelineConfig
 from coconut.training.config import RunConfig
 from coconut.training.optimizer import OptimizerConfig
 from coconut.training.reinforcement import ReinforcementConfig
+from coconut.training.scoring import ScorerConfig
 
 CONFIGS = (
     AdapterConfig,
@@ -45,6 +46,7 @@ CONFIGS = (
     RotaryScaling,
     RunConfig,
     SamplingConfig,
+    ScorerConfig,
 )
 _configurables: dict[str, Any] = {}
 

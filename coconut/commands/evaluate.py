@@ -10,6 +10,7 @@ import jax
 from jax.sharding import Mesh
 from rich.console import Console
 
+from coconut.commands.evaluate_beams import beam_table, load_scorer, measure_beams, plan_beams
 from coconut.commands.evaluate_samples import SamplesConfig, measure_samples, plan_samples, sample_costs, sample_table
 from coconut.commands.measuring import TRAINED, Measuring
 from coconut.datasets import load_dataset, load_split, text_format_of
@@ -19,6 +20,7 @@ from coconut.evaluation.interventions import REMOVED, check_interventions
 from coconut.evaluation.subject import Subject
 from coconut.latent.generate import SamplingConfig
 from coconut.latent.halting import HaltingConfig
+from coconut.latent.scorer import LatentScorer
 from coconut.latent.soft_thinking import SoftThinkingConfig
 from coconut.latent.swi_reasoning import SwiReasoningConfig
 from coconut.methods import get_method
@@ -169,7 +171,13 @@ def also_trained_on(run: Run, examples: Sequence[Example]) -> int | None:
 
 
 def evaluate_model(
-    run: Run, model: Model, progress: Progress, config: EvaluateConfig, *, console: Console | None = None
+    run: Run,
+    model: Model,
+    progress: Progress,
+    config: EvaluateConfig,
+    *,
+    mesh: Mesh | None = None,
+    console: Console | None = None,
 ) -> dict[str, Any]:
     """Evaluates a model on the questions ``config`` names.
 
@@ -179,7 +187,8 @@ def evaluate_model(
       thoughts (``trained`` where questions differ in it), ``interventions`` for each intervention on thoughts, of as
       many ``examples`` as it could alter (None for none), ``halting`` for when blocks were over and the curve by
       threshold, ``soft_thinking`` for its settings (None where not asked for), ``samples`` for several samples of each
-      question (`coconut.commands.evaluate_samples`; None likewise), ``seconds_per_question`` of the trained
+      question (`coconut.commands.evaluate_samples`; None likewise), ``beams`` for a beam search
+      (`coconut.commands.evaluate_beams`; None likewise), ``seconds_per_question`` of the trained
       number of thoughts without compilation, ``also_trained_on`` for how many questions of a file were trained on (None
       where that is not known), ``not_altered`` for interventions that were asked for although the model has no
       thoughts, what was evaluated, and where. The stage is the checkpoint's own.
@@ -188,7 +197,9 @@ def evaluate_model(
       CoconutError: thoughts or a halting are asked of a model that has none, or questions were trained on; or thoughts
         are to be replaced by their mean, and the run has no validation split to take it from.
     """
-    subject = subject_of(run, model, progress)
+    subject, scorer = subject_of(run, model, progress), None
+    if config.samples is not None and config.samples.scorer is not None:
+        scorer = load_scorer(config.samples.scorer, subject, mesh, verify=config.verify)
     examples = questions_of(run, config.split)[: config.limit]
     # The run's own splits share none: that was seen before training, and they are still the same.
     overlap = 0 if config.split in ("validation", "test") else also_trained_on(run, examples)
@@ -215,7 +226,9 @@ def evaluate_model(
         "step": progress.step,
         "stage": progress.stage,
         "seed": run.config.seed,
-        **measure_all(subject, examples, tokenized, default, config, validation=validation, console=console),
+        **measure_all(
+            subject, examples, tokenized, default, config, validation=validation, scorer=scorer, console=console
+        ),
         "also_trained_on": overlap,
         "provenance": provenance(),
     }
@@ -229,6 +242,7 @@ def measure_all(
     config: EvaluateConfig,
     *,
     validation: Callable[[], Sequence[Example]] | None = None,
+    scorer: LatentScorer | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Answers the questions in every way that ``config`` asks for.
@@ -241,6 +255,7 @@ def measure_all(
       config: what else to measure.
       validation: questions that thoughts are averaged over, where they are to be replaced by their mean; None where
         there are none.
+      scorer: scores the thoughts of samples, and of a beam search.
       console: where the progress bar goes; standard error if None.
 
     Returns:
@@ -265,14 +280,18 @@ def measure_all(
         for threshold in config.halting_thresholds
         if default.halting is not None
     }
-    drawings = {} if config.samples is None else plan_samples(subject, examples, tokenized, default, config.samples)
+    drawings, search = {}, None
+    if config.samples is not None:
+        drawings = plan_samples(subject, examples, tokenized, default, config.samples, scorer)
+        search = plan_beams(subject, examples, tokenized, default, config.samples, scorer)
     interventions = [name for name in config.interventions if measuring.feeds_back or (name == REMOVED and any(counts))]
     needs_mean = bool({"mean", "mean_of_all"} & set(interventions))
     averaged = validation() if needs_mean and validation is not None else None
     surroundings = measuring.surroundings(averaged, config.intervention_seed)
 
     with progress_bar(console) as bar:
-        total = len(examples) * (1 + len(others) + len(by_threshold) + len(interventions) + len(drawings))
+        by_samples = len(drawings) + (search is not None)
+        total = len(examples) * (1 + len(others) + len(by_threshold) + len(interventions) + by_samples)
         task_id = bar.add_task("answering", total=total, numbers="")
         advance = lambda rows: bar.advance(task_id, rows)
         trained = measuring.generate(TRAINED, default, advance)
@@ -289,9 +308,12 @@ def measure_all(
             for threshold, answer_config in by_threshold.items()
         ]
         by_intervention = {name: measuring.intervene(name, surroundings, advance) for name in interventions}
-        samples, sample_lines = None, []
+        samples, beams, sample_lines = None, None, []
         if config.samples is not None:
             samples, sample_lines = measure_samples(drawings, examples, default, config.samples, advance)
+            if search is not None:
+                beams, beam_lines = measure_beams(search, examples, config.samples, samples, advance)
+                sample_lines += beam_lines
     choices = {}
     if any(counts) and measuring.graphs:
         # Questions may differ in how many thoughts were trained: then no number says it.
@@ -308,6 +330,7 @@ def measure_all(
         "halting": None if default.halting is None else {"config": to_json(default.halting), "curve": curve},
         "soft_thinking": None if soft is None else {"kind": type(soft).__name__, **to_json(soft)},
         "samples": samples,
+        "beams": beams,
         "interventions": by_intervention,
         "not_altered": [name for name in config.interventions if name not in interventions],
         "seconds_per_question": seconds,
@@ -328,7 +351,7 @@ def evaluate_workdir(
     mesh = make_mesh() if mesh is None else mesh
     run, model, progress = load_model(workdir, config.which, mesh, verify=config.verify)
     with jax.set_mesh(mesh):
-        result = evaluate_model(run, model, progress, config, console=console)
+        result = evaluate_model(run, model, progress, config, mesh=mesh, console=console)
     how = {"training_seconds": progress.seconds, "stages": list(progress.stages), "config": to_json(run.config)}
     return {**result, **how}
 
@@ -380,6 +403,8 @@ def describe(result: dict[str, Any]) -> str:
     lines = [markdown_table(("setting", "accuracy % (95 %)", "tokens", "thoughts", "questions"), rows)]
     if result["samples"] is not None:
         lines += [markdown_table(*sample_table(result["samples"])), *sample_costs(result["samples"])]
+    if result["beams"] is not None:
+        lines.append(markdown_table(*beam_table(result["beams"])))
     for name, entry in (("as trained", result["trained"]), *result["thoughts"].items()):
         if entry["cut"]:
             lines.append(f"{100 * entry['cut']:.1f} % of answers ({name}) ended where thoughts began with no room left")

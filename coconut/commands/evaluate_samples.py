@@ -22,6 +22,8 @@ from coconut.evaluation.samples import SCORERS, Sample, SampleConfig, SampleDraw
 from coconut.evaluation.statistics import bootstrap_interval
 from coconut.evaluation.subject import Subject
 from coconut.latent.policies.config import PolicyConfig
+from coconut.latent.scorer import LatentScorer, check_scored
+from coconut.storage_path import StoragePath
 from coconut.tokenizers import TokenizedExample
 from coconut.training.config import to_json
 from coconut.types import Example
@@ -33,6 +35,13 @@ CURVES = {
     "likelihood": "most likely",
 }
 """The measures, and what they are called where they are shown."""
+SCORER_CURVE = {"scorer": "best by scorer"}
+"""The one there is with a latent scorer besides."""
+
+
+def curves_in(content: Mapping[str, Any]) -> dict[str, str]:
+    """The measures that the samples of an evaluation have, and what they are called."""
+    return {**CURVES, **SCORER_CURVE} if content.get("scorer") is not None else dict(CURVES)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,20 +53,48 @@ class SamplesConfig:
       policy: how thoughts are drawn.
       budgets: numbers of thoughts to draw them with (`SampleConfig.thoughts`); none for what was trained.
       pass_at: numbers of samples to measure besides 1, 2, 4, .. and all of them.
+      scorer: workdir of a run that trained a scorer of thoughts (`RunConfig.scorer`), to choose the best sample by;
+        None for no such choice.
+      beams: with a scorer, also search with so many beams (`coconut.latent.beam_search`); None for not.
+      candidates: thoughts drawn behind each beam.
 
     Raises:
-      CoconutError: there is no sample, or fewer than are to be measured.
+      CoconutError: there is no sample, or fewer than are to be measured; or beams without a scorer or candidates, or a
+        scorer with budgets, none of which it knows.
     """
 
     count: int
     policy: PolicyConfig = dataclasses.field(default_factory=PolicyConfig)
     budgets: tuple[int, ...] = ()
     pass_at: tuple[int, ...] = ()
+    scorer: StoragePath | None = None
+    beams: int | None = None
+    candidates: int | None = None
 
     def __post_init__(self) -> None:
         if self.count < 1:
             raise CoconutError(f"--samples {self.count}: must be at least 1")
         sizes_up_to(self.count, self.pass_at)
+        for flag in ("beams", "candidates"):
+            value, other = getattr(self, flag), {"beams": "candidates", "candidates": "beams"}[flag]
+            if value is None:
+                continue
+            if value < 1:
+                raise CoconutError(f"--{flag} {value}: must be at least 1")
+            if self.scorer is None:
+                raise CoconutError(f"--{flag} {value}: beams are chosen by a scorer, give one: --scorer RUN")
+            if getattr(self, other) is None:
+                raise CoconutError(f"--{flag} {value}: needs --{other}")
+        if self.scorer is not None:
+            check_scored(self.policy, "--scorer")
+            if self.budgets:
+                raise CoconutError(f"--budgets {self.budgets}: a scorer knows the number of thoughts it was trained on")
+
+    @property
+    def sizes(self) -> list[int]:
+        """Numbers of samples that are measured: as many as a beam search has candidates are among them, if drawn."""
+        scored = (self.beams or 0) * (self.candidates or 0)
+        return sizes_up_to(self.count, (*self.pass_at, *([scored] if 0 < scored <= self.count else [])))
 
 
 def policy_from(values: Mapping[str, Any]) -> PolicyConfig:
@@ -76,6 +113,7 @@ def plan_samples(
     tokenized: Sequence[TokenizedExample],
     default: AnswerConfig,
     config: SamplesConfig,
+    scorer: LatentScorer | None = None,
 ) -> dict[int | None, SampleDrawing]:
     """What is to be drawn, by its budget of thoughts; None for that of the training.
 
@@ -85,10 +123,14 @@ def plan_samples(
       tokenized: their ids.
       default: how questions are answered once.
       config: which samples.
+      scorer: scores their thoughts, if given.
 
     Raises:
-      CoconutError: see `SampleDrawing`; or blocks are to end in a way that samples do not know.
+      CoconutError: see `SampleDrawing`; or blocks are to end in a way that samples do not know; or the scorer is named
+        and not given.
     """
+    if config.scorer is not None and scorer is None:
+        raise CoconutError(f"--scorer {config.scorer}: belongs to a run's model, whose thoughts it was trained on")
     if default.halting is not None and not config.policy.learnt_stop:
         raise CoconutError(
             f"HaltingConfig.stop = {default.halting.stop!r}: the run ends its blocks so, and samples do not; give them "
@@ -99,18 +141,26 @@ def plan_samples(
             subject,
             examples,
             tokenized,
-            SampleConfig(
-                count=config.count,
-                batch_size=default.batch_size,
-                sampling=default.sampling,
-                policy=config.policy,
-                thoughts=thoughts,
-                forced=default.forced,
-                seed=default.seed,
-            ),
+            sample_config(default, config, count=config.count, thoughts=thoughts),
+            scorer,
         )
         for thoughts in config.budgets or (None,)
     }
+
+
+def sample_config(
+    default: AnswerConfig, config: SamplesConfig, *, count: int, thoughts: int | None = None
+) -> SampleConfig:
+    """How ``count`` samples are drawn, of how questions are answered once and a budget of thoughts."""
+    return SampleConfig(
+        count=count,
+        batch_size=default.batch_size,
+        sampling=default.sampling,
+        policy=config.policy,
+        thoughts=thoughts,
+        forced=default.forced,
+        seed=default.seed,
+    )
 
 
 def measure_samples(
@@ -136,20 +186,10 @@ def measure_samples(
     budgets, lines = [], []
     for thoughts, drawing in drawings.items():
         samples, seconds = drawing.draw(advance)
-        curves, costs = measure(samples, sizes_up_to(config.count, config.pass_at), seed=default.seed)
+        curves, costs = measure(samples, config.sizes, seed=default.seed)
         costs |= {"seconds_per_question": seconds, "samples_at_once": drawing.rows}
         budgets.append({"thoughts": thoughts, "examples": len(samples), "curves": curves, "costs": costs})
-        lines += [
-            {
-                "setting": "sample",
-                "budget": thoughts,
-                "question": examples[sample.example].question,
-                "expected": examples[sample.example].answer,
-                **dataclasses.asdict(sample),
-            }
-            for own in samples
-            for sample in own
-        ]
+        lines += sample_lines(samples, examples, setting="sample", budget=thoughts)
     content = {
         "count": config.count,
         "seed": default.seed,
@@ -157,18 +197,35 @@ def measure_samples(
         "sampling": to_json(default.sampling),
         "forced": default.forced,
         "subsets": SUBSETS,
+        "scorer": None if config.scorer is None else str(config.scorer),
         "budgets": budgets,
     }
     return content, lines
+
+
+def sample_lines(
+    samples: Sequence[Sequence[Sample]], examples: Sequence[Example], **where: Any
+) -> list[dict[str, Any]]:
+    """Each sample as plain values."""
+    return [
+        {
+            **where,
+            "question": examples[sample.example].question,
+            "expected": examples[sample.example].answer,
+            **dataclasses.asdict(sample),
+        }
+        for own in samples
+        for sample in own
+    ]
 
 
 class Measured(NamedTuple):
     """What samples are worth, and what they cost.
 
     Attributes:
-      curves: of each of `CURVES`, for each number of ``samples`` the ``accuracy`` over questions, its ``interval_95``
-        for other questions, ``passes`` one after the other until the choice can be made when all are drawn together,
-        and ``all_passes``, those of all samples.
+      curves: of each of `CURVES`, and of `SCORER_CURVE` where samples have scores, for each number of ``samples`` the
+        ``accuracy`` over questions, its ``interval_95`` for other questions, ``passes`` one after the other until the
+        choice can be made when all are drawn together, and ``all_passes``, those of all samples.
       costs: of one sample on average: ``passes`` one after the other, ``thoughts``, new ``tokens``, and the share that
         ``ended`` by themselves.
     """
@@ -188,10 +245,12 @@ def measure(samples: Sequence[Sequence[Sample]], sizes: Sequence[int], *, seed: 
     table = lambda value: np.asarray([[value(sample) for sample in own] for own in samples])
     right, passes = table(lambda sample: sample.right), table(lambda sample: float(sample.passes))
     scores = {name: np.asarray([scorer(own) for own in samples], float) for name, scorer in SCORERS.items()}
+    if samples[0][0].score is not None:
+        scores["scorer"] = table(lambda sample: sample.score)
     answers = np.asarray([_numbered([sample.answer for sample in own]) for own in samples])
     choices: dict[str, tuple[np.ndarray, Choose]] = {"majority": (answers, vote)}
     choices |= {name: (score, best) for name, score in scores.items()}
-    curves: dict[str, list[dict[str, Any]]] = {name: [] for name in CURVES}
+    curves: dict[str, list[dict[str, Any]]] = {name: [] for name in (*CURVES, *scores.keys() - CURVES.keys())}
     for size in sizes:
         until_last = expected_largest(passes, size)
         chosen = {name: of_chosen(right, *how, size, seed=seed) for name, how in choices.items()}
@@ -199,13 +258,14 @@ def measure(samples: Sequence[Sequence[Sample]], sizes: Sequence[int], *, seed: 
             # Whoever takes the first one that finishes does not wait for the others.
             first = SCORERS.get(name) is first_finish
             waited = of_chosen(passes, *choices[name], size, seed=seed) if first else until_last
+            scoring = float(name in SCORER_CURVE)  # A pass over the thoughts of all samples.
             curves[name].append(
                 {
                     "samples": size,
                     "accuracy": float(of_questions.mean()),
                     "interval_95": list(bootstrap_interval(of_questions[None])),
-                    "passes": float(waited.mean()),
-                    "all_passes": float(size * (waited if first else passes).mean()),
+                    "passes": float(waited.mean()) + scoring,
+                    "all_passes": float(size * ((waited if first else passes).mean() + scoring)),
                 }
             )
     costs = {
@@ -230,13 +290,13 @@ def sample_table(content: Mapping[str, Any]) -> tuple[Sequence[str], Sequence[Se
         low, high = point["interval_95"]
         return f"{100 * point['accuracy']:.1f} ({100 * low:.1f}-{100 * high:.1f})"
 
-    rows = []
+    rows, names = [], curves_in(content)
     for budget in content["budgets"]:
-        for points in zip(*(budget["curves"][name] for name in CURVES), strict=True):
-            of_all, first = points[0], dict(zip(CURVES, points, strict=True))["first_finish"]
+        for points in zip(*(budget["curves"][name] for name in names), strict=True):
+            of_all, first = points[0], dict(zip(names, points, strict=True))["first_finish"]
             passes = f"{of_all['passes']:.1f} / {first['passes']:.1f}"
             rows.append([_budget_name(budget), str(of_all["samples"]), *map(share, points), passes])
-    return ("thoughts", "samples", *CURVES.values(), "passes, all / first"), rows
+    return ("thoughts", "samples", *names.values(), "passes, all / first"), rows
 
 
 def sample_costs(content: Mapping[str, Any]) -> list[str]:

@@ -73,6 +73,7 @@ def _check_evaluate(options: argparse.Namespace) -> None:
             f"--which {options.which}": options.which != "best",
             "--skip_verification": options.skip_verification,
             "--split": options.split is not None,
+            "--scorer": options.scorer is not None,
             "--allow_overlap": options.allow_overlap,
         }
         if given := [flag for flag, value in meaningless.items() if value]:
@@ -84,7 +85,8 @@ def _check_evaluate(options: argparse.Namespace) -> None:
     if soft and (options.halting or options.halting_thresholds):
         raise CoconutError(f"--halting: --method {options.method} says itself when thinking is over, see --thinking")
     if options.samples is None:
-        if given := [flag for flag in ("policy", "budgets", "pass_at") if getattr(options, flag)]:
+        about = ("policy", "budgets", "pass_at", "scorer", "beams", "candidates")
+        if given := [flag for flag in about if getattr(options, flag) not in (None, [], ())]:
             raise CoconutError(f"--{given[0]}: says how samples are drawn or measured, it needs --samples")
     elif soft or options.halting or options.halting_thresholds:
         flag = f"--method {options.method}" if soft else "--halting"
@@ -249,6 +251,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="K,K,...",
         help="also measure K of the samples (1,2,4,...)",
     )
+    evaluate.add_argument(
+        "--scorer", type=_path, metavar="RUN", help="also the best of the samples by the scorer that this run trained"
+    )
+    evaluate.add_argument("--beams", type=int, metavar="B", help="with a scorer, also a beam search with B beams")
+    evaluate.add_argument("--candidates", type=int, metavar="C", help="thoughts drawn behind each beam")
     evaluate.add_argument("--seed", type=int, default=0, help="seed of the draws")
     evaluate.add_argument(
         "--interventions",

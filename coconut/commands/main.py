@@ -147,6 +147,9 @@ def _evaluate(options: argparse.Namespace) -> int:
             policy=policy_from(dict(options.policy)),
             budgets=options.budgets,
             pass_at=options.pass_at,
+            scorer=options.scorer,
+            beams=options.beams,
+            candidates=options.candidates,
         )
     config = EvaluateConfig(
         split=options.split or "test",
@@ -191,9 +194,9 @@ def _evaluate(options: argparse.Namespace) -> int:
         write_atomically(options.output, json.dumps(result, indent=1) + "\n")
     if options.plot is not None and result["samples"] is not None:
         from coconut.analysis.sample_plots import plot_samples
-        from coconut.commands.evaluate_samples import CURVES
+        from coconut.commands.evaluate_samples import curves_in
 
-        plot_samples(result["samples"], CURVES, options.plot)
+        plot_samples(result["samples"], curves_in(result["samples"]), options.plot)
     elif options.plot is not None:
         from coconut.analysis.plots import plot_accuracy_by_mean_thoughts
 

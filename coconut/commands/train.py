@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from rich.console import Console
 
@@ -13,6 +14,9 @@ from coconut.commands.configuration import operative_config
 from coconut.datasets import Dataset
 from coconut.evaluation.answers import AnswerConfig
 from coconut.evaluation.evaluate import evaluate
+from coconut.evaluation.sample_statistics import best
+from coconut.evaluation.samples import SampleConfig, SampleDrawing
+from coconut.evaluation.subject import Subject
 from coconut.methods import get_method
 from coconut.model import Model
 from coconut.pipeline import BatchSource
@@ -24,14 +28,23 @@ from coconut.training.loop import TrainResult, train
 from coconut.training.optimizer import make_optimizer
 from coconut.training.rollouts import make_learning
 from coconut.training.run import Run
+from coconut.training.scoring import ScorerConfig
 from coconut.training.setup import abstract_state, prepare
+from coconut.training.trajectories import scorer_of
 
 
 def validate(model: Model, run: Run, dataset: Dataset, stage: int) -> Mapping[str, float]:
-    """Accuracy on the validation split by generation; empty where the run has none. The test split is not touched."""
+    """Accuracy on the validation split by generation; empty where the run has none. The test split is not touched.
+
+    Of a run that trains a scorer it is that of the best trajectory by the scorer, beside that of one
+    (``accuracy_of_one``) and that of an oracle (``accuracy_of_any``), with as many trajectories of each question as it
+    trains on.
+    """
     examples = dataset.splits["validation"]
     if not examples:
         return {}
+    if run.config.scorer is not None:
+        return _validate_scorer(model, run, dataset, stage, run.config.scorer)
     answer_config = AnswerConfig(
         batch_size=run.config.evaluation_batch_size, sampling=run.config.sampling, halting=run.config.halting
     )
@@ -46,6 +59,33 @@ def validate(model: Model, run: Run, dataset: Dataset, stage: int) -> Mapping[st
         answer_config,
     )
     return {"accuracy": result.accuracy, "tokens": result.tokens, "thoughts": result.thoughts}
+
+
+def _validate_scorer(model: Model, run: Run, dataset: Dataset, stage: int, scorer: ScorerConfig) -> Mapping[str, float]:
+    subject = Subject(
+        model=model,
+        tokenizer=run.tokenizer,
+        method=get_method(run.config.method),
+        placing=run.placing(stage),
+        task=dataset.task,
+        text_format=dataset.text_format,
+    )
+    config = SampleConfig(
+        count=scorer.trajectories,
+        batch_size=run.config.evaluation_batch_size,
+        sampling=dataclasses.replace(run.config.sampling, temperature=scorer.temperature),
+        policy=scorer.policy,
+        seed=run.config.seed,
+    )
+    examples, tokenized = dataset.splits["validation"], dataset.tokenized("validation", run.tokenizer)
+    drawn = SampleDrawing(subject, examples, tokenized, config, scorer_of(model.parts)).draw().samples
+    right = np.asarray([[own.right for own in samples] for samples in drawn])
+    scores = np.asarray([[own.score for own in samples] for samples in drawn], float)
+    return {
+        "accuracy": float(right[np.arange(len(right)), best(scores)].mean()),
+        "accuracy_of_one": float(right.mean()),
+        "accuracy_of_any": float(right.any(1).mean()),
+    }
 
 
 def run_training(
@@ -193,7 +233,7 @@ def print_dry_run(run: Run, summary: DryRun, console: Console) -> None:
         f"{summary.parameters:,} parameters, {summary.state_bytes / 2**20:,.1f} MiB with the optimizer; "
         f"{summary.train_examples:,} training examples, {run.tokenizer.vocab_size:,} token ids"
     )
-    if run.config.reinforcement is not None:
+    if run.config.drawing is not None:
         console.print("the steps below update by samples; drawing them is not in it")
     for stage in summary.stages:
         console.print(

@@ -22,7 +22,10 @@ from coconut.evaluation.reading import given_pages
 from coconut.evaluation.subject import Subject
 from coconut.latent.generate import SamplingConfig
 from coconut.latent.policies.config import PolicyConfig, make_policy
+from coconut.latent.policies.policy import DrawingPolicy
 from coconut.latent.sampling import Sampler, Written
+from coconut.latent.scorer import LatentScorer, block_columns, check_scored
+from coconut.models.decoder import Decoder
 from coconut.pages import Page, Text, count_thoughts
 from coconut.sharding import replicate
 from coconut.tokenizers import TokenizedExample
@@ -86,6 +89,7 @@ class Sample:
       log_probs: log-probability of all draws of a kind, in nats: ``tokens``, and ``thoughts`` and ``stops`` where the
         policy draws these (`coconut.latent.sampling`).
       ended: whether it ended by itself, by EOS.
+      score: sum of a latent scorer's scores of its thoughts; None without one.
     """
 
     example: int
@@ -99,6 +103,7 @@ class Sample:
     passes: int
     log_probs: Mapping[str, float]
     ended: bool
+    score: float | None = None
 
 
 class Scorer(Protocol):
@@ -138,6 +143,20 @@ class Drawn(NamedTuple):
     seconds: float
 
 
+class DrawnTogether(NamedTuple):
+    """What a program draws.
+
+    Attributes:
+      written: what the host reads of the samples.
+      log_probs: of all draws of a kind.
+      scores: of their thoughts; None without a scorer.
+    """
+
+    written: Written
+    log_probs: dict[str, Any]
+    scores: Any
+
+
 class SampleDrawing:
     """Samples that can be drawn: what cannot be is refused when this is made, before any work.
 
@@ -146,11 +165,12 @@ class SampleDrawing:
       examples: the questions.
       tokenized: their ids.
       config: how samples are drawn.
+      scorer: scores the thoughts of each sample, if given.
 
     Raises:
       CoconutError: there are no questions, or they have no place for the thoughts; the method has several blocks, or
-        ends and opens blocks by itself; the policy does not fit the model, or nothing is drawn at all; or a row is
-        longer than the model's positions.
+        ends and opens blocks by itself; the policy does not fit the model, or nothing is drawn at all; a row is longer
+        than the model's positions; or the scorer's scores of samples could not be compared.
     """
 
     def __init__(
@@ -159,8 +179,9 @@ class SampleDrawing:
         examples: Sequence[Example],
         tokenized: Sequence[TokenizedExample],
         config: SampleConfig,
+        scorer: LatentScorer | None = None,
     ):
-        self._subject, self._examples, self._config = subject, examples, config
+        self._subject, self._examples, self._config, self._scorer = subject, examples, config, scorer
         if not examples:
             raise CoconutError("there are no questions to draw samples of: the split is empty")
         method, placing, tokenizer = subject.method, subject.placing, subject.tokenizer
@@ -171,15 +192,25 @@ class SampleDrawing:
         self._shape = page_shape(self._pages)
         self._feeds_back = method.feeds_back(placing.options)
         self._check()
-        # As many calls for a question as a batch's size asks for, and no more rows than they need.
-        self._group = -(-config.count // -(-config.count // config.batch_size))
-        self._questions = min(max(config.batch_size // self._group, 1), len(examples))
+        self._group, self._questions = self._sizes()
         # Tracing finds what the sampler refuses.
         self._lowered = jax.jit(self._draw).lower(*self._arguments(0, 0))
+
+    def _sizes(self) -> tuple[int, int]:
+        """Samples of a question, and questions, that are drawn together."""
+        # As many calls for a question as a batch's size asks for, and no more rows than they need.
+        count, batch_size = self._config.count, self._config.batch_size
+        group = -(-count // -(-count // batch_size))
+        return group, min(max(batch_size // group, 1), len(self._examples))
 
     def _check(self) -> None:
         config, method, placing = self._config, self._subject.method, self._subject.placing
         policy = config.policy
+        if self._scorer is not None:
+            check_scored(policy, "SampleConfig.policy")
+            if config.thoughts is not None:
+                what = f"SampleConfig.thoughts = {config.thoughts!r}"
+                raise CoconutError(f"{what}: a scorer knows the number of thoughts it was trained on")
         blocks = sum(map(bool, self._shape.thoughts)) if self._feeds_back else 0
         if blocks > 1:
             raise CoconutError(
@@ -252,14 +283,34 @@ class SampleDrawing:
             feeds_back=self._feeds_back,
             examples=range(start, start + self._questions),
         )
-        return model.decoder, model.parts, batch, np.arange(self._questions) < count, np.int32(first)
+        active = np.arange(self._questions) < count
+        return model.decoder, model.parts, self._scorer, batch, active, np.int32(first)
 
     def _draw(
-        self, decoder: Any, parts: Mapping[str, Any], batch: Batch, active: Bool[Array, " Q"], first: Int[Array, ""]
-    ) -> tuple[Written, dict[str, Array]]:
-        """What is written, and the log-probability of each kind of draws of a sample. Traceable."""
+        self,
+        decoder: Decoder,
+        parts: Mapping[str, Any],
+        scorer: LatentScorer | None,
+        batch: Batch,
+        active: Bool[Array, " Q"],
+        first: Int[Array, ""],
+    ) -> "DrawnTogether":
+        """Samples of some questions. Traceable."""
+        sampler = self._sampler(decoder, parts)
+        keys = sample_keys(self._config.seed, jnp.asarray(batch.examples), first + jnp.arange(self._group))
+        samples, written = sampler.sample(decoder, batch, keys, self._group, active)
+        scores = None
+        if scorer is not None:
+            policy = drawing_policy(sampler)
+            used = samples.valid[:, block_columns(samples.schedule)]
+            scores = scorer.scores(scorer.read(batch, active), policy.inputs(decoder, samples.records), used).sum(1)
+        log_probs = {kind: log_probs.sum(1) for kind, log_probs in samples.sampled.items()}
+        return replicate(DrawnTogether(written, log_probs, scores))
+
+    def _sampler(self, decoder: Decoder, parts: Mapping[str, Any]) -> Sampler:
+        """How the model is sampled from."""
         config, tokenizer = self._config, self._subject.tokenizer
-        sampler = Sampler(
+        return Sampler(
             policy=make_policy(config.policy, decoder, parts, vocab_size=tokenizer.vocab_size),
             halt=parts["halt"] if config.policy.learnt_stop else None,
             least=config.policy.least,
@@ -269,16 +320,17 @@ class SampleDrawing:
             eos_id=tokenizer.eos_id,
             vocab_size=tokenizer.vocab_size,
         )
-        keys = _sample_keys(config.seed, jnp.asarray(batch.examples), first + jnp.arange(self._group))
-        samples, written = sampler.sample(decoder, batch, keys, self._group, active)
-        return replicate((written, {kind: log_probs.sum(1) for kind, log_probs in samples.sampled.items()}))
 
-    def _samples_of(self, index: int, row: int, calls: Sequence[tuple[Written, dict[str, np.ndarray]]]) -> list[Sample]:
+    def _passes(self, thoughts: int, tokens: int) -> int:
+        """Passes one after the other of so many thoughts and tokens."""
+        return 1 + self._think.needed(thoughts) + tokens
+
+    def _samples_of(self, index: int, row: int, calls: Sequence["DrawnTogether"]) -> list[Sample]:
         """The samples of question ``index``, which stand in row ``row`` of each call."""
         subject, example, found = self._subject, self._examples[index], []
         task, pauses = subject.task, 0 if self._feeds_back else count_thoughts(self._pages[index])
         for number in range(self._config.count):
-            written, log_probs = calls[number // self._group]
+            written, log_probs, scores = calls[number // self._group]
             own = row * self._group + number % self._group
             if not written.finite[own]:
                 raise NotFiniteError(f"the model's numbers are not finite at question {index} and others: it is broken")
@@ -294,15 +346,27 @@ class SampleDrawing:
                     thoughts=thoughts + pauses,
                     new_tokens=len(tokens),
                     drawn_tokens=int(written.lengths[own] + written.ended[own]),
-                    passes=1 + self._think.needed(thoughts) + int(written.lengths[own]),
+                    passes=self._passes(thoughts, int(written.lengths[own])),
                     log_probs={kind: float(values[own]) for kind, values in log_probs.items()},
                     ended=bool(written.ended[own]),
+                    score=None if scores is None else float(scores[own]),
                 )
             )
         return found
 
 
-def _sample_keys(seed: int, examples: Int[Array, " Q"], numbers: Int[Array, " G"]) -> Key[Array, " B"]:
+def drawing_policy(sampler: Sampler) -> DrawingPolicy:
+    """The policy of a sampler, for what reads the thoughts that it draws.
+
+    Raises:
+      CoconutError: it draws none.
+    """
+    if not isinstance(sampler.policy, DrawingPolicy):
+        raise CoconutError(f"SampleConfig.policy: a {type(sampler.policy).__name__} draws no thoughts to be scored")
+    return sampler.policy
+
+
+def sample_keys(seed: int, examples: Int[Array, " Q"], numbers: Int[Array, " G"]) -> Key[Array, " B"]:
     """A key for each sample of each question; a question's samples follow each other."""
     fold = jax.vmap(jax.random.fold_in, (None, 0))
     return jax.vmap(fold, (0, None))(fold(jax.random.key(seed), examples), numbers).reshape(-1)

@@ -96,6 +96,18 @@ class Written(NamedTuple):
     thought_size: Float[Array, " B"]
 
 
+class Given(NamedTuple):
+    """Thoughts that samples begin with.
+
+    Attributes:
+      inputs: what columns are fed.
+      count: how many of these are taken, from the left; the others are drawn. Data, not a recompile.
+    """
+
+    inputs: Float[Array, "B K D"]
+    count: Int[Array, ""]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampler:
     """How samples are drawn.
@@ -154,7 +166,13 @@ class Sampler:
     # --- Drawing ---
 
     def sample(
-        self, decoder: Decoder, batch: Batch, keys: Key[Array, " B"], group: int = 1, active: Array | None = None
+        self,
+        decoder: Decoder,
+        batch: Batch,
+        keys: Key[Array, " B"],
+        group: int = 1,
+        active: Array | None = None,
+        begun: Given | None = None,
     ) -> tuple[Samples, Written]:
         """Draws ``group`` samples of each row. Traceable.
 
@@ -164,6 +182,8 @@ class Sampler:
           keys: a key for each of the samples, ``group`` times as many as rows: a sample's draws depend on its own.
           group: samples of a row, which follow each other.
           active: rows that are questions; the others, which only fill the batch, are not waited for.
+          begun: thoughts that the samples begin with, of a policy that draws thoughts without a stop head. Then only
+            what the host reads means anything: records are of draws, which gave way.
 
         Returns:
           The samples, to be replayed, and what the host reads of them.
@@ -192,7 +212,7 @@ class Sampler:
             assert prefix is not None
             masks = self._masks_of(keys, batch.schedule, batch.tokens.shape[1])
             counts = repeat(valid[:, here].sum(1, dtype=jnp.int32))
-            drawn = self._draw(decoder, prefix.shared(group), counts, keys, span.length, masks)
+            drawn = self._draw(decoder, prefix.shared(group), counts, keys, span.length, masks, begun)
             prefix = drawn.prefix
             pieces.append(jnp.arange(span.length) < drawn.thoughts[:, None])
         assert prefix is not None
@@ -250,6 +270,7 @@ class Sampler:
         keys: Key[Array, " B"],
         room: int,
         masks: RowMasks | None,
+        begun: Given | None,
     ) -> "_Drawn":
         """A block of at most ``counts`` thoughts behind a prefix."""
         if isinstance(self.think, Sweeps) and self.think.count:
@@ -258,10 +279,10 @@ class Sampler:
                 decoder, self.policy.feedback, prefix, counts, room=room, think=self.think, latent_id=self.latent_id
             )
             used = jnp.arange(room) < counts[:, None]
-            return _Drawn(following, None, counts, counts, {}, _size(thoughts, used))
+            return _Drawn(following, None, counts, counts, {}, size_of(thoughts, used))
         place = place_behind(decoder, prefix, jnp.ones((len(counts), room), bool))
         place = dataclasses.replace(place, dropout=masks)
-        of_thoughts, of_stops = _fold(keys, _THOUGHTS), _fold(keys, _STOPS)
+        of_stops = _fold(keys, _STOPS)
         drawing = self._drawing
 
         def body(carry: tuple[Array, Segment, Array], index: Int[Array, ""]) -> tuple[Any, Any]:
@@ -272,10 +293,10 @@ class Sampler:
                 logit = self.halt(decoder, hidden).astype(jnp.float32)
                 draw = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, index)))(of_stops)
                 going = going & ~((index >= self.least) & (draw < jax.nn.sigmoid(logit)))
-            thought, record = self.policy.sample(
-                decoder, hidden, jax.vmap(jax.random.fold_in, (0, None))(of_thoughts, index)
-            )
+            thought, record = self.policy.sample(decoder, hidden, thought_keys(keys, index))
             log_prob = None if drawing is None else drawing.log_prob(decoder, hidden, record)
+            if begun is not None:
+                thought = jnp.where(index < begun.count, begun.inputs[:, index].astype(thought.dtype), thought)
             thought = jnp.where(going[:, None], thought, 0.0)
             here = dataclasses.replace(place.column(index), valid=going[:, None])
             out, own = run_one_column(decoder, thought, here, prefix.past, own, index)
@@ -296,7 +317,7 @@ class Sampler:
             made,
             counts,
             sampled,
-            _size(thoughts, going),
+            size_of(thoughts, going),
         )
 
     # --- Again ---
@@ -380,6 +401,11 @@ class _Drawn(NamedTuple):
     size: Float[Array, " B"]
 
 
+def thought_keys(keys: Key[Array, " B"], index: Int[Array, ""]) -> Key[Array, " B"]:
+    """The keys that samples draw the thought of column ``index`` of their block with."""
+    return _fold(_fold(keys, _THOUGHTS), index)
+
+
 def latent_columns(schedule: Schedule) -> Bool[np.ndarray, " T"]:
     """Which columns of a schedule hold thoughts."""
     return np.concatenate([np.full(span.length, isinstance(span, Latent)) for span in schedule])
@@ -430,11 +456,11 @@ def _draws(log_probs: Float[Array, "B X"], taken: Bool[Array, "B X"], entropies:
     return Draws(none(log_probs), taken, None if entropies is None else none(entropies))
 
 
-def _size(thoughts: Float[Array, "B K D"], used: Bool[Array, "B K"]) -> Float[Array, " B"]:
+def size_of(thoughts: Float[Array, "B K D"], used: Bool[Array, "B K"]) -> Float[Array, " B"]:
     """The root mean square of the thoughts that rows use."""
     squares = jnp.square(thoughts.astype(jnp.float32)).mean(-1)
     return jnp.sqrt(jnp.where(used, squares, 0.0).sum(1) / jnp.maximum(used.sum(1), 1))
 
 
-def _fold(keys: Key[Array, " B"], data: int) -> Key[Array, " B"]:
+def _fold(keys: Key[Array, " B"], data: int | Int[Array, ""]) -> Key[Array, " B"]:
     return jax.vmap(jax.random.fold_in, (0, None))(keys, data)

@@ -12,7 +12,7 @@ from coconut.errors import CoconutError, check_fields
 from coconut.latent.feedback import FeedbackConfig
 from coconut.latent.generate import SamplingConfig
 from coconut.latent.halting import HaltingConfig
-from coconut.latent.policies.config import POLICIES
+from coconut.latent.policies.config import POLICIES, PolicyConfig
 from coconut.methods import get_method
 from coconut.methods.method import NoOptions
 from coconut.models.adapters import AdapterConfig
@@ -20,6 +20,7 @@ from coconut.models.config import DecoderConfig, ExecutionConfig
 from coconut.pipeline import PipelineConfig
 from coconut.training.optimizer import OptimizerConfig
 from coconut.training.reinforcement import ReinforcementConfig
+from coconut.training.scoring import ScorerConfig
 
 
 @no_type_check  # Its own checks name the field and the value
@@ -56,6 +57,8 @@ class RunConfig:
         last one before the answer; None for what the method says.
       reinforcement: learn from rewards of the model's own samples (`coconut.training.reinforcement`); None to imitate
         the data, as the method says.
+      scorer: train a scorer of the model's thoughts beside it (`coconut.training.scoring`); the model that the run
+        starts from stays as it is. None for no scorer.
       evaluation_batch_size: rows answered together.
       evaluate_every: optimizer steps between validations, beside those at the end of each stage, or ``epoch`` for one
         after each epoch of the data; None for those at the end of a stage alone.
@@ -91,6 +94,7 @@ class RunConfig:
     sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
     halting: HaltingConfig | None = None
     reinforcement: ReinforcementConfig | None = None
+    scorer: ScorerConfig | None = None
     evaluation_batch_size: int = 64
     evaluate_every: int | Literal["epoch"] | None = None
     save_every: int | None = 1000
@@ -127,6 +131,13 @@ class RunConfig:
             reject("microbatches", f"must divide the batch size, {self.pipeline.batch_size}")
         if self.reinforcement is not None:
             self._check_reinforcement(self.reinforcement)
+        if self.scorer is not None:
+            self._check_scorer(self.scorer)
+
+    @property
+    def drawing(self) -> ReinforcementConfig | ScorerConfig | None:
+        """How the run draws samples to learn from; None where it imitates data."""
+        return self.scorer if self.reinforcement is None else self.reinforcement
 
     def _check_reinforcement(self, reinforcement: ReinforcementConfig) -> None:
         """What learning from rewards asks of the other fields."""
@@ -142,12 +153,7 @@ class RunConfig:
                 "(RunConfig.init_from or pretrained)"
             )
         policy = reinforcement.policy
-        plain = POLICIES[policy.kind].plain
-        if plain is not None and self.feedback.kind not in plain:
-            raise CoconutError(
-                f"PolicyConfig.kind = {policy.kind!r}: draws around what FeedbackConfig.kind = {plain[0]!r} thinks, by "
-                f"which the model answers where nothing is drawn; this run has {self.feedback.kind!r}"
-            )
+        self._check_drawing(policy)
         if policy.learnt_stop and (self.halting is None or not self.halting.has_head):
             raise CoconutError(
                 "PolicyConfig.learnt_stop = True: needs a RunConfig.halting whose stop asks the head, by which the "
@@ -163,6 +169,34 @@ class RunConfig:
             raise CoconutError(
                 f"CurriculumConfig.advance_metric = {metric!r}: a run that learns from rewards has 'reward', and "
                 "'reward_NAME' of each where there are several"
+            )
+
+    def _check_scorer(self, scorer: ScorerConfig) -> None:
+        """What training a scorer asks of the other fields."""
+        if self.reinforcement is not None:
+            raise CoconutError(
+                "RunConfig.scorer: a scorer is of a model that stays as it is, and RunConfig.reinforcement changes it: "
+                "give each a run of its own"
+            )
+        self._check_drawing(scorer.policy)
+        if scorer.most_draws > 1 and self.pipeline.length_buckets:
+            raise CoconutError(
+                f"ScorerConfig.most_draws = {scorer.most_draws!r}: takes the questions of a step from several batches, "
+                f"of one shape; PipelineConfig.length_buckets = {self.pipeline.length_buckets!r} gives them others"
+            )
+        if self.curriculum.advance_metric is not None:
+            raise CoconutError(
+                f"CurriculumConfig.advance_metric = {self.curriculum.advance_metric!r}: a scorer's model learns no "
+                "stage; give it the last one and a number of steps"
+            )
+
+    def _check_drawing(self, policy: PolicyConfig) -> None:
+        """What samples to learn from ask of the other fields."""
+        plain = POLICIES[policy.kind].plain
+        if plain is not None and self.feedback.kind not in plain:
+            raise CoconutError(
+                f"PolicyConfig.kind = {policy.kind!r}: draws around what FeedbackConfig.kind = {plain[0]!r} thinks, by "
+                f"which the model answers where nothing is drawn; this run has {self.feedback.kind!r}"
             )
         for field, neutral in (("top_k", None), ("top_p", 1.0), ("min_p", 0.0)):
             if getattr(self.sampling, field) != neutral:

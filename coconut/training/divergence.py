@@ -80,9 +80,9 @@ def replay(folder: StoragePath) -> dict[str, Any]:
       CoconutError: it is no bundle, or it is damaged.
     """
     run = Run.load(folder.parent.parent)
-    if run.config.reinforcement is not None:
+    if run.config.drawing is not None:
         raise CoconutError(
-            f"{folder}: the run learns from rewards of its own samples, which a bundle does not hold: its checkpoint, "
+            f"{folder}: the run learns from samples of its model, which a bundle does not hold: its checkpoint, "
             "its questions and the run's seed make them again (coconut train --from_step)"
         )
     try:

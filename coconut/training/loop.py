@@ -178,7 +178,7 @@ def _train(
         """What to raise, once everything that explains it is on disk."""
         log.write("diverged", progress.step, {"stage": progress.stage, **numbers})
         # Samples are in no bundle: the questions, the checkpoint and the run's seed make them again.
-        kept = host if config.reinforcement is None else {}
+        kept = host if config.drawing is None else {}
         bundle = save_bundle(workdir, run, state, progress, kept, rows) if kept else None
         events.write("diverged", {"step": progress.step, "why": why, "bundle": str(bundle), **numbers})
         checkpoints.put_aside_broken(progress.step - skips.in_a_row, why)

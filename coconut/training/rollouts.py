@@ -44,6 +44,7 @@ from coconut.training.rewards import Sample, Setting, score
 from coconut.training.samplers import make_sampler
 from coconut.training.state import REFERENCE, TrainState
 from coconut.training.step import Metrics, TrainStep, make_train_step, make_update
+from coconut.training.trajectories import Scoring
 from coconut.types import Example
 
 
@@ -428,6 +429,9 @@ def make_learning(
       tokenizer: of the run.
       dataset: its data, the training examples that `coconut.training.setup.prepare` has left.
     """
+    task, examples = dataset.task, dataset.splits["train"]
+    if config.scorer is not None:
+        return Scoring(config, template, optimizer, mesh, tokenizer=tokenizer, task=task, examples=examples)
     if config.reinforcement is None:
         return Imitation(config, template, optimizer, mesh)
     return Reinforcement(
@@ -436,7 +440,7 @@ def make_learning(
         optimizer,
         mesh,
         tokenizer=tokenizer,
-        task=dataset.task,
+        task=task,
         text_format=dataset.text_format,
-        examples=dataset.splits["train"],
+        examples=examples,
     )

@@ -1,4 +1,4 @@
-"""How a run that learns from rewards samples from its model, and whether it can."""
+"""How a run that learns from samples of its model draws them, and whether it can."""
 
 from collections.abc import Sequence
 
@@ -15,18 +15,16 @@ from coconut.training.config import RunConfig
 
 
 def make_sampler(config: RunConfig, tokenizer: Tokenizer, model: Model) -> Sampler:
-    """How a run samples from its model to learn from rewards.
+    """How a run samples from its model to learn from rewards, or to train a scorer.
 
     Raises:
       CoconutError: the policy does not fit the model or the method.
     """
-    assert config.reinforcement is not None
-    policy, method = config.reinforcement.policy, get_method(config.method)
+    assert config.drawing is not None
+    policy, method = config.drawing.policy, get_method(config.method)
     return Sampler(
         policy=make_policy(policy, model.decoder, model.parts, vocab_size=tokenizer.vocab_size),
-        sampling=SamplingConfig(
-            max_new_tokens=config.sampling.max_new_tokens, temperature=config.reinforcement.temperature
-        ),
+        sampling=SamplingConfig(max_new_tokens=config.sampling.max_new_tokens, temperature=config.drawing.temperature),
         halt=model.parts["halt"] if policy.learnt_stop else None,
         least=policy.least,
         think=method.think(config.options),
@@ -40,22 +38,27 @@ def check_samples(config: RunConfig, examples: Sequence[TokenizedExample], placi
     """Looks whether a run can sample from what its method writes, at every stage, before anything is trained.
 
     Args:
-      config: of the run, which has a ``reinforcement``.
+      config: of the run, which has a ``reinforcement`` or a ``scorer``.
       examples: the questions.
       placings: of the run's stages.
 
     Raises:
-      CoconutError: a page has several blocks of thoughts, or thoughts behind what the model writes, or none where a
-        policy is to draw some; the model ends its blocks in a way that samples do not know, or answers with more
-        thoughts than it samples; or a question, its thoughts and what may be written need more positions than there
-        are.
+      CoconutError: a scorer has no model to start from; a page has several blocks of thoughts, or thoughts behind what
+        the model writes, or none where a policy is to draw some; the model ends its blocks in a way that samples do not
+        know, or answers with more thoughts than it samples; or a question, its thoughts and what may be written need
+        more positions than there are.
     """
-    assert config.reinforcement is not None
-    policy, method = config.reinforcement.policy, get_method(config.method)
+    assert config.drawing is not None
+    policy, method = config.drawing.policy, get_method(config.method)
+    field = "scorer" if config.reinforcement is None else "reinforcement"
+    if config.scorer is not None and config.pretrained is None and config.init_from is None:
+        raise CoconutError(
+            "RunConfig.scorer: needs the model whose thoughts are scored (RunConfig.init_from or pretrained)"
+        )
     plain = policy.kind == "deterministic" and not policy.learnt_stop
     for placing in placings:
         pages = [method.write_to_answer(example, placing) for example in examples]
-        where = f"RunConfig.reinforcement: the method {method.name!r} at stage {placing.stage}"
+        where = f"RunConfig.{field}: the method {method.name!r} at stage {placing.stage}"
         read = [given(page) for page in pages]
         if any(isinstance(part, Thoughts) for page, own in zip(pages, read, strict=True) for part in page[len(own) :]):
             raise CoconutError(f"{where} has thoughts behind what the model writes: samples know one block, before it")

@@ -15,6 +15,7 @@ from coconut.batching import stage_shape
 from coconut.datasets import Dataset, load_dataset, make_tokenizer
 from coconut.errors import CoconutError
 from coconut.hub import local_folder
+from coconut.latent.scorer import DECODER_PART
 from coconut.methods import METHODS, get_method
 from coconut.model import Model, Parameters, Template, parameters_of
 from coconut.models.adapters import merge_adapters
@@ -86,7 +87,7 @@ def prepare(
     run = Run(config, tokenizer, data="")
     fitting = fit_to_positions(examples, run)
     check_halting(config)
-    if config.reinforcement is not None:
+    if config.drawing is not None:
         stages = range(config.curriculum.first_stage, config.curriculum.final_stage + 1)
         check_samples(config, fitting, [run.placing(stage) for stage in stages])
     fingerprint = pipeline_fingerprint(fitting, tokenizer, config.pipeline, seed=config.seed)
@@ -276,7 +277,7 @@ def initial_model(run: Run, mesh: Mesh | None = None) -> Model:
     config = run.config
     if config.pretrained is not None:
         decoder = _pretrained_decoder(run, mesh)
-        parts = _exported_parts(config, _read_by_copies(fresh_parts(config), decoder))
+        parts = _exported_parts(config, _copies_in(fresh_parts(config), decoder))
         return Model(with_adapters(config, decoder), _with_reference(parts, decoder))
     if config.init_from is None:
         return fresh_model(config)
@@ -285,7 +286,7 @@ def initial_model(run: Run, mesh: Mesh | None = None) -> Model:
     )
     decoder = loaded.decoder
     merged = merge_adapters(decoder)
-    parts = _read_by_copies(fresh_parts(config), merged)
+    parts = _copies_in(fresh_parts(config), merged)
     if other.config.adapter != config.adapter:
         decoder = with_adapters(config, merged)
     for name in (parts.keys() & loaded.parts.keys()) - {REFERENCE}:  # which is the model that is loaded here
@@ -311,6 +312,12 @@ def _read_by_copies(parts: Mapping[str, Any], decoder: Decoder) -> dict[str, Any
             part = decoder_of(part.config, part.execution, own)
         copies[name] = part
     return copies
+
+
+def _copies_in(parts: Mapping[str, Any], decoder: Decoder) -> dict[str, Any]:
+    """The parts of `_read_by_copies`, with a scorer that starts as a copy of the decoder whatever its config says."""
+    scorer = {DECODER_PART: jax.tree.map(jnp.array, decoder)} if DECODER_PART in parts else {}
+    return {**_read_by_copies(parts, decoder), **scorer}
 
 
 def _with_reference(parts: Mapping[str, Any], decoder: Decoder) -> dict[str, Any]:

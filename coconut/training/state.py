@@ -16,6 +16,7 @@ from coconut.errors import CoconutError
 from coconut.latent.feedback import make_feedback
 from coconut.latent.halting import LinearHalt
 from coconut.latent.policies.config import PART, POLICIES
+from coconut.latent.scorer import DECODER_PART, HEAD_PART, ScoreHead
 from coconut.methods import get_method
 from coconut.model import MakeParts, Model, Parameters, Template, make_model, make_parts, parameters_of, part_of
 from coconut.models.adapters import add_adapters, is_adapter
@@ -76,24 +77,29 @@ def fresh_parts(config: RunConfig) -> Mapping[str, Any]:
 def _parts_of(config: RunConfig) -> MakeParts:
     def parts(decoder: DecoderConfig, key: Key[Array, ""]) -> Mapping[str, Any]:
         own = get_method(config.method).parts(config.options, decoder, key)
-        return {**own, **_parts_to_reinforce(config, own, decoder, jax.random.fold_in(key, _REINFORCEMENT))}
+        return {**own, **_parts_to_draw(config, own, decoder, jax.random.fold_in(key, _REINFORCEMENT))}
 
     return parts
 
 
-def _parts_to_reinforce(
+def _parts_to_draw(
     config: RunConfig, own: Mapping[str, Any], decoder: DecoderConfig, key: Key[Array, ""]
 ) -> Mapping[str, Any]:
-    """What learning from rewards adds to a model: a policy's parameters, a stop head, a copy of the model."""
-    if config.reinforcement is None:
+    """What learning from samples adds to a model: a policy's parameters, a stop head, a copy of the model, a scorer."""
+    if config.drawing is None:
         return {}
-    policy = config.reinforcement.policy
+    policy = config.drawing.policy
 
     def added() -> dict[str, Any]:
         part = POLICIES[policy.kind].part(policy.kind_options(), decoder, key)
         parts = {} if part is None else {PART: part}
         return {**parts, "halt": LinearHalt.fresh(decoder)} if policy.learnt_stop and "halt" not in own else parts
 
+    if config.scorer is not None:
+        # The numbers of its decoder are a copy of the model's (`coconut.training.setup`).
+        scorer = Decoder(decoder, config.execution, rngs=nnx.Rngs(key))
+        return {**added(), DECODER_PART: scorer, HEAD_PART: ScoreHead.fresh(decoder)}
+    assert config.reinforcement is not None
     if not config.reinforcement.kl_weight:
         return added()
     # What samples are made with, once more; `coconut.training.setup` copies the numbers that the run starts from.
@@ -117,7 +123,9 @@ def train_only_parts(config: RunConfig) -> frozenset[str]:
 
 
 def template_of(config: RunConfig, model: Model) -> Template:
-    """How to make the run's model of its parameters, and which of these it trains: of a decoder with adapters these.
+    """How to make the run's model of its parameters, and which of these it trains.
+
+    Of a decoder with adapters it trains these, and where it trains a scorer nothing else.
 
     Raises:
       CoconutError: ``RunConfig.freeze`` holds a pattern that fits no parameter, or nothing is left to train.
@@ -126,7 +134,7 @@ def template_of(config: RunConfig, model: Model) -> Template:
     for pattern in config.freeze:
         if not fnmatch.filter(names, pattern):
             raise CoconutError(f"RunConfig.freeze = {config.freeze!r}: the model has no parameter {pattern!r}")
-    trains = get_method(config.method).trains
+    trains = get_method(config.method).trains if config.scorer is None else _is_of_scorer
     frozen = lambda name: any(fnmatch.fnmatchcase(name, pattern) for pattern in config.freeze)
     base = lambda name: config.adapter is not None and part_of(name) == "decoder" and not is_adapter(name)
     kept = lambda name: part_of(name) == REFERENCE
@@ -134,6 +142,10 @@ def template_of(config: RunConfig, model: Model) -> Template:
     if not template.trained:
         raise CoconutError(f"RunConfig.freeze = {config.freeze!r}: nothing is left to train")
     return template
+
+
+def _is_of_scorer(name: str) -> bool:
+    return part_of(name) in (DECODER_PART, HEAD_PART)
 
 
 def select(parameters: Parameters, names: Collection[str]) -> Parameters:

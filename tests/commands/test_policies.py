@@ -36,6 +36,13 @@ def test_every_policy_has_a_file_and_a_row_in_the_readme() -> None:
         assert f"`{file.stem}`" in readme
 
 
+def test_the_scorers_run_resolves() -> None:
+    config = resolve_run(["gin_configs/runs/small_graphs_scorer.gin", RUN[1]], ["ScorerConfig.epochs = 2"])
+    assert config.scorer is not None and config.reinforcement is None
+    assert config.scorer.policy.options["share"] == 0.1 and config.scorer.epochs == 2
+    assert from_json(type(config), to_json(config), "scorer") == config
+
+
 @pytest.mark.slow
 def test_a_dry_run_compiles_the_step_on_samples() -> None:
     bindings = (

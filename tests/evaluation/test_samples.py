@@ -15,11 +15,14 @@ from flax import nnx
 from coconut.curriculum import CurriculumConfig
 from coconut.errors import CoconutError
 from coconut.evaluation.answers import AnswerConfig, answer_questions
+from coconut.evaluation.beams import BeamSearch
 from coconut.evaluation.samples import Sample, SampleConfig, SampleDrawing, first_finish, likelihood
 from coconut.evaluation.subject import Subject
 from coconut.latent.feedback import Identity
 from coconut.latent.generate import SamplingConfig
 from coconut.latent.policies.config import PolicyConfig
+from coconut.latent.scorer import LatentScorer, ScoreHead
+from coconut.latent.thinkers import Sweeps
 from coconut.methods import METHODS
 from coconut.methods.ponder import LinearHalt, PonderOptions
 from coconut.model import Model
@@ -179,8 +182,36 @@ def test_a_block_that_a_method_ends_itself_ends_by_its_head_or_by_count(settings
     assert drawing("ponder", halts=True, **settings).rows == 4
 
 
+SCORER = LatentScorer(DECODER, ScoreHead(nnx.Param(jnp.ones(CONFIG.embed_dim))))
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "message"),
+    [
+        ("coconut", {}, "SampleConfig.policy: PolicyConfig.kind = 'deterministic' draws no thoughts"),
+        ("coconut", {"policy": GAUSSIAN_WITH_STOP}, "PolicyConfig.learnt_stop = True: sums of scores"),
+        ("coconut", {"policy": GAUSSIAN, "thoughts": 1}, "thoughts = 1: a scorer knows the number of thoughts it was"),
+        ("no_cot", {"policy": GAUSSIAN}, "'no_cot' makes no thoughts of its own at stage"),
+        ("sweeps", {"policy": GAUSSIAN}, "makes all thoughts of a block together"),
+    ],
+)
+def test_scores_and_searches_that_cannot_be(method: str, settings: dict[str, Any], message: str) -> None:
+    config = SampleConfig(**{"count": 2, "sampling": SamplingConfig(max_new_tokens=4), **settings})
+    who = subject("coconut" if method == "sweeps" else method)
+    if method == "sweeps":
+        who = dataclasses.replace(who, method=dataclasses.replace(who.method, think=lambda options: Sweeps(count=2)))
+    for make in (
+        lambda: SampleDrawing(who, EXAMPLES, TOKENIZED, config, SCORER),
+        lambda: BeamSearch(who, EXAMPLES, TOKENIZED, config, SCORER, 2),
+    ):
+        with pytest.raises(CoconutError, match=message):
+            make()
+
+
 def test_no_questions_and_several_blocks_are_refused() -> None:
     config = SampleConfig(count=2)
+    with pytest.raises(CoconutError, match="candidates = 0: must be at least 1"):
+        BeamSearch(subject(), EXAMPLES, TOKENIZED, config, SCORER, 0)
     with pytest.raises(CoconutError, match="no questions to draw samples of"):
         SampleDrawing(subject(), [], [], config)
     one = subject()
@@ -193,3 +224,5 @@ def test_no_questions_and_several_blocks_are_refused() -> None:
     twice = dataclasses.replace(one, method=dataclasses.replace(one.method, pages={"main": write_twice}))
     with pytest.raises(CoconutError, match="writes 2 blocks of thoughts before an answer"):
         SampleDrawing(twice, EXAMPLES, TOKENIZED, config)
+    with pytest.raises(CoconutError, match="writes 2 blocks of thoughts before an answer"):
+        BeamSearch(twice, EXAMPLES, TOKENIZED, dataclasses.replace(config, policy=GAUSSIAN), SCORER, 2)

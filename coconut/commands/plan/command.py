@@ -34,9 +34,10 @@ def plan_command(options: argparse.Namespace) -> str:
     if options.topology != HERE:
         jax.config.update("jax_platforms", "cpu")  # Nothing runs here: no reason to look for an accelerator.
     config = resolve_run(options.gin_file, options.gin_binding)
-    if config.reinforcement is not None:
+    if config.drawing is not None:
+        field = "scorer" if config.reinforcement is None else "reinforcement"
         raise CoconutError(
-            "RunConfig.reinforcement: plan knows steps that imitate data alone; what a step on samples takes of the "
+            f"RunConfig.{field}: plan knows steps that imitate data alone; what a step on samples takes of the "
             "devices at hand says coconut train --dry_run"
         )
     if config.adapter is not None:  # A plan has no tokenizer that knows names, and any other rows cost as much.
