@@ -301,22 +301,31 @@ def initial_model(run: Run, mesh: Mesh | None = None) -> Model:
 
 
 def _read_by_copies(parts: Mapping[str, Any], decoder: Decoder) -> dict[str, Any]:
-    """The parts, those that are decoders of the same config with the numbers of one that was trained."""
+    """The parts, those that are the same model as one that was trained with its numbers."""
+    same = lambda part: (
+        isinstance(part, Decoder)
+        and all(name in NOT_THE_MODEL for name in differences(to_json(part.config), to_json(decoder.config)))
+    )
+    return {name: _with_numbers_of(decoder, part) if same(part) else part for name, part in parts.items()}
+
+
+def _with_numbers_of(trained: Decoder, decoder: Decoder) -> Decoder:
+    """A decoder with the numbers of another one.
+
+    Raises:
+      CoconutError: it has other parameters.
+    """
     named = lambda decoder: {f"decoder.{name}": value for name, value in decoder_parameters(decoder).items()}
-    copies = {}
-    for name, part in parts.items():
-        if isinstance(part, Decoder) and part.config == decoder.config:
-            own = in_layout_of(named(part), named(decoder))
-            # Arrays of its own: a train step gives its state away, each array once.
-            own = {key.removeprefix("decoder."): jnp.array(value) for key, value in own.items()}
-            part = decoder_of(part.config, part.execution, own)
-        copies[name] = part
-    return copies
+    own = in_layout_of(named(decoder), named(trained))
+    # Arrays of its own: a train step gives its state away, each array once.
+    dtype = jnp.dtype(decoder.config.param_dtype)
+    own = {name.removeprefix("decoder."): jnp.array(value, dtype) for name, value in own.items()}
+    return decoder_of(decoder.config, decoder.execution, own)
 
 
 def _copies_in(parts: Mapping[str, Any], decoder: Decoder) -> dict[str, Any]:
-    """The parts of `_read_by_copies`, with a scorer that starts as a copy of the decoder whatever its config says."""
-    scorer = {DECODER_PART: jax.tree.map(jnp.array, decoder)} if DECODER_PART in parts else {}
+    """The parts of `_read_by_copies`, with a scorer that starts as a copy of the decoder."""
+    scorer = {DECODER_PART: _with_numbers_of(decoder, parts[DECODER_PART])} if DECODER_PART in parts else {}
     return {**_read_by_copies(parts, decoder), **scorer}
 
 
@@ -324,9 +333,8 @@ def _with_reference(parts: Mapping[str, Any], decoder: Decoder) -> dict[str, Any
     """The parts, their reference with the numbers that the run starts from; as they are where there is none."""
     if REFERENCE not in parts:
         return dict(parts)
-    kept = _read_by_copies({"decoder": parts[REFERENCE]["decoder"]}, decoder)
     own = {name: jax.tree.map(jnp.array, parts[name]) for name in parts[REFERENCE] if name != "decoder"}
-    return {**parts, REFERENCE: {**own, **kept}}
+    return {**parts, REFERENCE: {**own, "decoder": _with_numbers_of(decoder, parts[REFERENCE]["decoder"])}}
 
 
 def _exported_parts(config: RunConfig, fresh: Mapping[str, Any]) -> Mapping[str, Any]:

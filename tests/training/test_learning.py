@@ -21,6 +21,7 @@ from coconut.model import parameters_of
 from coconut.sharding import make_mesh
 from coconut.training.loading import load_model
 from coconut.training.reinforcement import ReinforcementConfig
+from coconut.training.setup import initial_model, prepare
 from tests.tiny_models import process_environment, quick_compilation
 from tests.tiny_runs import tiny_run
 from tests.training.trained_runs import assert_same_run, interrupt_at, lines_of, trained
@@ -113,6 +114,27 @@ def test_what_is_logged_and_what_is_trained(started: Path, tmp_path: Path) -> No
     assert not np.array_equal(after["decoder.norm.scale"], before["decoder.norm.scale"])
     assert after["policy.log_share"] != np.float32(np.log(0.3))
     assert not any(name.startswith("reference.") for name in parameters_of(load_model(tmp_path / "run", "latest")[1]))
+
+
+@pytest.mark.parametrize("copied", ["reference", "reader"])
+def test_copies_of_the_start_have_its_numbers_where_the_configs_differ_in_what_is_no_model(
+    started: Path, copied: str
+) -> None:
+    """They were fresh ones, without a word: a penalty for leaving a model of random numbers."""
+    changes: dict[str, Any] = {"init_from": str(started), "decoder": {"kernel_stddev": 0.5}}
+    run = rewarded(kl_weight=0.1, changes=changes) if copied == "reference" else tiny_run(method="simcot", **changes)
+    found = parameters_of(initial_model(prepare(run)[0]))
+    before = parameters_of(load_model(started, "latest")[1])
+
+    prefix = f"{copied}.decoder." if copied == "reference" else f"{copied}."
+    copies = {
+        name.removeprefix(prefix): value
+        for name, value in found.items()
+        if name.startswith(prefix) and f"decoder.{name.removeprefix(prefix)}" in before
+    }
+    assert len(copies) > 5
+    for name, value in copies.items():
+        np.testing.assert_array_equal(value, before[f"decoder.{name}"], err_msg=name)
 
 
 def test_a_second_epoch_starts_from_the_same_probabilities(started: Path, tmp_path: Path) -> None:
