@@ -16,6 +16,7 @@ from typing import IO, Any
 import gin
 import gin.config
 
+from coconut.commands.shipped import SHIPPED, SHIPPED_IN, shipped_files
 from coconut.curriculum import CurriculumConfig
 from coconut.datasets import DataConfig
 from coconut.errors import CoconutError
@@ -57,13 +58,6 @@ def _make_configurable() -> None:
     for config in (*CONFIGS, *options):
         if config.__name__ not in _configurables:
             _configurables[config.__name__] = gin.external_configurable(config, module="coconut")
-
-
-SHIPPED = "gin_configs"
-"""The folder of the gin files that come with the package: within it in a wheel, beside it in a checkout."""
-
-PACKAGE = Path(__file__).parents[1]
-SHIPPED_IN = PACKAGE if (PACKAGE / SHIPPED).is_dir() else PACKAGE.parent
 
 
 _reading: list[Path] = []
@@ -182,7 +176,11 @@ def fields_named(field: str) -> list[str]:
     """The fields of that name, as gin binds them: ``RunConfig.seed``."""
     _make_configurable()
     fields = {name: [x.name for x in dataclasses.fields(config)] for name, config in _configurables.items()}
-    return [f"{name}.{field}" for name, own in fields.items() if field in own]
+    return [
+        f"{name}.{field}"
+        for name, own in sorted(fields.items(), key=lambda item: item[0] != "RunConfig")
+        if field in own
+    ]
 
 
 FILES_WITH = {
@@ -211,8 +209,7 @@ def _explain(error: Exception) -> str:
     """Gin's message, with the nearest known name where one is unknown."""
     text = str(error).strip()
     if missing := re.search(r"Unable to open file: (.*)\. Searched config paths: .*?\.(\n.*)?$", text, re.DOTALL):
-        shipped = [path.relative_to(SHIPPED_IN).as_posix() for path in (SHIPPED_IN / SHIPPED).rglob("*.gin")]
-        nearest = difflib.get_close_matches(missing.group(1), shipped, 1)
+        nearest = difflib.get_close_matches(missing.group(1), shipped_files(), 1)
         hint = f"; did you mean {nearest[0]}?" if nearest else ""
         return f"{missing.group(1)}: there is no such gin file{hint}{missing.group(2) or ''}"
     if missing := re.search(r"(\w+)\.__init__\(\) missing \d+ required .*?argument.*?: (.*)", text):
