@@ -60,6 +60,7 @@ class TableConfig:
     bindings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "output", Path(self.output))
         get_task(self.task)
         for flag, values in (("--methods", self.rows), ("--seeds", self.seeds)):
             if not values or len(set(values)) < len(values):
