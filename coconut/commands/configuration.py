@@ -87,7 +87,8 @@ def _open(path: str) -> Iterator[IO[str]]:
 
 # One reader in the place of gin's two, the second of which looks for a package of that name, and so imports what it
 # finds in a folder of the user's.
-gin.config._FILE_READERS[:] = [(_open, lambda path: _found(path) is not None)]
+gin.config.register_file_reader(_open, lambda path: _found(path) is not None)
+del gin.config._FILE_READERS[:-1]
 
 
 def resolve_run(gin_files: Sequence[str], bindings: Sequence[str] = (), *, shared: bool = False) -> RunConfig:
@@ -140,7 +141,7 @@ _read_macros: set[str] = set()
 def _macros_read() -> set[str]:
     """The macros that some binding reads."""
     references = gin.config.iterate_references(gin.config._CONFIG)
-    return {"/".join(found.scopes) for found in references if found.configurable.selector == "gin.macro"}
+    return {"/".join(found.scopes) for found in references if found.config_key[1] == "gin.macro"}
 
 
 def _check_macros() -> None:

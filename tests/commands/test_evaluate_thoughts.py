@@ -141,8 +141,9 @@ def test_a_forced_text_is_forced_behind_any_number_of_thoughts() -> None:
 @pytest.mark.parametrize("field", ["batch_size", "limit"])
 @pytest.mark.parametrize("value", [0, -1])
 def test_there_is_no_batch_of_none_and_no_evaluation_of_no_question(field: str, value: int) -> None:
+    settings: dict[str, Any] = {field: value}
     with pytest.raises(CoconutError, match=f"--{field} {value}: must be at least 1"):
-        EvaluateConfig(**{field: value})
+        EvaluateConfig(**settings)
 
 
 def test_a_misspelled_split_names_those_of_the_run() -> None:
