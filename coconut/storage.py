@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from jax.experimental import multihost_utils
 
 from coconut.errors import CoconutError
-from coconut.storage_path import SCHEME, StoragePath, is_remote
+from coconut.storage_path import SCHEME, StoragePath, as_path, is_remote
 
 LOCK = ".lock"
 """The file of a workdir that the process which trains in it has locked."""
@@ -62,13 +62,13 @@ def read_text(path: StoragePath) -> str:
         return path.read_bytes().decode("utf-8")
 
 
-def write_atomically(path: StoragePath, text: str) -> None:
+def write_atomically(path: StoragePath | str, text: str) -> None:
     """Writes a file so that a reader sees the old content or the new, never a part.
 
     Raises:
       CoconutError: it cannot be written.
     """
-    content = text.encode("utf-8")
+    path, content = as_path(path), text.encode("utf-8")
     with explained(path):
         if is_remote(path):
             path.write_bytes(content)

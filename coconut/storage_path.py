@@ -31,6 +31,15 @@ def parse_path(text: str) -> StoragePath:
     return epath.Path(text)
 
 
+def as_path(path: StoragePath | str) -> StoragePath:
+    """A path that may have been given as text.
+
+    Raises:
+      CoconutError: as `parse_path`.
+    """
+    return parse_path(path) if isinstance(path, str) else path
+
+
 def is_remote(path: StoragePath) -> bool:
     """Whether the path is in an object store."""
     return str(path).startswith(SCHEME)

@@ -93,10 +93,11 @@ for name in ("learning_curves", "beliefs", "accuracy_by_thoughts"):
 # the symbols it is nearest to, although none was ever written.
 
 # %%
-from coconut.commands.generate import answer_question, describe, load
+from coconut.commands.generate import answer_question, describe
 from coconut.datasets import load_split, text_format_of
+from coconut.training.loading import load_model
 
-run, model, progress = load(outdir)
+run, model, progress = load_model(outdir)
 example = load_split(run.config.data, "test")[1]
 reply = answer_question(run, model, progress, example.question)
 print(example.question)

@@ -45,7 +45,7 @@ def arm_config(arm: str, start: Path, seed: int, steps: int, bindings: Sequence[
     other = Run.load(start).config
     files = [RUN, f"gin_configs/methods/{other.method}.gin"]
     files += [] if arm == IMITATION else [f"gin_configs/policies/{arm}.gin"]
-    config = resolve_run(files, [f"CurriculumConfig.steps_per_stage = {steps}", *bindings])
+    config = resolve_run(files, [f"CurriculumConfig.steps_per_stage = {steps}", *bindings], shared=True)
     config = dataclasses.replace(
         config,
         data=other.data,

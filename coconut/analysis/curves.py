@@ -8,7 +8,7 @@ import numpy as np
 
 from coconut.errors import CoconutError
 from coconut.storage import read_text
-from coconut.storage_path import StoragePath
+from coconut.storage_path import StoragePath, as_path
 
 Axis = Literal["steps", "seconds"]
 Records = Sequence[Mapping[str, Any]]
@@ -42,13 +42,14 @@ class StageSpan(NamedTuple):
     learnt: bool | None
 
 
-def read_metrics(path: StoragePath) -> list[dict[str, Any]]:
+def read_metrics(path: StoragePath | str) -> list[dict[str, Any]]:
     """The records of a run, from its workdir or from the ``.jsonl`` file itself.
 
     Raises:
       CoconutError: there is no such file, or a line before its last one is no JSON object (the last one of a run that
         was killed may be torn, and is left out).
     """
+    path = as_path(path)
     file = path if path.suffix == ".jsonl" else path / "metrics.jsonl"
     lines = read_text(file).splitlines()
     records = []

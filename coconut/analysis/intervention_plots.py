@@ -12,7 +12,7 @@ from coconut.analysis.plots import clean_axes, line_style, save_figure
 from coconut.errors import CoconutError
 
 
-def plot_effects(effects: Sequence[Effect], path: Path) -> Figure:
+def plot_effects(effects: Sequence[Effect], path: Path | str) -> Figure:
     """Draws accuracy under each intervention, and the share of changed answers, with 95 % intervals.
 
     The accuracy before is that of the same questions, which are not the same for all interventions: it is drawn for
@@ -54,7 +54,7 @@ def plot_effects(effects: Sequence[Effect], path: Path) -> Figure:
     return figure
 
 
-def plot_effects_by_thought(effects: Sequence[Effect], path: Path) -> Figure:
+def plot_effects_by_thought(effects: Sequence[Effect], path: Path | str) -> Figure:
     """Draws the share of changed answers over the one thought that is altered, with 95 % intervals.
 
     Beside each point stands its number of questions: those that have such a thought.

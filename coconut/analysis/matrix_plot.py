@@ -12,7 +12,7 @@ from coconut.analysis.plots import save_figure
 from coconut.errors import CoconutError
 
 
-def plot_matrices(panels: Mapping[str, Means], path: Path, *, rows: str, columns: str) -> Figure:
+def plot_matrices(panels: Mapping[str, Means], path: Path | str, *, rows: str, columns: str) -> Figure:
     """Draws means as cells, each with its value and the number of questions behind it; a cell of none stays empty.
 
     Colours go from 0 to 1; a value outside has the colour of the nearer end, and its number says what it is.

@@ -41,7 +41,7 @@ Accuracy = Evaluation | Mapping[str, Any] | tuple[float, float, float]
 
 def plot_learning_curves(
     runs: Mapping[str, StoragePath | Records],
-    path: Path,
+    path: Path | str,
     *,
     axis: Axis = "seconds",
     loss: str = "first_loss",
@@ -135,7 +135,7 @@ def _draw_stages(panels: Sequence[Axes], name: str, records: Records, axis: Axis
 def plot_belief(
     graph: Graph,
     beliefs: Float[np.ndarray, "R N"],
-    path: Path,
+    path: Path | str,
     title: str = "",
     *,
     measure: str = "belief",
@@ -200,7 +200,7 @@ def plot_belief(
 
 def plot_accuracy_by_thoughts(
     results: Mapping[str, Mapping[int, Accuracy]],
-    path: Path,
+    path: Path | str,
     *,
     chance: float | None = None,
     chance_name: str = "chance",
@@ -239,7 +239,7 @@ def plot_accuracy_by_thoughts(
     return figure
 
 
-def plot_accuracy_by_mean_thoughts(results: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> Figure:
+def plot_accuracy_by_mean_thoughts(results: Mapping[str, Sequence[Mapping[str, Any]]], path: Path | str) -> Figure:
     """Draws accuracy over the mean number of thoughts, a point for each threshold of a stop, with 95 % intervals.
 
     Args:
@@ -302,7 +302,7 @@ def _with_interval(result: Accuracy) -> tuple[float, float, float]:
 # --- Methods ------------------------------------------------------------------------------------------------------
 
 
-def plot_table(rows: Mapping[str, Mapping[str, Any]], path: Path, *, shortcut: float | None = None) -> Figure:
+def plot_table(rows: Mapping[str, Mapping[str, Any]], path: Path | str, *, shortcut: float | None = None) -> Figure:
     """Draws each method's accuracy with its 95 % interval, those of its seeds, and those with altered thoughts.
 
     A line for each method, from top to bottom.
@@ -383,8 +383,9 @@ def clean_axes(axes: Axes) -> None:
     axes.set_axisbelow(True)
 
 
-def save_figure(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path | str) -> None:
     """Writes under a temporary name, then renames: a reader sees the old picture or the new, whole one."""
+    path = Path(path)
     kind = path.suffix.lstrip(".")
     if kind not in figure.canvas.get_supported_filetypes():
         raise CoconutError(f"{path}: a picture cannot be written as {kind!r}; use png, svg or pdf")

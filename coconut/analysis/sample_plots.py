@@ -11,7 +11,7 @@ from coconut.analysis.plots import clean_axes, draw_accuracies, save_figure
 from coconut.errors import CoconutError
 
 
-def plot_samples(content: Mapping[str, Any], names: Mapping[str, str], path: Path) -> Figure:
+def plot_samples(content: Mapping[str, Any], names: Mapping[str, str], path: Path | str) -> Figure:
     """Draws the accuracy of several samples, a line for each measure, with 95 % intervals.
 
     Of one budget over the number of samples; of several ones over the thoughts that were allowed, with all samples, and

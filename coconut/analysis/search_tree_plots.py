@@ -35,7 +35,7 @@ _CLASS_STYLE = {
 """Okabe and Ito's colours, with hatches where two that may meet are of one lightness."""
 
 
-def plot_output_classes(counts: Mapping[int, OutputCounts], path: Path) -> Figure:
+def plot_output_classes(counts: Mapping[int, OutputCounts], path: Path | str) -> Figure:
     """Draws what the model writes after each number of thoughts as stacked bars (Hao et al. 2024, section 4).
 
     The interval at the top of the right outputs (correct paths and correct labels together) is Wilson's, 95 %. How many
@@ -84,7 +84,7 @@ def plot_output_classes(counts: Mapping[int, OutputCounts], path: Path) -> Figur
     return figure
 
 
-def plot_percentile_curves(curves: Mapping[int, PercentileCurves], path: Path) -> Figure:
+def plot_percentile_curves(curves: Mapping[int, PercentileCurves], path: Path | str) -> Figure:
     """Draws the cumulative value of the best candidates against its percentile, a panel for each number of thoughts.
 
     Args:
@@ -123,7 +123,7 @@ def plot_percentile_curves(curves: Mapping[int, PercentileCurves], path: Path) -
     return figure
 
 
-def plot_values_by_height(found: Mapping[bool, LevelMeans], kind: Height, path: Path) -> Figure:
+def plot_values_by_height(found: Mapping[bool, LevelMeans], kind: Height, path: Path | str) -> Figure:
     """Draws mean values against the nodes' height, with 95 % intervals and the number of candidates at each point.
 
     Args:

@@ -23,7 +23,7 @@ _GROUP_STYLE: Mapping[NodeGroup, tuple[str, str, str]] = {
 }
 
 
-def plot_first_columns(attention: Float[np.ndarray, "T T"], tokens: Sequence[str], path: Path) -> Figure:
+def plot_first_columns(attention: Float[np.ndarray, "T T"], tokens: Sequence[str], path: Path | str) -> Figure:
     """Draws the first layer's attention among the first columns as a map (Zhu et al. 2025, figure on layer 1).
 
     Args:
@@ -54,7 +54,7 @@ def plot_first_columns(attention: Float[np.ndarray, "T T"], tokens: Sequence[str
     return figure
 
 
-def plot_edge_attention(found: Mapping[NodeGroup, LevelMeans], path: Path) -> Figure:
+def plot_edge_attention(found: Mapping[NodeGroup, LevelMeans], path: Path | str) -> Figure:
     """Draws mean attention to an edge by group at each step, with 95 % intervals.
 
     Args:
@@ -94,7 +94,7 @@ def plot_edge_attention(found: Mapping[NodeGroup, LevelMeans], path: Path) -> Fi
     return figure
 
 
-def plot_histograms(histograms: Histograms, path: Path) -> Figure:
+def plot_histograms(histograms: Histograms, path: Path | str) -> Figure:
     """Draws the inner products of each thought with the nodes' embeddings, a panel for each thought.
 
     Each group's bars sum to 1, so that groups of few nodes can be seen; their numbers stand above the panel,

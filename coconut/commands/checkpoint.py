@@ -9,12 +9,13 @@ import jax
 from coconut.commands.evaluate import markdown_table
 from coconut.errors import CoconutError
 from coconut.storage import exists
-from coconut.storage_path import StoragePath
+from coconut.storage_path import StoragePath, as_path
 from coconut.training.checkpoint import FOLDER, Checkpoints
 from coconut.training.manifest import DamagedError, Manifest
+from coconut.training.run import folder_of_run
 
 
-def list_checkpoints(workdir: StoragePath) -> str:
+def list_checkpoints(workdir: StoragePath | str) -> str:
     """A Markdown table of a workdir's checkpoints, those set aside among them. Manifests alone are read.
 
     Raises:
@@ -37,7 +38,7 @@ def list_checkpoints(workdir: StoragePath) -> str:
     return markdown_table(("step", "stage", "accuracy %", "MiB", ""), rows)
 
 
-def verify_checkpoints(workdir: StoragePath) -> tuple[str, bool]:
+def verify_checkpoints(workdir: StoragePath | str) -> tuple[str, bool]:
     """Compares every file of every checkpoint with what was saved.
 
     Returns:
@@ -60,7 +61,7 @@ def verify_checkpoints(workdir: StoragePath) -> tuple[str, bool]:
     return markdown_table(("step", "state"), rows), whole
 
 
-def show_checkpoint(workdir: StoragePath, step: int | None) -> dict[str, Any]:
+def show_checkpoint(workdir: StoragePath | str, step: int | None) -> dict[str, Any]:
     """What a checkpoint says of itself, and its arrays' shapes and dtypes.
 
     Args:
@@ -93,7 +94,10 @@ def show_checkpoint(workdir: StoragePath, step: int | None) -> dict[str, Any]:
     return found
 
 
-def _opened(workdir: StoragePath) -> contextlib.closing[Checkpoints]:
+def _opened(workdir: StoragePath | str) -> contextlib.closing[Checkpoints]:
+    workdir = as_path(workdir)
+    if not exists(workdir / FOLDER):
+        workdir = folder_of_run(workdir)
     if not exists(workdir / FOLDER):
         raise CoconutError(f"{workdir} holds no checkpoints: there is no {workdir / FOLDER}")
     return contextlib.closing(Checkpoints(workdir, read_only=True))

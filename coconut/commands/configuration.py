@@ -4,16 +4,19 @@ Only this module knows gin. It makes the config dataclasses configurable under t
 ``DecoderConfig.embed_dim = 256`` in a file sets that field; the library itself never meets gin.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import re
-from collections.abc import Sequence
+import tokenize
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import gin
 import gin.config
 
+from coconut.commands.shipped import SHIPPED, SHIPPED_IN, shipped_files
 from coconut.curriculum import CurriculumConfig
 from coconut.datasets import DataConfig
 from coconut.errors import CoconutError
@@ -59,48 +62,74 @@ def _make_configurable() -> None:
             _configurables[config.__name__] = gin.external_configurable(config, module="coconut")
 
 
-SHIPPED = "gin_configs"
-"""The folder of the gin files that come with the package: within it in a wheel, beside it in a checkout."""
-
-PACKAGE = Path(__file__).parents[1]
-SHIPPED_IN = PACKAGE if (PACKAGE / SHIPPED).is_dir() else PACKAGE.parent
+_reading: list[Path] = []
+"""The gin files that are being read, each included by the one before."""
 
 
-def _is_shipped(path: str) -> bool:
-    return path.startswith(f"{SHIPPED}/") and (SHIPPED_IN / path).is_file()
+def _found(path: str) -> Path | None:
+    """The file that is meant: beside the one that includes it, from the working directory, or ours."""
+    places = [*(file.parent for file in _reading[-1:]), Path()]
+    places += [SHIPPED_IN] if path.startswith(f"{SHIPPED}/") else []
+    return next((place / path for place in places if (place / path).is_file()), None)
 
 
-def _open_shipped(path: str) -> Any:
-    return (SHIPPED_IN / path).open(encoding="utf-8")
+@contextlib.contextmanager
+def _open(path: str) -> Iterator[IO[str]]:
+    file = _found(path)
+    assert file is not None
+    _reading.append(file)
+    try:
+        with file.open(encoding="utf-8") as opened:
+            yield opened
+    finally:
+        _reading.pop()
+        # Where a later file binds another value, nothing would tell that this one had read a macro.
+        _read_macros.update(_macros_read())
 
 
-# What gin is asked for, also by an include, is a file of that path, or else ours. Gin's own second reader goes: it
-# looks for a package of that name, and so imports what it finds in a folder of the user's.
-del gin.config._FILE_READERS[1:]
-gin.config.register_file_reader(_open_shipped, _is_shipped)
+# One reader in the place of gin's two, the second of which looks for a package of that name, and so imports what it
+# finds in a folder of the user's.
+gin.config.register_file_reader(_open, lambda path: _found(path) is not None)
+del gin.config._FILE_READERS[:-1]
 
 
-def resolve_run(gin_files: Sequence[str], bindings: Sequence[str] = ()) -> RunConfig:
+def resolve_run(gin_files: Sequence[str], bindings: Sequence[str] = (), *, shared: bool = False) -> RunConfig:
     """The run that gin files and bindings describe; later files and bindings win.
 
     Args:
-      gin_files: paths from the working directory. A ``gin_configs/...`` that does not exist there is one of those that
-        come with the package.
+      gin_files: paths from the working directory; what one includes is first looked for beside it. A
+        ``gin_configs/...`` that is in neither place is one of those that come with the package.
       bindings: such as ``OptimizerConfig.learning_rate=1e-3``.
+      shared: several runs share the bindings, so that some may be for a config that this one has not.
 
     Raises:
-      CoconutError: a file is missing, a name is unknown (with the nearest known one), a value has the wrong type, or
-        a dataclass rejects it.
+      CoconutError: a file is missing, a name is unknown (with the nearest known one), a value has the wrong type,
+        nothing reads a macro or a binding, or a dataclass rejects a value.
     """
     gin.clear_config()
     _make_configurable()
+    _read_macros.clear()
     try:
-        gin.parse_config_files_and_bindings(list(gin_files), list(bindings))
-        return _configurables["RunConfig"]()
+        for path in gin_files:
+            gin.parse_config_file(path)
+    except Exception as error:
+        raise CoconutError(_explain(error)) from error
+    for binding in bindings:
+        try:
+            gin.parse_config(binding)
+        except Exception as error:
+            raise CoconutError(_explain_binding(binding, error)) from error
+    _check_macros()
+    try:
+        gin.finalize()
+        run = _configurables["RunConfig"]()
     except CoconutError:
         raise
     except Exception as error:
         raise CoconutError(_explain(error)) from error
+    if not shared:
+        _check_read(bindings)
+    return run
 
 
 def operative_config() -> str:
@@ -108,18 +137,100 @@ def operative_config() -> str:
     return gin.config_str()
 
 
+_read_macros: set[str] = set()
+
+
+def _macros_read() -> set[str]:
+    """The macros that some binding reads."""
+    references = gin.config.iterate_references(gin.config._CONFIG)
+    return {"/".join(found.scopes) for found in references if found.config_key[1] == "gin.macro"}
+
+
+def _check_macros() -> None:
+    """Gin takes whatever name has no dot for a macro's.
+
+    Raises:
+      CoconutError: nothing reads it.
+    """
+    known = _read_macros | _macros_read()
+    bound = {scope: values["value"] for (scope, name), values in gin.config._CONFIG.items() if name == "gin.macro"}
+    for name, value in bound.items():
+        if name not in known:
+            nearest = fields_named(name) or difflib.get_close_matches(name, known, 1)
+            hint = f" Did you mean {' or '.join(map(repr, nearest))}?" if nearest else ""
+            raise CoconutError(f"{name} = {value!r}: nothing reads a macro of this name.{hint}")
+
+
+def _check_read(bindings: Sequence[str]) -> None:
+    """Looks whether the run has what was bound.
+
+    Raises:
+      CoconutError: a binding is for a config that nothing makes, or for a scope that nothing opens.
+    """
+    made = {(scope, selector.rpartition(".")[2]) for scope, selector in gin.config._OPERATIVE_CONFIG}
+    for binding in bindings:
+        bound = re.match(r"\s*(?:([\w./]+)/)?(?:\w+\.)*?(\w+)\.\w+\s*=", binding)
+        if bound and bound.groups("") not in made:
+            name = "/".join(part for part in bound.groups() if part)
+            raise CoconutError(f"{binding}: nothing in this run reads it, there is no {name}")
+
+
+def fields_named(field: str) -> list[str]:
+    """The fields of that name, as gin binds them: ``RunConfig.seed``."""
+    _make_configurable()
+    fields = {name: [x.name for x in dataclasses.fields(config)] for name, config in _configurables.items()}
+    return [
+        f"{name}.{field}"
+        for name, own in sorted(fields.items(), key=lambda item: item[0] != "RunConfig")
+        if field in own
+    ]
+
+
+FILES_WITH = {
+    "RunConfig.method": "methods/METHOD.gin",
+    "DataConfig": "tasks/TASK.gin",
+    "DecoderConfig": "models/MODEL.gin",
+    "RunConfig": "base.gin",
+}
+"""Where the shipped files bind a field, or those of a config."""
+
+
+def _explain_binding(binding: str, error: Exception) -> str:
+    """What is wrong with a binding; most often text without its quotes."""
+    name, equals, value = binding.partition("=")
+    name, value = name.strip(), value.strip()
+    if not equals:
+        return f"{binding!r}: a binding is NAME=VALUE"
+    if not isinstance(error, (SyntaxError, tokenize.TokenError)) and "Failed to parse token" not in str(error):
+        return _explain(error)
+    if value.title() in ("True", "False", "None"):
+        return f"{binding}: Python writes it {value.title()}"
+    return f"{binding}: text stands in quotes, which the shell must leave: --gin.{name}=\"'{value}'\""
+
+
 def _explain(error: Exception) -> str:
     """Gin's message, with the nearest known name where one is unknown."""
     text = str(error).strip()
+    if missing := re.search(r"Unable to open file: (.*)\. Searched config paths: .*?\.(\n.*)?$", text, re.DOTALL):
+        nearest = difflib.get_close_matches(missing.group(1), shipped_files(), 1)
+        hint = f"; did you mean {nearest[0]}?" if nearest else ""
+        return f"{missing.group(1)}: there is no such gin file{hint}{missing.group(2) or ''}"
+    if missing := re.search(r"(\w+)\.__init__\(\) missing \d+ required .*?argument.*?: (.*)", text):
+        name, field = missing.group(1), re.findall(r"'(\w+)'", missing.group(2))[0]
+        files = FILES_WITH.get(f"{name}.{field}") or FILES_WITH.get(name)
+        return f"{name}.{field} is missing" + (f"; {SHIPPED}/{files} binds it" if files else "")
+    if missing := re.search(r"(\w+)/macro.value set to `%gin.REQUIRED`", text):
+        return f"{missing.group(1)} is missing: --gin.{missing.group(1)}=\"'...'\""
+    if unquoted := re.search(r"Failed to parse token '(.*?)'(.*)", text, re.DOTALL):
+        return f"{unquoted.group(1)}: text stands in quotes{unquoted.group(2)}"
     if unknown := re.search(r"No configurable matching '([\w./]+)'", text):
         nearest = _nearest(unknown.group(1), list(_configurables))
         return f"{text.splitlines()[0].rstrip('.')}. Did you mean {nearest!r}?"
     if unknown := re.search(r"Configurable '([\w.]+)' doesn't have a parameter named '(\w+)'", text):
         name = unknown.group(1).rpartition(".")[2]
-        fields = {name: [x.name for x in dataclasses.fields(config)] for name, config in _configurables.items()}
         # A field of another config is rather that one than one of a similar name.
-        elsewhere = [f"{other}.{field}" for other, own in fields.items() for field in own if field == unknown.group(2)]
-        nearest = elsewhere[0] if elsewhere else f"{name}.{_nearest(unknown.group(2), fields[name])}"
+        own = [field.name for field in dataclasses.fields(_configurables[name])]
+        nearest = [*fields_named(unknown.group(2)), f"{name}.{_nearest(unknown.group(2), own)}"][0]
         return f"unknown field '{name}.{unknown.group(2)}'. Did you mean '{nearest}'?"
     return text
 

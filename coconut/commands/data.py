@@ -16,7 +16,7 @@ from coconut.types import Example
 T = TypeVar("T")
 
 
-def generate_file(path: Path, task: str, count: int, seed: int, options: Mapping[str, Any]) -> list[Example]:
+def generate_file(path: Path | str, task: str, count: int, seed: int, options: Mapping[str, Any]) -> list[Example]:
     """Generates questions into a file (``.json`` or ``.jsonl``), whole or not at all.
 
     Raises:
@@ -25,7 +25,7 @@ def generate_file(path: Path, task: str, count: int, seed: int, options: Mapping
     examples = get_task(task).generate(count, seed, **options)
     if not examples:
         raise CoconutError(f"--count = {count}: there is nothing to write")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     save_examples(path, examples)
     return examples
 
@@ -59,7 +59,7 @@ class PreparedSplit:
     file: Path
 
 
-def prepare_splits(output: Path, config: DataConfig, *, drop_without_steps: bool = False) -> list[PreparedSplit]:
+def prepare_splits(output: Path | str, config: DataConfig, *, drop_without_steps: bool = False) -> list[PreparedSplit]:
     """Writes the splits of a data set as the field's JSON: ``train.json``, ``validation.json`` and ``test.json``.
 
     A question that occurs in two splits stays in the one nearer to the test: training gives way to validation and test,
@@ -74,6 +74,7 @@ def prepare_splits(output: Path, config: DataConfig, *, drop_without_steps: bool
     Raises:
       CoconutError: a source cannot be read or generated, or nothing is left of it.
     """
+    output = Path(output)
     for split in SPLITS:
         target = (output / f"{split}.json").resolve()
         for source in (getattr(config, name) for name in SPLITS):
@@ -144,7 +145,7 @@ def prepare_report(splits: Sequence[PreparedSplit]) -> str:
     return "\n\n".join([markdown_table(columns, rows), *left_out])
 
 
-def statistics_report(path: Path, task: str | None = None) -> str:
+def statistics_report(path: Path | str, task: str | None = None) -> str:
     """Markdown: what can be counted in a file of questions, and the accuracy of each known shortcut.
 
     Args:
@@ -183,7 +184,7 @@ def statistics_report(path: Path, task: str | None = None) -> str:
     return "\n\n".join(report)
 
 
-def show(path: Path, count: int, task: str | None = None) -> str:
+def show(path: Path | str, count: int, task: str | None = None) -> str:
     """The first questions of a file, as a person reads them.
 
     Args:
@@ -204,7 +205,7 @@ def show(path: Path, count: int, task: str | None = None) -> str:
     return "\n\n".join(blocks)
 
 
-def _load(path: Path, task: str | None) -> list[Example]:
+def _load(path: Path | str, task: str | None) -> list[Example]:
     if task is not None:
         return get_task(task).load(path)
     try:

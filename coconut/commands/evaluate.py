@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -52,7 +53,8 @@ class EvaluateConfig:
       verify: compare the checkpoint's files with their SHA-256 first.
       thoughts: numbers of thoughts to try besides the trained one; for each the answer is forced behind them, so that
         the model cannot fall back on writing the steps. ``(0,)`` is the model with its thoughts removed.
-      forced: text that every answer has to go on from, for the trained number of thoughts.
+      forced: text that every answer has to go on from; where it is empty, those of ``thoughts`` go on from the mark of
+        an answer.
       batch_size: rows decoded together; None for the run's own.
       sampling: how tokens are chosen; None for the run's own.
       halting: when blocks of thoughts are over (`AnswerConfig.halting`); None for the run's own.
@@ -92,10 +94,13 @@ class EvaluateConfig:
     interventions: tuple[str, ...] = ()
     intervention_seed: int = 0
     allow_overlap: bool = False
-    answers_file: StoragePath | None = None
+    answers_file: StoragePath | str | None = None
 
     def __post_init__(self) -> None:
         check_interventions(self.interventions)
+        for field in ("batch_size", "limit"):
+            if (value := getattr(self, field)) is not None and value < 1:
+                raise CoconutError(f"--{field} {value}: must be at least 1")
 
     def sampling_from(self, own: SamplingConfig) -> SamplingConfig:
         """How tokens are chosen, of a model that has a sampling of its own.
@@ -157,7 +162,13 @@ def questions_of(run: Run, split: str) -> list[Example]:
                 "the run began with; to answer a file whatever it holds, name it: --split FILE"
             )
         return examples
-    return get_task(run.config.data.task).load(split)
+    try:
+        return get_task(run.config.data.task).load(split)
+    except CoconutError as error:
+        if Path(split.partition("[")[0]).exists():
+            raise
+        own = " and ".join(name for name in ("test", "validation") if getattr(run.config.data, name)) or "none"
+        raise CoconutError(f"--split {split}: no such file, and the run's own splits are {own}") from error
 
 
 def also_trained_on(run: Run, examples: Sequence[Example]) -> int | None:
@@ -338,12 +349,12 @@ def measure_all(
 
 
 def evaluate_workdir(
-    workdir: StoragePath, config: EvaluateConfig, *, mesh: Mesh | None = None, console: Console | None = None
+    workdir: StoragePath | str, config: EvaluateConfig, *, mesh: Mesh | None = None, console: Console | None = None
 ) -> dict[str, Any]:
     """`evaluate_model` for the checkpoint of a workdir, with the run's config, and how its stages went.
 
     Args:
-      workdir: of a run that was trained on any mesh.
+      workdir: of a run that was trained on any mesh, or a quickstart's folder, which stands for its Coconut run.
       config: what to measure.
       mesh: the devices; None for all there are. Every process gets the whole result.
       console: where the progress bar goes; standard error if None.

@@ -19,7 +19,12 @@ from coconut.training.run import Run
 
 
 def export(
-    workdir: StoragePath, folder: Path, which: Which | int = "best", *, verify: bool = True, peft: bool = False
+    workdir: StoragePath | str,
+    folder: Path | str,
+    which: Which | int = "best",
+    *,
+    verify: bool = True,
+    peft: bool = False,
 ) -> None:
     """Writes the decoder and the tokenizer, the latent markers among its special tokens, to ``folder``.
 
@@ -29,7 +34,7 @@ def export(
     have in a checkpoint of ours. What only training needs is left out. Adapters are merged into their matrices.
 
     Args:
-      workdir: of a trained run.
+      workdir: of a trained run, or a quickstart's folder, which stands for its Coconut run.
       folder: where the files go.
       which: the best checkpoint, the latest, or that of a step.
       verify: compare the checkpoint's files with their SHA-256 first.
@@ -40,6 +45,7 @@ def export(
       CoconutError: the workdir holds no checkpoint, its decoder is of no architecture that `transformers` has, or the
         folder holds something; with ``peft``, an adapter is not all that the run made of a published checkpoint.
     """
+    folder = Path(folder)
     run, model, progress = load_model(workdir, which, verify=verify)
     tokenizer, files = run.tokenizer, huggingface_files(run.tokenizer)
     if peft:

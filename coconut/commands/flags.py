@@ -7,13 +7,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from coconut.commands.hints import hint
 from coconut.commands.plan.chips import HERE, read_topology
+from coconut.commands.shipped import version
 from coconut.errors import CoconutError
 from coconut.mesh import MeshConfig
 from coconut.storage_path import parse_path
 
 TIMEOUT = 300
 """Seconds that a process waits for the others of its run, if it is not told."""
+A_RUN = "a run's, or a quickstart's: its Coconut run"
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
@@ -21,7 +24,12 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
 
     A flag that is wrong by itself ends the process with exit code 2; `check_together` looks at them together.
     """
-    return _parser().parse_args([re.sub(r"^--gin\.([^=]+)=", r"--gin_binding=\1=", word) for word in arguments])
+    parser = _parser()
+    bindings_marked = [re.sub(r"^--gin\.([^=]+)=", r"--gin_binding=\1=", word) for word in arguments]
+    options, unknown = parser.parse_known_args(bindings_marked)
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint(unknown[0], vars(options))}")
+    return options
 
 
 def check_together(options: argparse.Namespace) -> None:
@@ -114,6 +122,7 @@ def _check_processes(options: argparse.Namespace) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="coconut", description="Reasoning in continuous thoughts.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version()}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, text: str) -> argparse.ArgumentParser:
@@ -172,7 +181,7 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluate = command("evaluate", "accuracy of a trained workdir, its price, and without its thoughts")
     _add_imports(evaluate)
-    evaluate.add_argument("--workdir", type=_path, help="of a run")
+    evaluate.add_argument("--workdir", type=_path, help=A_RUN)
     evaluate.add_argument(
         "--pretrained", metavar="FOLDER", help="instead: a checkpoint of Hugging Face's layout, or a repository"
     )
@@ -277,7 +286,7 @@ def _parser() -> argparse.ArgumentParser:
 
     inspect = command("inspect", "look into the thoughts of a trained workdir: a page, figures, arrays")
     _add_imports(inspect)
-    inspect.add_argument("--workdir", type=_path, required=True, help="of a run")
+    inspect.add_argument("--workdir", type=_path, required=True, help=A_RUN)
     inspect.add_argument("--output", type=Path, required=True, help="a folder for the page and all else")
     inspect.add_argument("--split", default="test", help="test (if not given), validation, or a file of questions")
     inspect.add_argument("--questions", type=int, default=50, metavar="N", help="the first so many")
@@ -320,14 +329,14 @@ def _parser() -> argparse.ArgumentParser:
 
     export = command("export", "write a trained workdir as a checkpoint for Hugging Face's libraries")
     _add_imports(export)
-    export.add_argument("--workdir", type=_path, required=True)
+    export.add_argument("--workdir", type=_path, required=True, help=A_RUN)
     export.add_argument("--output", type=Path, required=True, help="a folder that does not exist yet")
     export.add_argument("--peft", action="store_true", help="write a run's adapters alone, for PEFT, not merged")
     _add_which(export)
 
     ask = command("generate", "ask a trained workdir a question; its thoughts are shown")
     _add_imports(ask)
-    ask.add_argument("--workdir", type=_path, required=True, help="a run's, or a quickstart's")
+    ask.add_argument("--workdir", type=_path, required=True, help=A_RUN)
     ask.add_argument("--question", help="asked on the terminal, until an empty line, if not given")
     _add_which(ask)
     ask.add_argument("--thoughts", type=int, metavar="K", help="number of thoughts; the trained number if not given")

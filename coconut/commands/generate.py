@@ -1,21 +1,22 @@
 """``coconut generate``: a trained model answers a question, and shows its thoughts."""
 
+import contextlib
 import dataclasses
+import itertools
+import sys
+from collections.abc import Iterator
 
 from coconut.analysis.lens import decode_thoughts
-from coconut.datasets import text_format_of
+from coconut.datasets import load_split, text_format_of
+from coconut.errors import CoconutError
 from coconut.evaluation.answers import Answer, AnswerConfig, answer_questions
 from coconut.latent.generate import SamplingConfig
 from coconut.methods import get_method
 from coconut.model import Model
 from coconut.pages import question_alone
-from coconut.storage import exists
-from coconut.storage_path import StoragePath
 from coconut.tokenizers import encode_example
-from coconut.training.checkpoint import Which
-from coconut.training.loading import load_model
 from coconut.training.progress import Progress
-from coconut.training.run import RUN_FILE, Run
+from coconut.training.run import Run
 from coconut.types import Example
 
 
@@ -63,8 +64,13 @@ def answer_question(
         thoughts for a method that gives a question none.
     """
     method, text_format = get_method(run.config.method), text_format_of(run.config.data)
+    if top < 1:
+        raise CoconutError(f"--top {top}: must be at least 1")
     example = Example(question=question.strip(), steps=(), answer="")
-    encoded = encode_example(run.tokenizer, example, text_format)
+    try:
+        encoded = encode_example(run.tokenizer, example, text_format)
+    except CoconutError as error:
+        raise CoconutError(f"{error}{_example_of(run)}") from error
     config = AnswerConfig(
         batch_size=1,
         sampling=sampling or run.config.sampling,
@@ -88,11 +94,35 @@ def answer_question(
     return Reply(answer=answer, thoughts=read)
 
 
-def load(workdir: StoragePath, which: Which | int = "best", *, verify: bool = True) -> tuple[Run, Model, Progress]:
-    """The model of a workdir; a quickstart's folder stands for its Coconut run."""
-    if not exists(workdir / RUN_FILE) and exists(workdir / "coconut" / RUN_FILE):
-        workdir = workdir / "coconut"
-    return load_model(workdir, which, verify=verify)
+def read_questions() -> Iterator[str]:
+    """The lines of standard input until an empty one or its end; on a terminal each is asked for.
+
+    Raises:
+      CoconutError: nobody is there to be asked, and there is no line.
+    """
+    lines = _lines()
+    if sys.stdin.isatty():
+        return lines
+    # Before a model is loaded for nothing.
+    if (first := next(lines, None)) is None:
+        raise CoconutError("--question is missing, and standard input holds none")
+    return itertools.chain([first], lines)
+
+
+def _lines() -> Iterator[str]:
+    with contextlib.suppress(EOFError):
+        while line := input("question (empty to end): " if sys.stdin.isatty() else "").strip():
+            yield line
+
+
+def _example_of(run: Run) -> str:
+    """How the run's data write a question; nothing where they cannot be read."""
+    data = run.config.data
+    one = data if isinstance(data.train, str) else dataclasses.replace(data, train=1)
+    try:
+        return f". A question of this run: {load_split(one, 'train')[0].question!r}"
+    except CoconutError:
+        return ""
 
 
 def describe(reply: Reply) -> str:

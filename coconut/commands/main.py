@@ -265,11 +265,13 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _generate(options: argparse.Namespace) -> int:
-    from coconut.commands.generate import answer_question, describe, load
+    from coconut.commands.generate import answer_question, describe, read_questions
     from coconut.latent.generate import SamplingConfig
+    from coconut.training.loading import load_model
 
+    questions = [] if options.question is not None else read_questions()
     which = options.which if options.step is None else options.step
-    run, model, progress = load(options.workdir, which, verify=not options.skip_verification)
+    run, model, progress = load_model(options.workdir, which, verify=not options.skip_verification)
     sampling = SamplingConfig(max_new_tokens=run.config.sampling.max_new_tokens, temperature=options.temperature)
 
     def reply(question: str) -> None:
@@ -289,7 +291,7 @@ def _generate(options: argparse.Namespace) -> int:
     if options.question is not None:
         reply(options.question)
         return EXIT_DONE
-    while question := input("question (empty to end): " if sys.stdin.isatty() else "").strip():
+    for question in questions:
         try:
             reply(question)
         except CoconutError as error:
@@ -368,8 +370,6 @@ def run() -> None:
                 # A library may make an error of its own of the exception that a signal raises in the middle of it.
                 interruption.check(error)
                 raise
-    except EOFError:
-        code = EXIT_INTERRUPTED
     except KeyboardInterrupt as interrupt:
         while_doing = f" ({interrupt})" if str(interrupt) else ""
         print(f"interrupted{while_doing}; what was saved before is still there", file=sys.stderr)

@@ -131,8 +131,11 @@ class Measuring:
         return {"accuracy": correct / count, "correct": correct, "examples": count, "interval_95": [low, high]}
 
     def without(self, count: int) -> AnswerConfig:
-        """Other numbers of thoughts, the answer forced behind them: the model cannot fall back on writing the steps."""
-        forced = self._subject.text_format.answer_prefix.strip()
+        """Other numbers of thoughts, the answer forced behind them: the model cannot fall back on writing the steps.
+
+        Where all answers are to go on from a text, these do, too.
+        """
+        forced = self.config.forced or self._subject.text_format.answer_prefix.strip()
         return dataclasses.replace(self.config, thoughts=count, forced=forced)
 
     def surroundings(self, validation: Sequence[Example] | None, seed: int) -> Surroundings:

@@ -84,7 +84,7 @@ class QuickstartConfig:
 
 
 def quickstart(
-    outdir: Path, *, config: QuickstartConfig | None = None, console: Console | None = None
+    outdir: Path | str, *, config: QuickstartConfig | None = None, console: Console | None = None
 ) -> dict[str, Any]:
     """Trains, evaluates, tabulates and plots; started again with the same ``outdir`` it goes on.
 
@@ -102,7 +102,7 @@ def quickstart(
     Raises:
       CoconutError: ``outdir`` holds the runs of another quickstart.
     """
-    config = config or QuickstartConfig()
+    outdir, config = Path(outdir), config or QuickstartConfig()
     console = console or Console(stderr=True)
     outdir.mkdir(parents=True, exist_ok=True)
     seeded = (f"RunConfig.seed = {config.seed}", *config.bindings)

@@ -22,7 +22,7 @@ from coconut.model import Model
 from coconut.pipeline import BatchSource
 from coconut.sharding import make_mesh, own_rows, replicated
 from coconut.storage import write_atomically
-from coconut.storage_path import StoragePath
+from coconut.storage_path import StoragePath, as_path
 from coconut.training.config import RunConfig, to_json
 from coconut.training.loop import TrainResult, train
 from coconut.training.optimizer import make_optimizer
@@ -90,7 +90,7 @@ def _validate_scorer(model: Model, run: Run, dataset: Dataset, stage: int, score
 
 def run_training(
     config: RunConfig,
-    workdir: StoragePath,
+    workdir: StoragePath | str,
     *,
     mesh: Mesh | None = None,
     dataset: Dataset | None = None,
@@ -105,6 +105,7 @@ def run_training(
     Beside checkpoints and metrics the workdir gets ``run.json`` (the resolved config) and, for a config that came from
     gin, ``operative.gin``.
     """
+    workdir = as_path(workdir)
     result = train(
         config,
         workdir,

@@ -97,7 +97,7 @@ def generate(
     seed: int,
     start: int = 0,
     exclude: AbstractSet[str] = frozenset(),
-    config: SmallGraphConfig | Mapping[str, Any] | str = E12,
+    config: SmallGraphConfig | Mapping[str, Any] | str = E12_MATCHED,
 ) -> list[Example]:
     """Draws distinct questions in the symbol form of `coconut.tasks.graph_form`.
 

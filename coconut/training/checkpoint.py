@@ -18,7 +18,7 @@ from coconut.errors import CoconutError, NotFiniteError
 from coconut.model import Parameters, part_of
 from coconut.models.stacking import in_layout_of
 from coconut.storage import by_first_process, exists, explained, files_below, make_folder, move, remove, sync_below
-from coconut.storage_path import StoragePath, is_remote
+from coconut.storage_path import StoragePath, as_path, is_remote
 from coconut.training.manifest import MANIFEST, DamagedError, Manifest, digests
 from coconut.training.progress import Progress
 from coconut.training.state import TrainState
@@ -62,7 +62,7 @@ class Checkpoints:
 
     def __init__(
         self,
-        workdir: StoragePath,
+        workdir: StoragePath | str,
         run: Mapping[str, Any] | None = None,
         *,
         keep_latest: int = 2,
@@ -70,7 +70,7 @@ class Checkpoints:
         verify: bool = True,
         note: Note = lambda kind, values: None,
     ) -> None:
-        folder = workdir / FOLDER
+        folder = as_path(workdir) / FOLDER
         # Orbax wants an absolute path.
         self._folder = folder if is_remote(folder) else folder.absolute()
         self._run, self._keep_latest, self._read_only = run or {}, keep_latest, read_only

@@ -16,7 +16,7 @@ from coconut.methods import get_method
 from coconut.methods.method import Views
 from coconut.sharding import make_mesh
 from coconut.storage import by_first_process, explained, make_folder, read_text, write_atomically
-from coconut.storage_path import StoragePath
+from coconut.storage_path import StoragePath, as_path
 from coconut.training.checkpoint import Checkpoints
 from coconut.training.optimizer import make_optimizer
 from coconut.training.progress import Progress
@@ -65,7 +65,7 @@ def save_bundle(
     return folder
 
 
-def replay(folder: StoragePath) -> dict[str, Any]:
+def replay(folder: StoragePath | str) -> dict[str, Any]:
     """Does the step of a bundle again, as far as its loss, and looks where numbers stop being finite.
 
     Args:
@@ -79,6 +79,7 @@ def replay(folder: StoragePath) -> dict[str, Any]:
     Raises:
       CoconutError: it is no bundle, or it is damaged.
     """
+    folder = as_path(folder)
     run = Run.load(folder.parent.parent)
     if run.config.drawing is not None:
         raise CoconutError(

@@ -14,12 +14,12 @@ from coconut.sharding import placed
 from coconut.storage_path import StoragePath
 from coconut.training.checkpoint import Checkpoints, Which
 from coconut.training.progress import Progress
-from coconut.training.run import BY_NAME, Run
+from coconut.training.run import BY_NAME, Run, folder_of_run
 from coconut.training.state import fresh_model, train_only_parts
 
 
 def load_model(
-    workdir: StoragePath,
+    workdir: StoragePath | str,
     which: Which | int = "best",
     mesh: Mesh | None = None,
     *,
@@ -30,7 +30,7 @@ def load_model(
     """A trained model, with the run it comes from and the stage it has reached.
 
     Args:
-      workdir: of the run.
+      workdir: of the run; the folder of a quickstart stands for its Coconut run.
       which: the best checkpoint by validation, the latest, or that of a step. Where the best or the latest is damaged,
         the next one that is whole.
       mesh: devices to put the parameters on, whatever mesh they were trained on; None for the default device.
@@ -41,6 +41,7 @@ def load_model(
     Raises:
       CoconutError: the workdir holds no run, no checkpoint that is whole, or one that does not fit.
     """
+    workdir = folder_of_run(workdir)
     run = Run.load(workdir)
     saved = run
     if execution is not None:

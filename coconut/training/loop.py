@@ -30,7 +30,7 @@ from coconut.pipeline import BatchSource, make_iterator
 from coconut.provenance import provenance
 from coconut.sharding import make_mesh, own_rows, replicated
 from coconut.storage import exists, hold, make_folder
-from coconut.storage_path import StoragePath
+from coconut.storage_path import StoragePath, as_path
 from coconut.tokenizers import TokenizedExample
 from coconut.training.checkpoint import Checkpoints
 from coconut.training.config import RunConfig
@@ -72,7 +72,7 @@ class TrainResult:
 
 def train(
     config: RunConfig,
-    workdir: StoragePath,
+    workdir: StoragePath | str,
     *,
     mesh: Mesh | None = None,
     dataset: Dataset | None = None,
@@ -92,8 +92,8 @@ def train(
 
     Args:
       config: the run.
-      workdir: where checkpoints, metrics and the resolved config go; made if missing. In Google Cloud Storage it is
-        what `coconut.storage_path.parse_path` gives.
+      workdir: where checkpoints, metrics and the resolved config go; made if missing. A text may
+        also be one of Google Cloud Storage, ``gs://BUCKET/FOLDER``.
       mesh: the devices (`coconut.sharding.make_mesh`); None for all there are, each with its own rows. A run may go on
         on another mesh, to the same numbers up to rounding.
       dataset: what `load_dataset` gives for ``config.data``, where it is at hand already.
@@ -112,6 +112,7 @@ def train(
         it is validated or done. What `coconut.training.divergence.replay` needs to do that step again is in the
         workdir.
     """
+    workdir = as_path(workdir)
     run, dataset, examples = prepare(config, dataset, workdir)
     make_folder(workdir)
     with hold(workdir), contextlib.closing(Events(workdir)) as events:
@@ -254,6 +255,7 @@ def _train(
                 schedules = tuple(view.schedule for view in views.values())
                 if schedules not in programs:
                     started = time.perf_counter()
+                    bar.update(task, numbers="compiling")
                     programs[schedules] = learning.step.lower(*arguments).compile()
                     seconds = time.perf_counter() - started + learning.compile_seconds()
                     log.write("compile", progress.step, {"stage": stage, "compile_seconds": seconds})

@@ -8,7 +8,18 @@ from typing import Any
 
 import jax
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Column
+from rich.text import Text
 
 from coconut.errors import CoconutError
 from coconut.storage import LineLog, exists, read_text, write_atomically
@@ -152,17 +163,33 @@ def _summary_writer(workdir: StoragePath) -> Any:
     return SummaryWriter(str(workdir / "tensorboard"))
 
 
+class _Numbers(ProgressColumn):
+    """A task's numbers, as many as there is room for."""
+
+    def __init__(self) -> None:
+        # Columns that may wrap are the first to shrink.
+        super().__init__(Column(no_wrap=False))
+
+    def render(self, task: Task) -> Text:
+        """One line, cut where it is too long."""
+        numbers = task.fields["numbers"] or ("compiling" if not task.completed else "")
+        return Text(numbers, no_wrap=True, overflow="ellipsis")
+
+
 def progress_bar(console: Console | None) -> Progress:
-    """A bar with what is running, its numbers, and the time left; silent where ``console`` is no terminal."""
+    """A bar with what is running, the time left, and its numbers; silent where ``console`` is no terminal.
+
+    On a narrow terminal the numbers are cut. Without any a task compiles its programs until its first step is done.
+    """
     console = console or Console(stderr=True)
     return Progress(
         TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
+        BarColumn(bar_width=24 if console.width > 100 else 8),
         TaskProgressColumn(),
-        TextColumn("{task.fields[numbers]}"),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
+        _Numbers(),
         console=console,
         disable=not console.is_terminal or jax.process_index() > 0,
     )

@@ -16,8 +16,8 @@ from coconut.errors import CoconutError
 from coconut.extensions import imported_extensions, require_extensions
 from coconut.pages import Markers, Placing
 from coconut.provenance import provenance
-from coconut.storage import exists, read_text, write_atomically
-from coconut.storage_path import StoragePath
+from coconut.storage import exists, explained, read_text, write_atomically
+from coconut.storage_path import StoragePath, as_path, is_remote
 from coconut.tokenizers import Tokenizer
 from coconut.training.config import RunConfig, differences, run_config_from_json, to_json
 from coconut.types import Example
@@ -142,16 +142,16 @@ class Run:
         write_atomically(path, json.dumps(content, indent=1))
 
     @classmethod
-    def load(cls, workdir: StoragePath) -> "Run":
+    def load(cls, workdir: StoragePath | str) -> "Run":
         """Reads ``run.json``.
 
         Raises:
           CoconutError: there is none, it is malformed, its tokenizer is not the one it was written with, or it needs a
             module that was not imported (`coconut.extensions`).
         """
-        path = workdir / RUN_FILE
+        path = as_path(workdir) / RUN_FILE
         if not exists(path):
-            raise CoconutError(f"{workdir} holds no run: {path} is missing")
+            raise _no_run(path.parent)
         content = _read_json(path)
         for key in ("config", "tokenizer", "tokenizer_fingerprint", "data_fingerprint"):
             if key not in content:
@@ -185,6 +185,35 @@ class Run:
             "splits": dict(self.splits),
         }
         return json.loads(json.dumps(content))
+
+
+def folder_of_run(workdir: StoragePath | str) -> StoragePath:
+    """The folder itself, or the Coconut run of a quickstart, where it is the folder of one.
+
+    Raises:
+      CoconutError: it is neither; the message names the runs in it.
+    """
+    workdir = as_path(workdir)
+    if exists(workdir / RUN_FILE):
+        return workdir
+    if all(exists(workdir / name / RUN_FILE) for name in ("coconut", "warm_up")):
+        return workdir / "coconut"
+    raise _no_run(workdir)
+
+
+def _no_run(workdir: StoragePath) -> CoconutError:
+    """Says that a folder is no workdir, and which ones are in it, as in those of a quickstart or a table."""
+    inside = "; there are runs in it, name one: " if (runs := _runs_in(workdir)) else ""
+    return CoconutError(f"{workdir} holds no run: {workdir / RUN_FILE} is missing{inside}{', '.join(runs)}")
+
+
+def _runs_in(folder: StoragePath, depth: int = 3) -> list[str]:
+    # An object store has no folders to walk through.
+    if is_remote(folder):
+        return []
+    with explained(folder):
+        found = [path for levels in range(1, depth + 1) for path in folder.glob("*/" * levels + RUN_FILE)]
+    return sorted(str(path.parent) for path in found)
 
 
 def split_fingerprint(examples: Sequence[Example]) -> str:

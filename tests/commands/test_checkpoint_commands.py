@@ -50,7 +50,7 @@ def test_a_folder_without_checkpoints_is_bad_input(
     tmp_path: Path, action: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["checkpoint", action, str(tmp_path)]) == EXIT_BAD_INPUT
-    assert "holds no checkpoints: there is no" in capsys.readouterr().err
+    assert "holds no run: " in capsys.readouterr().err
     (tmp_path / "checkpoints").mkdir()
     assert main(["checkpoint", action, str(tmp_path)]) == EXIT_BAD_INPUT
     assert "holds no checkpoint" in capsys.readouterr().err

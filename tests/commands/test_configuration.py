@@ -268,6 +268,17 @@ def test_later_files_and_bindings_win() -> None:
         ("RunConfig.init_checkpoint = 'best'", "RunConfig.init_checkpoint = 'best': means nothing without init_from"),
         ("CurriculumConfig.uniform_prob = 1.5", "CurriculumConfig.uniform_prob = 1.5"),
         ("PipelineConfig.batch_size = 0", "PipelineConfig.batch_size = 0"),
+        ("PRETRAIND = 'x'", "PRETRAIND = 'x': nothing reads a macro of this name"),
+        ("log_every = 3", "nothing reads a macro of this name. Did you mean 'RunConfig.log_every'?"),
+        ("train/RunConfig.seed = 3", "train/RunConfig.seed = 3: nothing in this run reads it"),
+        ("HaltingConfig.threshold = 0.5", "nothing in this run reads it, there is no HaltingConfig"),
+        (
+            "RunConfig.method=coconut",
+            "text stands in quotes, which the shell must leave: --gin.RunConfig.method=\"'coconut'\"",
+        ),
+        ("RunConfig.init_from=runs/x", "--gin.RunConfig.init_from=\"'runs/x'\""),
+        ("RunConfig.save_every=none", "Python writes it None"),
+        ("RunConfig.seed", "a binding is NAME=VALUE"),
     ],
 )
 def test_bad_bindings_name_the_field_and_the_value(binding: str, message: str) -> None:
@@ -275,9 +286,30 @@ def test_bad_bindings_name_the_field_and_the_value(binding: str, message: str) -
         resolve("small_graphs.gin", "coconut", binding)
 
 
-def test_a_missing_file_is_named() -> None:
-    with pytest.raises(CoconutError, match=r"no_such\.gin"):
-        resolve_run(["gin_configs/runs/no_such.gin"])
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (["gin_configs/runs/small_graph.gin"], "small_graph.gin: there is no such gin file; did you mean " + SMALL),
+        ([SMALL], "RunConfig.method is missing; gin_configs/methods/METHOD.gin binds it"),
+        (["gin_configs/methods/cot.gin"], "RunConfig.data is missing; gin_configs/base.gin binds it"),
+        (["gin_configs/base.gin", "gin_configs/pretrained.gin"], "PRETRAINED is missing: --gin.PRETRAINED="),
+    ],
+)
+def test_a_missing_file_is_named_once(files: list[str], message: str) -> None:
+    with pytest.raises(CoconutError) as raised:
+        resolve_run(files)
+    assert message in str(raised.value) and str(raised.value).count(message.partition(":")[0]) <= 2
+
+
+def test_an_include_is_looked_for_beside_its_file_and_a_macro_may_be_read_in_vain(tmp_path: Path) -> None:
+    """Whoever binds another value behind a file's macro has made no mistake."""
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "run.gin").write_text(f"include 'parts/first.gin'\ninclude '{SMALL}'\nRunConfig.method = 'cot'\n")
+    (tmp_path / "parts" / "first.gin").write_text("include 'second.gin'\n")
+    (tmp_path / "parts" / "second.gin").write_text("OFTEN = 3\nRunConfig.log_every = %OFTEN\n")
+    assert resolve_run([str(tmp_path / "run.gin")]).log_every == 3
+    assert resolve_run([str(tmp_path / "run.gin")], ["RunConfig.log_every = 7"]).log_every == 7
+    assert resolve_run([str(tmp_path / "run.gin")], ["HaltingConfig.most = 7"], shared=True).halting is None
 
 
 def test_differences_name_each_leaf() -> None:

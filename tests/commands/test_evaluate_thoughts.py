@@ -1,6 +1,7 @@
 """Whether questions have thoughts is read from their pages, also where each has as many as its own steps."""
 
 import dataclasses
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,20 @@ from typing import Any
 import jax
 import pytest
 
-from coconut.commands.evaluate import EvaluateConfig, at_threshold, describe, evaluate_model
+from coconut.commands.evaluate import (
+    EvaluateConfig,
+    at_threshold,
+    describe,
+    evaluate_model,
+    questions_of,
+    subject_of,
+)
 from coconut.commands.flags import check_together, parse_arguments
-from coconut.commands.generate import answer_question
+from coconut.commands.generate import answer_question, read_questions
+from coconut.commands.measuring import Measuring
 from coconut.datasets import load_dataset
 from coconut.errors import CoconutError
+from coconut.evaluation.answers import AnswerConfig
 from coconut.latent.halting import HaltingConfig
 from coconut.latent.soft_thinking import SoftThinkingConfig
 from coconut.tasks import get_task, save_examples
@@ -117,6 +127,43 @@ def test_thoughts_asked_of_a_method_that_gives_none_are_an_error(tmp_path: Path)
     assert (result["thoughts"], result["choices"]) == ({}, {})
     result["trained"]["cut"] = 0.125
     assert "12.5 % of answers (as trained) ended where thoughts began with no room left" in describe(result)
+
+
+def test_a_forced_text_is_forced_behind_any_number_of_thoughts() -> None:
+    run, model = untrained()
+    subject = subject_of(run, model, Progress(stage=4))
+    tokenized = [subject.tokenize(example) for example in EXAMPLES]
+    for forced, expected in (("", "[A]"), ("[A] 3", "[A] 3")):
+        measuring = Measuring(subject, EXAMPLES, tokenized, AnswerConfig(forced=forced))
+        assert measuring.without(2) == AnswerConfig(thoughts=2, forced=expected)
+
+
+@pytest.mark.parametrize("field", ["batch_size", "limit"])
+@pytest.mark.parametrize("value", [0, -1])
+def test_there_is_no_batch_of_none_and_no_evaluation_of_no_question(field: str, value: int) -> None:
+    settings: dict[str, Any] = {field: value}
+    with pytest.raises(CoconutError, match=f"--{field} {value}: must be at least 1"):
+        EvaluateConfig(**settings)
+
+
+def test_a_misspelled_split_names_those_of_the_run() -> None:
+    with pytest.raises(CoconutError, match=r"--split tset: no such file, and the run's own splits are validation$"):
+        questions_of(untrained()[0], "tset")
+
+
+def test_a_question_in_words_is_shown_one_in_symbols() -> None:
+    run, model = untrained()
+    with pytest.raises(CoconutError, match=r"unknown symbol 'Is'.* A question of this run: '<eos> .* \| .* \[R\] \d'"):
+        answer_question(run, model, Progress(), "Is Bob a cat?")
+
+
+def test_questions_come_from_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("one\n two\n"))
+    assert list(read_questions()) == ["one", "two"]
+    for nothing in ("", "\n"):
+        monkeypatch.setattr("sys.stdin", io.StringIO(nothing))
+        with pytest.raises(CoconutError, match="--question is missing, and standard input holds none"):
+            read_questions()
 
 
 @pytest.mark.slow

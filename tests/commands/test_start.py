@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from coconut.commands.flags import parse_arguments
+from coconut.commands.hints import hint
 from coconut.commands.main import COMMANDS, EXIT_BAD_INPUT, EXIT_DONE
+from coconut.commands.shipped import version
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,7 +37,9 @@ PLAN = ["plan", "--gin_file", "gin_configs/runs/small_graphs.gin"]
         (["plan", "--help"], EXIT_DONE, "'here' for the devices at hand"),
         ([], EXIT_BAD_INPUT, "required: COMMAND"),
         (["trian"], EXIT_BAD_INPUT, "'trian'"),
-        ([*TRAIN, "--workdri", "here"], EXIT_BAD_INPUT, "unrecognized arguments: --workdri"),
+        ([*TRAIN, "--workdri", "x"], EXIT_BAD_INPUT, "unrecognized arguments: --workdri x; did you mean --workdir?"),
+        ([*TRAIN, "--seed", "3"], EXIT_BAD_INPUT, "did you mean --gin.RunConfig.seed=VALUE or --gin.DataConfig.seed"),
+        (["--version"], EXIT_DONE, f"coconut {version()}"),
         (TRAIN, EXIT_BAD_INPUT, "coconut train: --workdir is missing"),
         ([*TRAIN, "--workdir", "s3://here"], EXIT_BAD_INPUT, "'s3://here': a path is one of this machine"),
         ([*TRAIN, "--workdir", "here", "--mesh", "rows=2"], EXIT_BAD_INPUT, "unknown axis 'rows', known are data"),
@@ -60,6 +64,20 @@ def test_help_and_bad_flags_import_nothing_heavy(arguments: list[str], code: int
     assert words in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout.splitlines()[-1] == "imported:"
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("--RunConfig.seed=3", "; did you mean --gin.RunConfig.seed=VALUE?"),
+        ("--gin.RunConfig.seed", "; did you mean --gin.RunConfig.seed=VALUE?"),
+        ("--learning_rate", "; did you mean --gin.OptimizerConfig.learning_rate=VALUE?"),
+        ("--nothing_like_it", ""),
+    ],
+)
+def test_what_was_meant_by_an_unknown_flag(word: str, expected: str) -> None:
+    assert hint(word, ["gin_binding", "workdir"]) == expected
+    assert hint(word, ["workdir"]) == ""
 
 
 def test_every_command_has_its_flags_and_its_function(capsys: pytest.CaptureFixture[str]) -> None:

@@ -66,7 +66,7 @@ def test_the_question_says_what_the_graph_holds(drawn):
 
 
 def test_e12_prompt_is_42_tokens():
-    [example] = small_graphs.generate(1, seed=0)
+    [example] = small_graphs.generate(1, seed=0, config=E12)
     assert len(example.question.split()) == 42
     assert len(example.steps) == 3
 
@@ -82,7 +82,8 @@ def test_rules_blind_to_the_root_guess(preset):
 def test_matching_takes_away_the_undirected_shortcut():
     rule = "nearer to the root, undirected"
     assert shortcut_accuracies(small_graphs.generate(1000, seed=1, config=E12))[rule].value > 0.7
-    assert shortcut_accuracies(small_graphs.generate(1000, seed=1, config=E12_MATCHED))[rule].value == 0.5
+    # What nobody chose has no shortcut.
+    assert shortcut_accuracies(small_graphs.generate(1000, seed=1))[rule].value == 0.5
 
 
 def test_ids_and_candidates_are_uniform():

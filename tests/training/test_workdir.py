@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from coconut.commands.checkpoint import list_checkpoints
 from coconut.errors import CoconutError
 from coconut.storage import LineLog
 from coconut.training import loop
+from coconut.training.loading import load_model
 from coconut.training.loop import train
 from coconut.training.metrics import MetricsLog
 from coconut.training.run import Run, split_fingerprint
@@ -32,7 +34,7 @@ CHANGES: Mapping[str, Any] = {
 CONFIG = tiny_run(**CHANGES)
 
 
-def trained(workdir: Path, config: Any = CONFIG, **options: Any) -> Any:
+def trained(workdir: Path | str, config: Any = CONFIG, **options: Any) -> Any:
     return train(config, workdir, console=Console(file=io.StringIO()), **options)
 
 
@@ -43,13 +45,28 @@ def events(workdir: Path) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     workdir = tmp_path_factory.mktemp("done") / "run"
-    trained(workdir)
+    trained(str(workdir))
     return workdir
 
 
 @pytest.fixture
 def workdir(done: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(done, tmp_path / "run"))
+
+
+def test_a_folder_of_runs_names_them_and_a_quickstarts_stands_for_coconut(done: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "quickstart"
+    for name in ("cot", "warm_up"):
+        shutil.copytree(done, folder / name)
+    for looked_at in (folder, folder.parent):
+        for load in (load_model, Run.load, list_checkpoints):
+            message = f"no run: .* there are runs in it, name one: {folder / 'cot'}, {folder / 'warm_up'}$"
+            with pytest.raises(CoconutError, match=message):
+                load(str(looked_at))
+    shutil.copytree(done, folder / "coconut")
+    _, _, progress = load_model(str(folder))
+    assert progress == load_model(done)[2]
+    assert list_checkpoints(str(folder)) == list_checkpoints(done)
 
 
 def test_a_workdir_explains_itself(done: Path) -> None:

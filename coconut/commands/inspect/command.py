@@ -62,7 +62,7 @@ class InspectConfig:
       seed: of what interventions draw.
     """
 
-    output: Path
+    output: Path | str
     split: str = "test"
     which: Which | int = "best"
     verify: bool = True
@@ -110,7 +110,7 @@ def interventions_on(
 
 
 def inspect_workdir(
-    workdir: StoragePath,
+    workdir: StoragePath | str,
     config: InspectConfig,
     *,
     command: str,
@@ -120,7 +120,7 @@ def inspect_workdir(
     """`inspect_model` for the checkpoint of a workdir.
 
     Args:
-      workdir: of a run that was trained on any mesh.
+      workdir: of a run that was trained on any mesh, or a quickstart's folder, which stands for its Coconut run.
       config: what to look at.
       command: the command that this is, for the page.
       mesh: the devices; None for all there are.
@@ -168,7 +168,8 @@ def inspect_model(
             f"{config.split}: {overlap} of {len(examples)} questions are among those that the run was trained on "
             "(--allow_overlap looks at them all the same, and says so)"
         )
-    make_folder(config.output / FIGURES)
+    output = Path(config.output)
+    make_folder(output / FIGURES)
     averages = any(kind.startswith("mean") for kind in config.interventions)
     averaged = questions_of(run, "validation") if averages else ()
     with progress_bar(console) as bar:
@@ -211,18 +212,18 @@ def inspect_model(
     }
     if jax.process_index():
         return content
-    content["figures"] = draw([*drawings(effects), *summary.drawings], config.output / FIGURES)
-    write_page(content, config.output / PAGE)
-    _write_arrays(config.output / ARRAYS, intervened, readings)
+    content["figures"] = draw([*drawings(effects), *summary.drawings], output / FIGURES)
+    write_page(content, output / PAGE)
+    _write_arrays(output / ARRAYS, intervened, readings)
     # Attention is long: it is in the arrays.
     plain = [{name: x for name, x in question.items() if name != "attention"} for question in content["questions"]]
     whole = {**content, "questions": plain, "effects": list(map(dataclasses.asdict, effects)), **summary.numbers}
     whole["provenance"] = where_from
-    write_atomically(config.output / CONTENT, json.dumps(whole, indent=1, default=_as_list) + "\n")
+    write_atomically(output / CONTENT, json.dumps(whole, indent=1, default=_as_list) + "\n")
     return whole
 
 
-def describe(content: Mapping[str, Any], output: Path) -> str:
+def describe(content: Mapping[str, Any], output: Path | str) -> str:
     """What was found, in short: the effects of interventions."""
     share = lambda value, interval: f"{100 * value:.1f} ({100 * interval[0]:.1f}-{100 * interval[1]:.1f})"
     rows = [
@@ -238,7 +239,7 @@ def describe(content: Mapping[str, Any], output: Path) -> str:
         for effect in content["effects"]
     ]
     header = ("thoughts", "n", "before", "accuracy % (95 %)", "changed % (95 %)", "log p", "KL")
-    return f"{markdown_table(header, rows)}\n\nlook at it: {output / PAGE}"
+    return f"{markdown_table(header, rows)}\n\nlook at it: {Path(output) / PAGE}"
 
 
 def _room(subject: Subject, examples: Sequence[Example], config: AnswerConfig) -> int:

@@ -60,6 +60,7 @@ class TableConfig:
     bindings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "output", Path(self.output))
         get_task(self.task)
         for flag, values in (("--methods", self.rows), ("--seeds", self.seeds)):
             if not values or len(set(values)) < len(values):
@@ -94,7 +95,7 @@ class TableConfig:
         files = [task_file] if _is_file(task_file) else []
         files += [*(self.configs or (self._default_config,)), self._file_of(self.methods[self.rows.index(row)])]
         budget = bindings_of(lengths) if lengths else ()
-        config = resolve_run(files, (*self.bindings, f"RunConfig.seed = {seed}", *budget))
+        config = resolve_run(files, (*self.bindings, f"RunConfig.seed = {seed}", *budget), shared=True)
         if config.data.task != self.task:
             raise CoconutError(f"--task {self.task}: the files say DataConfig.task = {config.data.task!r}")
         return config
