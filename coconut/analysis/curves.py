@@ -26,6 +26,22 @@ class Curve(NamedTuple):
     y: np.ndarray
 
 
+class Band(NamedTuple):
+    """Several curves of one metric as one, such as those of runs that differ by seed alone.
+
+    Attributes:
+      x: what the curves have on that axis, wherever all of them are.
+      mean: of the curves, each read linearly between its own points; NaN where one was not finite.
+      least: of the curves.
+      most: of the curves.
+    """
+
+    x: np.ndarray
+    mean: np.ndarray
+    least: np.ndarray
+    most: np.ndarray
+
+
 class StageSpan(NamedTuple):
     """One stage of a run, on the same axis as its curves.
 
@@ -55,12 +71,14 @@ def read_metrics(path: StoragePath) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if number == len(lines):
                 break
             raise CoconutError(f"{file}, line {number}: not JSON: {error}") from error
         if not isinstance(record, dict) or not {"kind", "step"} <= record.keys():
             raise CoconutError(f"{file}, line {number}: a record is a JSON object with kind and step")
+        if not isinstance(record["step"], int):
+            raise CoconutError(f"{file}, line {number}: step = {record['step']!r:.80}: must be a whole number")
         records.append(record)
     return records
 
@@ -79,6 +97,16 @@ def curve(records: Records, kind: str, metric: str, axis: Axis) -> Curve:
         _along(records, [step for step, _ in points], axis),
         np.asarray([np.nan if value is None else value for _, value in points], float),
     )
+
+
+def band(curves: Sequence[Curve]) -> Band:
+    """The mean, the least and the most of curves where all of them are; empty where they have no place in common."""
+    if not curves or not all(len(curve.x) for curve in curves):
+        return Band(*np.empty((4, 0)))
+    x = np.unique(np.concatenate([curve.x for curve in curves]))
+    x = x[(x >= max(curve.x[0] for curve in curves)) & (x <= min(curve.x[-1] for curve in curves))]
+    values = np.stack([np.interp(x, *curve) for curve in curves])
+    return Band(x, values.mean(0), values.min(0), values.max(0))
 
 
 def stage_spans(records: Records, axis: Axis) -> list[StageSpan]:

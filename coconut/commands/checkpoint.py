@@ -10,8 +10,9 @@ from coconut.commands.evaluate import markdown_table
 from coconut.errors import CoconutError
 from coconut.storage import exists
 from coconut.storage_path import StoragePath
-from coconut.training.checkpoint import FOLDER, Checkpoints
+from coconut.training.checkpoint import Checkpoints
 from coconut.training.manifest import DamagedError, Manifest
+from coconut.training.workdir import CHECKPOINTS
 
 
 def list_checkpoints(workdir: StoragePath) -> str:
@@ -94,8 +95,8 @@ def show_checkpoint(workdir: StoragePath, step: int | None) -> dict[str, Any]:
 
 
 def _opened(workdir: StoragePath) -> contextlib.closing[Checkpoints]:
-    if not exists(workdir / FOLDER):
-        raise CoconutError(f"{workdir} holds no checkpoints: there is no {workdir / FOLDER}")
+    if not exists(workdir / CHECKPOINTS):
+        raise CoconutError(f"{workdir} holds no checkpoints: there is no {workdir / CHECKPOINTS}")
     return contextlib.closing(Checkpoints(workdir, read_only=True))
 
 
