@@ -124,6 +124,16 @@ def stage_spans(records: Records, axis: Axis) -> list[StageSpan]:
     ]
 
 
+def mean_spans(runs: Sequence[Sequence[StageSpan]]) -> list[StageSpan]:
+    """The stages of several runs at their mean; none where the runs went through others."""
+    if len({tuple(span.stage for span in spans) for spans in runs}) != 1:
+        return []
+    return [
+        own[0]._replace(start=float(np.mean([x.start for x in own])), end=float(np.mean([x.end for x in own])))
+        for own in zip(*runs, strict=True)
+    ]
+
+
 def _along(records: Records, steps: Iterable[int], axis: Axis) -> np.ndarray:
     """Steps as they are, or as the seconds the run had trained when it took them."""
     steps = np.asarray(list(steps), float)
