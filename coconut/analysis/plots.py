@@ -95,7 +95,8 @@ def plot_learning_curves(
     above.set(ylabel="validation accuracy", ylim=(-0.03, 1.03))
     above.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     below.set(ylabel=_LOSS_LABELS.get(loss, f"training {loss}"), xlabel=_X_LABELS[axis])
-    below.set_ylim(bottom=0)
+    if not below.dataLim.y0 < 0:
+        below.set_ylim(bottom=0)
     below.set_xlim(left=0)
     _draw_chance(above, chance)
     spans = {name: mean_spans([stage_spans(own, axis) for own in seeds]) for name, seeds in records.items()}

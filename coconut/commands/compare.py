@@ -19,6 +19,8 @@ from coconut.training.workdir import read_run_file
 
 LONGEST = 40
 """Characters of a value in a table; the JSON has all of it."""
+LOSSES = ("first_loss", "loss", "reward")
+"""What is drawn of the training where nobody says it; a run that learns from rewards alone has the last."""
 MISSING = "(missing)"
 PERCENT = ("accuracy", "best accuracy")
 
@@ -57,7 +59,7 @@ class Group:
 
 
 def compare_runs(
-    workdirs: Sequence[StoragePath], output: Path | None = None, *, axis: Axis = "steps", loss: str = "first_loss"
+    workdirs: Sequence[StoragePath], output: Path | None = None, *, axis: Axis = "steps", loss: str | None = None
 ) -> dict[str, Any]:
     """Compares runs.
 
@@ -65,7 +67,7 @@ def compare_runs(
       workdirs: of runs, or folders with runs below them.
       output: folder for ``compare.json``, ``compare.md`` and ``learning_curves`` as PNG and SVG; None writes nothing.
       axis: of the curves: optimizer ``steps`` or ``seconds`` of training.
-      loss: the training metric that is shown and drawn.
+      loss: the training metric that is shown and drawn; None for the first of `LOSSES` that a run has.
 
     Returns:
       The content of ``compare.json``. ``groups``: a ``name``, the ``workdirs``, ``method`` and ``seeds`` of each, and
@@ -80,6 +82,8 @@ def compare_runs(
     if len(runs) < 2:
         raise CoconutError(f"{runs[0].workdir}: is one run, and a comparison needs two at least")
     known = {name for run in runs for record in run.records if record["kind"] == "train" for name in record}
+    if loss is None:
+        loss = next((name for name in LOSSES if name in known), LOSSES[0])
     if loss not in known:
         raise CoconutError(f"--loss {loss}: no run has this metric of training; they have {', '.join(sorted(known))}")
     groups = group_runs(runs)
@@ -127,7 +131,7 @@ def config_differences(groups: Sequence[Group]) -> dict[str, list[Any]]:
     """The dotted fields in which groups differ, each with its value in every group."""
     first = groups[0].runs[0].identity
     fields = dict.fromkeys(name for group in groups[1:] for name in differences(first, group.runs[0].identity))
-    return {field: [_value(group.runs[0].identity, field) for group in groups] for field in fields}
+    return {field: [_value(group.runs[0].identity, field) for group in groups] for field in sorted(fields)}
 
 
 def describe(content: Mapping[str, Any]) -> str:
@@ -135,7 +139,9 @@ def describe(content: Mapping[str, Any]) -> str:
     groups = content["groups"]
     header = ("", *(group["name"] for group in groups))
     rows = [["seed", *(", ".join(map(str, group["seeds"])) for group in groups)]]
-    for name in dict.fromkeys(name for group in groups for name in group["metrics"]):
+    names = dict.fromkeys(name for group in groups for name in group["metrics"])
+    # As the first group has them, and where it lacks one, before accuracy: that is of the training.
+    for name in sorted(names, key=lambda name: name in groups[0]["metrics"] or name in PERCENT):
         title = f"{name} %" if name in PERCENT else name
         rows.append([title, *(_cell(name, group["metrics"].get(name)) for group in groups)])
     parts = [markdown_table(header, rows)]

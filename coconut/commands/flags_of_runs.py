@@ -24,7 +24,11 @@ def add_compare(compare: argparse.ArgumentParser, path: Callable[[str], Any]) ->
     compare.add_argument(
         "--axis", choices=("steps", "seconds"), default="steps", help="of the curves: optimizer steps, or training time"
     )
-    compare.add_argument("--loss", default="first_loss", metavar="NAME", help="the training metric to show and draw")
+    compare.add_argument(
+        "--loss",
+        metavar="NAME",
+        help="the training metric to show and draw; first_loss, or what there is, if not given",
+    )
 
 
 def add_seeds(train: argparse.ArgumentParser) -> None:
@@ -52,7 +56,7 @@ def read_seeds(text: str) -> tuple[int, ...]:
             raise CoconutError(f"--seeds {text!r}: {part} holds none, the first of a range comes first")
         seeds += own
     if len(set(seeds)) < len(seeds):
-        raise CoconutError(f"--seeds {text!r}: must name each once")
+        raise CoconutError(f"--seeds {text}: must name at least one, and each once")
     return tuple(seeds)
 
 
@@ -65,7 +69,9 @@ def check_seeds(options: argparse.Namespace) -> None:
     if options.seeds is None:
         return
     read_seeds(options.seeds)
-    own_seed = [binding for binding in options.gin_binding if re.match(r"\s*([\w./]+[./])?RunConfig\.seed\s*=", binding)]
+    own_seed = [
+        binding for binding in options.gin_binding if re.match(r"\s*([\w./]+[./])?RunConfig\.seed\s*=", binding)
+    ]
     one_run = {
         f"--gin.{own_seed[0] if own_seed else ''}": bool(own_seed),
         "--coordinator": options.coordinator is not None,
@@ -74,4 +80,6 @@ def check_seeds(options: argparse.Namespace) -> None:
         "--dry_run": options.dry_run,
     }
     if given := [flag for flag, is_given in one_run.items() if is_given]:
-        raise CoconutError(f"{given[0]}: is about one run, and --seeds {options.seeds} about several: give one or the other")
+        raise CoconutError(
+            f"{given[0]}: is about one run, and --seeds {options.seeds} about several: give one or the other"
+        )

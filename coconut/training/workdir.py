@@ -1,6 +1,7 @@
 """A workdir from outside: found, and read without building the run, or importing what builds it."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ def find_workdirs(folder: StoragePath) -> list[StoragePath]:
       CoconutError: there is no such folder, or it cannot be read.
     """
     with explained(folder):
-        entries = sorted(folder.iterdir(), key=lambda path: path.name)
+        # So that seed_2 comes before seed_10.
+        numbers = lambda path: [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", path.name)]
+        entries = sorted(folder.iterdir(), key=numbers)
     here = any(path.name == RUN_FILE for path in entries)
     found = [folder] if here else []
     for path in entries:
