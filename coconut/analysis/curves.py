@@ -27,15 +27,17 @@ class Curve(NamedTuple):
 
 
 class Band(NamedTuple):
-    """Several curves of one metric as one, such as those of runs that differ by seed alone.
+    """One metric of several runs as one, such as of those that differ by seed alone.
 
     Attributes:
-      x: what the curves have on that axis, wherever all of them are.
-      mean: of the curves, each read linearly between its own points; NaN where one was not finite.
-      least: of the curves.
-      most: of the curves.
+      steps: those that any of the runs has a point at, wherever all of them are.
+      x: these, or the seconds after which the runs took them, at their mean.
+      mean: of the runs, each read linearly between its own points; NaN where one was not finite.
+      least: of the runs.
+      most: of the runs.
     """
 
+    steps: np.ndarray
     x: np.ndarray
     mean: np.ndarray
     least: np.ndarray
@@ -99,14 +101,23 @@ def curve(records: Records, kind: str, metric: str, axis: Axis) -> Curve:
     )
 
 
-def band(curves: Sequence[Curve]) -> Band:
-    """The mean, the least and the most of curves where all of them are; empty where they have no place in common."""
-    if not curves or not all(len(curve.x) for curve in curves):
-        return Band(*np.empty((4, 0)))
-    x = np.unique(np.concatenate([curve.x for curve in curves]))
-    x = x[(x >= max(curve.x[0] for curve in curves)) & (x <= min(curve.x[-1] for curve in curves))]
-    values = np.stack([np.interp(x, *curve) for curve in curves])
-    return Band(x, values.mean(0), values.min(0), values.max(0))
+def band(runs: Sequence[Records], kind: str, metric: str, axis: Axis) -> Band:
+    """The mean, the least and the most of a metric of several runs, step by step; empty where they share no step.
+
+    Args:
+      runs: the records of each.
+      kind: as `curve` takes it, like the others.
+      metric: name of the metric.
+      axis: what ``x`` is.
+    """
+    curves = [curve(records, kind, metric, "steps") for records in runs]
+    if not all(len(own.x) for own in curves):
+        return Band(*np.empty((5, 0)))
+    steps = np.unique(np.concatenate([own.x for own in curves]))
+    steps = steps[(steps >= max(own.x[0] for own in curves)) & (steps <= min(own.x[-1] for own in curves))]
+    values = np.stack([np.interp(steps, *own) for own in curves])
+    x = np.mean([_along(records, steps, axis) for records in runs], 0)
+    return Band(steps, x, values.mean(0), values.min(0), values.max(0))
 
 
 def stage_spans(records: Records, axis: Axis) -> list[StageSpan]:
@@ -134,7 +145,7 @@ def mean_spans(runs: Sequence[Sequence[StageSpan]]) -> list[StageSpan]:
     ]
 
 
-def _along(records: Records, steps: Iterable[int], axis: Axis) -> np.ndarray:
+def _along(records: Records, steps: Iterable[int] | np.ndarray, axis: Axis) -> np.ndarray:
     """Steps as they are, or as the seconds the run had trained when it took them."""
     steps = np.asarray(list(steps), float)
     if axis == "steps":

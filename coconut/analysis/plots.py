@@ -18,7 +18,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from coconut.analysis.curves import Axis, Curve, Records, StageSpan, band, curve, mean_spans, read_metrics, stage_spans
+from coconut.analysis.curves import Axis, Records, StageSpan, band, curve, mean_spans, read_metrics, stage_spans
 from coconut.analysis.drawing import BELIEF, COLUMN, INK, LAYER, belief_legend, draw_belief
 from coconut.analysis.layout import layered_positions
 from coconut.errors import CoconutError
@@ -88,10 +88,10 @@ def plot_learning_curves(
     for name, seeds in records.items():
         color, dashes, marker = styles[name]
         style = {"color": color, "linestyle": dashes}
-        accuracies = [curve(own, "validation", "accuracy", axis) for own in seeds]
-        handles.append(_draw_curves(above, accuracies, marker=marker, markersize=4.5, **style))
-        handles[-1].set_label(name if len(seeds) == 1 else f"{name} (n = {len(seeds)})")
-        _draw_curves(below, [curve(own, "train", loss, axis) for own in seeds], linewidth=1.2, alpha=0.9, **style)
+        line = _draw_runs(above, seeds, "validation", "accuracy", axis, marker=marker, markersize=4.5, **style)
+        line.set_label(name if len(seeds) == 1 else f"{name} (n = {len(seeds)})")
+        handles.append(line)
+        _draw_runs(below, seeds, "train", loss, axis, linewidth=1.2, alpha=0.9, **style)
     above.set(ylabel="validation accuracy", ylim=(-0.03, 1.03))
     above.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     below.set(ylabel=_LOSS_LABELS.get(loss, f"training {loss}"), xlabel=_X_LABELS[axis])
@@ -120,17 +120,18 @@ def _read(runs: Any) -> list[Records]:
     return [records for run in runs for records in _read(run)]
 
 
-def _draw_curves(axes: Axes, curves: Sequence[Curve], **style: Any) -> Line2D:
-    """One line of one curve, or of several: their mean, their band, and what is longer than the shortest of them."""
-    if len(curves) == 1:
-        return axes.plot(*curves[0], **style)[0]
-    x, mean, least, most = band(curves)
+def _draw_runs(axes: Axes, runs: Sequence[Records], kind: str, metric: str, axis: Axis, **style: Any) -> Line2D:
+    """One line of one run, or of several: their mean, their band, and what is longer than the shortest of them."""
+    if len(runs) == 1:
+        return axes.plot(*curve(runs[0], kind, metric, axis), **style)[0]
+    steps, x, mean, least, most = band(runs, kind, metric, axis)
     [line] = axes.plot(x, mean, **style)
     axes.fill_between(x, least, most, color=style["color"], alpha=0.18, linewidth=0)
-    end = x[-1] if len(x) else -np.inf
-    for own in curves:
-        rest = own.x >= end
+    end = steps[-1] if len(steps) else -np.inf
+    for records in runs:
+        rest = curve(records, kind, metric, "steps").x >= end
         if rest.sum() > 1:
+            own = curve(records, kind, metric, axis)
             axes.plot(own.x[rest], own.y[rest], **{**style, "marker": "", "linewidth": 0.7, "alpha": 0.5})
     return line
 
