@@ -182,13 +182,14 @@ def _has_not_stopped(workdir: StoragePath) -> bool:
     return bool(lines) and '"kind": "stop"' not in lines[-1]
 
 
-def _written(workdir: StoragePath) -> str:
-    """When one of its files last changed."""
+def _written(workdir: StoragePath) -> str | None:
+    """When one of its files last changed; None where the store does not say."""
     times = []
     for path in (workdir / name for name in (RUN_FILE, METRICS_FILE, EVENTS_FILE)):
         if exists(path):
             with explained(path):
                 status: Any = path.stat()
-            # Those of an object store have another name for it.
+            # That of an object store has another name for it.
             times.append(status.mtime if is_remote(path) else status.st_mtime)
-    return datetime.datetime.fromtimestamp(max(times), datetime.UTC).isoformat(timespec="seconds")
+    known = [time for time in times if time is not None]
+    return datetime.datetime.fromtimestamp(max(known), datetime.UTC).isoformat(timespec="seconds") if known else None

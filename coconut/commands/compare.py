@@ -2,10 +2,15 @@
 
 import dataclasses
 import json
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from coconut.analysis.curves import Axis, Records
 from coconut.analysis.plots import plot_learning_curves, save_figure
@@ -22,6 +27,8 @@ LONGEST = 40
 LOSSES = ("first_loss", "loss", "reward")
 """What is drawn of the training where nobody says it; a run that learns from rewards alone has the last."""
 MISSING = "(missing)"
+TRAINING = "training "
+"""What stands before a metric of the training: validation has some of the same name."""
 PERCENT = ("accuracy", "best accuracy")
 
 
@@ -136,23 +143,51 @@ def config_differences(groups: Sequence[Group]) -> dict[str, list[Any]]:
 
 def describe(content: Mapping[str, Any]) -> str:
     """Markdown tables of a comparison: metrics, then what differs."""
+
+    def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+        return markdown_table(header, [[cell.replace("|", "\\|") for cell in row] for row in rows])
+
+    return "\n\n".join(part if isinstance(part, str) else table(*part) for part in _parts(content))
+
+
+def print_comparison(content: Mapping[str, Any], console: Console) -> None:
+    """Prints a comparison; on a terminal long names and values are broken so that it fits, and nothing is left out."""
+    if not console.is_terminal:
+        console.file.write(describe(content) + "\n")
+        return
+    for part in _parts(content):
+        if isinstance(part, str):
+            console.print(part, highlight=False, markup=False)
+            continue
+        header, rows = part
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for name in header:
+            table.add_column(Text(name), overflow="fold")
+        for row in rows:
+            table.add_row(*map(Text, row))
+        console.print(table)
+        console.print()
+
+
+def _parts(content: Mapping[str, Any]) -> list[str | tuple[Sequence[str], Sequence[Sequence[str]]]]:
+    """Sentences, and tables as a header and rows."""
     groups = content["groups"]
     header = ("", *(group["name"] for group in groups))
     rows = [["seed", *(", ".join(map(str, group["seeds"])) for group in groups)]]
     names = dict.fromkeys(name for group in groups for name in group["metrics"])
-    # As the first group has them, and where it lacks one, before accuracy: that is of the training.
-    for name in sorted(names, key=lambda name: name in groups[0]["metrics"] or name in PERCENT):
+    # Those of the training stand first, also where the first group has none of a name.
+    for name in sorted(names, key=lambda name: not name.startswith(("steps", "seconds", TRAINING))):
         title = f"{name} %" if name in PERCENT else name
         rows.append([title, *(_cell(name, group["metrics"].get(name)) for group in groups)])
-    parts = [markdown_table(header, rows)]
+    parts: list[str | tuple[Sequence[str], Sequence[Sequence[str]]]] = [(header, rows)]
     if any(len(group["seeds"]) > 1 for group in groups):
         parts.append("Several seeds: mean (least to most).")
     if content["differences"]:
         rows = [[field, *map(_short, values)] for field, values in content["differences"].items()]
-        parts.append(markdown_table(("what differs", *header[1:]), rows))
+        parts.append((("what differs", *header[1:]), rows))
     else:
         parts.append("The runs differ by their seeds alone.")
-    return "\n\n".join(parts)
+    return parts
 
 
 def _read_run(workdir: StoragePath) -> ComparedRun:
@@ -201,7 +236,8 @@ def _last_metrics(run: ComparedRun, loss: str) -> dict[str, float | None]:
     last = {record["kind"]: record for record in run.records}
     training, validation = last.get("train", {}), last.get("validation", {})
     found: dict[str, Any] = {"steps": run.records[-1]["step"]}
-    found |= {name: training[name] for name in ("seconds", loss, "reward") if name in training}
+    found |= {"seconds": training["seconds"]} if "seconds" in training else {}
+    found |= {TRAINING + name: training[name] for name in (loss, "reward") if name in training}
     if measured := validations(run.workdir, run.records):
         found |= {"accuracy": measured[-1][1], "best accuracy": max(measured)[1]}
     found |= {name: value for name, value in validation.items() if name not in ("kind", "step", "stage", "accuracy")}
@@ -235,5 +271,7 @@ def _number(value: float) -> str:
 
 def _short(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value)
+    if re.fullmatch("[0-9a-f]{64}", text):
+        return text[:12]  # A fingerprint: enough of it to be told apart.
     text = text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
-    return text.replace("|", "\\|").replace("\n", " ")
+    return text.replace("\n", " ")

@@ -141,10 +141,12 @@ def _runs(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from coconut.commands.compare import compare_runs, describe
+    from rich.console import Console
+
+    from coconut.commands.compare import compare_runs, print_comparison
 
     content = compare_runs(options.workdirs, options.output, axis=options.axis, loss=options.loss)
-    _print_markdown(describe(content))
+    print_comparison(content, Console())
     if options.output is not None:
         print(f"wrote {options.output}/learning_curves.png and .svg, compare.md and compare.json")
     return EXIT_DONE
