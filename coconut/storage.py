@@ -6,6 +6,7 @@ an object appears as a whole or not at all, it cannot be appended to, and there 
 
 import contextlib
 import errno
+import fcntl
 import io
 import logging
 import os
@@ -202,7 +203,8 @@ def _lock(folder: Path, holding: contextlib.ExitStack) -> str | None:
     # Not the library's stand-in where there are no locks, a file that a killed process would leave behind.
     lock = FileLock(folder / LOCK, fallback_to_soft=False)
     try:
-        lock.acquire(blocking=False)
+        # Whoever only asks whether it is held (`is_held`) is in the way for an instant.
+        lock.acquire(timeout=0.2, poll_interval=0.02)
     except Timeout:
         return f"{folder}: another process trains in this workdir; stop it, or take another workdir"
     except OSError as error:
@@ -212,6 +214,27 @@ def _lock(folder: Path, holding: contextlib.ExitStack) -> str | None:
     else:
         holding.callback(lock.release)
     return None
+
+
+def is_held(folder: StoragePath) -> bool:
+    """Whether some process holds a folder (`hold`); never of an object store or a disk without locks, which cannot say.
+
+    Raises:
+      CoconutError: its file `LOCK` cannot be read.
+    """
+    lock = folder / LOCK
+    if is_remote(folder) or not exists(lock):
+        return False
+    with explained(lock), open(lock, "rb") as file:
+        try:
+            # Shared, which needs no right to write; it ends with the file.
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.ENOTSUP):
+                raise
+    return False
 
 
 class LineLog:

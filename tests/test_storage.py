@@ -215,6 +215,11 @@ except Killed:
 Checkpoints.save, LineLog.close = save, close
 resumed, straight = train(config, stored), train(config, local)
 said["finished"] = [resumed.progress.finished, resumed.progress.step, resumed.compilations]
+from coconut.analysis.runs import summarize_run
+from coconut.training.workdir import find_workdirs
+
+said["found"] = [str(path) for path in find_workdirs(parse_path("gs://bucket"))]
+said["summaries"] = [vars(summarize_run(workdir)) for workdir in (stored, local)]
 said["same_metrics"] = numbers(stored) == numbers(local)
 _, model, progress = load_model(stored, "latest")
 pairs = zip(jax.tree.leaves(model), jax.tree.leaves(straight.model), strict=True)
@@ -269,6 +274,10 @@ def test_a_run_in_an_object_store(tmp_path: Path, store_address: str) -> None:
     # All lines up to the checkpoint of step 9 had reached the store before it.
     assert said["killed_after"][-1] == 8
     assert said["finished"] == [True, 14, 1]
+    assert said["found"] == ["gs://bucket/runs/tiny"]
+    stored, local = said["summaries"]
+    differ = {name for name in local if stored[name] != local[name]}
+    assert local["state"] == "finished" and stored["written"] and differ <= {"workdir", "written"}
     assert said["same_metrics"]
     assert said["same_bits"]
     assert said["steps"] == said["local_steps"]

@@ -26,6 +26,24 @@ class Curve(NamedTuple):
     y: np.ndarray
 
 
+class Band(NamedTuple):
+    """One metric of several runs as one, such as of those that differ by seed alone.
+
+    Attributes:
+      steps: those that any of the runs has a point at, wherever all of them are.
+      x: these, or the seconds after which the runs took them, at their mean.
+      mean: of the runs, each read linearly between its own points; NaN where one was not finite.
+      least: of the runs.
+      most: of the runs.
+    """
+
+    steps: np.ndarray
+    x: np.ndarray
+    mean: np.ndarray
+    least: np.ndarray
+    most: np.ndarray
+
+
 class StageSpan(NamedTuple):
     """One stage of a run, on the same axis as its curves.
 
@@ -56,12 +74,14 @@ def read_metrics(path: StoragePath | str) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if number == len(lines):
                 break
             raise CoconutError(f"{file}, line {number}: not JSON: {error}") from error
         if not isinstance(record, dict) or not {"kind", "step"} <= record.keys():
             raise CoconutError(f"{file}, line {number}: a record is a JSON object with kind and step")
+        if not isinstance(record["step"], int):
+            raise CoconutError(f"{file}, line {number}: step = {record['step']!r:.80}: must be a whole number")
         records.append(record)
     return records
 
@@ -82,6 +102,25 @@ def curve(records: Records, kind: str, metric: str, axis: Axis) -> Curve:
     )
 
 
+def band(runs: Sequence[Records], kind: str, metric: str, axis: Axis) -> Band:
+    """The mean, the least and the most of a metric of several runs, step by step; empty where they share no step.
+
+    Args:
+      runs: the records of each.
+      kind: as `curve` takes it, like the others.
+      metric: name of the metric.
+      axis: what ``x`` is.
+    """
+    curves = [curve(records, kind, metric, "steps") for records in runs]
+    if not all(len(own.x) for own in curves):
+        return Band(*np.empty((5, 0)))
+    steps = np.unique(np.concatenate([own.x for own in curves]))
+    steps = steps[(steps >= max(own.x[0] for own in curves)) & (steps <= min(own.x[-1] for own in curves))]
+    values = np.stack([np.interp(steps, *own) for own in curves])
+    x = np.mean([_along(records, steps, axis) for records in runs], 0)
+    return Band(steps, x, values.mean(0), values.min(0), values.max(0))
+
+
 def stage_spans(records: Records, axis: Axis) -> list[StageSpan]:
     """The stages a run went through, the one it was stopped in included."""
     ended = [(record["stage"], record["step"], record.get("learnt")) for record in records if record["kind"] == "stage"]
@@ -97,7 +136,17 @@ def stage_spans(records: Records, axis: Axis) -> list[StageSpan]:
     ]
 
 
-def _along(records: Records, steps: Iterable[int], axis: Axis) -> np.ndarray:
+def mean_spans(runs: Sequence[Sequence[StageSpan]]) -> list[StageSpan]:
+    """The stages of several runs at their mean; none where the runs went through others."""
+    if len({tuple(span.stage for span in spans) for spans in runs}) != 1:
+        return []
+    return [
+        own[0]._replace(start=float(np.mean([x.start for x in own])), end=float(np.mean([x.end for x in own])))
+        for own in zip(*runs, strict=True)
+    ]
+
+
+def _along(records: Records, steps: Iterable[int] | np.ndarray, axis: Axis) -> np.ndarray:
     """Steps as they are, or as the seconds the run had trained when it took them."""
     steps = np.asarray(list(steps), float)
     if axis == "steps":

@@ -18,7 +18,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from coconut.analysis.curves import Axis, Records, curve, read_metrics, stage_spans
+from coconut.analysis.curves import Axis, Records, StageSpan, band, curve, mean_spans, read_metrics, stage_spans
 from coconut.analysis.drawing import BELIEF, COLUMN, INK, LAYER, belief_legend, draw_belief
 from coconut.analysis.layout import layered_positions
 from coconut.errors import CoconutError
@@ -39,8 +39,12 @@ Accuracy = Evaluation | Mapping[str, Any] | tuple[float, float, float]
 # --- Learning curves ----------------------------------------------------------------------------------------------
 
 
+Run = StoragePath | Records
+"""A workdir, its ``metrics.jsonl``, or the records of one."""
+
+
 def plot_learning_curves(
-    runs: Mapping[str, StoragePath | Records],
+    runs: Mapping[str, Run | Sequence[Run]],
     path: Path | str,
     *,
     axis: Axis = "seconds",
@@ -50,13 +54,18 @@ def plot_learning_curves(
 ) -> Figure:
     """Draws validation accuracy above a training loss, a colour for each run, with the stage boundaries of one of them.
 
+    Several runs under one name, such as those of several seeds, are one line: their mean, in a band from the least to
+    the most of them (`coconut.analysis.curves.band`). Where one of them ends, the others go on as thin lines. The
+    legend says how many they are.
+
     Args:
-      runs: by the name to show, a workdir, its ``metrics.jsonl``, or the records of one.
+      runs: by the name to show, a run or several.
       path: file to write.
       axis: optimizer ``steps``, or ``seconds`` of training, which is the fair one where methods' steps differ in cost.
       loss: the training metric below: ``first_loss`` is that of the first thing written after the prompt or the
         thoughts, which a new stage makes harder; ``loss`` that of everything written.
-      stages_of: the run whose stages are marked; None for the first one with more than one stage.
+      stages_of: the run whose stages are marked; None for the first one with more than one stage. Of several runs under
+        that name they are marked where all went through the same ones, at their mean.
       chance: accuracy of a coin, drawn as a line; None for none.
 
     Raises:
@@ -65,9 +74,9 @@ def plot_learning_curves(
     """
     if not runs:
         raise CoconutError("plot_learning_curves: there are no runs to draw")
-    records = {name: run if isinstance(run, Sequence) else read_metrics(run) for name, run in runs.items()}
-    for name, own in records.items():
-        if not own:
+    records = {name: _read(own) for name, own in runs.items()}
+    for name, seeds in records.items():
+        if not (seeds and all(seeds)):
             raise CoconutError(f"plot_learning_curves: run {name!r} has no records")
     if stages_of is not None and stages_of not in records:
         raise CoconutError(f"stages_of = {stages_of!r} is none of the runs {', '.join(records)}")
@@ -76,21 +85,25 @@ def plot_learning_curves(
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(1.15, 1))
     styles = {name: line_style(index) for index, name in enumerate(records)}
     handles: list[Line2D] = []
-    for name, own in records.items():
+    for name, seeds in records.items():
         color, dashes, marker = styles[name]
-        validation, training = curve(own, "validation", "accuracy", axis), curve(own, "train", loss, axis)
-        handles += above.plot(*validation, color=color, linestyle=dashes, marker=marker, markersize=4.5, label=name)
-        below.plot(*training, color=color, linestyle=dashes, linewidth=1.2, alpha=0.9)
+        style = {"color": color, "linestyle": dashes}
+        line = _draw_runs(above, seeds, "validation", "accuracy", axis, marker=marker, markersize=4.5, **style)
+        line.set_label(name if len(seeds) == 1 else f"{name} (n = {len(seeds)})")
+        handles.append(line)
+        _draw_runs(below, seeds, "train", loss, axis, linewidth=1.2, alpha=0.9, **style)
     above.set(ylabel="validation accuracy", ylim=(-0.03, 1.03))
     above.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     below.set(ylabel=_LOSS_LABELS.get(loss, f"training {loss}"), xlabel=_X_LABELS[axis])
-    below.set_ylim(bottom=0)
+    if not below.dataLim.y0 < 0:
+        below.set_ylim(bottom=0)
     below.set_xlim(left=0)
     _draw_chance(above, chance)
+    spans = {name: mean_spans([stage_spans(own, axis) for own in seeds]) for name, seeds in records.items()}
     if stages_of is None:
-        stages_of = next((name for name, own in records.items() if len(stage_spans(own, axis)) > 1), None)
+        stages_of = next((name for name, own in spans.items() if len(own) > 1), None)
     if stages_of is not None:
-        _draw_stages((above, below), stages_of, records[stages_of], axis, styles[stages_of][0])
+        _draw_stages((above, below), stages_of, spans[stages_of], styles[stages_of][0])
     for axes in (above, below):
         clean_axes(axes)
     figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 5), frameon=False)
@@ -98,14 +111,38 @@ def plot_learning_curves(
     return figure
 
 
+def _read(runs: Any) -> list[Records]:
+    """The records of each run under one name. Records are a sequence, too, but of mappings."""
+    if not isinstance(runs, Sequence):
+        return [read_metrics(runs)]
+    if all(isinstance(record, Mapping) for record in runs):
+        return [runs]
+    return [records for run in runs for records in _read(run)]
+
+
+def _draw_runs(axes: Axes, runs: Sequence[Records], kind: str, metric: str, axis: Axis, **style: Any) -> Line2D:
+    """One line of one run, or of several: their mean, their band, and what is longer than the shortest of them."""
+    if len(runs) == 1:
+        return axes.plot(*curve(runs[0], kind, metric, axis), **style)[0]
+    steps, x, mean, least, most = band(runs, kind, metric, axis)
+    [line] = axes.plot(x, mean, **style)
+    axes.fill_between(x, least, most, color=style["color"], alpha=0.18, linewidth=0)
+    end = steps[-1] if len(steps) else -np.inf
+    for records in runs:
+        rest = curve(records, kind, metric, "steps").x >= end
+        if rest.sum() > 1:
+            own = curve(records, kind, metric, axis)
+            axes.plot(own.x[rest], own.y[rest], **{**style, "marker": "", "linewidth": 0.7, "alpha": 0.5})
+    return line
+
+
 _LOSS_LABELS = {"first_loss": "training loss, first thing written", "loss": "training loss"}
 _X_LABELS = {"steps": "optimizer steps", "seconds": "seconds of training"}
 
 
-def _draw_stages(panels: Sequence[Axes], name: str, records: Records, axis: Axis, color: str) -> None:
+def _draw_stages(panels: Sequence[Axes], name: str, spans: Sequence[StageSpan], color: str) -> None:
     """A line where a stage gives way to the next, each stage's number above it."""
     top = panels[0]
-    spans = stage_spans(records, axis)
     right = top.get_xlim()[1]
     for index, span in enumerate(spans):
         if index:

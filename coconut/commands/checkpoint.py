@@ -10,9 +10,10 @@ from coconut.commands.evaluate import markdown_table
 from coconut.errors import CoconutError
 from coconut.storage import exists
 from coconut.storage_path import StoragePath, as_path
-from coconut.training.checkpoint import FOLDER, Checkpoints
+from coconut.training.checkpoint import Checkpoints
 from coconut.training.manifest import DamagedError, Manifest
 from coconut.training.run import folder_of_run
+from coconut.training.workdir import CHECKPOINTS
 
 
 def list_checkpoints(workdir: StoragePath | str) -> str:
@@ -96,10 +97,10 @@ def show_checkpoint(workdir: StoragePath | str, step: int | None) -> dict[str, A
 
 def _opened(workdir: StoragePath | str) -> contextlib.closing[Checkpoints]:
     workdir = as_path(workdir)
-    if not exists(workdir / FOLDER):
+    if not exists(workdir / CHECKPOINTS):
         workdir = folder_of_run(workdir)
-    if not exists(workdir / FOLDER):
-        raise CoconutError(f"{workdir} holds no checkpoints: there is no {workdir / FOLDER}")
+    if not exists(workdir / CHECKPOINTS):
+        raise CoconutError(f"{workdir} holds no checkpoints: there is no {workdir / CHECKPOINTS}")
     return contextlib.closing(Checkpoints(workdir, read_only=True))
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from coconut.commands.flags_of_runs import add_compare, add_runs, add_seeds, check_seeds
 from coconut.commands.hints import hint
 from coconut.commands.plan.chips import HERE, read_topology
 from coconut.commands.shipped import version
@@ -42,6 +43,8 @@ def check_together(options: argparse.Namespace) -> None:
         _check_processes(options)
     if options.command == "evaluate":
         _check_evaluate(options)
+    if options.command == "train":
+        check_seeds(options)
     if options.command == "train" and options.workdir is None and not options.dry_run:
         raise CoconutError("--workdir is missing (or --dry_run, which needs none)")
     if options.command == "train" and options.dry_run:
@@ -144,6 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--workdir", type=_path, help="where checkpoints, metrics and the resolved config go: a folder, or gs://..."
     )
+    add_seeds(train)
     train.add_argument("--dry_run", action="store_true", help="resolve, build abstractly, print the costs, and exit")
     train.add_argument("--drop_too_long", action="store_true", help="drop examples that do not fit the positions")
     _add_skip_bad_records(train)
@@ -161,6 +165,9 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--tensorboard", action="store_true", help="also write TensorBoard events")
     _add_mesh(train, "such as data=2,fsdp=4,tensor=2; every device its own rows")
     _add_processes(train)
+
+    add_runs(command("runs", "every run below a folder: whether it runs, how far it is, how good"), _path)
+    add_compare(command("compare", "runs side by side: configs, metrics, learning curves with bands over seeds"), _path)
 
     plan = command("plan", "what a run needs of a slice of chips and how fast it could be there, without it")
     _add_imports(plan)

@@ -11,9 +11,11 @@ import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
 from coconut import interruption
 from coconut.commands.flags import check_together, parse_arguments
+from coconut.commands.flags_of_runs import read_seeds
 from coconut.errors import CoconutError, DivergedError
 from coconut.extensions import import_extensions
 
@@ -88,6 +90,7 @@ def _train(options: argparse.Namespace) -> int:
 
     from coconut.commands.configuration import resolve_run
     from coconut.commands.distributed import join
+    from coconut.commands.seeds import train_seeds
     from coconut.commands.train import dry_run, print_dry_run, run_training
     from coconut.sharding import make_mesh
 
@@ -100,20 +103,52 @@ def _train(options: argparse.Namespace) -> int:
     if options.dry_run:
         print_dry_run(*dry_run(config, mesh), Console())
         return EXIT_DONE
-    result = run_training(
-        config,
-        options.workdir,
-        mesh=mesh,
-        allow=options.allow,
-        from_step=options.from_step,
-        verify=not options.skip_verification,
-        tensorboard=options.tensorboard,
-        console=Console(stderr=True),
-    )
+    how: dict[str, Any] = {
+        "mesh": mesh,
+        "allow": options.allow,
+        "verify": not options.skip_verification,
+        "tensorboard": options.tensorboard,
+        "console": Console(stderr=True),
+    }
+    if options.seeds is not None:
+        resolve = lambda seed: resolve_run(options.gin_file, [*bindings, f"RunConfig.seed = {seed}"])
+        trained = train_seeds(resolve, read_seeds(options.seeds), options.workdir, **how)
+        if trained is None:
+            return _interrupted(f"the same command in the same --workdir {options.workdir}")
+        print(f"trained {len(trained)} seeds: {options.workdir}")
+        return EXIT_DONE
+    result = run_training(config, options.workdir, from_step=options.from_step, **how)
     if not result.progress.finished:
         return _interrupted(f"the same command in the same --workdir {options.workdir}")
     if jax.process_index() == 0:
         print(f"trained {result.progress.step:,} steps in {result.progress.seconds:,.0f} s: {options.workdir}")
+    return EXIT_DONE
+
+
+def _runs(options: argparse.Namespace) -> int:
+    import datetime
+
+    from rich.console import Console
+
+    from coconut.commands.runs import list_runs, print_runs, to_json
+
+    runs = list_runs(options.folder)
+    if options.json:
+        print(json.dumps(to_json(runs), indent=1))
+    else:
+        print_runs(runs, options.folder, Console(), datetime.datetime.now(datetime.UTC))
+    return EXIT_DONE
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from coconut.commands.compare import compare_runs, print_comparison
+
+    content = compare_runs(options.workdirs, options.output, axis=options.axis, loss=options.loss)
+    print_comparison(content, Console())
+    if options.output is not None:
+        print(f"wrote {options.output}/learning_curves.png and .svg, compare.md and compare.json")
     return EXIT_DONE
 
 
@@ -236,7 +271,7 @@ def _table(options: argparse.Namespace) -> int:
 
     from coconut.commands.table.budget import Budget
     from coconut.commands.table.command import make_table
-    from coconut.commands.table.grid import TableConfig, read_seeds
+    from coconut.commands.table.grid import TableConfig
     from coconut.commands.table.report import describe
 
     config = TableConfig(
@@ -329,6 +364,8 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = MappingProxyType(
         "quickstart": _quickstart,
         "data": _data,
         "train": _train,
+        "runs": _runs,
+        "compare": _compare,
         "plan": _plan,
         "evaluate": _evaluate,
         "inspect": _inspect,

@@ -22,6 +22,7 @@ from coconut.storage_path import StoragePath, as_path, is_remote
 from coconut.training.manifest import MANIFEST, DamagedError, Manifest, digests
 from coconut.training.progress import Progress
 from coconut.training.state import TrainState
+from coconut.training.workdir import CHECKPOINTS
 
 LOG = logging.getLogger(__name__)
 Which = Literal["best", "latest"]
@@ -31,7 +32,7 @@ Reason = Literal["damaged", "diverged", "later"]
 """Why a checkpoint was set aside: it is not what was saved; nothing finite came of it; the user went back before it."""
 Read = TypeVar("Read")
 
-FOLDER, SET_ASIDE = "checkpoints", "set_aside"
+SET_ASIDE = "set_aside"
 SAVING, REMOVING, REPLACED = ".saving-", ".removing-", ".replaced-"
 ARRAYS = "state"
 JUMP = 10.0
@@ -70,7 +71,7 @@ class Checkpoints:
         verify: bool = True,
         note: Note = lambda kind, values: None,
     ) -> None:
-        folder = as_path(workdir) / FOLDER
+        folder = as_path(workdir) / CHECKPOINTS
         # Orbax wants an absolute path.
         self._folder = folder if is_remote(folder) else folder.absolute()
         self._run, self._keep_latest, self._read_only = run or {}, keep_latest, read_only

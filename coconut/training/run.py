@@ -16,14 +16,14 @@ from coconut.errors import CoconutError
 from coconut.extensions import imported_extensions, require_extensions
 from coconut.pages import Markers, Placing
 from coconut.provenance import provenance
-from coconut.storage import exists, explained, read_text, write_atomically
+from coconut.storage import exists, explained, write_atomically
 from coconut.storage_path import StoragePath, as_path, is_remote
 from coconut.tokenizers import Tokenizer
 from coconut.training.config import RunConfig, differences, run_config_from_json, to_json
+from coconut.training.workdir import RUN_FILE, read_run_file
 from coconut.types import Example
 
 LOG = logging.getLogger(__name__)
-RUN_FILE = "run.json"
 
 FREE = (
     "execution.*",
@@ -131,13 +131,13 @@ class Run:
             return
         content = {**self.identity(), "imports": list(imported_extensions()), "tokenizer": self.tokenizer.to_json()}
         if exists(path):
-            content["started"] = _read_json(path).get("started")
+            content["started"] = read_run_file(workdir).get("started")
         else:
             content["started"] = {"command": shlex.join(sys.argv), **provenance()}
         if changed:
             for name, what in changed.items():
                 LOG.warning("going on from step %d with another %s: %s", step, name, what)
-            earlier = _read_json(path).get("changes", [])
+            earlier = read_run_file(workdir).get("changes", [])
             content["changes"] = [*earlier, {"from_step": step, "fields": dict(changed)}]
         write_atomically(path, json.dumps(content, indent=1))
 
@@ -152,7 +152,7 @@ class Run:
         path = as_path(workdir) / RUN_FILE
         if not exists(path):
             raise _no_run(path.parent)
-        content = _read_json(path)
+        content = read_run_file(path.parent)
         for key in ("config", "tokenizer", "tokenizer_fingerprint", "data_fingerprint"):
             if key not in content:
                 raise CoconutError(f"{path}: {key!r} is missing")
@@ -237,14 +237,3 @@ def _has(content: Any, name: str) -> bool:
             return False
         content = content[part]
     return True
-
-
-def _read_json(path: StoragePath) -> Any:
-    text = read_text(path)
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise CoconutError(f"{path}: {error}") from error
-    if not isinstance(content, dict):
-        raise CoconutError(f"{path}: must be an object, not {content!r:.80}")
-    return content

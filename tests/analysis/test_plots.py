@@ -7,7 +7,7 @@ import pytest
 from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.container import ErrorbarContainer
 
-from coconut.analysis.curves import curve, read_metrics, stage_spans
+from coconut.analysis.curves import band, curve, read_metrics, stage_spans
 from coconut.analysis.plots import (
     plot_accuracy_by_mean_thoughts,
     plot_accuracy_by_thoughts,
@@ -60,6 +60,23 @@ def test_curves_of_a_run():
     assert [tuple(span) for span in stage_spans(stopped, "steps")] == [(0, 0, 40, True), (1, 40, 80, None)]
 
 
+def test_a_band_over_seeds():
+    """Of two runs that log at different steps, one of them slower and shorter; by hand."""
+
+    def run(points: dict[int, float | None], seconds: float) -> list[dict]:
+        lines = [{"kind": "train", "step": step, "stage": 0, "loss": loss} for step, loss in points.items()]
+        return [{**line, "seconds": seconds * line["step"]} for line in lines]
+
+    one, other = run({10: 1.0, 20: 3.0, 40: 5.0}, 1), run({15: 4.0, 25: 2.0, 30: None}, 3)
+    steps, x, mean, least, most = band([one, other], "train", "loss", "seconds")
+    np.testing.assert_array_equal(steps, [15, 20, 25, 30])
+    np.testing.assert_array_equal(x, [30, 40, 50, 60])
+    np.testing.assert_array_equal(mean, [(2 + 4) / 2, (3 + 3) / 2, (3.5 + 2) / 2, np.nan])
+    np.testing.assert_array_equal([least, most], [[2, 3, 2, np.nan], [4, 3, 3.5, np.nan]])
+    assert all(len(part) == 0 for part in band([one, run({50: 1.0}, 1)], "train", "loss", "steps"))
+    assert all(len(part) == 0 for part in band([one, []], "train", "loss", "steps"))
+
+
 def test_metrics_are_read_from_a_workdir(tmp_path):
     lines = [json.dumps(record) for record in records(1)]
     file = tmp_path / "metrics.jsonl"
@@ -96,11 +113,28 @@ def test_learning_curves(tmp_path):
     assert boundaries(plot_learning_curves({"cot": records(1)}, path).axes[0]) == []
 
 
+def test_learning_curves_of_several_seeds(tmp_path):
+    file = tmp_path / "run.jsonl"
+    file.write_text("".join(json.dumps(record) + "\n" for record in records(3)))
+    # The one in the middle was stopped after two stages.
+    runs = {"coconut": [records(3), records(2), file], "cot": records(1)}
+    figure = plot_learning_curves(runs, tmp_path / "curves.svg", axis="steps")
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["coconut (n = 3)", "cot"]
+    for axes in figure.axes:
+        assert len(axes.collections) == 1
+        mean, *longer = [line for line in axes.lines if line.get_color() == axes.lines[0].get_color()]
+        assert [np.size(line.get_xdata()) for line in longer] == ([2, 2] if axes is figure.axes[0] else [3, 3])
+        assert np.max(mean.get_xdata()) == 80 and boundaries(axes) == []
+    figure = plot_learning_curves({"coconut": [records(3, 0.5), records(3, 1.5)]}, tmp_path / "curves.svg")
+    assert boundaries(figure.axes[0]) == [40, 80]
+
+
 def test_learning_curves_refuse_nothing(tmp_path):
     path = tmp_path / "curves.png"
     for runs, options, message in [
         ({}, {}, "no runs"),
         ({"cot": []}, {}, "run 'cot' has no records"),
+        ({"cot": [records(1), []]}, {}, "run 'cot' has no records"),
         ({"cot": records(1)}, {"stages_of": "coconut"}, "stages_of = 'coconut'"),
     ]:
         with pytest.raises(CoconutError, match=message):

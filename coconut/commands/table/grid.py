@@ -6,7 +6,6 @@ goes on where it stopped, and a cell that failed is tried again.
 
 import dataclasses
 import json
-import re
 import shlex
 import traceback
 from collections.abc import Mapping, Sequence
@@ -289,14 +288,3 @@ def _show(
 def _is_file(path: str) -> bool:
     shipped = path.startswith(f"{SHIPPED}/") and (SHIPPED_IN / path).is_file()
     return Path(path).is_file() or shipped
-
-
-def read_seeds(text: str) -> tuple[int, ...]:
-    """Reads ``0,1,2``.
-
-    Raises:
-      CoconutError: they are no numbers.
-    """
-    if not re.fullmatch(r"\d+(,\d+)*", text):
-        raise CoconutError(f"--seeds {text!r}: must be whole numbers such as 0,1,2")
-    return tuple(map(int, text.split(",")))

@@ -1,0 +1,90 @@
+"""``coconut runs``: every run below a folder, and what became of it."""
+
+import dataclasses
+import datetime
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from coconut.analysis.runs import RunSummary, summarize_run
+from coconut.errors import CoconutError
+from coconut.storage_path import StoragePath
+from coconut.training.workdir import RUN_FILE, find_workdirs
+
+AGES = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
+WIDEST = 100_000
+"""Columns of what is no terminal."""
+STYLES = {"running": "green", "running?": "green", "diverged": "red", "broken": "red", "stopped": "yellow"}
+
+
+def list_runs(folder: StoragePath) -> list[RunSummary]:
+    """Every run in a folder and below it, by path; one that cannot be read is among them and says so.
+
+    Raises:
+      CoconutError: the folder cannot be read, or there is no run.
+    """
+    found = [summarize_run(workdir) for workdir in find_workdirs(folder)]
+    if not found:
+        raise CoconutError(f"{folder}: there is no run here and none below: no folder has a {RUN_FILE}")
+    return found
+
+
+def to_json(runs: Sequence[RunSummary]) -> list[dict[str, Any]]:
+    """The fields of `coconut.analysis.runs.RunSummary` of each run, as plain values."""
+    return [dataclasses.asdict(run) for run in runs]
+
+
+def print_runs(runs: Sequence[RunSummary], folder: StoragePath, console: Console, now: datetime.datetime) -> None:
+    """Prints a line for each run, its path from ``folder``; then one for each that is broken.
+
+    A terminal breaks long names, so that the table fits it; into a file or pipe each run is one line, however long.
+    """
+    name = lambda run: run.workdir.removeprefix(str(folder)).lstrip("/") or "."
+    read, broken = [run for run in runs if run.problem is None], [run for run in runs if run.problem is not None]
+    if read:
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        table.add_column("run", overflow="fold")
+        table.add_column("state", no_wrap=True)
+        table.add_column("method", overflow="fold")
+        for column in ("seed", "stage", "step", "last %", "best %", "wrote"):
+            table.add_column(column, justify="right", no_wrap=True)
+        for run in read:
+            cells = (run.seed, run.stage, run.step, _percent(run.accuracy), _percent(run.best_accuracy))
+            texts = ["-" if cell is None else str(cell) for cell in cells]
+            state = Text(run.state, STYLES.get(run.state, ""))
+            # A name is no markup of rich's, whatever brackets it has.
+            table.add_row(Text(name(run)), state, Text(run.method or "-"), *texts, _age(run, now))
+        _print(table, console)
+    if broken:
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        table.add_column("run", overflow="fold")
+        table.add_column("state", no_wrap=True)
+        table.add_column("what is wrong", overflow="fold")
+        for run in broken:
+            table.add_row(
+                Text(name(run)), Text("broken", STYLES["broken"]), Text(" ".join((run.problem or "").split()))
+            )
+        _print(table, console)
+
+
+def _print(table: Table, console: Console) -> None:
+    if not console.is_terminal:
+        # Where rich would take 80 columns.
+        console = Console(file=console.file, width=WIDEST, color_system=None)
+    console.print(table)
+
+
+def _percent(share: float | None) -> str | None:
+    return None if share is None else f"{100 * share:.1f}"
+
+
+def _age(run: RunSummary, now: datetime.datetime) -> str:
+    """How long ago it last wrote, in the largest unit of which it is one at least."""
+    if run.written is None:
+        return "-"
+    seconds = max(0, int((now - datetime.datetime.fromisoformat(run.written)).total_seconds()))
+    size, unit = next(((size, unit) for size, unit in AGES if seconds >= size), AGES[-1])
+    return f"{seconds // size} {unit}"
