@@ -140,14 +140,16 @@ def _kept(folder: Path, workdir: Path, policy: PolicyConfig, questions: int) -> 
 def describe(results: dict[str, dict[str, Any]]) -> str:
     """The table: means over seeds, and in brackets the least and the most of them."""
 
-    def cell(values: Sequence[float], scale: float = 100.0) -> str:
-        found = np.asarray(values) * scale
+    def cell(values: Sequence[float | None], scale: float = 100.0) -> str:
+        if None in values:
+            return "-"  # The thoughts of a block that a head ends cannot be replaced.
+        found = np.asarray(values, float) * scale
         return f"{found.mean():.1f}" + (f" ({found.min():.1f}-{found.max():.1f})" if len(found) > 1 else "")
 
     rows = []
     for arm, seeds in results.items():
         of = lambda pick, seeds=seeds: [pick(found) for found in seeds.values()]
-        altered = lambda name: lambda found: found["greedy"]["interventions"][name]["accuracy"]
+        altered = lambda name: lambda found: found["greedy"]["interventions"].get(name, {}).get("accuracy")
         rows.append(
             [
                 arm,
