@@ -78,7 +78,8 @@ def assert_same_run(workdir: Path, results: list[dict], alone: tuple[Path, dict]
         for name, value in line.items():
             if isinstance(value, float):
                 np.testing.assert_allclose(value, other[name], rtol=1e-4, err_msg=f"{name} of {other}")
-    np.testing.assert_allclose(results[0]["norm"], expected["norm"], rtol=1e-5)
+    # As the metrics: where a signal falls decides how many steps add their rows in another order.
+    np.testing.assert_allclose(results[0]["norm"], expected["norm"], rtol=1e-4)
 
 
 @pytest.mark.slow
