@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from coconut.commands.flags_of_evaluate import check_evaluate
 from coconut.commands.flags_of_runs import add_compare, add_runs, add_seeds, check_seeds
 from coconut.commands.hints import hint
 from coconut.commands.plan.chips import HERE, read_topology
@@ -42,7 +43,7 @@ def check_together(options: argparse.Namespace) -> None:
     if options.command in ("train", "evaluate"):
         _check_processes(options)
     if options.command == "evaluate":
-        _check_evaluate(options)
+        check_evaluate(options)
     if options.command == "train":
         check_seeds(options)
     if options.command == "train" and options.workdir is None and not options.dry_run:
@@ -60,52 +61,6 @@ def check_together(options: argparse.Namespace) -> None:
             raise CoconutError("--search tries all meshes: give it or --mesh, not both")
         if options.answers < 0:
             raise CoconutError(f"--answers {options.answers}: must be at least 0")
-
-
-def _check_evaluate(options: argparse.Namespace) -> None:
-    if (options.workdir is None) == (options.pretrained is None):
-        raise CoconutError("give --workdir, of a run, or --pretrained, a model that was never trained here")
-    soft = options.method in ("soft_thinking", "swi_reasoning")
-    if options.pretrained is None:
-        of_pretrained = ("task", "data", "prompt", "max_new_tokens")
-        if given := [flag for flag in of_pretrained if getattr(options, flag) is not None]:
-            raise CoconutError(f"--{given[0]}: a run has its own, this belongs to --pretrained")
-        if options.method is not None and not soft:
-            raise CoconutError(
-                f"--method {options.method}: a run has its own method; --method soft_thinking changes it"
-            )
-    else:
-        if missing := [flag for flag in ("task", "data") if getattr(options, flag) is None]:
-            raise CoconutError(f"--{missing[0]} is missing: --pretrained needs it")
-        meaningless = {
-            "--thoughts": options.thoughts,
-            "--halting": options.halting or options.halting_thresholds,
-            "--step": options.step is not None,
-            f"--which {options.which}": options.which != "best",
-            "--skip_verification": options.skip_verification,
-            "--split": options.split is not None,
-            "--scorer": options.scorer is not None,
-            "--allow_overlap": options.allow_overlap,
-        }
-        if given := [flag for flag, value in meaningless.items() if value]:
-            raise CoconutError(
-                f"{given[0]}: belongs to --workdir, a model that was never trained here has no such thing"
-            )
-    if options.thinking and not soft:
-        raise CoconutError("--thinking: these are settings of --method soft_thinking and swi_reasoning")
-    if soft and (options.halting or options.halting_thresholds):
-        raise CoconutError(f"--halting: --method {options.method} says itself when thinking is over, see --thinking")
-    if options.samples is None:
-        about = ("policy", "budgets", "pass_at", "scorer", "beams", "candidates")
-        if given := [flag for flag in about if getattr(options, flag) not in (None, [], ())]:
-            raise CoconutError(f"--{given[0]}: says how samples are drawn or measured, it needs --samples")
-    elif soft or options.halting or options.halting_thresholds:
-        flag = f"--method {options.method}" if soft else "--halting"
-        raise CoconutError(
-            f"--samples {options.samples}: not with {flag}; a stop of samples is --policy learnt_stop=True"
-        )
-    if options.plot is not None and not (options.halting_thresholds or options.samples is not None):
-        raise CoconutError("--plot draws a curve: it needs --halting_thresholds or --samples")
 
 
 def _check_processes(options: argparse.Namespace) -> None:

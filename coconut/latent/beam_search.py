@@ -1,6 +1,6 @@
 """Beam search over thoughts: at each thought the prefixes of highest score go on, and the others are dropped.
 
-It is the search of LatentTTS (arXiv 2510.07745, section 4.3), whose code leaves it out. Each of ``b`` beams is expanded
+It is the search of LatentTTS (arXiv 2510.07745), whose code leaves it out. Each of ``b`` beams is expanded
 into ``c`` candidates, drawn by the policy from the state that the beam has reached. A scorer
 (`coconut.latent.scorer`) gives each candidate its score, which is added to those of the thoughts before it, and the
 best ``b`` of ``b c`` sums are kept. At the first thought all beams are the same question, so the best ``b`` of ``b c``

@@ -1,6 +1,6 @@
 """A latent scorer: how good a trajectory of thoughts is, thought by thought.
 
-It is the LatentRM of LatentTTS (arXiv 2510.07745, section 4.2): a decoder of its own, which starts as a copy of the one
+It is the LatentRM of LatentTTS (arXiv 2510.07745): a decoder of its own, which starts as a copy of the one
 that thinks, and a linear head, which gives the state of each thought's column a score. The score of a trajectory is the
 sum over its thoughts, so that one that is not finished yet has a score, too: the sum so far
 (`coconut.latent.beam_search`). Scores compare the trajectories of one question; a bias of the head would cancel, and

@@ -1,13 +1,13 @@
 """Training a latent scorer (`coconut.latent.scorer`): its config, what trajectories are labelled with, and the loss.
 
-It follows LatentTTS (arXiv 2510.07745, section 4.2), whose LatentRM is trained on trajectories of a generator that
-stays as it is. The label of a thought is the share of right answers among continuations that the policy draws behind
-it; that of the last thought is whether the trajectory's own answer is right. The loss compares the trajectories of a
-question step by step: a softmax over them of their scores of the ``k``-th thought, and its cross-entropy with their
-labels of that thought. Where the paper leaves it open we read it as its code does: the labels are not normalised, so
-that a step at which more continuations are right counts for more; the softmax is of the scores of this one thought,
-not of the sums so far; and the mean is over steps of questions. The code's other loss, a binary cross-entropy of each
-thought on its own, is not here.
+It follows LatentTTS (arXiv 2510.07745), whose LatentRM is trained on trajectories of a generator that stays as it is.
+The label of a thought is the share of right answers among continuations that the policy draws behind it; that of the
+last thought is whether the trajectory's own answer is right. The loss compares the trajectories of a question step by
+step: a softmax over them of their scores of the ``k``-th thought, and its cross-entropy with their labels of that
+thought. Where the paper leaves it open this is our reading, which was not compared with its code: the labels are not
+normalised, so that a step at which more continuations are right counts for more; the softmax is of the scores of this
+one thought, not of the sums so far; and the mean is over steps of questions. A binary cross-entropy of each thought on
+its own, which it trains with as well, is not here.
 
 We differ in one thing: trajectories are drawn as the run goes on, not written down before it.
 """
