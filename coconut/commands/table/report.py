@@ -219,7 +219,7 @@ def _main_cells(name: str, row: Mapping[str, Any], best: str | None) -> list[str
         name,
         seeds,
         f"{100 * row['accuracy']:.1f}{spread} ({100 * low:.1f}-{100 * high:.1f})",
-        "best" if name == best else "-" if against is None else f"{against['p_value']:.2g}",
+        "best" if name == best else "-" if against is None else _p_value(against["p_value"]),
         f"{row['tokens']:.1f}",
         f"{row['thoughts']:.1f}",
         f"{row['passes']:.1f}",
@@ -227,6 +227,11 @@ def _main_cells(name: str, row: Mapping[str, Any], best: str | None) -> list[str
         f"{row['training_seconds']:,.1f}",
         f"{row['seconds_per_question']:.2g}",
     ]
+
+
+def _p_value(value: float) -> str:
+    """A p-value; one below the least number is not 0."""
+    return f"{value:.2g}" if value else "<1e-300"
 
 
 def _intervention_cells(name: str, row: Mapping[str, Any], choose: bool) -> list[str]:
