@@ -1,10 +1,16 @@
 """What every test shares: one CPU device, checked shapes, the same random examples every time."""
 
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 # Before anything imports JAX, which reads it once. Tests that need several devices start their own process.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Commands that tests start in processes of their own keep compiled programs for each other, not in the user's folder.
+# Matplotlib's list of fonts stays where it is: it takes seconds to make.
+os.environ.setdefault("MPLCONFIGDIR", str(Path.home() / ".cache" / "matplotlib"))
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="coconut_tests_")
 
 import jax
 import pytest
@@ -18,6 +24,11 @@ install_import_hook([*(f"coconut.{name}" for name in LIBRARY), "pallas_kernels"]
 
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
 settings.load_profile("repeatable")
+
+
+def pytest_unconfigure(config):
+    """Removes the programs that the tests' commands kept."""
+    shutil.rmtree(os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 
 def pytest_collection_modifyitems(config, items):

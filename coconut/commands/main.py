@@ -9,11 +9,13 @@ import logging
 import os
 import shlex
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 from coconut import interruption
+from coconut.commands.compiled_programs import keep_compiled_programs
 from coconut.commands.flags import check_together, parse_arguments
 from coconut.commands.flags_of_runs import read_seeds
 from coconut.errors import CoconutError, DivergedError
@@ -30,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
       checkpoint to go on from. Any other failure is a Python traceback and 1.
     """
     options = parse_arguments(sys.argv[1:] if arguments is None else arguments)
+    options.started = time.perf_counter()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     # Orbax and grain report every step of a save through absl.
     logging.getLogger("absl").setLevel(logging.ERROR)
@@ -93,6 +96,7 @@ def _train(options: argparse.Namespace) -> int:
     from coconut.commands.seeds import train_seeds
     from coconut.commands.train import dry_run, print_dry_run, run_training
     from coconut.sharding import make_mesh
+    from coconut.training.clock import told
 
     bindings = [*options.gin_binding, *(["DataConfig.drop_too_long = True"] if options.drop_too_long else [])]
     if options.skip_bad_records is not None:
@@ -117,11 +121,12 @@ def _train(options: argparse.Namespace) -> int:
             return _interrupted(f"the same command in the same --workdir {options.workdir}")
         print(f"trained {len(trained)} seeds: {options.workdir}")
         return EXIT_DONE
-    result = run_training(config, options.workdir, from_step=options.from_step, **how)
+    result = run_training(config, options.workdir, from_step=options.from_step, started=options.started, **how)
     if not result.progress.finished:
         return _interrupted(f"the same command in the same --workdir {options.workdir}")
     if jax.process_index() == 0:
         print(f"trained {result.progress.step:,} steps in {result.progress.seconds:,.0f} s: {options.workdir}")
+        print(told(result.clock))
     return EXIT_DONE
 
 
@@ -399,6 +404,7 @@ def run() -> None:
     """The console command."""
     # One line is enough: XLA's own start-up messages help nobody here.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    keep_compiled_programs()
     try:
         with interruption.interruptible():
             try:

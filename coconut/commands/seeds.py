@@ -10,6 +10,7 @@ from coconut.datasets import load_dataset
 from coconut.errors import CoconutError, DivergedError
 from coconut.storage import exists
 from coconut.storage_path import StoragePath
+from coconut.training.clock import told
 from coconut.training.config import RunConfig
 from coconut.training.setup import prepare
 from coconut.training.workdir import RUN_FILE, latest_manifest
@@ -68,6 +69,7 @@ def train_seeds(
             continue
         if not result.progress.finished:
             return None
+        console.print(f"{which}: {told(result.clock)}", highlight=False, markup=False)
     if diverged:
         raise DivergedError("; ".join(f"seed {seed}: {error}" for seed, error in diverged.items()))
     return folders

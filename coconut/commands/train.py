@@ -23,6 +23,7 @@ from coconut.pipeline import BatchSource
 from coconut.sharding import make_mesh, own_rows, replicated
 from coconut.storage import write_atomically
 from coconut.storage_path import StoragePath, as_path
+from coconut.training.clock import told
 from coconut.training.config import RunConfig, to_json
 from coconut.training.loop import TrainResult, train
 from coconut.training.optimizer import make_optimizer
@@ -99,6 +100,7 @@ def run_training(
     verify: bool = True,
     tensorboard: bool = False,
     console: Console | None = None,
+    started: float | None = None,
 ) -> TrainResult:
     """Trains and validates ``config`` in ``workdir``; goes on where an earlier call stopped. See `train`.
 
@@ -117,6 +119,7 @@ def run_training(
         verify=verify,
         tensorboard=tensorboard,
         console=console,
+        started=started,
     )
     if (text := operative_config()) and jax.process_index() == 0:
         write_atomically(workdir / "operative.gin", text)
@@ -131,16 +134,17 @@ def train_to_the_end(
     if not result.progress.finished:
         return None
     name, progress = f"{workdir.parent.name}/{workdir.name}", result.progress
-    console.print(f"{name}: {progress.step:,} steps in {progress.seconds:.0f} s", highlight=False)
+    console.print(f"{name}: {progress.step:,} steps in {progress.seconds:.0f} s; {told(result.clock)}", highlight=False)
     return result
 
 
 def how_it_went(trained: TrainResult) -> dict[str, Any]:
-    """Steps, seconds without compilation, and stages of a run, as plain values."""
+    """Steps, seconds without compilation, those of this call by the clock, and stages of a run, as plain values."""
     progress = trained.progress
     return {
         "steps": progress.step,
         "seconds": progress.seconds,
+        "clock": dict(trained.clock),
         "stages": [dict(stage) for stage in progress.stages],
     }
 

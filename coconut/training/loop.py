@@ -33,6 +33,7 @@ from coconut.storage import exists, hold, make_folder
 from coconut.storage_path import StoragePath, as_path
 from coconut.tokenizers import TokenizedExample
 from coconut.training.checkpoint import Checkpoints
+from coconut.training.clock import Clock, Doing
 from coconut.training.config import RunConfig
 from coconut.training.divergence import save_bundle
 from coconut.training.events import Events
@@ -62,12 +63,14 @@ class TrainResult:
       model: the model at the end.
       progress: where it stands; ``progress.finished`` is False where the call was interrupted.
       compilations: train-step programs compiled by this call.
+      clock: the seconds of this call by what was done in them (`coconut.training.clock`).
     """
 
     run: Run
     model: Model
     progress: Progress
     compilations: int
+    clock: Mapping[Doing, float]
 
 
 def train(
@@ -82,6 +85,7 @@ def train(
     verify: bool = True,
     tensorboard: bool = False,
     console: Console | None = None,
+    started: float | None = None,
 ) -> TrainResult:
     """Trains a run to its end, or goes on where it was stopped.
 
@@ -104,6 +108,7 @@ def train(
       verify: compare each file of the checkpoint with its SHA-256 first.
       tensorboard: also write TensorBoard events.
       console: where the progress bar goes; standard error if None.
+      started: when the clock of this call began, by `time.perf_counter`; None for now.
 
     Raises:
       CoconutError: bad input (before any long work starts), a workdir that holds another run or that another process
@@ -112,10 +117,11 @@ def train(
         it is validated or done. What `coconut.training.divergence.replay` needs to do that step again is in the
         workdir.
     """
-    workdir = as_path(workdir)
-    run, dataset, examples = prepare(config, dataset, workdir)
+    workdir, clock = as_path(workdir), Clock(started)
+    with clock.doing("reading"):
+        run, dataset, examples = prepare(config, dataset, workdir)
     make_folder(workdir)
-    with hold(workdir), contextlib.closing(Events(workdir)) as events:
+    with clock.running(), hold(workdir), contextlib.closing(Events(workdir)) as events:
         changed = run.check(workdir, allow)
         events.write("start", {"command": shlex.join(sys.argv), "changed": changed, **provenance()})
         for split, messages in dataset.left_out.items():
@@ -136,6 +142,7 @@ def train(
                 validate=validate,
                 tensorboard=tensorboard,
                 console=console,
+                clock=clock,
             )
 
 
@@ -153,6 +160,7 @@ def _train(
     validate: Validate,
     tensorboard: bool,
     console: Console | None,
+    clock: Clock,
 ) -> TrainResult:
     """`train`, once the input is known to be good and the workdir to be this run's."""
     config, curriculum, method = run.config, run.config.curriculum, get_method(run.config.method)
@@ -189,7 +197,8 @@ def _train(
     def measured(views: Views | None) -> tuple[Mapping[str, float], bool]:
         """The validation of this step, and whether the model is seen to give finite numbers."""
         # Several processes have to do the same: there a signal waits.
-        with interruption.raised() if jax.process_count() == 1 else contextlib.nullcontext():
+        interruptible = interruption.raised() if jax.process_count() == 1 else contextlib.nullcontext()
+        with clock.doing("validating"), interruptible:
             try:
                 validation = validate(template.model(state.parameters), run, dataset, progress.stage)
                 if progress.finished and not validation and views is not None:
@@ -204,13 +213,20 @@ def _train(
         return validation, bool(validation) or progress.finished
 
     interruption.check()
-    with jax.set_mesh(mesh), progress_bar(console) as bar, stop_asked() as interrupted, contextlib.closing(log):
+    with (
+        clock.doing("training"),
+        jax.set_mesh(mesh),
+        progress_bar(console) as bar,
+        stop_asked() as interrupted,
+        contextlib.closing(log),
+    ):
         task = bar.add_task(config.method, numbers="")
         if progress.validation_due:
             ended = progress.stage_ended and progress.stage == curriculum.final_stage
             progress = dataclasses.replace(progress, validation_due=False, finished=ended)
             validation, proven = measured(None)
-            checkpoints.save(state, progress, validation, proven=proven and bool(validation))
+            with clock.doing("saving"):
+                checkpoints.save(state, progress, validation, proven=proven and bool(validation))
         stopping = False
         while not (progress.finished or stopping):
             # --- A stage begins, or goes on.
@@ -229,7 +245,7 @@ def _train(
             length = source.stage_length
             validate_every = source.batches_per_epoch if config.evaluate_every == "epoch" else config.evaluate_every
             bar.reset(task, total=length, completed=progress.stage_step, description=f"{config.method} stage {stage}")
-            clock = time.perf_counter()
+            since = time.perf_counter()
 
             while not (progress.stage_ended or stopping):
                 # --- One step. The device runs ahead of the host until something needs its numbers.
@@ -256,10 +272,11 @@ def _train(
                 if schedules not in programs:
                     started = time.perf_counter()
                     bar.update(task, numbers="compiling")
-                    programs[schedules] = learning.step.lower(*arguments).compile()
+                    with clock.doing("compiling"):
+                        programs[schedules] = learning.step.lower(*arguments).compile()
                     seconds = time.perf_counter() - started + learning.compile_seconds()
                     log.write("compile", progress.step, {"stage": stage, "compile_seconds": seconds})
-                    clock += seconds
+                    since += seconds
                 state, metrics = programs[schedules](*arguments)
                 for meter in (log_meter, window_meter):
                     meter.add({**metrics, **given.metrics})
@@ -283,7 +300,7 @@ def _train(
                     events.write("skip", {"step": step, "stage": stage, "examples": ids})
                 progress = dataclasses.replace(
                     progress,
-                    seconds=progress.seconds + now - clock,
+                    seconds=progress.seconds + now - since,
                     skipped=skips.total,
                     skipped_in_a_row=skips.in_a_row,
                 )
@@ -313,7 +330,7 @@ def _train(
                     except NotFiniteError as error:
                         raise diverged(f"behind step {progress.step} the model is broken: {error}") from error
                     learning.compile_seconds()  # Which are no part of what follows.
-                    clock = time.perf_counter()
+                    since = time.perf_counter()
                     log_meter = Meter()
                     progress = dataclasses.replace(progress, log_seconds=progress.seconds)
                 if at_end or learnt:
@@ -346,11 +363,18 @@ def _train(
                     # A resumed run writes the lines after its checkpoint again, never those before it.
                     log.flush()
                     try:
-                        checkpoints.save(state, progress, validation, proven=proven)
+                        with clock.doing("saving"):
+                            checkpoints.save(state, progress, validation, proven=proven)
                     except NotFiniteError as error:
                         raise diverged(str(error)) from error
-                clock = time.perf_counter()
-    return TrainResult(run=run, model=template.model(state.parameters), progress=progress, compilations=len(programs))
+                since = time.perf_counter()
+    return TrainResult(
+        run=run,
+        model=template.model(state.parameters),
+        progress=progress,
+        compilations=len(programs),
+        clock=clock.seconds(),
+    )
 
 
 def _restored(

@@ -43,7 +43,7 @@ class Trainer:
         make_folder(folder)
         manifest = Manifest(progress=progress, validation={}, proven=True, parameter_norm=1.0, run={}, files={})
         manifest.write(folder)
-        return types.SimpleNamespace(progress=progress)
+        return types.SimpleNamespace(progress=progress, clock={"training": 1.0})
 
 
 @pytest.fixture
