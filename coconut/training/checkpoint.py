@@ -5,6 +5,7 @@ a disk it is written under another name, flushed, and renamed; in an object stor
 """
 
 import contextlib
+import dataclasses
 import logging
 import math
 from collections.abc import Callable, Collection, Mapping
@@ -451,7 +452,8 @@ def _unproven(manifests: Mapping[int, Manifest]) -> set[int]:
 
 
 def _tree(state: TrainState) -> dict[str, Any]:
-    return {"parameters": state.parameters, "opt_state": state.opt_state, "step": state.step}
+    items = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    return {name: item for name, item in items.items() if item is not None}
 
 
 def _path(path: tuple[Any, ...]) -> str:

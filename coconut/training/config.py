@@ -21,6 +21,7 @@ from coconut.pipeline import PipelineConfig
 from coconut.training.optimizer import OptimizerConfig
 from coconut.training.reinforcement import ReinforcementConfig
 from coconut.training.scoring import ScorerConfig
+from coconut.training.spikes import SpikeConfig
 
 
 @no_type_check  # Its own checks name the field and the value
@@ -65,8 +66,9 @@ class RunConfig:
       save_every: optimizer steps between checkpoints, beside those at the end of each stage; None for these alone.
       keep_latest: latest checkpoints kept, beside the best one.
       log_every: optimizer steps between lines of metrics.
-      max_skipped_steps: steps in a row that may be skipped because their gradient is not finite, before the run ends
-        with a `DivergedError`. It looks when it logs, validates or saves.
+      spikes: skip steps whose gradient is far longer than those before it (`coconut.training.spikes`); None for none.
+      max_skipped_steps: steps in a row that may be skipped because their gradient is not finite, or a spike, before the
+        run ends with a `DivergedError`. It looks when it logs, validates or saves.
       norm_alert_factor: factor by which the mean norms of thoughts and of token embeddings may differ before a line of
         metrics says ``norm_alert`` and the log warns; None for no alert. The norms are logged in any case.
 
@@ -100,6 +102,7 @@ class RunConfig:
     save_every: int | None = 1000
     keep_latest: int = 2
     log_every: int = 50
+    spikes: SpikeConfig | None = None
     max_skipped_steps: int = 10
     norm_alert_factor: float | None = None
 
@@ -125,6 +128,11 @@ class RunConfig:
             value = getattr(self, field)
             if isinstance(value, int) and value < 1:
                 reject(field, "must be None or at least 1")
+        if self.spikes is not None and self.spikes.most_in_a_row >= self.max_skipped_steps:
+            raise CoconutError(
+                f"SpikeConfig.most_in_a_row = {self.spikes.most_in_a_row!r}: must be below what ends the run, "
+                f"RunConfig.max_skipped_steps = {self.max_skipped_steps}"
+            )
         if self.norm_alert_factor is not None and not 1 < self.norm_alert_factor < math.inf:
             reject("norm_alert_factor", "must be None or above 1")
         if self.pipeline.batch_size % self.microbatches:

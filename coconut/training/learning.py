@@ -82,7 +82,10 @@ class Imitation:
     def __init__(self, config: RunConfig, template: Template, optimizer: optax.GradientTransformation, mesh: Mesh):
         self.method, self._mesh, self._rows = get_method(config.method), mesh, config.pipeline.batch_size
         self.step = make_train_step(
-            template, self.method, optimizer, options=config.options, microbatches=config.microbatches
+            *(template, self.method, optimizer),
+            options=config.options,
+            microbatches=config.microbatches,
+            spikes=config.spikes,
         )
 
     def views(self, state: TrainState, batches: Iterator[Views], number: int) -> StepViews:

@@ -44,7 +44,7 @@ from coconut.training.progress import Progress
 from coconut.training.rollouts import make_learning
 from coconut.training.run import BY_NAME, RUN_FILE, Run
 from coconut.training.setup import abstract_state, initial_state, prepare
-from coconut.training.state import TrainState, restart_optimizer
+from coconut.training.state import TrainState, restart_optimizer, restart_spikes
 from coconut.training.step import make_loss
 from coconut.types import Schedule
 
@@ -255,6 +255,8 @@ def _train(
                     or _method_restarts(method, run.placing(stage), progress, length, longest_chain)
                 ):
                     state = restart_optimizer(template, state, optimizer)
+                if at_stage:
+                    state = restart_spikes(state)
                 learning_rate = learning_rate_at(
                     config.optimizer,
                     step=progress.step,
@@ -280,7 +282,7 @@ def _train(
                 state, metrics = programs[schedules](*arguments)
                 for meter in (log_meter, window_meter):
                     meter.add({**metrics, **given.metrics})
-                skips.add(metrics["skipped"], progress.step + 1, given.examples)
+                skips.add(metrics, progress.step + 1, given.examples)
                 progress = dataclasses.replace(progress, step=progress.step + 1, stage_step=progress.stage_step + 1)
 
                 # --- Every so many steps.
@@ -295,9 +297,9 @@ def _train(
                     continue
                 averages, skipped_in_a_row = log_meter.averages(), skips.count()
                 now = time.perf_counter()
-                for step, ids in skips.seen:
-                    LOG.warning("step %d was skipped: its gradient is not finite; examples %s", step, ids)
-                    events.write("skip", {"step": step, "stage": stage, "examples": ids})
+                for step, ids, why in skips.seen:
+                    LOG.warning("step %d was skipped: its gradient %s; examples %s", step, why, ids)
+                    events.write("skip", {"step": step, "stage": stage, "why": why, "examples": ids})
                 progress = dataclasses.replace(
                     progress,
                     seconds=progress.seconds + now - since,

@@ -55,24 +55,25 @@ class Meter:
 
 
 class SkippedSteps:
-    """Steps that were skipped because a gradient was not finite, counted on the host in the order of the steps.
+    """Steps that were skipped, counted on the host in the order of the steps.
 
     Args:
       total: those of the run so far.
       in_a_row: how many of them were the last steps of all.
 
     Attributes:
-      seen: those that the last call of `count` found: the step's number, and the examples that it held.
+      seen: those that the last call of `count` found: the step's number, the examples that it held, and why.
     """
 
     def __init__(self, *, total: int = 0, in_a_row: int = 0):
         self.total, self.in_a_row = total, in_a_row
-        self.seen: list[tuple[int, list[int]]] = []
+        self.seen: list[tuple[int, list[int], str]] = []
         self._pending: list[tuple[Any, int, Any]] = []
 
-    def add(self, skipped: Any, step: int, examples: Any) -> None:
-        """Adds one step's ``skipped``, which may still be under way on the device, its number and its examples' ids."""
-        self._pending.append((skipped.total, step, examples))
+    def add(self, metrics: Mapping[str, Any], step: int, examples: Any) -> None:
+        """Adds one step: its metrics, which may still be under way on the device, its number, its examples' ids."""
+        flags = [metrics[name].total for name in ("skipped", "spikes") if name in metrics]
+        self._pending.append((flags, step, examples))
 
     def count(self) -> int:
         """Counts the steps added since the last call.
@@ -81,13 +82,14 @@ class SkippedSteps:
           Length of the longest row of skipped steps that reached into them.
         """
         longest, self.seen = 0, []
-        flags = jax.device_get([skipped for skipped, *_ in self._pending])
-        for skipped, (_, step, examples) in zip(flags, self._pending, strict=True):
+        flags = jax.device_get([own for own, *_ in self._pending])
+        for (skipped, *spikes), (_, step, examples) in zip(flags, self._pending, strict=True):
             self.in_a_row = self.in_a_row + 1 if skipped else 0
             self.total += bool(skipped)
             longest = max(longest, self.in_a_row)
             if skipped:
-                self.seen.append((step, [int(example) for example in examples if example >= 0]))
+                why = "is a spike" if any(spikes) else "is not finite"
+                self.seen.append((step, [int(example) for example in examples if example >= 0], why))
         self._pending.clear()
         return longest
 

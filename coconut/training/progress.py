@@ -23,7 +23,7 @@ class Progress:
       window: sums of the metrics since the last look at whether the stage is learnt.
       log: sums of the metrics since the last line of metrics.
       log_seconds: ``seconds`` at that line.
-      skipped: steps of the run that were skipped because a gradient was not finite.
+      skipped: steps of the run that were skipped because a gradient was not finite, or a spike.
       skipped_in_a_row: how many of them were its last steps.
       validation_due: whether the step was to be validated, and the run was stopped before it was.
       finished: whether the run is done.

@@ -332,7 +332,8 @@ class Reinforcement:
     def _make_step(self, optimizer: optax.GradientTransformation) -> TrainStep:
         """The train step: one update, or several with the probabilities before the first of them."""
         config, template = self._reinforcement, self._template
-        settings = {"options": self._config.options, "microbatches": self._config.microbatches}
+        fields = ("options", "microbatches", "spikes")
+        settings = {name: getattr(self._config, name) for name in fields}
         if config.updates == 1:
             return make_train_step(template, self.method, optimizer, **settings)
         update, parts = make_update(template, self.method, optimizer, **settings), config.minibatches

@@ -244,7 +244,7 @@ def abstract_state(
     check_heads(config.decoder.num_heads, config.decoder.kv_heads, mesh)
     model = jax.eval_shape(lambda: fresh_model(config))
     template = template_of(config, model)
-    state = jax.eval_shape(lambda model: make_state(template, parameters_of(model), optimizer), model)
+    state = jax.eval_shape(lambda model: make_state(template, parameters_of(model), optimizer, config.spikes), model)
     return template, placed(state, template.axes, mesh)
 
 
@@ -257,10 +257,11 @@ def initial_state(run: Run, optimizer: optax.GradientTransformation, mesh: Mesh)
     template, expected = abstract_state(run.config, optimizer, mesh)
     places = jax.tree.map(lambda x: x.sharding, expected)
     if run.config.pretrained is None and run.config.init_from is None:
-        make = lambda: make_state(template, parameters_of(fresh_model(run.config)), optimizer)
+        make = lambda: make_state(template, parameters_of(fresh_model(run.config)), optimizer, run.config.spikes)
         return jax.jit(make, out_shardings=places)()
     parameters = jax.device_put(parameters_of(initial_model(run, mesh)), places.parameters)
-    return jax.jit(lambda parameters: make_state(template, parameters, optimizer), out_shardings=places)(parameters)
+    make = lambda parameters: make_state(template, parameters, optimizer, run.config.spikes)
+    return jax.jit(make, out_shardings=places)(parameters)
 
 
 def initial_model(run: Run, mesh: Mesh | None = None) -> Model:

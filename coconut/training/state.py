@@ -2,6 +2,7 @@
 
 import dataclasses
 import fnmatch
+import functools
 import zlib
 from collections.abc import Collection, Mapping
 from typing import Any, no_type_check
@@ -23,6 +24,7 @@ from coconut.models.adapters import add_adapters, is_adapter
 from coconut.models.config import DecoderConfig
 from coconut.models.decoder import Decoder
 from coconut.training.config import RunConfig
+from coconut.training.spikes import SpikeConfig, SpikeWindow
 
 
 @jax.tree_util.register_dataclass
@@ -35,11 +37,13 @@ class TrainState:
       parameters: of the decoder and of all parts.
       opt_state: the optimizer's moments, of the parameters that are trained.
       step: optimizer steps taken.
+      spikes: what a gradient is judged by where the run skips spikes; None where it does not.
     """
 
     parameters: Parameters
     opt_state: Any
     step: Int[Array, ""]
+    spikes: SpikeWindow | None = None
 
 
 def fresh_model(config: RunConfig) -> Model:
@@ -153,10 +157,16 @@ def select(parameters: Parameters, names: Collection[str]) -> Parameters:
     return {name: value for name, value in parameters.items() if name in names}
 
 
-def make_state(template: Template, parameters: Parameters, optimizer: optax.GradientTransformation) -> TrainState:
+def make_state(
+    template: Template,
+    parameters: Parameters,
+    optimizer: optax.GradientTransformation,
+    spikes: SpikeConfig | None = None,
+) -> TrainState:
     """The state a run starts from, with moments for what is trained. Traceable."""
     opt_state = optimizer.init(select(parameters, template.trained))
-    return TrainState(parameters=parameters, opt_state=opt_state, step=jnp.zeros((), jnp.int32))
+    window = None if spikes is None else SpikeWindow.fresh(spikes.window)
+    return TrainState(parameters=parameters, opt_state=opt_state, step=jnp.zeros((), jnp.int32), spikes=window)
 
 
 def restart_optimizer(template: Template, state: TrainState, optimizer: optax.GradientTransformation) -> TrainState:
@@ -164,3 +174,12 @@ def restart_optimizer(template: Template, state: TrainState, optimizer: optax.Gr
     places = jax.tree.map(lambda x: x.sharding, state.opt_state)
     moving = select(state.parameters, template.trained)
     return dataclasses.replace(state, opt_state=jax.jit(optimizer.init, out_shardings=places)(moving))
+
+
+def restart_spikes(state: TrainState) -> TrainState:
+    """The state with an empty window of spikes, where it was; the state itself where the run skips none."""
+    if state.spikes is None:
+        return state
+    places = jax.tree.map(lambda x: x.sharding, state.spikes)
+    fresh = functools.partial(SpikeWindow.fresh, state.spikes.logarithms.size)
+    return dataclasses.replace(state, spikes=jax.jit(fresh, out_shardings=places)())

@@ -17,6 +17,7 @@ from coconut.losses import Loss, Ratio, ratio
 from coconut.methods.method import LossContext, Method, Views
 from coconut.model import Parameters, Template
 from coconut.sharding import constrain_tree, replicate
+from coconut.training.spikes import SpikeConfig, judge
 from coconut.training.state import TrainState, select
 
 Metrics = dict[str, Ratio]
@@ -155,6 +156,7 @@ def make_train_step(
     *,
     options: Any = None,
     microbatches: int = 1,
+    spikes: SpikeConfig | None = None,
 ) -> TrainStep:
     """Builds ``train_step(state, views, learning_rate, key) -> (state, metrics)``.
 
@@ -162,9 +164,10 @@ def make_train_step(
     same at every step; the step number is folded in. On a mesh (`jax.set_mesh`) rows, parameters and optimizer are
     split as `coconut.sharding` says.
 
-    A step whose loss or gradient is not finite is skipped: parameters and optimizer stay as they were, the step counts,
-    and its metrics weigh nothing but for ``skipped``, the share of steps that were skipped, ``padding``, the share of
-    columns that are not valid, and ``tokens``, the number of those that are, both over all views.
+    A step whose loss or gradient is not finite, or whose gradient is a spike (`coconut.training.spikes`), is skipped:
+    parameters and optimizer stay as they were, the step counts, and its metrics weigh nothing but for ``skipped`` and
+    ``spikes``, the shares of steps that were skipped and that were spikes, ``padding``, the share of columns that are
+    not valid, and ``tokens``, the number of those that are, both over all views.
 
     Where a loss has several terms, the metrics hold each of them by its name, and their sum as ``objective``.
 
@@ -174,11 +177,12 @@ def make_train_step(
       optimizer: from `coconut.training.optimizer.make_optimizer`; the learning rate is applied here.
       options: of the method; None for its defaults.
       microbatches: parts the rows are split into, one after the other, to save memory.
+      spikes: when a gradient is a spike; None where nothing is.
 
     Raises:
       CoconutError: when it is traced with several microbatches: see `term_weights`.
     """
-    update = make_update(template, method, optimizer, options=options, microbatches=microbatches)
+    update = make_update(template, method, optimizer, options=options, microbatches=microbatches, spikes=spikes)
 
     @functools.partial(jax.jit, donate_argnums=0)
     def train_step(
@@ -198,6 +202,7 @@ def make_update(
     *,
     options: Any = None,
     microbatches: int = 1,
+    spikes: SpikeConfig | None = None,
 ) -> TrainStep:
     """Builds one update of `make_train_step`, whose arguments it has: traceable, of a state whose step it leaves."""
     options = method.options() if options is None else options
@@ -207,10 +212,15 @@ def make_update(
     ) -> tuple[TrainState, Metrics]:
         value, gradients, metrics = _gradients(state.parameters, template, method, options, views, key, microbatches)
         norm = optax.tree.norm(gradients)
-        finite = jnp.isfinite(value) & jnp.isfinite(norm)
+        taken = finite = jnp.isfinite(value) & jnp.isfinite(norm)
+        window = state.spikes
+        if spikes is not None:
+            spike, behind = judge(state.spikes, jnp.where(finite, norm, 0.0), spikes)
+            taken = finite & ~spike
+            window = jax.tree.map(lambda a, b: jnp.where(finite, a, b), behind, state.spikes)
         # A branch: to choose element by element kept old and new state side by side, half as much memory again.
         trained, opt_state = jax.lax.cond(
-            finite,
+            taken,
             lambda parameters, opt_state: _updated(optimizer, gradients, opt_state, parameters, learning_rate),
             lambda parameters, opt_state: (parameters, opt_state),
             select(state.parameters, template.trained),
@@ -218,16 +228,18 @@ def make_update(
         )
         one = jnp.ones_like(norm)
         metrics["gradient_norm"] = Ratio(norm, one)
-        metrics = jax.tree.map(lambda x: jnp.where(finite, x, 0.0), metrics)
+        metrics = jax.tree.map(lambda x: jnp.where(taken, x, 0.0), metrics)
         valid = [view.valid for view in views.values()]
         padding = [ratio(1.0 - columns, jnp.ones(columns.shape)) for columns in valid]
         tokens = [jnp.sum(columns, dtype=jnp.float32) for columns in valid]
         metrics |= {
-            "skipped": Ratio(1.0 - finite, one),
+            "skipped": Ratio(1.0 - taken, one),
             "padding": functools.reduce(lambda a, b: Ratio(a.total + b.total, a.weight + b.weight), padding),
             "tokens": Ratio(functools.reduce(jnp.add, tokens), one),
         }
+        if spikes is not None:
+            metrics["spikes"] = Ratio(1.0 * (finite & ~taken), one)
         parameters = {**state.parameters, **trained}
-        return TrainState(parameters=parameters, opt_state=opt_state, step=state.step), metrics
+        return TrainState(parameters=parameters, opt_state=opt_state, step=state.step, spikes=window), metrics
 
     return update

@@ -287,7 +287,8 @@ class Scoring:
     def _make_step(self, optimizer: optax.GradientTransformation) -> TrainStep:
         """The train step: one update, or several by the same trajectories."""
         config, template = self._scorer, self._template
-        settings = {"options": self._config.options, "microbatches": self._config.microbatches}
+        fields = ("options", "microbatches", "spikes")
+        settings = {name: getattr(self._config, name) for name in fields}
         if config.epochs == 1:
             return make_train_step(template, self.method, optimizer, **settings)
         update = make_update(template, self.method, optimizer, **settings)

@@ -168,7 +168,10 @@ def make_step(config: RunConfig, where: Slice, mesh_config: MeshConfig, columns:
     optimizer = make_optimizer(config.optimizer)
     template, state = abstract_state(config, optimizer, mesh)
     function = make_train_step(
-        template, get_method(config.method), optimizer, options=config.options, microbatches=config.microbatches
+        *(template, get_method(config.method), optimizer),
+        options=config.options,
+        microbatches=config.microbatches,
+        spikes=config.spikes,
     )
     rows = config.pipeline.batch_size
 
