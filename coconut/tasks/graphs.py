@@ -127,6 +127,22 @@ def shortest_paths(graph: Graph, source: int, target: int) -> list[tuple[int, ..
     return paths
 
 
+MOST_PATHS = 10**18
+"""A number of paths is counted up to here."""
+
+
+def count_shortest_paths(graph: Graph, source: int, target: int) -> int:
+    """How many `shortest_paths` there are, at most `MOST_PATHS`, without making them: they may double with each hop."""
+    hops = distances(graph, source)
+    if target not in hops:
+        return 0
+    parents = adjacency(len(graph.symbols), graph.edges, "up")
+    ways = {source: 1}
+    for node in sorted(hops, key=hops.__getitem__)[1:]:
+        ways[node] = min(MOST_PATHS, sum(ways[up] for up in parents[node] if hops.get(up) == hops[node] - 1))
+    return ways[target]
+
+
 def neighbor_k(graph: Graph) -> tuple[tuple[int, ...], ...]:
     """The optimal nodes at every hop (Reasoning by Superposition, arXiv 2505.12514).
 

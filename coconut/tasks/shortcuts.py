@@ -9,7 +9,16 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 
 from coconut.errors import CoconutError
-from coconut.tasks.graphs import adjacency, ancestors, distances, hops_from, leaves, persons, reachable, shortest_paths
+from coconut.tasks.graphs import (
+    adjacency,
+    ancestors,
+    count_shortest_paths,
+    distances,
+    hops_from,
+    leaves,
+    persons,
+    reachable,
+)
 from coconut.tasks.prosqa import parse_graph
 from coconut.tasks.statistics import Accuracy, Marginal, accuracies, marginals
 from coconut.types import Example, Graph
@@ -104,7 +113,7 @@ def _measure(example: Example) -> dict[str, list[int]]:
     graph = _graph(example)
     other = other_root(graph)
     below_root, below_other = reachable(graph, graph.root), reachable(graph, other)
-    paths = shortest_paths(graph, graph.root, graph.target)
+    paths = count_shortest_paths(graph, graph.root, graph.target)
     if not paths:
         raise CoconutError(f"the target cannot be reached from the root: {example.question[-80:]!r}")
     nodes = range(len(graph.symbols))
@@ -114,8 +123,8 @@ def _measure(example: Example) -> dict[str, list[int]]:
         "nodes": [len(nodes)],
         "edges": [len(graph.edges)],
         "persons": [len(persons(graph))],
-        "shortest_path": [len(paths[0]) - 1],
-        "shortest_paths": [len(paths)],
+        "shortest_path": [distances(graph, graph.root)[graph.target]],
+        "shortest_paths": [paths],
         "in_degree": [parents[node] for node in nodes if node not in (graph.root, other)],
         "out_degree": [children[node] for node in nodes],
         "below_root_only": [len(below_root - below_other)],

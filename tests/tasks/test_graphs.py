@@ -76,8 +76,28 @@ def test_distances_agree_with_brute_force(seed):
     shortest = min(map(len, walks), default=0)
     expected = [walk for walk in walks if len(walk) == shortest]
     assert sorted(graphs.shortest_paths(graph, 0, 5)) == sorted(expected)
+    assert graphs.count_shortest_paths(graph, 0, 5) == len(expected)
     assert graphs.neighbor_k(graph) == tuple(tuple(sorted(set(nodes))) for nodes in zip(*expected, strict=True))
     assert graphs.distances(graph, 0).get(5, 0) == max(shortest - 1, 0)
+
+
+def test_shortest_paths_are_counted_without_making_them():
+    # Two nodes a layer, each below both of the layer above: their number doubles with each layer.
+    def layered(layers: int) -> Graph:
+        above, edges = [0], []
+        for layer in range(layers):
+            own = [2 * layer + 1, 2 * layer + 2]
+            edges += [(parent, child) for parent in above for child in own]
+            above = own
+        last = 2 * layers + 1
+        edges += [(parent, last) for parent in above]
+        symbols = tuple(str(node) for node in range(last + 2))
+        return Graph(symbols=symbols, edges=tuple(edges), root=0, target=last, negative=last + 1)
+
+    few, many = layered(5), layered(1000)
+    assert graphs.count_shortest_paths(few, 0, few.target) == len(graphs.shortest_paths(few, 0, few.target)) == 2**5
+    assert graphs.count_shortest_paths(many, 0, many.target) == graphs.MOST_PATHS
+    assert graphs.count_shortest_paths(DIAMOND, 0, 5) == 2 and graphs.count_shortest_paths(DIAMOND, 0, 4) == 0
 
 
 def test_neighbor_k_agrees_with_the_released_sets(shared_data):
