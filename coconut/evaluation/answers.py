@@ -41,7 +41,7 @@ class AnswerConfig:
     """How questions are answered.
 
     Attributes:
-      batch_size: rows decoded together.
+      batch_size: rows decoded together, at most.
       sampling: how tokens are chosen.
       thoughts: thoughts of every block, chosen at test time; None for what the stage was trained with.
       forced: text the model must go on from, behind the question and its thoughts (an answer's prefix, the start of a
@@ -146,6 +146,7 @@ def answer_questions(
     """
     if not examples:
         return
+    config = _with_no_empty_rows(config, len(examples))
     think, soft = method.think(placing.options), config.soft_thinking
     if isinstance(soft, SoftThinkingConfig):
         think = OneByOne()
@@ -266,6 +267,7 @@ def thoughts_of_questions(
       CoconutError: a question has no place for the thoughts that are asked for, or fewer thoughts than are given; the
         method feeds nothing back; or thoughts are given where the model makes all of them together.
     """
+    config = _with_no_empty_rows(config, len(examples))
     pages = given_pages(method, placing, examples, config.thoughts)
     shape, found = page_shape(pages), []
     for start in range(0, len(pages), config.batch_size):
@@ -277,6 +279,11 @@ def thoughts_of_questions(
             raise CoconutError(f"the method {method.name!r} feeds no thoughts back here")
         found += kept[: len(pages[here])]
     return found
+
+
+def _with_no_empty_rows(config: AnswerConfig, questions: int) -> AnswerConfig:
+    """Batches of no more rows than there are questions: rows beyond them would only be memory."""
+    return dataclasses.replace(config, batch_size=max(1, min(config.batch_size, questions)))
 
 
 def _read_questions(

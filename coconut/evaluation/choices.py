@@ -69,7 +69,7 @@ def choose(
       thoughts: of every block a question is given with; None for what the method says. No step is written.
       inputs: ``[K, D]`` of each question, run in the place of its thoughts (`coconut.evaluation.interventions`); None
         for the model's own.
-      batch_size: options scored together.
+      batch_size: options scored together, at most.
 
     Raises:
       CoconutError: an example has no graph, or no place for the thoughts that are asked for; a row is longer than a
@@ -86,7 +86,7 @@ def choose(
     pages: list[Page] = [
         (*page, Text(option.answer, True, 0, True)) for page, option in zip(asked, encoded, strict=True)
     ]
-    shape = page_shape(pages)
+    shape, batch_size = page_shape(pages), min(batch_size, len(pages))
     losses = []
     for start in range(0, len(pages), batch_size):
         rows: list[Page | None] = list(pages[start : start + batch_size])

@@ -57,6 +57,7 @@ def test_choices_are_those_of_one_option_at_a_time() -> None:
         expected += scores[0] > scores[1]
     assert 0 < expected < len(examples)
     method, placing = get_method("coconut"), placing_at(tokenizer, CurriculumConfig(max_latent_stage=2), 2)
-    for thoughts in (2, None):
-        chosen = choose(model, tokenizer, method, placing, examples, SYMBOLS, thoughts=thoughts, batch_size=4)
+    # A batch is never larger than what there is to choose between.
+    for thoughts, batch_size in ((2, 4), (None, 10**12)):
+        chosen = choose(model, tokenizer, method, placing, examples, SYMBOLS, thoughts=thoughts, batch_size=batch_size)
         assert chosen.sum() == expected

@@ -97,6 +97,12 @@ def evaluated(model: Model, method: str, **settings: Any) -> tuple[Evaluation, l
     return result, records, rows
 
 
+def test_a_batch_has_no_more_rows_than_there_are_questions():
+    model = model_that_writes(WRITTEN, first=QUESTION + 3)
+    result, records, rows = evaluated(model, "coconut", batch_size=10**12)
+    assert rows == [len(EXAMPLES)] and (result, records) == evaluated(model, "coconut")[:2]
+
+
 @pytest.mark.parametrize(
     "method,columns,thoughts,counted_thoughts",
     [("coconut", 4, 2, 2), ("pause", 4, 2, 0), ("no_cot", 0, 0, 0)],
