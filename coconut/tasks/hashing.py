@@ -1,5 +1,6 @@
 """What makes two questions the same, and the proof that two splits share none."""
 
+import functools
 import hashlib
 import re
 import unicodedata
@@ -26,6 +27,8 @@ def content_hash(example: Example) -> str:
     return _digest(example.question, exact=False)
 
 
+# Drawn, left out of other splits, compared with them: a question is asked for several times before a run begins.
+@functools.lru_cache(maxsize=2**18)
 def _digest(question: str, exact: bool) -> str:
     """The hash; ``exact`` keeps case, full stops, Unicode form and invisible characters."""
     if not exact and not question.isascii():
