@@ -33,6 +33,7 @@ from coconut.training.config import RunConfig
 from coconut.training.optimizer import OptimizerConfig
 from coconut.training.reinforcement import ReinforcementConfig
 from coconut.training.scoring import ScorerConfig
+from coconut.training.trackers.writer import TrackingConfig
 
 CONFIGS = (
     AdapterConfig,
@@ -50,6 +51,7 @@ CONFIGS = (
     RunConfig,
     SamplingConfig,
     ScorerConfig,
+    TrackingConfig,
 )
 _configurables: dict[str, Any] = {}
 

@@ -97,7 +97,6 @@ def run_training(
     allow: Collection[str] = (),
     from_step: int | None = None,
     verify: bool = True,
-    tensorboard: bool = False,
     console: Console | None = None,
 ) -> TrainResult:
     """Trains and validates ``config`` in ``workdir``; goes on where an earlier call stopped. See `train`.
@@ -115,7 +114,6 @@ def run_training(
         allow=allow,
         from_step=from_step,
         verify=verify,
-        tensorboard=tensorboard,
         console=console,
     )
     if (text := operative_config()) and jax.process_index() == 0:

@@ -21,6 +21,7 @@ from coconut.pipeline import PipelineConfig
 from coconut.training.optimizer import OptimizerConfig
 from coconut.training.reinforcement import ReinforcementConfig
 from coconut.training.scoring import ScorerConfig
+from coconut.training.trackers.writer import TrackingConfig
 
 
 @no_type_check  # Its own checks name the field and the value
@@ -65,6 +66,7 @@ class RunConfig:
       save_every: optimizer steps between checkpoints, beside those at the end of each stage; None for these alone.
       keep_latest: latest checkpoints kept, beside the best one.
       log_every: optimizer steps between lines of metrics.
+      tracking: trackers of experiments that get the metrics, too.
       max_skipped_steps: steps in a row that may be skipped because their gradient is not finite, before the run ends
         with a `DivergedError`. It looks when it logs, validates or saves.
       norm_alert_factor: factor by which the mean norms of thoughts and of token embeddings may differ before a line of
@@ -100,6 +102,7 @@ class RunConfig:
     save_every: int | None = 1000
     keep_latest: int = 2
     log_every: int = 50
+    tracking: TrackingConfig = dataclasses.field(default_factory=TrackingConfig)
     max_skipped_steps: int = 10
     norm_alert_factor: float | None = None
 

@@ -41,10 +41,11 @@ from coconut.training.norms import NormAlert
 from coconut.training.optimizer import learning_rate_at, make_optimizer
 from coconut.training.progress import Progress
 from coconut.training.rollouts import make_learning
-from coconut.training.run import BY_NAME, RUN_FILE, Run
+from coconut.training.run import BY_NAME, RUN_FILE, Run, changes_numbers, tracked
 from coconut.training.setup import abstract_state, initial_state, prepare
 from coconut.training.state import TrainState, restart_optimizer
 from coconut.training.step import make_loss
+from coconut.training.trackers.feeding import open_trackers
 from coconut.types import Schedule
 
 LOG = logging.getLogger(__name__)
@@ -80,7 +81,6 @@ def train(
     allow: Collection[str] = (),
     from_step: int | None = None,
     verify: bool = True,
-    tensorboard: bool = False,
     console: Console | None = None,
 ) -> TrainResult:
     """Trains a run to its end, or goes on where it was stopped.
@@ -102,7 +102,6 @@ def train(
         although that changes its numbers. How it is run may differ in any case (`coconut.training.run.FREE`).
       from_step: go back to the checkpoint of this step, and set later ones aside; None for the latest that is whole.
       verify: compare each file of the checkpoint with its SHA-256 first.
-      tensorboard: also write TensorBoard events.
       console: where the progress bar goes; standard error if None.
 
     Raises:
@@ -134,7 +133,6 @@ def train(
                 allow=(*allow, *(BY_NAME if exists(workdir / RUN_FILE) else ())),
                 mesh=make_mesh() if mesh is None else mesh,
                 validate=validate,
-                tensorboard=tensorboard,
                 console=console,
             )
 
@@ -151,7 +149,6 @@ def _train(
     allow: Collection[str],
     mesh: Mesh,
     validate: Validate,
-    tensorboard: bool,
     console: Console | None,
 ) -> TrainResult:
     """`train`, once the input is known to be good and the workdir to be this run's."""
@@ -164,8 +161,10 @@ def _train(
         initial_state(run, optimizer, mesh),
         Progress(stage=curriculum.first_stage),
     )
+    # Before run.json is: a start that ends between the two finds the same difference again.
+    trackers = open_trackers(config.tracking, tracked(run, workdir, progress.step), differs=changes_numbers(changed))
     run.save(workdir, changed=changed, step=progress.step)
-    log = MetricsLog(workdir, start=progress.step, tensorboard=tensorboard)
+    log = MetricsLog(workdir, start=progress.step, trackers=trackers)
     log_meter, window_meter = Meter(progress.log), Meter(progress.window)
     skips = SkippedSteps(total=progress.skipped, in_a_row=progress.skipped_in_a_row)
     norm_alert = NormAlert(config.norm_alert_factor)
@@ -178,6 +177,7 @@ def _train(
     def diverged(why: str, **numbers: Any) -> DivergedError:
         """What to raise, once everything that explains it is on disk."""
         log.write("diverged", progress.step, {"stage": progress.stage, **numbers})
+        log.flush()
         # Samples are in no bundle: the questions, the checkpoint and the run's seed make them again.
         kept = host if config.drawing is None else {}
         bundle = save_bundle(workdir, run, state, progress, kept, rows) if kept else None
@@ -350,6 +350,7 @@ def _train(
                     except NotFiniteError as error:
                         raise diverged(str(error)) from error
                 clock = time.perf_counter()
+        log.outcome = "finished" if progress.finished else "stopped"
     return TrainResult(run=run, model=template.model(state.parameters), progress=progress, compilations=len(programs))
 
 
