@@ -193,7 +193,8 @@ def _parts(content: Mapping[str, Any]) -> list[str | tuple[Sequence[str], Sequen
 def _read_run(workdir: StoragePath) -> ComparedRun:
     content = read_run_file(workdir)
     method, seed = method_and_seed(workdir, content)
-    config = {name: value for name, value in content["config"].items() if name != "seed"}
+    # Where the numbers go changes none of them.
+    config = {name: value for name, value in content["config"].items() if name not in ("seed", "tracking")}
     others = ("tokenizer_fingerprint", "splits", "changes")
     identity = config | {name: content[name] for name in others if name in content}
     records = metrics_so_far(workdir)

@@ -49,14 +49,18 @@ def print_runs(runs: Sequence[RunSummary], folder: StoragePath, console: Console
         table.add_column("run", overflow="fold")
         table.add_column("state", no_wrap=True)
         table.add_column("method", overflow="fold")
+        swept = _swept(read)
+        for title in swept.values():
+            table.add_column(Text(title), justify="right", overflow="fold")
         for column in ("seed", "stage", "step", "last %", "best %", "wrote"):
             table.add_column(column, justify="right", no_wrap=True)
         for run in read:
             cells = (run.seed, run.stage, run.step, _percent(run.accuracy), _percent(run.best_accuracy))
             texts = ["-" if cell is None else str(cell) for cell in cells]
             state = Text(run.state, STYLES.get(run.state, ""))
+            values = [Text(str(run.swept.get(field, "-"))) for field in swept]
             # A name is no markup of rich's, whatever brackets it has.
-            table.add_row(Text(name(run)), state, Text(run.method or "-"), *texts, _age(run, now))
+            table.add_row(Text(name(run)), state, Text(run.method or "-"), *values, *texts, _age(run, now))
         _print(table, console)
     if broken:
         table = Table(box=None, pad_edge=False, header_style="bold")
@@ -68,6 +72,14 @@ def print_runs(runs: Sequence[RunSummary], folder: StoragePath, console: Console
                 Text(name(run)), Text("broken", STYLES["broken"]), Text(" ".join((run.problem or "").split()))
             )
         _print(table, console)
+
+
+def _swept(runs: Sequence[RunSummary]) -> dict[str, str]:
+    """The swept fields that have no column of their own, each with its title."""
+    fields = dict.fromkeys(field for run in runs for field in run.swept)
+    fields = [field for field in fields if field not in ("RunConfig.seed", "RunConfig.method")]
+    last = [field.rpartition(".")[2] for field in fields]
+    return {field: part if last.count(part) == 1 else field for field, part in zip(fields, last, strict=True)}
 
 
 def _print(table: Table, console: Console) -> None:

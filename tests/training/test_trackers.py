@@ -162,7 +162,7 @@ def read_event_files(folder: Path) -> Seen:
     from tensorboardX.proto.event_pb2 import Event
 
     found: Seen = []
-    for path in sorted(folder.glob("events.*"), key=lambda path: path.stat().st_mtime_ns):
+    for path in sorted(folder.glob("events.*"), key=lambda path: path.name):
         data = path.read_bytes()
         while data:
             (length,) = struct.unpack("<Q", data[:8])
@@ -180,16 +180,14 @@ def read_event_files(folder: Path) -> Seen:
 def test_wandb_offline_has_the_whole_run_in_its_newest_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb")
     from wandb.proto import wandb_internal_pb2
-    from wandb.sdk.internal.datastore import DataStore
 
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     log_steps(tmp_path, "wandb", 0, [1, 2, 3, 4], saved=[2])
     log_steps(tmp_path, "wandb", 2, [3, 4, 5], saved=[5])
-    store, losses, configs = DataStore(), [], {}
+    losses, configs = [], {}
     [file] = (tmp_path / "wandb" / "latest-run").resolve().glob("*.wandb")
-    store.open_for_scan(str(file))
-    while data := store.scan_data():
+    for data in log_records(file.read_bytes()[7:]):
         record = wandb_internal_pb2.Record.FromString(data)
         items = {item.key or "/".join(item.nested_key): item.value_json for item in record.history.item}
         losses += [(record.history.step.num, json.loads(items["train/loss"]))] if "train/loss" in items else []
@@ -199,6 +197,15 @@ def test_wandb_offline_has_the_whole_run_in_its_newest_folder(tmp_path: Path, mo
             assert (list(record.run.tags), record.run.display_name) == (["baseline"], "runs/x")
     assert losses == [(step, 1 / step) for step in (1, 2, 3, 4, 5)]
     assert (configs["seed"], configs["method"], configs["commit"]) == (3, "coconut", "abc")
+
+
+def log_records(data: bytes) -> Iterator[bytes]:
+    """The records of a log file of LevelDB's format that is shorter than a block: checksum, length, type, data."""
+    while len(data) > 7:
+        length, kind = struct.unpack("<HB", data[4:7])
+        assert kind == 1, "a record in one piece"
+        yield data[7 : 7 + length]
+        data = data[7 + length :]
 
 
 def test_wandb_without_an_account_is_an_error_at_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

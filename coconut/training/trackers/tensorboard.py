@@ -25,7 +25,9 @@ class TensorBoardWriter:
         self._mark = folder / "last_step"
         self.last_step = min(int(read_text(self._mark)), run.start) if exists(self._mark) else -1
         self._written = self.last_step
-        self._writer: Any = SummaryWriter(str(folder), purge_step=self.last_step + 1)
+        going_on = self.last_step + 1
+        # The rest of a file's name is the second it was opened in, of which there may be two.
+        self._writer: Any = SummaryWriter(str(folder), purge_step=going_on, filename_suffix=f".{going_on}")
         if self.last_step < 0:
             about = {"config": run.config, "tags": run.tags, **run.provenance}
             self._writer.add_text("run", _as_code(json.dumps(about, indent=1).splitlines()), 0)
