@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from coconut.analysis.curves import Axis, Records
 from coconut.analysis.plots import plot_learning_curves, save_figure
 from coconut.analysis.runs import METRICS_FILE, method_and_seed, metrics_so_far, validations, workdirs_of
 from coconut.commands.evaluate import markdown_table
+from coconut.commands.terminal import print_table
 from coconut.errors import CoconutError
 from coconut.storage import make_folder, write_atomically
 from coconut.storage_path import StoragePath
@@ -159,13 +158,8 @@ def print_comparison(content: Mapping[str, Any], console: Console) -> None:
         if isinstance(part, str):
             console.print(part, highlight=False, markup=False)
             continue
-        header, rows = part
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for name in header:
-            table.add_column(Text(name), overflow="fold")
-        for row in rows:
-            table.add_row(*map(Text, row))
-        console.print(table)
+        # Of a group's name and of a field's, words are the parts of a path.
+        print_table(*part, console, breakable=part[0])
         console.print()
 
 

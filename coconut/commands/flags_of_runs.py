@@ -1,4 +1,4 @@
-"""Flags about several runs: of ``coconut runs`` and ``coconut compare``, and what ``coconut train`` takes of a sweep."""
+"""Flags about several runs: of ``coconut runs``, of ``coconut compare``, and those of ``coconut train`` for a sweep."""
 
 import argparse
 import re

@@ -398,15 +398,12 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = MappingProxyType(
 
 
 def _print_markdown(text: str) -> None:
-    """Rendered on a terminal, as it is into a file or pipe."""
+    """In lines that fit on a terminal, as it is into a file or pipe."""
     from rich.console import Console
-    from rich.markdown import Markdown
 
-    console = Console()
-    if console.is_terminal:
-        console.print(Markdown(text))
-    else:
-        print(text)
+    from coconut.commands.terminal import print_markdown
+
+    print_markdown(text, Console())
 
 
 def _interrupted(how: str) -> int:

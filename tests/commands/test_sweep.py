@@ -1,4 +1,4 @@
-"""``coconut train --seeds`` and ``--sweep``: which runs it starts, in which order and where. Training itself is made up here."""
+"""``coconut train --seeds`` and ``--sweep``: which runs it starts, in which order and where. Training is made up."""
 
 import types
 from collections.abc import Iterator
