@@ -145,8 +145,10 @@ class MetricsLog:
     def close(self) -> None:
         """Closes the file, and what trackers have of the run."""
         if self._lines is not None:
-            self._lines.close()
-            self._trackers.close(self.outcome)
+            try:
+                self._lines.close()
+            finally:
+                self._trackers.close(self.outcome)
 
 
 def _step_of(line: str) -> int | None:

@@ -18,7 +18,6 @@ from coconut.training.trackers.feeding import open_trackers
 from coconut.training.trackers.writer import TrackedRun, TrackingConfig, register_metrics_writer
 from tests.tiny_runs import tiny_run
 
-Seen = list[tuple[int, str, float]]
 CONFIG = {"method": "coconut", "seed": 3, "decoder": {"num_layers": 1}, "options": None}
 VALUES = {"loss": 0.5, "broken": float("nan"), "rollouts": [{"text": "→ 3"}], "learnt": None}
 
@@ -97,6 +96,12 @@ def test_a_killed_run_goes_on_in_the_same_run_without_a_step_twice(memory: type[
     assert json.loads((tmp_path / "trackers.json").read_text()) == {"memory": "run1"}
 
 
+def test_only_the_first_process_writes(memory: type[Memory], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jax.process_index", lambda: 1)
+    log_steps(tmp_path, "memory", 0, [1, 2], saved=[2])
+    assert memory.server == {} and list(tmp_path.iterdir()) == []
+
+
 def test_a_tracker_that_fails_is_left_out_and_catches_up(
     memory: type[Memory], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -157,16 +162,18 @@ def test_tensorboard_shows_each_step_once(tmp_path: Path) -> None:
     assert read_event_files(tmp_path / "tensorboard") == [(step, "train/loss", 1 / step) for step in (1, 2, 3, 4, 5)]
 
 
-def read_event_files(folder: Path) -> Seen:
+def read_event_files(folder: Path) -> list[Any]:
     """The losses as TensorBoard shows them: a file's start drops what earlier ones hold from there on."""
-    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.proto import event_pb2
 
-    found: Seen = []
+    read: Any = vars(event_pb2)["Event"].FromString
+
+    found: list[Any] = []
     for path in sorted(folder.glob("events.*"), key=lambda path: path.name):
         data = path.read_bytes()
         while data:
             (length,) = struct.unpack("<Q", data[:8])
-            event, data = Event.FromString(data[12 : 12 + length]), data[16 + length :]
+            event, data = read(data[12 : 12 + length]), data[16 + length :]
             if event.HasField("session_log"):
                 found = [seen for seen in found if seen[0] < event.step]
             found += [
@@ -185,10 +192,10 @@ def test_wandb_offline_has_the_whole_run_in_its_newest_folder(tmp_path: Path, mo
     monkeypatch.setenv("WANDB_SILENT", "true")
     log_steps(tmp_path, "wandb", 0, [1, 2, 3, 4], saved=[2])
     log_steps(tmp_path, "wandb", 2, [3, 4, 5], saved=[5])
-    losses, configs = [], {}
+    losses, configs, read = [], {}, vars(wandb_internal_pb2)["Record"].FromString
     [file] = (tmp_path / "wandb" / "latest-run").resolve().glob("*.wandb")
     for data in log_records(file.read_bytes()[7:]):
-        record = wandb_internal_pb2.Record.FromString(data)
+        record = read(data)
         items = {item.key or "/".join(item.nested_key): item.value_json for item in record.history.item}
         losses += [(record.history.step.num, json.loads(items["train/loss"]))] if "train/loss" in items else []
         configs |= {item.key: json.loads(item.value_json) for item in record.run.config.update}

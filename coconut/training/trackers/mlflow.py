@@ -50,7 +50,7 @@ class MlflowWriter:
             run_name=run.name,
             tags=tags,
         )
-        self.run_id: str | None = created.info.run_id
+        self.run_id: str = created.info.run_id
         parameters = [Param(name, str(value)) for name, value in _leaves(run.config)]
         for first in range(0, len(parameters), MOST_PARAMETERS):
             self._client.log_batch(self.run_id, params=parameters[first : first + MOST_PARAMETERS])

@@ -25,8 +25,9 @@ class WandbWriter:
 
     def __init__(self, run: TrackedRun, run_id: str | None) -> None:
         import wandb
+        from wandb.errors import AuthenticationError, UsageError
 
-        settings = {} if "WANDB_FINISH_TIMEOUT" in os.environ else {"finish_timeout": FINISH_TIMEOUT}
+        timeout = float(os.environ.get("WANDB_FINISH_TIMEOUT", FINISH_TIMEOUT))
         try:
             self._run: Any = wandb.init(
                 project=run.project or os.environ.get("WANDB_PROJECT", "coconut"),
@@ -39,9 +40,9 @@ class WandbWriter:
                 dir=run.workdir if isinstance(run.workdir, Path) else None,
                 resume="allow",
                 reinit="create_new",
-                settings=wandb.Settings(**settings),
+                settings=wandb.Settings(finish_timeout=timeout),
             )
-        except (wandb.errors.UsageError, wandb.errors.AuthenticationError) as error:
+        except (UsageError, AuthenticationError) as error:
             raise CoconutError(f"W&B: {error} (WANDB_MODE=offline needs no account)") from error
         self.run_id: str | None = self._run.id
         self.last_step = self._run.starting_step - 1 if self._run.resumed else -1

@@ -23,14 +23,20 @@ class MetricsWriter(Protocol):
     """What writes to a tracker, made for one start of a run and used by its first process alone.
 
     What it raises while the run trains ends its own work until the next start, never the training.
-
-    Attributes:
-      run_id: by which it finds its run in the tracker again; kept in the workdir. None where it needs none.
-      last_step: the last optimizer step that its run in the tracker holds; -1 for none. It is given all steps behind.
     """
 
-    run_id: str | None
-    last_step: int
+    @property
+    def run_id(self) -> str | None:
+        """By which it finds its run in the tracker again; kept in the workdir. None where it needs none."""
+        ...
+
+    @property
+    def last_step(self) -> int:
+        """The last optimizer step that its run in the tracker held when it was opened; -1 for none.
+
+        It is given all steps behind this one.
+        """
+        ...
 
     def write(self, step: int, numbers: Mapping[str, float], texts: Mapping[str, Sequence[str]]) -> None:
         """Takes all that is logged of a step.
