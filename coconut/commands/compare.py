@@ -142,11 +142,7 @@ def config_differences(groups: Sequence[Group]) -> dict[str, list[Any]]:
 
 def describe(content: Mapping[str, Any]) -> str:
     """Markdown tables of a comparison: metrics, then what differs."""
-
-    def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-        return markdown_table(header, [[cell.replace("|", "\\|") for cell in row] for row in rows])
-
-    return "\n\n".join(part if isinstance(part, str) else table(*part) for part in _parts(content))
+    return "\n\n".join(part if isinstance(part, str) else markdown_table(*part) for part in _parts(content))
 
 
 def print_comparison(content: Mapping[str, Any], console: Console) -> None:

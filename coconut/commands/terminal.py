@@ -25,7 +25,7 @@ def print_markdown(text: str, console: Console) -> None:
         if not lines[0].startswith("|"):
             console.print(Text(lines.pop(0)))
             continue
-        table = []
+        table: list[list[str]] = []
         while lines and lines[0].startswith("|"):
             cells = re.split(r"(?<!\\)\|", lines.pop(0).strip()[1:-1])
             table.append([cell.strip().replace("\\|", "|") for cell in cells])

@@ -2,7 +2,7 @@
 
 import json
 import logging
-import math
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,8 @@ class Trackers:
             self._give()
             self._step = step
         for name, value in values.items():
-            if isinstance(value, (int, float)) and math.isfinite(value):
+            # Not `math.isfinite`: a file may hold an integer that is no float.
+            if isinstance(value, (int, float)) and abs(value) <= sys.float_info.max:
                 self._numbers[f"{kind}/{name}"] = float(value)
             elif isinstance(value, list):
                 self._texts[f"{kind}/{name}"] = [json.dumps(line, ensure_ascii=False) for line in value]
