@@ -1,4 +1,4 @@
-"""What somebody writes outside the package: a task, a feedback with parameters, a loss with two terms and two views."""
+"""What somebody writes outside: a task, a feedback with parameters, a loss with two terms and views, a tracker."""
 
 import dataclasses
 import random
@@ -12,6 +12,7 @@ from coconut.losses import Loss, Term, language_loss
 from coconut.methods import get_method, register_method
 from coconut.methods.method import Method
 from coconut.tasks import Task, content_hash, register_task
+from coconut.training.trackers.writer import register_metrics_writer
 from coconut.types import Example
 
 
@@ -54,7 +55,24 @@ class TaughtOptions:
     teacher: float = 0.5
 
 
+class Losses:
+    run_id, last_step = None, -1
+
+    def __init__(self, run, run_id):
+        self.path, self.lines = run.workdir / "losses.txt", []
+
+    def write(self, step, numbers, texts):
+        self.lines += [f"{step} {numbers['train/loss']}"] if "train/loss" in numbers else []
+
+    def flush(self):
+        self.path.write_text("\n".join(self.lines))
+
+    def close(self, outcome):
+        self.flush()
+
+
 PAGES = {"main": get_method("coconut").pages["main"], "teacher": get_method("cot").pages["main"]}
 register_task(Task(name="sums", generator=generate))
+register_metrics_writer("losses", Losses)
 register_feedback("turned", make_turned)
 register_method(Method(name="taught", pages=PAGES, options=TaughtOptions, loss=taught))

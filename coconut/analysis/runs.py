@@ -10,7 +10,7 @@ from coconut.errors import CoconutError
 from coconut.storage import exists, explained, is_held, read_text
 from coconut.storage_path import StoragePath, is_remote, parse_path
 from coconut.training.events import EVENTS_FILE
-from coconut.training.workdir import RUN_FILE, find_workdirs, latest_manifest, read_run_file
+from coconut.training.workdir import RUN_FILE, find_workdirs, latest_manifest, read_run_file, swept_values
 
 METRICS_FILE = "metrics.jsonl"
 State = Literal["running", "running?", "finished", "stopped", "diverged", "broken"]
@@ -33,6 +33,7 @@ class RunSummary:
       best_accuracy: the highest of that stage, since a later stage is always better (`coconut evaluate --which best`).
       written: when it last wrote, in UTC (ISO 8601).
       problem: of a broken run, what is wrong.
+      swept: of a run of a sweep, the value of each swept field by its gin name.
     """
 
     workdir: str
@@ -45,6 +46,7 @@ class RunSummary:
     best_accuracy: float | None = None
     written: str | None = None
     problem: str | None = None
+    swept: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def summarize_run(workdir: StoragePath) -> RunSummary:
@@ -173,6 +175,7 @@ def _summary(workdir: StoragePath) -> RunSummary:
         accuracy=measured[-1][1] if measured else None,
         best_accuracy=max(measured)[1] if measured else None,
         written=_written(workdir),
+        swept=swept_values(workdir),
     )
 
 

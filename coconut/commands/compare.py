@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from coconut.analysis.curves import Axis, Records
 from coconut.analysis.plots import plot_learning_curves, save_figure
 from coconut.analysis.runs import METRICS_FILE, method_and_seed, metrics_so_far, validations, workdirs_of
 from coconut.commands.evaluate import markdown_table
+from coconut.commands.terminal import print_table
 from coconut.errors import CoconutError
 from coconut.storage import make_folder, write_atomically
 from coconut.storage_path import StoragePath
@@ -143,11 +142,7 @@ def config_differences(groups: Sequence[Group]) -> dict[str, list[Any]]:
 
 def describe(content: Mapping[str, Any]) -> str:
     """Markdown tables of a comparison: metrics, then what differs."""
-
-    def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-        return markdown_table(header, [[cell.replace("|", "\\|") for cell in row] for row in rows])
-
-    return "\n\n".join(part if isinstance(part, str) else table(*part) for part in _parts(content))
+    return "\n\n".join(part if isinstance(part, str) else markdown_table(*part) for part in _parts(content))
 
 
 def print_comparison(content: Mapping[str, Any], console: Console) -> None:
@@ -159,13 +154,8 @@ def print_comparison(content: Mapping[str, Any], console: Console) -> None:
         if isinstance(part, str):
             console.print(part, highlight=False, markup=False)
             continue
-        header, rows = part
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for name in header:
-            table.add_column(Text(name), overflow="fold")
-        for row in rows:
-            table.add_row(*map(Text, row))
-        console.print(table)
+        # Of a group's name and of a field's, words are the parts of a path.
+        print_table(*part, console, breakable=part[0])
         console.print()
 
 
@@ -193,7 +183,8 @@ def _parts(content: Mapping[str, Any]) -> list[str | tuple[Sequence[str], Sequen
 def _read_run(workdir: StoragePath) -> ComparedRun:
     content = read_run_file(workdir)
     method, seed = method_and_seed(workdir, content)
-    config = {name: value for name, value in content["config"].items() if name != "seed"}
+    # Where the numbers go changes none of them.
+    config = {name: value for name, value in content["config"].items() if name not in ("seed", "tracking")}
     others = ("tokenizer_fingerprint", "splits", "changes")
     identity = config | {name: content[name] for name in others if name in content}
     records = metrics_so_far(workdir)

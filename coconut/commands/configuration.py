@@ -34,6 +34,7 @@ from coconut.training.optimizer import OptimizerConfig
 from coconut.training.reinforcement import ReinforcementConfig
 from coconut.training.scoring import ScorerConfig
 from coconut.training.spikes import SpikeConfig
+from coconut.training.trackers.writer import TrackingConfig
 
 CONFIGS = (
     AdapterConfig,
@@ -52,6 +53,7 @@ CONFIGS = (
     SamplingConfig,
     ScorerConfig,
     SpikeConfig,
+    TrackingConfig,
 )
 _configurables: dict[str, Any] = {}
 

@@ -368,7 +368,11 @@ def evaluate_workdir(
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table with aligned columns."""
+    """A Markdown table with aligned columns; a ``|`` in a cell is escaped."""
+    header, rows = (
+        [cell.replace("|", "\\|") for cell in header],
+        [[x.replace("|", "\\|") for x in row] for row in rows],
+    )
     widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
     line = lambda cells: "| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) + " |"
     rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"

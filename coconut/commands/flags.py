@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from coconut.commands.flags_of_evaluate import check_evaluate
-from coconut.commands.flags_of_runs import add_compare, add_runs, add_seeds, check_seeds
+from coconut.commands.flags_of_runs import add_compare, add_runs, add_sweep, check_sweep
 from coconut.commands.hints import hint
 from coconut.commands.plan.chips import HERE, read_topology
 from coconut.commands.shipped import version
@@ -45,7 +45,7 @@ def check_together(options: argparse.Namespace) -> None:
     if options.command == "evaluate":
         check_evaluate(options)
     if options.command == "train":
-        check_seeds(options)
+        check_sweep(options)
     if options.command == "train" and options.workdir is None and not options.dry_run:
         raise CoconutError("--workdir is missing (or --dry_run, which needs none)")
     if options.command == "train" and options.dry_run:
@@ -102,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--workdir", type=_path, help="where checkpoints, metrics and the resolved config go: a folder, or gs://..."
     )
-    add_seeds(train)
+    add_sweep(train)
     train.add_argument("--dry_run", action="store_true", help="resolve, build abstractly, print the costs, and exit")
     train.add_argument("--drop_too_long", action="store_true", help="drop examples that do not fit the positions")
     _add_skip_bad_records(train)
@@ -117,7 +117,9 @@ def _parser() -> argparse.ArgumentParser:
         "--from_step", type=int, metavar="N", help="go back to the checkpoint of this step; later ones are set aside"
     )
     _add_verification(train)
-    train.add_argument("--tensorboard", action="store_true", help="also write TensorBoard events")
+    train.add_argument(
+        "--tensorboard", action="store_true", help="also write TensorBoard events, as TrackingConfig.writers names them"
+    )
     _add_mesh(train, "such as data=2,fsdp=4,tensor=2; every device its own rows")
     _add_processes(train)
 
@@ -347,7 +349,7 @@ def _add_imports(command: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="MODULE",
-        help="a module of your own that registers a task, a method or a feedback; repeatable",
+        help="a module of your own that registers a task, a method, a feedback, a reward, a metrics writer; repeatable",
     )
 
 

@@ -1,4 +1,4 @@
-"""Flags about several runs: of ``coconut runs``, of ``coconut compare``, and ``coconut train --seeds``."""
+"""Flags about several runs: of ``coconut runs``, of ``coconut compare``, and those of ``coconut train`` for a sweep."""
 
 import argparse
 import re
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from coconut.commands.cells import Cell, make_cells
 from coconut.errors import CoconutError
 
 
@@ -31,13 +32,35 @@ def add_compare(compare: argparse.ArgumentParser, path: Callable[[str], Any]) ->
     )
 
 
-def add_seeds(train: argparse.ArgumentParser) -> None:
-    """The flag ``--seeds`` of ``coconut train``; `check_seeds` reads it."""
+def add_sweep(train: argparse.ArgumentParser) -> None:
+    """The flags of ``coconut train`` about several runs; `check_sweep` looks at them."""
     train.add_argument(
         "--seeds",
         metavar="N,...",
         help="train a run for each of these seeds (0,1,2 or 0..4), one after the other, in WORKDIR/seed_N",
     )
+    train.add_argument(
+        "--sweep",
+        action="append",
+        default=[],
+        metavar="FIELD=[...]",
+        help="train a run for each value of a gin field, such as 'OptimizerConfig.learning_rate = [1e-3, 3e-3]', or "
+        "for those of a file of such lines; repeated, and with --seeds: for all combinations, a folder each",
+    )
+    train.add_argument(
+        "--cell", type=int, metavar="I", help="of a sweep or of seeds, train the run of this number alone, from 0"
+    )
+
+
+def cells_of(options: argparse.Namespace) -> tuple[Cell, ...]:
+    """The runs that ``--sweep`` and ``--seeds`` ask for; none where neither is given.
+
+    Raises:
+      CoconutError: `make_cells`, `read_seeds`.
+    """
+    if options.seeds is None and not options.sweep:
+        return ()
+    return make_cells(options.sweep, None if options.seeds is None else read_seeds(options.seeds))
 
 
 def read_seeds(text: str) -> tuple[int, ...]:
@@ -60,26 +83,31 @@ def read_seeds(text: str) -> tuple[int, ...]:
     return tuple(seeds)
 
 
-def check_seeds(options: argparse.Namespace) -> None:
-    """Looks for flags that mean one run beside ``--seeds`` of ``coconut train``.
+def check_sweep(options: argparse.Namespace) -> None:
+    """Looks at the flags of ``coconut train`` about several runs.
 
     Raises:
-      CoconutError: naming it; or the seeds are no numbers.
+      CoconutError: they are wrong by themselves; a flag beside them means one run, or a binding one of their fields.
     """
-    if options.seeds is None:
+    cells = cells_of(options)
+    flag = f"--seeds {options.seeds}" if not options.sweep else f"--sweep {options.sweep[0]!r}"
+    if not cells:
+        if options.cell is not None:
+            raise CoconutError(f"--cell {options.cell}: is one of a sweep: give --sweep or --seeds, too")
         return
-    read_seeds(options.seeds)
-    own_seed = [
-        binding for binding in options.gin_binding if re.match(r"\s*([\w./]+[./])?RunConfig\.seed\s*=", binding)
-    ]
+    for name in cells[0].values:
+        field = re.escape(".".join(name.split(".")[-2:]))
+        own = [text for text in options.gin_binding if re.match(rf"\s*([\w./]+[./])?{field}\s*=", text)]
+        if own:
+            raise CoconutError(f"--gin.{own[0]}: is about one run, and {flag} about several: give one or the other")
+    if options.cell is not None:
+        if not 0 <= options.cell < len(cells):
+            raise CoconutError(f"--cell {options.cell}: must be from 0 to {len(cells) - 1}")
+        return
     one_run = {
-        f"--gin.{own_seed[0] if own_seed else ''}": bool(own_seed),
         "--coordinator": options.coordinator is not None,
         "--distributed": options.distributed,
         f"--from_step {options.from_step}": options.from_step is not None,
-        "--dry_run": options.dry_run,
     }
-    if given := [flag for flag, is_given in one_run.items() if is_given]:
-        raise CoconutError(
-            f"{given[0]}: is about one run, and --seeds {options.seeds} about several: give one or the other"
-        )
+    if given := [name for name, is_given in one_run.items() if is_given]:
+        raise CoconutError(f"{given[0]}: is about one run, and {flag} about several: give one or the other, or --cell")

@@ -4,6 +4,7 @@ Those modules import JAX, which takes seconds: each is imported where its comman
 """
 
 import argparse
+import dataclasses
 import json
 import logging
 import os
@@ -12,14 +13,18 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from coconut import interruption
+from coconut.commands.cells import Cell
 from coconut.commands.compiled_programs import keep_compiled_programs
 from coconut.commands.flags import check_together, parse_arguments
-from coconut.commands.flags_of_runs import read_seeds
+from coconut.commands.flags_of_runs import cells_of, read_seeds
 from coconut.errors import CoconutError, DivergedError
 from coconut.extensions import import_extensions
+
+if TYPE_CHECKING:
+    from coconut.training.config import RunConfig
 
 EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_DIVERGED, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -93,7 +98,7 @@ def _train(options: argparse.Namespace) -> int:
 
     from coconut.commands.configuration import resolve_run
     from coconut.commands.distributed import join
-    from coconut.commands.seeds import train_seeds
+    from coconut.commands.sweep import check_cells, describe_cells, folder_of, train_cells, write_cell
     from coconut.commands.train import dry_run, print_dry_run, run_training
     from coconut.sharding import make_mesh
     from coconut.training.clock import told
@@ -101,8 +106,20 @@ def _train(options: argparse.Namespace) -> int:
     bindings = [*options.gin_binding, *(["DataConfig.drop_too_long = True"] if options.drop_too_long else [])]
     if options.skip_bad_records is not None:
         bindings.append(f"DataConfig.skip_bad_records = {options.skip_bad_records}")
-    config = resolve_run(options.gin_file, bindings)
+
+    def resolve(cell: Cell | None = None) -> "RunConfig":
+        config = resolve_run(options.gin_file, [*bindings, *(cell.bindings if cell is not None else ())])
+        tracking = config.tracking.also("tensorboard") if options.tensorboard else config.tracking
+        return dataclasses.replace(config, tracking=tracking)
+
+    cells = cells_of(options)
+    own = cells[options.cell] if options.cell is not None else None
+    config = resolve(own or next(iter(cells), None))
     join(options)
+    if own is None and cells and options.dry_run:
+        check_cells(resolve, cells, options.workdir)
+        print(describe_cells(cells, sys.argv[1:]))
+        return EXIT_DONE
     mesh = make_mesh(options.mesh)
     if options.dry_run:
         print_dry_run(*dry_run(config, mesh), Console())
@@ -111,21 +128,23 @@ def _train(options: argparse.Namespace) -> int:
         "mesh": mesh,
         "allow": options.allow,
         "verify": not options.skip_verification,
-        "tensorboard": options.tensorboard,
         "console": Console(stderr=True),
     }
-    if options.seeds is not None:
-        resolve = lambda seed: resolve_run(options.gin_file, [*bindings, f"RunConfig.seed = {seed}"])
-        trained = train_seeds(resolve, read_seeds(options.seeds), options.workdir, **how)
+    if own is None and cells:
+        trained = train_cells(resolve, cells, options.workdir, **how)
         if trained is None:
             return _interrupted(f"the same command in the same --workdir {options.workdir}")
-        print(f"trained {len(trained)} seeds: {options.workdir}")
+        print(f"trained {len(trained)} {'runs' if options.sweep else 'seeds'}: {options.workdir}")
         return EXIT_DONE
-    result = run_training(config, options.workdir, from_step=options.from_step, started=options.started, **how)
+    workdir = options.workdir
+    if own is not None:
+        workdir = folder_of(own, workdir)
+        write_cell(own, len(cells), workdir)
+    result = run_training(config, workdir, from_step=options.from_step, started=options.started, **how)
     if not result.progress.finished:
         return _interrupted(f"the same command in the same --workdir {options.workdir}")
     if jax.process_index() == 0:
-        print(f"trained {result.progress.step:,} steps in {result.progress.seconds:,.0f} s: {options.workdir}")
+        print(f"trained {result.progress.step:,} steps in {result.progress.seconds:,.0f} s: {workdir}")
         print(told(result.clock))
     return EXIT_DONE
 
@@ -384,15 +403,12 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = MappingProxyType(
 
 
 def _print_markdown(text: str) -> None:
-    """Rendered on a terminal, as it is into a file or pipe."""
+    """In lines that fit on a terminal, as it is into a file or pipe."""
     from rich.console import Console
-    from rich.markdown import Markdown
 
-    console = Console()
-    if console.is_terminal:
-        console.print(Markdown(text))
-    else:
-        print(text)
+    from coconut.commands.terminal import print_markdown
+
+    print_markdown(text, Console())
 
 
 def _interrupted(how: str) -> int:

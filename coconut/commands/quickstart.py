@@ -16,7 +16,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from coconut.analysis.plots import plot_accuracy_by_thoughts, plot_belief, plot_learning_curves
+from coconut.analysis.plots import plot_accuracy_by_thoughts, plot_belief, plot_learning_curves, save_figure
 from coconut.analysis.search_tree import first_nodes, graph_of
 from coconut.commands.configuration import resolve_run
 from coconut.commands.evaluate import EvaluateConfig, evaluate_workdir, markdown_table, subject_of
@@ -88,8 +88,8 @@ def quickstart(
 ) -> dict[str, Any]:
     """Trains, evaluates, tabulates and plots; started again with the same ``outdir`` it goes on.
 
-    Writes ``results.json``, ``results.md``, ``learning_curves.png``, ``accuracy_by_thoughts.png`` and ``beliefs.png``
-    into ``outdir``, beside one workdir a method.
+    Writes ``results.json``, ``results.md``, and ``learning_curves``, ``accuracy_by_thoughts`` and ``beliefs`` as PNG
+    and SVG into ``outdir``, beside one workdir a method.
 
     Args:
       outdir: the folder; made if missing.
@@ -209,13 +209,19 @@ def _start_from(workdir: Path) -> str:
 
 
 def _plot(outdir: Path, methods: Sequence[str], content: dict[str, Any], dataset: Dataset) -> None:
-    plot_learning_curves(
-        {method: outdir / method for method in methods}, outdir / "learning_curves.png", stages_of="coconut", chance=0.5
-    )
-    plot_accuracies(content, outdir / "accuracy_by_thoughts.png")
+    curves = {method: outdir / method for method in methods}
+    figures = {
+        "learning_curves": plot_learning_curves(
+            curves, outdir / "learning_curves.png", stages_of="coconut", chance=0.5
+        ),
+        "accuracy_by_thoughts": plot_accuracies(content, outdir / "accuracy_by_thoughts.png"),
+    }
     run, model, progress = load_model(outdir / "coconut", "best")
     subject, example = subject_of(run, model, progress), dataset.splits["test"][0]
-    plot_next_node(subject, example, run.config.curriculum.max_thoughts, outdir / "beliefs.png")
+    most = run.config.curriculum.max_thoughts
+    figures["beliefs"] = plot_next_node(subject, example, most, outdir / "beliefs.png")
+    for name, figure in figures.items():
+        save_figure(figure, outdir / f"{name}.svg")
 
 
 def plot_accuracies(content: dict[str, Any], path: Path) -> Figure:

@@ -6,17 +6,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from coconut.analysis.runs import RunSummary, summarize_run
+from coconut.commands.terminal import print_table
 from coconut.errors import CoconutError
 from coconut.storage_path import StoragePath
 from coconut.training.workdir import RUN_FILE, find_workdirs
 
 AGES = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
-WIDEST = 100_000
-"""Columns of what is no terminal."""
 STYLES = {"running": "green", "running?": "green", "diverged": "red", "broken": "red", "stopped": "yellow"}
 
 
@@ -45,36 +43,28 @@ def print_runs(runs: Sequence[RunSummary], folder: StoragePath, console: Console
     name = lambda run: run.workdir.removeprefix(str(folder)).lstrip("/") or "."
     read, broken = [run for run in runs if run.problem is None], [run for run in runs if run.problem is not None]
     if read:
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        table.add_column("run", overflow="fold")
-        table.add_column("state", no_wrap=True)
-        table.add_column("method", overflow="fold")
-        for column in ("seed", "stage", "step", "last %", "best %", "wrote"):
-            table.add_column(column, justify="right", no_wrap=True)
+        swept = _swept(read)
+        header = ("run", "state", "method", *swept.values(), "seed", "stage", "step", "last %", "best %", "wrote")
+        rows = []
         for run in read:
+            values = [str(run.swept.get(field, "-")) for field in swept]
             cells = (run.seed, run.stage, run.step, _percent(run.accuracy), _percent(run.best_accuracy))
             texts = ["-" if cell is None else str(cell) for cell in cells]
             state = Text(run.state, STYLES.get(run.state, ""))
-            # A name is no markup of rich's, whatever brackets it has.
-            table.add_row(Text(name(run)), state, Text(run.method or "-"), *texts, _age(run, now))
-        _print(table, console)
+            rows.append([name(run), state, run.method or "-", *values, *texts, _age(run, now)])
+        print_table(header, rows, console, breakable=("run", "method"))
     if broken:
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        table.add_column("run", overflow="fold")
-        table.add_column("state", no_wrap=True)
-        table.add_column("what is wrong", overflow="fold")
-        for run in broken:
-            table.add_row(
-                Text(name(run)), Text("broken", STYLES["broken"]), Text(" ".join((run.problem or "").split()))
-            )
-        _print(table, console)
+        state = Text("broken", STYLES["broken"])
+        rows = [[name(run), state, " ".join((run.problem or "").split())] for run in broken]
+        print_table(("run", "state", "what is wrong"), rows, console, breakable=("run", "what is wrong"))
 
 
-def _print(table: Table, console: Console) -> None:
-    if not console.is_terminal:
-        # Where rich would take 80 columns.
-        console = Console(file=console.file, width=WIDEST, color_system=None)
-    console.print(table)
+def _swept(runs: Sequence[RunSummary]) -> dict[str, str]:
+    """The swept fields that have no column of their own, each with its title."""
+    fields = dict.fromkeys(field for run in runs for field in run.swept)
+    fields = [field for field in fields if field not in ("RunConfig.seed", "RunConfig.method")]
+    last = [field.rpartition(".")[2] for field in fields]
+    return {field: part if last.count(part) == 1 else field for field, part in zip(fields, last, strict=True)}
 
 
 def _percent(share: float | None) -> str | None:

@@ -98,7 +98,6 @@ def run_training(
     allow: Collection[str] = (),
     from_step: int | None = None,
     verify: bool = True,
-    tensorboard: bool = False,
     console: Console | None = None,
     started: float | None = None,
 ) -> TrainResult:
@@ -117,7 +116,6 @@ def run_training(
         allow=allow,
         from_step=from_step,
         verify=verify,
-        tensorboard=tensorboard,
         console=console,
         started=started,
     )

@@ -22,6 +22,7 @@ from coconut.training.optimizer import OptimizerConfig
 from coconut.training.reinforcement import ReinforcementConfig
 from coconut.training.scoring import ScorerConfig
 from coconut.training.spikes import SpikeConfig
+from coconut.training.trackers.writer import TrackingConfig
 
 
 @no_type_check  # Its own checks name the field and the value
@@ -66,6 +67,7 @@ class RunConfig:
       save_every: optimizer steps between checkpoints, beside those at the end of each stage; None for these alone.
       keep_latest: latest checkpoints kept, beside the best one.
       log_every: optimizer steps between lines of metrics.
+      tracking: trackers of experiments that get the metrics, too.
       spikes: skip steps whose gradient is far longer than those before it (`coconut.training.spikes`); None for none.
       max_skipped_steps: steps in a row that may be skipped because their gradient is not finite, or a spike, before the
         run ends with a `DivergedError`. It looks when it logs, validates or saves.
@@ -103,6 +105,7 @@ class RunConfig:
     keep_latest: int = 2
     log_every: int = 50
     spikes: SpikeConfig | None = None
+    tracking: TrackingConfig = dataclasses.field(default_factory=TrackingConfig)
     max_skipped_steps: int = 10
     norm_alert_factor: float | None = None
 

@@ -42,10 +42,11 @@ from coconut.training.norms import NormAlert
 from coconut.training.optimizer import learning_rate_at, make_optimizer
 from coconut.training.progress import Progress
 from coconut.training.rollouts import make_learning
-from coconut.training.run import BY_NAME, RUN_FILE, Run
+from coconut.training.run import BY_NAME, RUN_FILE, Run, changes_numbers, tracked
 from coconut.training.setup import abstract_state, initial_state, prepare
 from coconut.training.state import TrainState, restart_optimizer, restart_spikes
 from coconut.training.step import make_loss
+from coconut.training.trackers.feeding import open_trackers
 from coconut.types import Schedule
 
 LOG = logging.getLogger(__name__)
@@ -83,7 +84,6 @@ def train(
     allow: Collection[str] = (),
     from_step: int | None = None,
     verify: bool = True,
-    tensorboard: bool = False,
     console: Console | None = None,
     started: float | None = None,
 ) -> TrainResult:
@@ -106,7 +106,6 @@ def train(
         although that changes its numbers. How it is run may differ in any case (`coconut.training.run.FREE`).
       from_step: go back to the checkpoint of this step, and set later ones aside; None for the latest that is whole.
       verify: compare each file of the checkpoint with its SHA-256 first.
-      tensorboard: also write TensorBoard events.
       console: where the progress bar goes; standard error if None.
       started: when the clock of this call began, by `time.perf_counter`; None for now.
 
@@ -140,7 +139,6 @@ def train(
                 allow=(*allow, *(BY_NAME if exists(workdir / RUN_FILE) else ())),
                 mesh=make_mesh() if mesh is None else mesh,
                 validate=validate,
-                tensorboard=tensorboard,
                 console=console,
                 clock=clock,
             )
@@ -158,7 +156,6 @@ def _train(
     allow: Collection[str],
     mesh: Mesh,
     validate: Validate,
-    tensorboard: bool,
     console: Console | None,
     clock: Clock,
 ) -> TrainResult:
@@ -172,8 +169,10 @@ def _train(
         initial_state(run, optimizer, mesh),
         Progress(stage=curriculum.first_stage),
     )
+    # Before run.json is: a start that ends between the two finds the same difference again.
+    trackers = open_trackers(config.tracking, tracked(run, workdir, progress.step), differs=changes_numbers(changed))
     run.save(workdir, changed=changed, step=progress.step)
-    log = MetricsLog(workdir, start=progress.step, tensorboard=tensorboard)
+    log = MetricsLog(workdir, start=progress.step, trackers=trackers)
     log_meter, window_meter = Meter(progress.log), Meter(progress.window)
     skips = SkippedSteps(total=progress.skipped, in_a_row=progress.skipped_in_a_row)
     norm_alert = NormAlert(config.norm_alert_factor)
@@ -186,6 +185,7 @@ def _train(
     def diverged(why: str, **numbers: Any) -> DivergedError:
         """What to raise, once everything that explains it is on disk."""
         log.write("diverged", progress.step, {"stage": progress.stage, **numbers})
+        log.flush()
         # Samples are in no bundle: the questions, the checkpoint and the run's seed make them again.
         kept = host if config.drawing is None else {}
         bundle = save_bundle(workdir, run, state, progress, kept, rows) if kept else None
@@ -370,6 +370,7 @@ def _train(
                     except NotFiniteError as error:
                         raise diverged(str(error)) from error
                 since = time.perf_counter()
+        log.outcome = "finished" if progress.finished else "stopped"
     return TrainResult(
         run=run,
         model=template.model(state.parameters),

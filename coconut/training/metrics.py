@@ -21,9 +21,10 @@ from rich.progress import (
 from rich.table import Column
 from rich.text import Text
 
-from coconut.errors import CoconutError
 from coconut.storage import LineLog, exists, read_text, write_atomically
 from coconut.storage_path import StoragePath
+from coconut.training.trackers.feeding import Trackers
+from coconut.training.trackers.writer import Outcome
 
 LOG = logging.getLogger(__name__)
 
@@ -99,11 +100,20 @@ class MetricsLog:
 
     Of several processes the first one writes. A value that is not finite is written as null. Started again at some
     step, the log forgets what came after it, so that a resumed run leaves the file an uninterrupted one would.
+
+    Args:
+      workdir: of the run.
+      start: optimizer steps taken so far.
+      trackers: who gets the same lines, and first those of before that they lack; None for nobody.
+
+    Attributes:
+      outcome: how this start of the run ended, which trackers are told; who knows better than ``failed`` sets it.
     """
 
-    def __init__(self, workdir: StoragePath, *, start: int, tensorboard: bool = False):
+    def __init__(self, workdir: StoragePath, *, start: int, trackers: Trackers | None = None):
         self._lines: LineLog | None = None
-        self._tensorboard = None
+        self._trackers = trackers or Trackers()
+        self.outcome: Outcome = "failed"
         if jax.process_index():
             return
         self.path = workdir / "metrics.jsonl"
@@ -118,30 +128,29 @@ class MetricsLog:
                 LOG.warning("%s: left out lines %s, which are damaged; all is in %s", self.path, damaged, kept_at)
             kept = [line for line, step in zip(lines, steps, strict=True) if step is not None and step <= start]
         self._lines = LineLog(self.path, kept)
-        self._tensorboard = _summary_writer(workdir) if tensorboard else None
+        self._trackers.catch_up(record for record in map(json.loads, kept) if "kind" in record)
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        """Writes one line, and the numbers among its values to TensorBoard if that is on."""
+        """Writes one line; trackers get it behind the file, so that they hold no step which it never held."""
         if self._lines is None:
             return
         line = {"kind": kind, "step": step, **{name: _finite(value) for name, value in values.items()}}
         self._lines.write(json.dumps(line))
-        if self._tensorboard is not None:
-            for name, value in values.items():
-                if isinstance(value, (int, float)) and math.isfinite(value):
-                    self._tensorboard.add_scalar(f"{kind}/{name}", value, step)
+        self._trackers.write(kind, step, values)
 
     def flush(self) -> None:
         """Returns when every line so far is on disk, or in the object store."""
         if self._lines is not None:
             self._lines.flush()
+            self._trackers.flush()
 
     def close(self) -> None:
-        """Closes the file."""
+        """Closes the file, and what trackers have of the run."""
         if self._lines is not None:
-            self._lines.close()
-        if self._tensorboard is not None:
-            self._tensorboard.close()
+            try:
+                self._lines.close()
+            finally:
+                self._trackers.close(self.outcome)
 
 
 def _step_of(line: str) -> int | None:
@@ -155,14 +164,6 @@ def _step_of(line: str) -> int | None:
 
 def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _summary_writer(workdir: StoragePath) -> Any:
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError as error:
-        raise CoconutError("TensorBoard needs `pip install coconut-jax[tensorboard]`") from error
-    return SummaryWriter(str(workdir / "tensorboard"))
 
 
 class _Numbers(ProgressColumn):

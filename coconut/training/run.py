@@ -20,6 +20,8 @@ from coconut.storage import exists, explained, write_atomically
 from coconut.storage_path import StoragePath, as_path, is_remote
 from coconut.tokenizers import Tokenizer
 from coconut.training.config import RunConfig, differences, run_config_from_json, to_json
+from coconut.training.trackers.feeding import name_of
+from coconut.training.trackers.writer import TrackedRun
 from coconut.training.workdir import RUN_FILE, read_run_file
 from coconut.types import Example
 
@@ -36,6 +38,7 @@ FREE = (
     "keep_latest",
     "max_skipped_steps",
     "norm_alert_factor",
+    "tracking.*",
 )
 """Fields of a `RunConfig` in which a run may go on with another value: how it is run, and what is noted of it."""
 BY_NAME = (
@@ -185,6 +188,25 @@ class Run:
             "splits": dict(self.splits),
         }
         return json.loads(json.dumps(content))
+
+
+def changes_numbers(changed: Collection[str]) -> bool:
+    """Whether what `Run.check` found changes the numbers of the steps to come."""
+    return any(not _fits(name, FREE) for name in changed)
+
+
+def tracked(run: Run, workdir: StoragePath, start: int) -> TrackedRun:
+    """What trackers are told of a run that is started with ``start`` steps taken."""
+    tracking = run.config.tracking
+    return TrackedRun(
+        workdir=workdir,
+        start=start,
+        name=tracking.name or name_of(workdir),
+        project=tracking.project,
+        tags=tracking.tags,
+        config=run.identity()["config"],
+        provenance=provenance(),
+    )
 
 
 def folder_of_run(workdir: StoragePath | str) -> StoragePath:

@@ -70,8 +70,9 @@ def prepare(
     Raises:
       CoconutError: data that cannot be read, splits that overlap, a vocabulary that is not the tokenizer's, a model to
         start from that is another one, examples longer than the model's positions, none with the steps that the method
-        learns from, a stop head that is missing, samples that cannot be drawn.
+        learns from, a stop head that is missing, samples that cannot be drawn, a tracker whose package is missing.
     """
+    config.tracking.check_packages()
     dataset = load_dataset(config.data) if dataset is None else dataset
     tokenizer = make_tokenizer(config.data, dataset.splits["train"])
     decoder = dataclasses.replace(config.decoder, vocab_size=vocabulary_size(config, tokenizer, workdir))

@@ -11,6 +11,8 @@ from coconut.storage_path import StoragePath
 from coconut.training.manifest import MANIFEST, DamagedError, Manifest
 
 RUN_FILE, CHECKPOINTS = "run.json", "checkpoints"
+SWEEP_FILE = "sweep.json"
+"""Of a run that is a cell of a sweep: the cell's number, and the value of each field that is swept."""
 
 
 def find_workdirs(folder: StoragePath) -> list[StoragePath]:
@@ -57,6 +59,24 @@ def read_run_file(workdir: StoragePath) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CoconutError(f"{path}: must be an object, not {content!r:.80}")
     return content
+
+
+def swept_values(workdir: StoragePath) -> dict[str, Any]:
+    """The value of each field that the sweep of a run sweeps, by its gin name; none where it belongs to no sweep.
+
+    Raises:
+      CoconutError: the file that says so is damaged.
+    """
+    path = workdir / SWEEP_FILE
+    if not exists(path):
+        return {}
+    try:
+        values = json.loads(read_text(path))["values"]
+    except (ValueError, RecursionError, TypeError, KeyError) as error:
+        raise CoconutError(f"{path}: {type(error).__name__}: {error}") from error
+    if not isinstance(values, dict):
+        raise CoconutError(f"{path}: values = {values!r:.80}: must be an object")
+    return values
 
 
 def latest_manifest(workdir: StoragePath) -> Manifest | None:

@@ -126,7 +126,9 @@ def main() -> None:
             print(name, flush=True)
             make(name, options.output)
     if not options.name:
-        plot_weak_scaling(options.output).savefig(options.output / "weak_scaling.png", dpi=120)
+        figure = plot_weak_scaling(options.output)
+        for kind in ("png", "svg"):
+            figure.savefig(options.output / f"weak_scaling.{kind}", dpi=120)
 
 
 if __name__ == "__main__":

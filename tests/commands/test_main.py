@@ -213,8 +213,9 @@ def test_the_quickstart_runs_in_small(
     assert results["provenance"]["commit"] and set(results["methods"]) == {"coconut", "no_cot"}
     for entry in results["methods"].values():
         assert entry["trained"]["examples"] == 48
-    for name in ("learning_curves.png", "accuracy_by_thoughts.png", "beliefs.png"):
-        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    for name in ("learning_curves", "accuracy_by_thoughts", "beliefs"):
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert "<svg" in (tmp_path / f"{name}.svg").read_text()
 
 
 def test_a_run_that_diverges_has_an_exit_code_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

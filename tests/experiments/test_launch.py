@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from coconut.commands.flags import parse_arguments
+from coconut.commands.flags import check_together, parse_arguments
+from coconut.commands.flags_of_runs import cells_of
 from coconut.commands.main import EXIT_BAD_INPUT, EXIT_DIVERGED, EXIT_INTERRUPTED
 
 ROOT = Path(__file__).parents[2]
@@ -78,6 +79,25 @@ def test_the_jobset_restarts_by_our_exit_codes(jobset: dict[str, Any]) -> None:
     assert action(1) is action(134) is None
 
 
+def test_each_pod_of_the_job_array_trains_a_cell_of_its_own() -> None:
+    job = yaml.safe_load((LAUNCH / "sweep.yaml").read_text())
+    spec, [container] = job["spec"], job["spec"]["template"]["spec"]["containers"]
+    assert (job["apiVersion"], job["kind"], spec["completionMode"]) == ("batch/v1", "Job", "Indexed")
+    assert spec["template"]["spec"]["restartPolicy"] == "Never" and "backoffLimit" not in spec
+    folders = []
+    for index in range(spec["completions"]):
+        options = parses([word.replace("$(JOB_COMPLETION_INDEX)", str(index)) for word in container["args"]])
+        check_together(options)
+        folders.append(cells_of(options)[options.cell].folder)
+    assert len(set(folders)) == spec["completions"] == len(cells_of(options))
+    actions = {
+        code: rule["action"]
+        for rule in spec["podFailurePolicy"]["rules"]
+        for code in rule.get("onExitCodes", {}).get("values", [])
+    }
+    assert actions == {EXIT_INTERRUPTED: "Ignore", EXIT_BAD_INPUT: "FailIndex", EXIT_DIVERGED: "FailIndex"}
+
+
 def test_the_script_gives_every_host_the_command(tmp_path: Path) -> None:
     gcloud = tmp_path / "gcloud"
     gcloud.write_text("#!/usr/bin/env python3\nimport json, sys\nprint(json.dumps(sys.argv[1:]))\nsys.exit(3)\n")
@@ -111,4 +131,4 @@ def test_the_readme_gives_commands_that_parse() -> None:
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     commands = [line.split("tpu_vm.sh")[1].split()[2:] for line in lines if "tpu_vm.sh" in line]
     commands += [shlex.split(line)[1:] for line in lines if line.startswith("coconut ")]
-    assert sorted(parses(command).command for command in commands) == ["plan", "train", "train"]
+    assert sorted(parses(command).command for command in commands) == ["plan", *["train"] * 3]

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich.console import Console
-from rich.table import Table
 
 from coconut import interruption
 from coconut.commands.configuration import SHIPPED, SHIPPED_IN, resolve_run
 from coconut.commands.evaluate import EvaluateConfig, evaluate_workdir
 from coconut.commands.table.budget import Budget, bindings_of, divide, measure_steps
+from coconut.commands.terminal import print_table
 from coconut.commands.train import how_it_went, train_to_the_end
 from coconut.datasets import Dataset, load_dataset
 from coconut.errors import CoconutError
@@ -273,16 +273,17 @@ def _show(
     if not console.is_terminal:
         return
     seeds = dict.fromkeys(cell.seed for cell in cells)
-    table = Table("method", *(f"seed {seed}" for seed in seeds), title=f"{len(results)} of {len(cells)} cells are done")
 
     def state(cell: Cell) -> str:
         if cell in results:
             return f"{100 * results[cell]['evaluation']['trained']['accuracy']:.1f} %"
         return "failed" if cell in failures else "running" if cell == now else "-"
 
-    for row in dict.fromkeys(cell.row for cell in cells):
-        table.add_row(row, *(state(cell) for cell in cells if cell.row == row))
-    console.print(table)
+    rows = [
+        [row, *(state(cell) for cell in cells if cell.row == row)] for row in dict.fromkeys(cell.row for cell in cells)
+    ]
+    console.print(f"{len(results)} of {len(cells)} cells are done")
+    print_table(("method", *(f"seed {seed}" for seed in seeds)), rows, console)
 
 
 def _is_file(path: str) -> bool:
