@@ -39,6 +39,7 @@ _LLAMA_CHOICES = {
     "mlp": "hidden_act",
     "tied_head": "tie_word_embeddings",
     "rotary_base": "rope_theta",
+    "rotary_fraction": "partial_rotary_factor",
     "rotary_scaling": "rope_scaling",
     "qkv_bias": "attention_bias",
     "output_bias": "attention_bias",
@@ -48,7 +49,7 @@ _LLAMA_CHOICES = {
 RATES = ("resid_pdrop", "embd_pdrop", "attn_pdrop", "attention_dropout")
 """Dropout rates: they change nothing in a model that is read, as long as they are rates."""
 
-# Their field -> the only values we compute; a field that is not there has the first of them.
+# Their field -> the only values we compute; a field that is not there has the first of them, or what `_UNSAID` says.
 _ANY_FAMILY: Mapping[str, tuple[Any, ...]] = {
     "is_encoder_decoder": (False, None),
     "is_causal": (True,),
@@ -68,18 +69,39 @@ _GPT2_ONLY: Mapping[str, tuple[Any, ...]] = {
 }
 _LLAMA_ONLY: Mapping[str, tuple[Any, ...]] = {
     "hidden_act": ("silu", "swish"),  # Two names of one function.
-    "partial_rotary_factor": (1.0, None),
     "use_sliding_window": (False, None),
     "rope_interleaved": (False, None),
     "use_mrope": (False, None),
 }
-# Beside the family's: Llama's cache slides where it has a window, Qwen's only where it is told to use it.
+_NO_BIAS: Mapping[str, tuple[Any, ...]] = {"attention_bias": (False, None), "mlp_bias": (False, None)}
+_WHOLE: Mapping[str, tuple[Any, ...]] = {"partial_rotary_factor": (1.0, None)}
+# Beside the family's. Windows: `_windows` looks at those that are used wherever they are named.
 _OWN_ONLY: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
     "gpt2": {},
-    "llama": {"sliding_window": (None,)},
-    "qwen2": {"attention_bias": (True, None), "mlp_bias": (False, None)},
-    "qwen3": {"mlp_bias": (False, None)},
+    "llama": _WHOLE,
+    "mistral": {**_WHOLE, **_NO_BIAS},
+    "olmo2": {**_WHOLE, "mlp_bias": (False, None)},
+    # Files of Phi bring code of their own, which does what that of `transformers` does.
+    "phi3": {
+        **_NO_BIAS,
+        "lm_head_bias": (False, None),
+        "full_attn_mod": (1, None),
+        "interpolate_factor": (1, None),
+    },
+    "qwen2": {**_WHOLE, "attention_bias": (True, None), "mlp_bias": (False, None)},
+    "qwen3": {**_WHOLE, "mlp_bias": (False, None)},
 }
+_OWN_CODE = {
+    "phi3": {
+        "AutoConfig": "configuration_phi3.Phi3Config",
+        "AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM",
+        "AutoTokenizer": "Xenova/gpt-4o",
+    }
+}
+# What a field that is not there means to `transformers`, where that is not what we compute.
+_UNSAID: Mapping[str, Mapping[str, Any]] = {"mistral": {"sliding_window": 4096}}
+# Of Qwen a window is used only where `use_sliding_window` says so, which is refused.
+_WINDOWED = ("llama", "mistral", "olmo2", "phi3")
 
 # fmt: off
 # What decides no number of the forward pass: names, versions, and defaults of training and of generation.
@@ -113,6 +135,9 @@ _LLAMA_HARMLESS = frozenset(
         "mlp_bias", "pretraining_tp", "sliding_window", "max_window_layers",
     ]
 )
+_OWN_HARMLESS = {
+    "phi3": frozenset(["resid_pdrop", "embd_pdrop", "original_max_position_embeddings", "auto_map"]),
+}
 # What `rope_scaling` and `rope_parameters` may hold; another entry is one layer's own, or a scaling's we do not know.
 _ROPE = frozenset(
     [
@@ -120,6 +145,7 @@ _ROPE = frozenset(
         "original_max_position_embeddings",
     ]
 )
+_LONG_ROPE = frozenset(["short_factor", "long_factor", "attention_factor"])
 # fmt: on
 
 
@@ -143,7 +169,9 @@ def unsupported(family: str, causal_model: str, content: Mapping[str, Any]) -> l
         for name, values in only.items()
         if not _is_one_of(content.get(name, values[0]), values)
     ]
+    found += _windows(family, content) + _code(family, content)
     known = _HARMLESS | (_GPT2_HARMLESS if gpt2 else _LLAMA_HARMLESS) | only.keys() | set(their_names(family).values())
+    known |= _OWN_HARMLESS.get(family, frozenset())
     found += [
         f"{name!s:.80} = {value!r:.80}: an unknown field, which may change what the model computes; take it out if it "
         "does not"
@@ -163,9 +191,35 @@ def unsupported(family: str, causal_model: str, content: Mapping[str, Any]) -> l
         rope = content.get(name)
         if rope is not None and not isinstance(rope, Mapping):
             found.append(f"{name} = {rope!r:.80}: must be an object")
-        elif unknown := sorted(set(rope or ()) - _ROPE):
-            found.append(f"{name} has {', '.join(unknown):.80}: only {', '.join(sorted(_ROPE))} are supported")
+        elif unknown := sorted(
+            set(rope or ()) - (known_of_rope := _ROPE | (_LONG_ROPE if family == "phi3" else set()))
+        ):
+            found.append(f"{name} has {', '.join(unknown):.80}: only {', '.join(sorted(known_of_rope))} are supported")
     return found
+
+
+def _windows(family: str, content: Mapping[str, Any]) -> list[str]:
+    """A window that some row could be longer than: a column would not see all before it."""
+    window = content.get("sliding_window", _UNSAID.get(family, {}).get("sliding_window"))
+    longest = content.get("max_position_embeddings")
+    if family not in _WINDOWED or window is None:
+        return []
+    if type(window) is int and type(longest) is int and window >= longest:
+        return []
+    unsaid = "" if "sliding_window" in content else " (which is what it means where it is not in the file)"
+    return [
+        f"sliding_window = {window!r:.80}{unsaid}: only None is supported, or one that is no shorter than "
+        "max_position_embeddings; rows that the window holds whole are computed alike without it: to use the model for "
+        "these, write null here and the window's length as max_position_embeddings"
+    ]
+
+
+def _code(family: str, content: Mapping[str, Any]) -> list[str]:
+    """Code that a checkpoint brings along, unless it is known to compute what `transformers` does."""
+    own, known = content.get("auto_map"), _OWN_CODE.get(family)
+    if own is None or known is None or (isinstance(own, Mapping) and own.items() <= known.items()):
+        return []
+    return [f"auto_map = {own!r:.80}: only {known} is known to compute what `transformers` does"]
 
 
 def _is_one_of(value: Any, values: tuple[Any, ...]) -> bool:
