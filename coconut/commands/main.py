@@ -90,14 +90,18 @@ def _train(options: argparse.Namespace) -> int:
 
     from coconut.commands.configuration import resolve_run
     from coconut.commands.distributed import join
-    from coconut.commands.seeds import train_seeds
+    from coconut.commands.seeds import seed_folder, train_seeds
     from coconut.commands.train import dry_run, print_dry_run, run_training
     from coconut.sharding import make_mesh
 
     bindings = [*options.gin_binding, *(["DataConfig.drop_too_long = True"] if options.drop_too_long else [])]
     if options.skip_bad_records is not None:
         bindings.append(f"DataConfig.skip_bad_records = {options.skip_bad_records}")
-    config = resolve_run(options.gin_file, bindings)
+    seeds = None if options.seeds is None else read_seeds(options.seeds)
+    folder = options.workdir
+    if seeds is not None and folder is not None:
+        folder = seed_folder(folder, seeds[0])
+    config = resolve_run(options.gin_file, bindings, workdir=folder)
     join(options)
     mesh = make_mesh(options.mesh)
     if options.dry_run:
@@ -110,9 +114,11 @@ def _train(options: argparse.Namespace) -> int:
         "tensorboard": options.tensorboard,
         "console": Console(stderr=True),
     }
-    if options.seeds is not None:
-        resolve = lambda seed: resolve_run(options.gin_file, [*bindings, f"RunConfig.seed = {seed}"])
-        trained = train_seeds(resolve, read_seeds(options.seeds), options.workdir, **how)
+    if seeds is not None:
+        resolve = lambda seed: resolve_run(
+            options.gin_file, [*bindings, f"RunConfig.seed = {seed}"], workdir=seed_folder(options.workdir, seed)
+        )
+        trained = train_seeds(resolve, seeds, options.workdir, **how)
         if trained is None:
             return _interrupted(f"the same command in the same --workdir {options.workdir}")
         print(f"trained {len(trained)} seeds: {options.workdir}")

@@ -15,6 +15,11 @@ from coconut.training.setup import prepare
 from coconut.training.workdir import RUN_FILE, latest_manifest
 
 
+def seed_folder(workdir: StoragePath, seed: int) -> StoragePath:
+    """Where the run of a seed lies."""
+    return workdir / f"seed_{seed}"
+
+
 def train_seeds(
     resolve: Callable[[int], RunConfig],
     seeds: Sequence[int],
@@ -46,7 +51,7 @@ def train_seeds(
     """
     if exists(workdir / RUN_FILE):
         raise CoconutError(f"--workdir {workdir}: is a run itself; --seeds makes a folder of runs")
-    folders = {seed: workdir / f"seed_{seed}" for seed in seeds}
+    folders = {seed: seed_folder(workdir, seed) for seed in seeds}
     dataset = load_dataset(resolve(seeds[0]).data)
     for seed, folder in folders.items():
         if exists(folder / RUN_FILE):

@@ -1,7 +1,7 @@
 """Between ``config.json`` and `DecoderConfig`.
 
 GPT-2, Llama (SmolLM 2 among them), Mistral, OLMo 2, Phi 3 (3.5, 4), Qwen 2 (2.5) and Qwen 3. A field of ``config.json``
-that would change what is computed, or is not known to change nothing (`coconut.models.huggingface.fields`), is an error.
+that changes what is computed, or is not known to change nothing (`coconut.models.huggingface.fields`), is refused.
 """
 
 import dataclasses
