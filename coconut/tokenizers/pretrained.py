@@ -1,4 +1,4 @@
-"""Tokenizers of published models: GPT-2, Llama 3, Qwen 2.5 and 3, and others with a byte-level byte-pair vocabulary.
+"""Tokenizers of published models: GPT-2, Llama 3, Qwen 2.5 and 3, SmolLM, and others of byte-level byte pairs.
 
 Each becomes a `Tokenizer` with the three latent markers, either behind the model's last id or in the place of special
 tokens that its makers left unused. Behind the last id the model's embedding may have to grow: GPT-2 has 50,257 rows
@@ -230,6 +230,7 @@ def _tokenizer(vocabulary: Vocabulary, eos_token: str, markers: MarkerPlace, whe
         tokenizer = Tokenizer(
             kind="byte_pair",
             pattern=vocabulary.pattern,
+            splits=vocabulary.splits,
             tokens=tokens,
             special_tokens=tuple(names[token_id] for token_id in in_order),
             eos_token=eos_token,
@@ -241,11 +242,10 @@ def _tokenizer(vocabulary: Vocabulary, eos_token: str, markers: MarkerPlace, whe
     except CoconutError as error:
         raise CoconutError(f"{where}: {error}") from error
     end = time.monotonic() + _SECONDS
-    for text in itertools.chain(_random_texts(vocabulary.pattern), _PROBES):
+    patterns = "".join((*vocabulary.splits, vocabulary.pattern))
+    for text in itertools.chain(_random_texts(patterns), _PROBES):
         if time.monotonic() > end:
-            raise CoconutError(
-                f"{where}: the pattern {vocabulary.pattern!r:.200} takes too long on texts as short as {text!r}"
-            )
+            raise CoconutError(f"{where}: the pattern {patterns!r:.200} takes too long on texts as short as {text!r}")
         try:
             tokenizer.encode(text)
         except CoconutError as error:

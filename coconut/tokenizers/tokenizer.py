@@ -17,6 +17,7 @@ from typing import Any, SupportsIndex
 import tiktoken
 
 from coconut.errors import CoconutError
+from coconut.tokenizers.splits import compile_split, split_text
 
 START_LATENT = "<|start-latent|>"
 LATENT = "<|latent|>"
@@ -32,7 +33,13 @@ SINGLE_BYTES = tuple(bytes([value]) for value in range(256))
 
 # The fields of a tokenizer's file: the type of each value, and how an error calls the whole.
 _STRING, _STRINGS, _INTEGERS = (str, "a string"), (str, "a list of strings"), (int, "a list of integers")
-_REAL = {"special_ids": _INTEGERS, "spelled": _STRINGS, "leading": _STRINGS, "normalization": _STRING}
+_REAL = {
+    "splits": _STRINGS,
+    "special_ids": _INTEGERS,
+    "spelled": _STRINGS,
+    "leading": _STRINGS,
+    "normalization": _STRING,
+}
 _FIELDS = {
     "kind": _STRING,
     "pattern": _STRING,
@@ -58,6 +65,8 @@ class Tokenizer:
       tokens: the bytes of each ordinary token, by id; earlier ones are merged first within a piece that is no token.
       special_tokens: names of the special tokens, the three markers among them.
       eos_token: name of the end-of-sequence token: a special token, or one of the symbols.
+      splits: regular expressions that cut text before ``pattern`` does, one after the other, in the dialect of the
+        package ``regex`` (`coconut.tokenizers.splits`).
       special_ids: ids of the special tokens, where they do not simply follow the ordinary ones.
       spelled: special tokens that text may spell, such as ``<think>``: those a real model's vocabulary adds, but does
         not call special. They are cut out before anything else.
@@ -73,6 +82,7 @@ class Tokenizer:
     tokens: tuple[bytes, ...] = dataclasses.field(repr=False)  # Too many to read in an error message.
     special_tokens: tuple[str, ...]
     eos_token: str
+    splits: tuple[str, ...] = ()
     special_ids: tuple[int, ...] = ()
     spelled: tuple[str, ...] = ()
     leading: tuple[str, ...] = ()
@@ -120,8 +130,8 @@ class Tokenizer:
         if self.kind == "symbol":
             if self.pattern != SYMBOL_PATTERN:
                 raise CoconutError(f"pattern: a symbol vocabulary has {SYMBOL_PATTERN!r}, not {self.pattern!r}")
-            if self.normalization or self.spelled:
-                raise CoconutError("normalization, spelled: a symbol vocabulary has neither")
+            if self.normalization or self.spelled or self.splits:
+                raise CoconutError("normalization, spelled, splits: a symbol vocabulary has none of them")
             for token in self.tokens:
                 text = token.decode("utf-8", "replace")
                 if text.split() != [text] or text.encode("utf-8") != token:
@@ -136,6 +146,8 @@ class Tokenizer:
             if not (isinstance(error, ValueError) or _is_panic(error)):
                 raise
             raise CoconutError(f"pattern: {self.pattern!r} is no valid regular expression: {error}") from error
+        for pattern in self.splits:
+            compile_split(pattern)
 
     @functools.cached_property
     def _ids(self) -> dict[bytes, int]:
@@ -162,7 +174,7 @@ class Tokenizer:
 
     @functools.cached_property
     def encoding(self) -> tiktoken.Encoding:
-        """The `tiktoken.Encoding`, for code that wants one."""
+        """The `tiktoken.Encoding`, for code that wants one. It knows nothing of ``splits`` and ``spelled``."""
         return tiktoken.Encoding(
             f"coconut-{self.kind}",
             pat_str=self.pattern,
@@ -228,7 +240,7 @@ class Tokenizer:
                     raise CoconutError(f"unknown symbol {symbol!r}; the nearest known one is {nearest!r}")
             # Joined again because Python counts a few control characters as white space that tiktoken does not.
             text = " ".join(symbols)
-        if not self.normalization and not self.spelled:
+        if not self.normalization and not self.spelled and not self.splits:
             return self._cut(text)
         text = without_surrogates(text)
         # Names first, then the normalization: a character behind a name must not change it.
@@ -239,7 +251,8 @@ class Tokenizer:
                 ids.append(self._special_ids[piece])
             else:
                 piece = unicodedata.normalize("NFC", piece) if self.normalization else piece
-                ids += self._cut(piece)
+                for part in split_text(piece, self.splits):
+                    ids += self._cut(part)
         return ids
 
     def _cut(self, text: str) -> list[int]:
@@ -329,6 +342,7 @@ class Tokenizer:
                 special_tokens=tuple(content["special_tokens"]),
                 eos_token=content["eos_token"],
                 special_ids=tuple(content.get("special_ids", ())),
+                splits=tuple(content.get("splits", ())),
                 spelled=tuple(content.get("spelled", ())),
                 leading=tuple(content.get("leading", ())),
                 normalization=content.get("normalization", ""),

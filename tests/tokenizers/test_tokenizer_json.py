@@ -52,8 +52,10 @@ def _added(**changes):
         ("pre_tokenizer", {"type": "Metaspace"}, "pre_tokenizer = 'Metaspace'"),
         ("pre_tokenizer", {"type": "ByteLevel"}, "pre_tokenizer.add_prefix_space = True"),
         ("pre_tokenizer", BYTE_LEVEL, "pre_tokenizer.use_regex = False"),
-        ("pre_tokenizer", _sequence(_split(), BYTE_LEVEL | {"use_regex": True}), "pre_tokenizer.use_regex = True"),
-        ("pre_tokenizer", _sequence({"type": "Digits"}, BYTE_LEVEL), "pre_tokenizer = 'Digits, ByteLevel'"),
+        ("pre_tokenizer", _sequence({"type": "Punctuation"}, BYTE_LEVEL), "pre_tokenizer = 'Punctuation, ByteLevel'"),
+        ("pre_tokenizer", _sequence(BYTE_LEVEL, _split()), "pre_tokenizer = 'ByteLevel, Split'"),
+        ("pre_tokenizer", _sequence(_split(), _split(pattern={"Regex": "("}), BYTE_LEVEL), r"splits: '\(' is no valid"),
+        ("pre_tokenizer", _sequence({"type": "Digits"}, _split(invert=True), BYTE_LEVEL), "behavior, invert"),
         ("pre_tokenizer", _sequence(_split(behavior="Removed"), BYTE_LEVEL), "behavior, invert = ..Removed., False"),
         ("pre_tokenizer", _sequence(_split(invert=True), BYTE_LEVEL), "behavior, invert = ..Isolated., True"),
         ("pre_tokenizer", _sequence(_split(pattern={"String": " "}), BYTE_LEVEL), "pre_tokenizer.pattern"),
@@ -96,6 +98,30 @@ def test_an_added_token_that_is_matched_in_normalized_text_is_refused(tmp_path):
     (folder / "tokenizer.json").write_text(json.dumps(declared))
     with pytest.raises(CoconutError, match=r"added_tokens: '<think>': normalized = True: not supported"):
         load_tokenizer(folder)
+
+
+def test_a_split_that_takes_for_ever_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("coconut.tokenizers.splits._SECONDS", 0.05)
+    folder = published.write_folder("gpt2", tmp_path)
+    slow = _sequence(_split(pattern={"Regex": r"(?:(?:\w?){30}){30}(?=\B\b)"}), BYTE_LEVEL | {"use_regex": True})
+    (folder / "tokenizer.json").write_text(json.dumps(json.loads(published.content("gpt2")) | {"pre_tokenizer": slow}))
+    with pytest.raises(CoconutError, match=r"splits: .* takes too long on '"):
+        load_tokenizer(folder)
+
+
+@pytest.mark.parametrize("individual", [True, False])
+def test_digits_alone_are_cut_as_hugging_face_cuts_them(individual, tmp_path):
+    import tokenizers as hf
+
+    folder = published.write_folder("gpt2", tmp_path)
+    cuts = _sequence({"type": "Digits", "individual_digits": individual}, BYTE_LEVEL)
+    declared = json.loads(published.content("gpt2")) | {"pre_tokenizer": cuts}
+    (folder / "tokenizer.json").write_text(json.dumps(declared))
+    ours, theirs = load_tokenizer(folder), hf.Tokenizer.from_str(json.dumps(declared))
+    theirs.encode_special_tokens = True
+    for text in published.random_texts(300, seed=4):
+        assert ours.encode(text) == theirs.encode(text).ids, text
+        assert ours.decode(ours.encode(text)) == text
 
 
 def test_files_that_are_no_json(tmp_path):
