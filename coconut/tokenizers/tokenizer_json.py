@@ -207,13 +207,14 @@ def _patterns(declared: Any, where: str) -> list[str]:
     *cuts, byte_level = items
     if byte_level.get("add_prefix_space", True):
         _refuse(where, "pre_tokenizer.add_prefix_space", True)
-    patterns = [_digits(cut) if cut["type"] == "Digits" else _split(cut, where) for cut in cuts]
+    alone = kinds == ["Split", "ByteLevel"]
+    patterns = [_digits(cut) if cut["type"] == "Digits" else _split(cut, where, alone=alone) for cut in cuts]
     if byte_level.get("use_regex", True):
         return [*patterns, GPT2_PATTERN]
     if not patterns:
         _refuse(where, "pre_tokenizer.use_regex", False)
     # A single expression must match all text; of several each leaves what it does not match as it is.
-    return patterns if kinds == ["Split", "ByteLevel"] else [*patterns, WHOLE]
+    return patterns if alone else [*patterns, WHOLE]
 
 
 def _digits(declared: Mapping[str, Any]) -> str:
@@ -221,8 +222,11 @@ def _digits(declared: Mapping[str, Any]) -> str:
     return r"\p{N}" if declared.get("individual_digits", False) else r"\p{N}+"
 
 
-def _split(declared: Mapping[str, Any], where: str) -> str:
-    if declared.get("behavior") != "Isolated" or declared.get("invert"):
+def _split(declared: Mapping[str, Any], where: str, *, alone: bool) -> str:
+    kind = declared.get("behavior"), bool(declared.get("invert"))
+    # What is made of OpenAI's vocabularies (Phi 4's, OLMo 2's) removes all that does not match, which is nothing: a
+    # pattern that leaves text out is refused.
+    if kind != ("Isolated", False) and not (alone and kind == ("Removed", True)):
         _refuse(where, "pre_tokenizer.behavior, invert", (declared.get("behavior"), declared.get("invert")))
     if "Regex" not in declared["pattern"]:
         _refuse(where, "pre_tokenizer.pattern", declared["pattern"])

@@ -10,10 +10,11 @@ import pytest
 
 from coconut.commands.configuration import operative_config, resolve_run
 from coconut.errors import CoconutError
+from coconut.models.config import LongRotaryScaling
 from coconut.models.huggingface import read_config
 from coconut.storage_path import as_path
 from coconut.tokenizers import symbol_tokenizer
-from coconut.training.config import RunConfig
+from coconut.training.config import RunConfig, from_json, to_json
 from coconut.training.run import Run
 from coconut.training.setup import family_name
 from tests.tiny_huggingface import ALL_CONFIGS
@@ -40,6 +41,15 @@ def test_the_decoder_is_what_config_json_says(folder: Path) -> None:
     chosen = resolve(folder, "DecoderConfig.max_positions = 8", "DecoderConfig.dropout = 0.5").decoder
     assert chosen == dataclasses.replace(there, max_positions=8, dropout=0.5)
     assert "DecoderConfig.num_layers = 2" in operative_config()
+
+
+def test_factors_of_long_rows_survive_gin_and_json(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(ALL_CONFIGS["phi3"].to_json_string(use_diff=False))
+    config = resolve(tmp_path)
+    assert isinstance(config.decoder.rotary_scaling, LongRotaryScaling) and config.decoder.max_positions == 32
+    assert from_json(RunConfig, json.loads(json.dumps(to_json(config))), "here") == config
+    with pytest.raises(CoconutError, match=re.escape("DecoderConfig.max_positions = 33: rows longer than LongRotaryS")):
+        resolve(tmp_path, "DecoderConfig.max_positions = 33")
 
 
 @pytest.mark.parametrize(

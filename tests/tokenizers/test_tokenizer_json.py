@@ -7,6 +7,7 @@ import pytest
 from coconut.errors import CoconutError
 from coconut.tokenizers import load_tokenizer
 from coconut.tokenizers.byte_level import BYTE_OF, merges_of, to_bytes, to_characters
+from coconut.tokenizers.tokenizer_json import GPT2_PATTERN
 from tests.tokenizers import published
 
 # As many ways to match a word as to leave letters out of it: more than the regular expressions of Rust try.
@@ -58,6 +59,11 @@ def _added(**changes):
         ("pre_tokenizer", _sequence({"type": "Digits"}, _split(invert=True), BYTE_LEVEL), "behavior, invert"),
         ("pre_tokenizer", _sequence(_split(behavior="Removed"), BYTE_LEVEL), "behavior, invert = ..Removed., False"),
         ("pre_tokenizer", _sequence(_split(invert=True), BYTE_LEVEL), "behavior, invert = ..Isolated., True"),
+        (
+            "pre_tokenizer",
+            _sequence({"type": "Digits"}, _split(behavior="Removed", invert=True), BYTE_LEVEL),
+            "behavior, invert = ..Removed., True",
+        ),
         ("pre_tokenizer", _sequence(_split(pattern={"String": " "}), BYTE_LEVEL), "pre_tokenizer.pattern"),
         ("pre_tokenizer", _sequence(_split(pattern={"Regex": "("}), BYTE_LEVEL), r"pattern: '\(' is no valid regular"),
         ("pre_tokenizer", _sequence(_split(pattern={"Regex": r"\S+"}), BYTE_LEVEL), "drops text of '"),
@@ -109,12 +115,19 @@ def test_a_split_that_takes_for_ever_is_refused(tmp_path, monkeypatch):
         load_tokenizer(folder)
 
 
-@pytest.mark.parametrize("individual", [True, False])
-def test_digits_alone_are_cut_as_hugging_face_cuts_them(individual, tmp_path):
+@pytest.mark.parametrize(
+    "cut",
+    [
+        {"type": "Digits", "individual_digits": True},
+        {"type": "Digits", "individual_digits": False},
+        _split(pattern={"Regex": GPT2_PATTERN}, behavior="Removed", invert=True),
+    ],
+)
+def test_text_is_cut_as_hugging_face_cuts_it(cut, tmp_path):
     import tokenizers as hf
 
     folder = published.write_folder("gpt2", tmp_path)
-    cuts = _sequence({"type": "Digits", "individual_digits": individual}, BYTE_LEVEL)
+    cuts = _sequence(cut, BYTE_LEVEL)
     declared = json.loads(published.content("gpt2")) | {"pre_tokenizer": cuts}
     (folder / "tokenizer.json").write_text(json.dumps(declared))
     ours, theirs = load_tokenizer(folder), hf.Tokenizer.from_str(json.dumps(declared))
