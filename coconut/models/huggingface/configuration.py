@@ -253,7 +253,7 @@ def _rotary_choices(family: str, content: Mapping[str, Any], problems: list[str]
     # Phi's files call it by three names; `transformers` takes the other two for this one, too.
     if family == "phi3" and kind in ("longrope", "su", "yarn"):
         return choices | _long_rotary_choices(content, rope, problems)
-    if kind == "llama3":
+    if kind == "llama3" and family != "phi3":
         names = tuple(_ROTARY_SCALING.values())
         if missing := [name for name in names if name not in rope]:
             problems.append(f"the rotary scaling lacks {', '.join(missing)}")
@@ -266,7 +266,8 @@ def _rotary_choices(family: str, content: Mapping[str, Any], problems: list[str]
         except CoconutError as error:
             problems.append(_renamed(str(error), "RotaryScaling", _ROTARY_SCALING))
     elif kind != "default":
-        problems.append(f"rotary scaling of type {kind!r}: only 'default' and 'llama3' are supported")
+        other = "longrope" if family == "phi3" else "llama3"
+        problems.append(f"rotary scaling of type {kind!r}: only 'default' and {other!r} are supported")
     return choices
 
 
@@ -276,7 +277,8 @@ def _long_rotary_choices(content: Mapping[str, Any], rope: Mapping[str, Any], pr
         problems.append(f"the rotary scaling lacks {', '.join(missing)}")
         return {}
     longest = content.get("max_position_embeddings")
-    original = content.get("original_max_position_embeddings", rope.get("original_max_position_embeddings", 4096))
+    # As in `transformers` not that of `rope`; and this, where the file does not say.
+    original = content.get("original_max_position_embeddings", 4096)
     if type(longest) is not int or type(original) is not int or original < 2 or longest < 1:
         problems.append(
             f"original_max_position_embeddings = {original!r:.80}, max_position_embeddings = {longest!r:.80}"

@@ -187,14 +187,13 @@ def unsupported(family: str, causal_model: str, content: Mapping[str, Any]) -> l
         is_number = isinstance(rate, int | float) and not isinstance(rate, bool)
         if rate is not None and not (is_number and 0 <= rate < 1):
             found.append(f"{name} = {rate!r:.80}: must be a rate in [0, 1)")
+    of_rope = _ROPE | _LONG_ROPE if family == "phi3" else _ROPE
     for name in () if gpt2 else ("rope_scaling", "rope_parameters"):
         rope = content.get(name)
         if rope is not None and not isinstance(rope, Mapping):
             found.append(f"{name} = {rope!r:.80}: must be an object")
-        elif unknown := sorted(
-            set(rope or ()) - (known_of_rope := _ROPE | (_LONG_ROPE if family == "phi3" else set()))
-        ):
-            found.append(f"{name} has {', '.join(unknown):.80}: only {', '.join(sorted(known_of_rope))} are supported")
+        elif unknown := sorted(set(rope or ()) - of_rope):
+            found.append(f"{name} has {', '.join(unknown):.80}: only {', '.join(sorted(of_rope))} are supported")
     return found
 
 
