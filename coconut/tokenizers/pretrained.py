@@ -5,8 +5,10 @@ tokens that its makers left unused. Behind the last id the model's embedding may
 for as many ids, Llama 3 128,256. Qwen's embedding is larger than its tokenizer from the start (151,936 rows or more
 for 151,665 ids), so its markers fit. `Tokenizer.vocab_size` is the number of rows that are needed.
 
-Ids equal those of Hugging Face's library for text that spells no special token, with one known exception: its NFC is
-that of Unicode 9, ours is Python's, so a combining mark younger than that may be ordered otherwise among others.
+Ids equal those of Hugging Face's library for text that spells no special token, with two known exceptions: its NFC is
+that of Unicode 9, ours is Python's, so a combining mark younger than that may be ordered otherwise among others. And a
+control character that a vocabulary has no token for, as SmolLM's has for some, is an error here, where that library
+leaves it out.
 """
 
 import base64
@@ -246,6 +248,8 @@ def _tokenizer(vocabulary: Vocabulary, eos_token: str, markers: MarkerPlace, whe
     for text in itertools.chain(_random_texts(patterns), _PROBES):
         if time.thread_time() > end:
             raise CoconutError(f"{where}: the pattern {patterns!r:.200} takes too long on texts as short as {text!r}")
+        if not tokenizer.can_spell(text):
+            continue
         try:
             tokenizer.encode(text)
         except CoconutError as error:

@@ -30,6 +30,9 @@ NORMALIZATIONS = ("", "NFC")
 SYMBOL_PATTERN = r"\S+"
 
 SINGLE_BYTES = tuple(bytes([value]) for value in range(256))
+# What a vocabulary that was trained on text alone may lack, as SmolLM's does: control characters, bytes of no UTF-8,
+# and the first ones of characters of the fifth plane and behind, where none is printed.
+_NOT_IN_TEXT = frozenset([*range(0x20), 0x7F, 0xC0, 0xC1, *range(0xF1, 0x100)]) - frozenset(b"\t\n\r")
 
 # The fields of a tokenizer's file: the type of each value, and how an error calls the whole.
 _STRING, _STRINGS, _INTEGERS = (str, "a string"), (str, "a list of strings"), (int, "a list of integers")
@@ -137,9 +140,12 @@ class Tokenizer:
                 if text.split() != [text] or text.encode("utf-8") != token:
                     raise CoconutError(f"tokens: symbol {_printable(token)!r} holds white space or is no UTF-8")
         else:
-            for value, byte in enumerate(SINGLE_BYTES):
-                if byte not in self._ids:
-                    raise CoconutError(f"tokens: a {self.kind} vocabulary needs every single byte; {value} is missing")
+            may_lack = _NOT_IN_TEXT if self.kind == "byte_pair" else frozenset()
+            for value in sorted(self._missing - may_lack):
+                raise CoconutError(f"tokens: a {self.kind} vocabulary needs every single byte; {value} is missing")
+            for token in self.tokens if self._missing else ():
+                if not self._missing.isdisjoint(token):
+                    raise CoconutError(f"tokens: {_printable(token)!r} has a byte that is no token")
         try:
             _ = self.encoding  # Built now, so that a bad pattern is reported where it came from.
         except BaseException as error:
@@ -159,6 +165,15 @@ class Tokenizer:
     def _special_ids(self) -> dict[str, int]:
         ids = self.special_ids or range(len(self.tokens), self.vocab_size)
         return dict(zip(self.special_tokens, ids, strict=True))
+
+    @functools.cached_property
+    def _missing(self) -> frozenset[int]:
+        """The bytes that are no token."""
+        return frozenset(value for value, byte in enumerate(SINGLE_BYTES) if byte not in self._ids)
+
+    def can_spell(self, text: str) -> bool:
+        """Whether it has tokens for all of a text; a ``byte_pair`` vocabulary may have none for control characters."""
+        return self.kind == "symbol" or self._missing.isdisjoint(utf8(without_surrogates(text)))
 
     @functools.cached_property
     def _bytes_by_id(self) -> list[bytes]:
@@ -228,8 +243,9 @@ class Tokenizer:
         Only the names in ``spelled`` become the token of that name.
 
         Raises:
-          CoconutError: for a symbol that a ``symbol`` vocabulary does not know, with the nearest that it does; or the
-            pattern leaves out a part of the text, or cannot be followed on it.
+          CoconutError: for a symbol that a ``symbol`` vocabulary does not know, with the nearest that it does; for a
+            character that a vocabulary has no tokens for; or the pattern leaves out a part of the text, or cannot be
+            followed on it.
         """
         if self.kind == "symbol":
             symbols = text.split()
@@ -257,6 +273,9 @@ class Tokenizer:
 
     def _cut(self, text: str) -> list[int]:
         """Ids of a text without names. A pattern leaves out what it does not match, and tiktoken says nothing."""
+        if self._missing and not self.can_spell(text):
+            unknown = next(character for character in text if not self.can_spell(character))
+            raise CoconutError(f"the vocabulary has no token for the character {unknown!r} of {text!r:.80}")
         try:
             ids = self.encoding.encode_ordinary(text)
         except BaseException as error:

@@ -137,6 +137,37 @@ def test_text_is_cut_as_hugging_face_cuts_it(cut, tmp_path):
         assert ours.decode(ours.encode(text)) == text
 
 
+def test_a_vocabulary_may_lack_bytes_that_no_text_has(tmp_path):
+    """As SmolLM's lacks some control characters: Hugging Face's library leaves them out of a text, and says nothing."""
+    import tokenizers as hf
+
+    def without(*lacking):
+        declared = json.loads(published.content("smollm"))
+        lost = {to_characters(bytes([value])) for value in lacking}
+        model, added = declared["model"], declared["added_tokens"]
+        model["merges"] = [merge for merge in model["merges"] if lost.isdisjoint("".join(merge))]
+        kept = [token for token in sorted(model["vocab"], key=model["vocab"].get) if lost.isdisjoint(token)]
+        model["vocab"] = {token: index for index, token in enumerate(kept)}
+        for offset, token in enumerate(added):
+            token["id"] = len(kept) + offset
+        published.write_folder("smollm", tmp_path)
+        (tmp_path / "tokenizer.json").write_text(json.dumps(declared))
+        return hf.Tokenizer.from_str(json.dumps(declared))
+
+    theirs = without(0x04, 0xC0, 0xF1)
+    ours = load_tokenizer(tmp_path)
+    theirs.encode_special_tokens = True
+    for text in published.random_texts(100, seed=6):
+        if ours.can_spell(text):
+            assert ours.encode(text) == theirs.encode(text).ids
+    assert not ours.can_spell("a\x04b") and theirs.encode("a\x04b").ids == ours.encode("a") + ours.encode("b")
+    with pytest.raises(CoconutError, match=r"no token for the character '\\x04' of 'a\\x04b'"):
+        ours.encode("a\x04b")
+    without(0x04, ord("q"))
+    with pytest.raises(CoconutError, match="needs every single byte; 113 is missing"):
+        load_tokenizer(tmp_path)
+
+
 def test_files_that_are_no_json(tmp_path):
     for content, message in ((b"{", "not a JSON file"), (b"[]", r"must hold a JSON object, not \[\]")):
         (tmp_path / "tokenizer.json").write_bytes(content)

@@ -108,13 +108,13 @@ _WINDOWED = ("llama", "mistral", "olmo2", "phi3")
 _HARMLESS = frozenset(
     [
         "model_type", "transformers_version", "architectures", "torch_dtype", "dtype", "tie_word_embeddings",
-        "coconut", "_name_or_path", "name_or_path", "_commit_hash", "tokenizer_class", "task_specific_params",
-        "finetuning_task", "problem_type", "id2label", "label2id", "num_labels", "prefix", "is_decoder", "use_cache",
+        "coconut", "_name_or_path", "name_or_path", "_model_name_or_path", "_commit_hash", "tokenizer_class",
+        "task_specific_params", "finetuning_task", "problem_type", "id2label", "label2id", "num_labels", "prefix", "is_decoder", "use_cache",
         "output_past", "output_attentions", "output_hidden_states", "return_dict", "use_return_dict", "torchscript",
         "use_bfloat16", "tf_legacy_loss", "attn_implementation", "_attn_implementation",
         "_attn_implementation_autoset", "chunk_size_feed_forward", "initializer_range", "gradient_checkpointing",
-        "bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "cls_token_id", "decoder_start_token_id",
-        "max_length", "min_length", "do_sample", "early_stopping", "num_beams", "num_beam_groups",
+        "bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "sep_token_id", "cls_token_id",
+        "decoder_start_token_id", "max_length", "min_length", "do_sample", "early_stopping", "num_beams", "num_beam_groups",
         "diversity_penalty", "temperature", "top_k", "top_p", "typical_p", "repetition_penalty", "length_penalty",
         "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words_ids", "num_return_sequences",
         "output_scores", "return_dict_in_generate", "forced_bos_token_id", "forced_eos_token_id",
