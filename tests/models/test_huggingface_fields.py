@@ -14,13 +14,13 @@ from coconut.errors import CoconutError
 from coconut.hub import local_folder
 from coconut.models.huggingface import agreed_config, load, load_pretrained, read_config
 from coconut.models.huggingface.configuration import decoder_config
-from tests.tiny_huggingface import ALL_CONFIGS, CONFIGS, random_model, write_model
+from tests.tiny_huggingface import ALL_CONFIGS, random_model, write_model
 from tests.tiny_models import quick_jit
 
 
 def content_of(name: str, **fields: Any) -> dict[str, Any]:
     """The config.json of a tiny model with every field that `transformers` gives it."""
-    content = json.loads(CONFIGS[name].to_json_string(use_diff=False)) | fields
+    content = json.loads(ALL_CONFIGS[name].to_json_string(use_diff=False)) | fields
     return {key: value for key, value in content.items() if value is not ...}
 
 
@@ -67,7 +67,7 @@ def test_whatever_transformers_writes_is_known(name: str) -> None:
         ("qwen2", {"attention_bias": False}, "attention_bias = False"),
         ("qwen2", {"use_mrope": True}, "use_mrope = True"),
         ("mistral", {"sliding_window": 63}, "sliding_window = 63: only None is supported, or one that is no shorter"),
-        ("mistral", {"sliding_window": ...}, "sliding_window = 4096 (which is what it means where it is not in"),
+        ("mistral", {"sliding_window": ..., "max_position_embeddings": 4097}, "sliding_window = 4096 (which is what it means"),
         ("mistral", {"attention_bias": True}, "attention_bias = True"),
         ("phi3", {"sliding_window": 8}, "sliding_window = 8"),
         ("phi3", {"lm_head_bias": True}, "lm_head_bias = True"),

@@ -229,6 +229,8 @@ def _switch(content: Mapping[str, Any], name: str) -> Any:
 
 def in_their_words(message: str, family: str) -> str:
     """An error of a `DecoderConfig` with the names that the fields have in a config.json."""
+    if "LongRotaryScaling" in message:
+        message = _renamed(message, "LongRotaryScaling", _LONG_ROTARY_SCALING)
     return _renamed(message, "DecoderConfig", their_names(family))
 
 
