@@ -67,7 +67,7 @@ def test_whatever_transformers_writes_is_known(name: str) -> None:
         ("qwen2", {"attention_bias": False}, "attention_bias = False"),
         ("qwen2", {"use_mrope": True}, "use_mrope = True"),
         ("mistral", {"sliding_window": 63}, "sliding_window = 63: only None is supported, or one that is no shorter"),
-        ("mistral", {"sliding_window": ..., "max_position_embeddings": 4097}, "sliding_window = 4096 (which is what it means"),
+        ("mistral", {"sliding_window": ..., "max_position_embeddings": 4097}, "sliding_window = 4096 (which is"),
         ("mistral", {"attention_bias": True}, "attention_bias = True"),
         ("phi3", {"sliding_window": 8}, "sliding_window = 8"),
         ("phi3", {"lm_head_bias": True}, "lm_head_bias = True"),
@@ -168,7 +168,8 @@ _SCALED |= {"original_max_position_embeddings": 32}
     ("name", "fields"),
     [
         ("phi3", {"rope_scaling": _LONG, "rope_parameters": None, "partial_rotary_factor": 0.75, "rope_theta": 50.0}),
-        ("phi3", {"rope_scaling": _LONG | {"type": "su", "attention_factor": 1.5, "partial_rotary_factor": 0.75}}),
+        ("phi3", {"rope_scaling": _LONG | {"type": "su", "attention_factor": 1.5, "partial_rotary_factor": 0.75}
+            | {"original_max_position_embeddings": 32}}),
         ("phi3", {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5, "rope_theta": 50.0}}),
         *(("llama", fields) for fields in [
         {"rope_scaling": _SCALED, "rope_parameters": {"rope_type": "default", "rope_theta": 50.0}, "rope_theta": 200.0},
