@@ -9,6 +9,9 @@ from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
     LlamaConfig,
+    MistralConfig,
+    Olmo2Config,
+    Phi3Config,
     PretrainedConfig,
     Qwen2Config,
     Qwen3Config,
@@ -40,19 +43,39 @@ _LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
+# Three pairs of features turn, each by its own factor, and the fourth does not.
+_LONG_ROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 100.0,
+    "partial_rotary_factor": 0.75,
+    "short_factor": [1.0, 1.5, 3.0],
+    "long_factor": [2.0, 5.0, 9.0],
+    "original_max_position_embeddings": 32,
+}
 
 CONFIGS: dict[str, PretrainedConfig] = {
     "gpt2": GPT2Config(**_GPT2),
     "llama": LlamaConfig(**_LLAMA_STYLE, head_dim=8, rope_parameters=_LLAMA3, rms_norm_eps=1e-5),
+    "olmo2": Olmo2Config(**_LLAMA_STYLE, pad_token_id=None),
+    "phi3": Phi3Config(
+        **_LLAMA_STYLE | {"hidden_size": 32},
+        rope_parameters=_LONG_ROPE,
+        original_max_position_embeddings=32,
+        pad_token_id=None,
+        tie_word_embeddings=True,
+    ),
     "qwen2": Qwen2Config(**_LLAMA_STYLE, tie_word_embeddings=True),
     "qwen3": Qwen3Config(**_LLAMA_STYLE, head_dim=8, tie_word_embeddings=False),
 }
-"""A model of each family: heads tied (GPT-2, Qwen 2) and not, heads of the usual width (GPT-2, Qwen 2) and wider."""
+"""A model of each family that computes what no other does: heads tied and not, of the usual width and wider."""
 
 MORE_CONFIGS: dict[str, PretrainedConfig] = {
     "gpt2_untied": GPT2Config(**_GPT2, n_inner=24, activation_function="gelu", tie_word_embeddings=False),
     "llama_biased": LlamaConfig(**_LLAMA_STYLE, attention_bias=True, mlp_bias=True, tie_word_embeddings=True),
     "llama_wide_heads": LlamaConfig(**_ONE_LAYER, head_dim=16, rope_parameters=_LLAMA3),
+    "mistral": MistralConfig(**_LLAMA_STYLE, head_dim=8, sliding_window=None),
+    "olmo2_biased": Olmo2Config(**_LLAMA_STYLE, attention_bias=True, tie_word_embeddings=True, pad_token_id=None),
+    "phi3_plain": Phi3Config(**_LLAMA_STYLE, pad_token_id=None),
     "qwen2_untied": Qwen2Config(**_LLAMA_STYLE, tie_word_embeddings=False),
     "qwen3_biased": Qwen3Config(**_LLAMA_STYLE, head_dim=8, attention_bias=True, tie_word_embeddings=True),
 }

@@ -181,9 +181,9 @@ def run_layers(
     def step(x: Array, scanned: tuple[Layer, Any]) -> tuple[Array, tuple[Any, ...]]:
         layer, index = scanned
         x = edit(index, x)
-        normed = layer.attention_norm(x)
+        reads = layer.attention_reads(x)
         attended, _ = layer.attention(
-            normed,
+            reads,
             positions=positions,
             past=[],
             visible=[everywhere],
@@ -193,9 +193,10 @@ def run_layers(
         )
         weights = None
         if with_weights:
-            weights = layer.attention.weights(normed, positions=positions, visible=visible, wanted=wanted)
+            weights = layer.attention.weights(reads, positions=positions, visible=visible, wanted=wanted)
+        attended = layer.attention_adds(attended)
         between = x + attended
-        added = layer.mlp(layer.mlp_norm(between))
+        added = layer.mlp_adds(between)
         kept = [take_columns(part, wanted) for part in (x, attended, added)]
         return between + added, (*kept, weights)
 

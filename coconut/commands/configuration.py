@@ -5,6 +5,7 @@ Only this module knows gin. It makes the config dataclasses configurable under t
 """
 
 import contextlib
+import copy
 import dataclasses
 import difflib
 import re
@@ -20,6 +21,7 @@ from coconut.commands.shipped import SHIPPED, SHIPPED_IN, shipped_files
 from coconut.curriculum import CurriculumConfig
 from coconut.datasets import DataConfig
 from coconut.errors import CoconutError
+from coconut.hub import local_folder
 from coconut.latent.feedback import FeedbackConfig
 from coconut.latent.generate import SamplingConfig
 from coconut.latent.halting import HaltingConfig
@@ -27,11 +29,15 @@ from coconut.latent.policies.config import PolicyConfig
 from coconut.methods import METHODS
 from coconut.methods.method import NoOptions
 from coconut.models.adapters import AdapterConfig
-from coconut.models.config import DecoderConfig, ExecutionConfig, RotaryScaling
+from coconut.models.config import DecoderConfig, ExecutionConfig, LongRotaryScaling, RotaryScaling
+from coconut.models.huggingface import agreed_config, read_config
 from coconut.pipeline import PipelineConfig
+from coconut.storage import exists
+from coconut.storage_path import StoragePath, parse_path
 from coconut.training.config import RunConfig
 from coconut.training.optimizer import OptimizerConfig
 from coconut.training.reinforcement import ReinforcementConfig
+from coconut.training.run import RUN_FILE, Run
 from coconut.training.scoring import ScorerConfig
 from coconut.training.spikes import SpikeConfig
 from coconut.training.trackers.writer import TrackingConfig
@@ -44,6 +50,7 @@ CONFIGS = (
     ExecutionConfig,
     FeedbackConfig,
     HaltingConfig,
+    LongRotaryScaling,
     OptimizerConfig,
     PipelineConfig,
     PolicyConfig,
@@ -97,18 +104,29 @@ gin.config.register_file_reader(_open, lambda path: _found(path) is not None)
 del gin.config._FILE_READERS[:-1]
 
 
-def resolve_run(gin_files: Sequence[str], bindings: Sequence[str] = (), *, shared: bool = False) -> RunConfig:
+def resolve_run(
+    gin_files: Sequence[str],
+    bindings: Sequence[str] = (),
+    *,
+    shared: bool = False,
+    workdir: StoragePath | None = None,
+) -> RunConfig:
     """The run that gin files and bindings describe; later files and bindings win.
+
+    Where they leave out a size that every decoder needs, such as ``DecoderConfig.num_layers``, all that they leave out
+    of the decoder is that of the checkpoint the run starts from: ``RunConfig.pretrained``, or ``init_from``.
 
     Args:
       gin_files: paths from the working directory; what one includes is first looked for beside it. A
         ``gin_configs/...`` that is in neither place is one of those that come with the package.
       bindings: such as ``OptimizerConfig.learning_rate=1e-3``.
       shared: several runs share the bindings, so that some may be for a config that this one has not.
+      workdir: of the run, where it may have begun: what it began from is then not looked at, and may be gone.
 
     Raises:
       CoconutError: a file is missing, a name is unknown (with the nearest known one), a value has the wrong type,
-        nothing reads a macro or a binding, or a dataclass rejects a value.
+        nothing reads a macro or a binding, a dataclass rejects a value, the checkpoint cannot be read, or what is
+        bound contradicts it.
     """
     gin.clear_config()
     _make_configurable()
@@ -125,6 +143,7 @@ def resolve_run(gin_files: Sequence[str], bindings: Sequence[str] = (), *, share
             raise CoconutError(_explain_binding(binding, error)) from error
     _check_macros()
     try:
+        _bind_decoder_of_checkpoint(workdir)
         gin.finalize()
         run = _configurables["RunConfig"]()
     except CoconutError:
@@ -134,6 +153,39 @@ def resolve_run(gin_files: Sequence[str], bindings: Sequence[str] = (), *, share
     if not shared:
         _check_read(bindings)
     return run
+
+
+def _bind_decoder_of_checkpoint(workdir: StoragePath | None) -> None:
+    """Binds what is not bound of the decoder, where that is too little to make one and the run starts from one.
+
+    Raises:
+      CoconutError: see `resolve_run`.
+    """
+    fields = {field.name: field for field in dataclasses.fields(DecoderConfig)}
+    bound = gin.config.get_bindings("DecoderConfig", resolve_references=False)
+    if all(name in bound for name, field in fields.items() if field.default is dataclasses.MISSING):
+        return
+    pretrained, init_from = _bound("pretrained"), _bound("init_from")
+    if workdir is not None and exists(workdir / RUN_FILE):
+        there, pretrained = Run.load(workdir).config.decoder, None
+    elif isinstance(pretrained, str):
+        there = read_config(local_folder(pretrained))
+    elif isinstance(init_from, str):
+        there = Run.load(parse_path(init_from)).config.decoder
+    else:
+        return
+    for name in fields:
+        # The vocabulary is the tokenizer's, or the checkpoint's if that is larger: `coconut.training.setup`.
+        if name not in bound and name != "vocab_size":
+            gin.bind_parameter(f"DecoderConfig.{name}", getattr(there, name))
+    if isinstance(pretrained, str):
+        agreed_config(pretrained, dataclasses.replace(_configurables["DecoderConfig"](), vocab_size=None))
+
+
+def _bound(field: str) -> Any:
+    """What a field of the run is bound to, macros read; None where it is not bound."""
+    bound = gin.config.get_bindings("RunConfig", resolve_references=False)
+    return copy.deepcopy(bound.get(field))  # Gin reads a macro as it is copied.
 
 
 def operative_config() -> str:

@@ -108,7 +108,10 @@ def _train(options: argparse.Namespace) -> int:
         bindings.append(f"DataConfig.skip_bad_records = {options.skip_bad_records}")
 
     def resolve(cell: Cell | None = None) -> "RunConfig":
-        config = resolve_run(options.gin_file, [*bindings, *(cell.bindings if cell is not None else ())])
+        workdir, own = options.workdir, () if cell is None else cell.bindings
+        if workdir is not None and cell is not None:
+            workdir = workdir / cell.folder
+        config = resolve_run(options.gin_file, [*bindings, *own], workdir=workdir)
         tracking = config.tracking.also("tensorboard") if options.tensorboard else config.tracking
         return dataclasses.replace(config, tracking=tracking)
 

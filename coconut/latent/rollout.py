@@ -28,7 +28,8 @@ from coconut.latent.thoughts import (
 )
 from coconut.models.cache import Segment
 from coconut.models.decoder import Decoder
-from coconut.models.layers import Dropout, RowMasks, take_columns
+from coconut.models.dropout import Dropout, RowMasks
+from coconut.models.layers import take_columns
 from coconut.models.segment_attention import choose_attention
 from coconut.sharding import constrain
 from coconut.types import Batch, Language, Latent, ModelOutput, Schedule

@@ -28,7 +28,8 @@ from coconut.latent.thinkers import OneByOne, Sweeps, Thinker
 from coconut.latent.thoughts import Place, room_behind, run_one_column
 from coconut.models.cache import Segment
 from coconut.models.decoder import Decoder
-from coconut.models.layers import RowMasks, take_columns
+from coconut.models.dropout import RowMasks
+from coconut.models.layers import take_columns
 from coconut.sharding import constrain
 from coconut.types import IGNORED_LABEL, Batch, Language, Latent, Schedule
 

@@ -26,7 +26,7 @@ from coconut.errors import CoconutError
 from coconut.latent.feedback import Feedback
 from coconut.models.cache import LOOKED_BACK, Filling, KeyValue, Segment, empty_segment
 from coconut.models.decoder import Decoder
-from coconut.models.layers import Dropout, RowMasks
+from coconut.models.dropout import Dropout, RowMasks
 from coconut.models.lending import take_back
 from coconut.models.segment_attention import choose_attention
 

@@ -22,7 +22,6 @@ from coconut.methods.distillation import distance
 from coconut.methods.method import LossContext, Method, Views
 from coconut.methods.pccot import PccotOptions, sweep
 from coconut.model import Model
-from coconut.models.attention import rotate
 from coconut.models.cache import KeyValue
 from coconut.models.decoder import Decoder
 from coconut.models.layers import Layer
@@ -148,7 +147,7 @@ def _compressed(
     for index in range(decoder.config.num_layers):
         cache = jax.lax.stop_gradient(_joined(teacher, index))
         states = jax.lax.stop_gradient(teacher.states[index, :, 1:])
-        queries = _queries(decoder, _layer(decoder, index), states, positions)
+        queries = _queries(_layer(decoder, index), states, positions)
         scores = token_scores(queries, asking, cache.keys, chain, importance)
         kept, filled = compress(cache, scores, chain, slots)
         found.append(kept)
@@ -162,17 +161,9 @@ def scored_tail(batch: Batch, x: Array) -> Array:
     return x[:, x.shape[1] - last.scored :]
 
 
-def _queries(
-    decoder: Decoder, layer: Layer, states: Float[Array, "B O D"], positions: Array
-) -> Float[Array, "B N O H"]:
+def _queries(layer: Layer, states: Float[Array, "B O D"], positions: Array) -> Float[Array, "B N O H"]:
     """What the layer asks at some columns, from what it reads there."""
-    attention, config = layer.attention, decoder.config
-    queries = attention.query(layer.attention_norm(states)).reshape(*states.shape[:2], -1, config.width_of_head)
-    if config.query_key_norm:
-        queries = attention.query_norm(queries)
-    if config.position_embedding == "rotary":
-        queries = rotate(queries, positions, config.rotary_base, config.rotary_scaling)
-    return queries.swapaxes(1, 2)
+    return layer.attention.queries(layer.attention_reads(states), positions).swapaxes(1, 2)
 
 
 def _layer(decoder: Decoder, index: int) -> Layer:

@@ -16,7 +16,7 @@ from coconut.losses import Loss, Term, language_loss, thought_metrics
 from coconut.model import Model
 from coconut.models.config import DecoderConfig
 from coconut.models.decoder import Decoder
-from coconut.models.layers import Dropout
+from coconut.models.dropout import Dropout
 from coconut.pages import Page, Placing, Write
 from coconut.tokenizers import TokenizedExample
 from coconut.types import Batch, ModelOutput

@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from coconut.models.cache import Filling, KeyValue, look_back
-from coconut.models.config import RotaryScaling
+from coconut.models.config import LongRotaryScaling, RotaryScaling
 
 
 def attend(
@@ -110,7 +110,11 @@ def attention_weights(
 
 
 def offset_query_bias(
-    key_bias: Float[Array, "M H"], num_heads: int, base: float, scaling: RotaryScaling | None = None
+    key_bias: Float[Array, "M H"],
+    num_heads: int,
+    base: float,
+    scaling: RotaryScaling | LongRotaryScaling | None = None,
+    width: int | None = None,
 ) -> Float[Array, "N H"]:
     """Query biases whose rotary score with ``key_bias`` is largest ``n + 1`` columns back, for head ``n``.
 
@@ -118,16 +122,21 @@ def offset_query_bias(
     """
     keys = jnp.repeat(key_bias, num_heads // key_bias.shape[0], axis=0)
     offsets = jnp.arange(1, num_heads + 1)
-    return rotate(keys[:, None, None], -offsets[:, None], base, scaling)[:, 0, 0]
+    return rotate(keys[:, None, None], -offsets[:, None], base, scaling, width)[:, 0, 0]
 
 
 def rotary_frequencies(
-    width: int, base: float, scaling: RotaryScaling | None = None, dtype: DTypeLike = jnp.float32
+    width: int,
+    base: float,
+    scaling: RotaryScaling | LongRotaryScaling | None = None,
+    dtype: DTypeLike = jnp.float32,
 ) -> Float[Array, " _"]:
-    """Radians each of the ``H / 2`` feature pairs turns by a position: ``base ** (-2 i / H)``, scaled."""
+    """Radians each of the ``width / 2`` feature pairs turns by a position: ``base ** (-2 i / width)``, scaled."""
     frequencies = base ** (-jnp.arange(0, width, 2, dtype=dtype) / width)
     if scaling is None:
         return frequencies
+    if isinstance(scaling, LongRotaryScaling):
+        return frequencies / jnp.asarray(scaling.short_factors, dtype)
     turns = scaling.original_positions * frequencies / (2 * math.pi)
     low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
     kept = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
@@ -135,15 +144,29 @@ def rotary_frequencies(
 
 
 def rotate(
-    x: Float[Array, "B T N H"], positions: Int[Array, "B T"], base: float, scaling: RotaryScaling | None = None
+    x: Float[Array, "B T N H"],
+    positions: Int[Array, "B T"],
+    base: float,
+    scaling: RotaryScaling | LongRotaryScaling | None = None,
+    width: int | None = None,
 ) -> Float[Array, "B T N H"]:
     """Rotary position embedding in the half-split layout of Llama and Qwen (Su et al. 2021, section 3.2.2).
 
-    Feature pairs are ``(i, i + H / 2)`` and turn by ``position`` times their `rotary_frequencies`.
+    Feature pairs are ``(i, i + width / 2)`` and turn by ``position`` times their `rotary_frequencies`.
+
+    Args:
+      x: queries or keys.
+      positions: position of each column in its row.
+      base: of the wavelengths.
+      scaling: of the wavelengths.
+      width: how many features turn, the first of them; None for all.
     """
-    H = x.shape[-1]
+    width = x.shape[-1] if width is None else width
     wide = jnp.promote_types(x.dtype, jnp.float32)
-    angles = positions[..., None, None].astype(wide) * rotary_frequencies(H, base, scaling, wide)
+    angles = positions[..., None, None].astype(wide) * rotary_frequencies(width, base, scaling, wide)
     cos, sin = jnp.cos(angles), jnp.sin(angles)
-    first, second = jnp.split(x.astype(wide), 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1).astype(x.dtype)
+    if isinstance(scaling, LongRotaryScaling):
+        cos, sin = scaling.attention_factor * cos, scaling.attention_factor * sin
+    first, second = jnp.split(x[..., :width].astype(wide), 2, axis=-1)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1).astype(x.dtype)
+    return turned if width == x.shape[-1] else jnp.concatenate([turned, x[..., width:]], -1)

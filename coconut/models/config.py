@@ -9,7 +9,9 @@ from coconut.errors import CoconutError, check_fields
 
 PositionEmbedding = Literal["learned", "rotary"]
 Normalization = Literal["layernorm", "rmsnorm"]
+NormPlacement = Literal["before", "after"]
 Mlp = Literal["gelu", "gelu_tanh", "swiglu"]
+Family = Literal["gpt2", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3"]
 Remat = Literal["none", "dots", "full"]
 Implementation = Literal["auto", "reference", "xla", "tpu", "gpu", "tpu_interpret", "gpu_interpret"]
 
@@ -67,10 +69,53 @@ class RotaryScaling:
 
 @no_type_check  # Its own checks name the field and the value
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class LongRotaryScaling:
+    """How Phi 3.5 and Phi 4 mini stretch rotary wavelengths, each by a factor of its own (LongRoPE, Ding et al. 2024).
+
+    Such a model has two sets of factors: one for rows of at most ``original_positions``, one for longer rows. A decoder
+    here uses the first and takes no longer rows; the second is kept for whoever reads what is written of it.
+
+    Attributes:
+      short_factors: how much longer each wavelength becomes, the shortest first: one for each pair of features that
+        turns.
+      long_factors: those of longer rows.
+      original_positions: see above.
+      attention_factor: what rotated queries and keys are multiplied by, in rows of any length.
+
+    Raises:
+      CoconutError: a value out of range; the message names the field and the value.
+    """
+
+    short_factors: tuple[float, ...]
+    long_factors: tuple[float, ...]
+    original_positions: int
+    attention_factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        for field in ("short_factors", "long_factors"):
+            if not all(0 < factor <= LARGEST_NUMBER for factor in getattr(self, field)):
+                raise CoconutError(
+                    f"LongRotaryScaling.{field} = {getattr(self, field)!r:.80}: must be positive, finite"
+                )
+        if len(self.short_factors) != len(self.long_factors):
+            raise CoconutError(
+                f"LongRotaryScaling.long_factors: has {len(self.long_factors)} factors, short_factors "
+                f"{len(self.short_factors)}"
+            )
+        for field in ("original_positions", "attention_factor"):
+            if not 0 < getattr(self, field) <= LARGEST_NUMBER:
+                raise CoconutError(
+                    f"LongRotaryScaling.{field} = {getattr(self, field)!r:.80}: must be positive, finite"
+                )
+
+
+@no_type_check  # Its own checks name the field and the value
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
     """Sizes and choices of a decoder-only transformer.
 
-    The defaults are GPT-2's choices (Radford et al. 2019); Llama and Qwen set ``position_embedding="rotary"``,
+    The defaults are GPT-2's choices (Radford et al. 2019); Llama and its kin set ``position_embedding="rotary"``,
     ``normalization="rmsnorm"``, ``mlp="swiglu"``, ``num_kv_heads`` and the bias switches (`coconut.models.presets`).
 
     Attributes:
@@ -87,12 +132,18 @@ class DecoderConfig:
       position_embedding: ``learned`` adds a table to every input, thoughts included; ``rotary`` turns queries and
         keys (Su et al. 2021).
       rotary_base: base of the rotary wavelengths.
+      rotary_fraction: share of a head's features that turn, the first of them; the others carry no position (Phi 4
+        mini: 0.75).
       rotary_scaling: how rotary wavelengths are stretched; None for not at all.
       normalization: ``layernorm`` (with bias) or ``rmsnorm``.
+      norm_placement: ``before`` normalises what attention and MLP read of the residual stream, ``after`` what they add
+        to it (OLMo 2, OLMo Team 2025, section 3.2).
       norm_epsilon: added to the variance.
       mlp: ``gelu`` (exact), ``gelu_tanh`` (GPT-2's ``gelu_new``) or ``swiglu`` (Shazeer 2020).
       qkv_bias, output_bias, mlp_bias: biases of the attention's inputs, its output, and the MLP.
-      query_key_norm: normalise each head of queries and keys, before they are rotated (Qwen 3).
+      query_key_norm: normalise queries and keys before they are rotated.
+      query_key_norm_over: what is normalised together: the features of a ``head`` (Qwen 3), or those of ``all`` heads
+        (OLMo 2).
       tied_head: logits from the embedding table itself.
       logit_scale: factor on the logits. With unit-variance embeddings and a tied head, ``D ** -0.5`` keeps logits
         near one and lets thoughts and tokens share a scale.
@@ -105,6 +156,8 @@ class DecoderConfig:
       dropout: rate after the embeddings, on the attention weights and on both residual branches; applied only
         when a key is given.
       param_dtype: dtype parameters are kept in.
+      family: the ``model_type`` that a checkpoint of it is written as for `transformers`; None for the first that
+        computes the same. Mistral and Phi 3 compute what Llama does, and keep their names so.
 
     Raises:
       CoconutError: a value out of range; the message names the field and the value.
@@ -120,14 +173,17 @@ class DecoderConfig:
     mlp_dim: int | None = None
     position_embedding: PositionEmbedding = "learned"
     rotary_base: float = 10_000.0
-    rotary_scaling: RotaryScaling | None = None
+    rotary_fraction: float = 1.0
+    rotary_scaling: RotaryScaling | LongRotaryScaling | None = None
     normalization: Normalization = "layernorm"
+    norm_placement: NormPlacement = "before"
     norm_epsilon: float = 1e-5
     mlp: Mlp = "gelu_tanh"
     qkv_bias: bool = True
     output_bias: bool = True
     mlp_bias: bool = True
     query_key_norm: bool = False
+    query_key_norm_over: Literal["head", "all"] = "head"
     tied_head: bool = True
     logit_scale: float = 1.0
     embedding_stddev: float = 0.02
@@ -135,6 +191,7 @@ class DecoderConfig:
     offset_bias: float = 0.0
     dropout: float = 0.0
     param_dtype: str = "float32"
+    family: Family | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -161,8 +218,18 @@ class DecoderConfig:
             reject("num_kv_heads", f"must divide num_heads = {self.num_heads}")
         if self.position_embedding == "rotary" and self.width_of_head % 2:
             reject("head_dim", "rotary positions need an even head width")
+        if not 0 < self.rotary_fraction <= 1:
+            reject("rotary_fraction", "must be above 0 and at most 1")
+        if self.rotary_fraction != 1 and self.position_embedding != "rotary":
+            reject("rotary_fraction", "needs rotary positions")
+        if self.rotary_fraction != 1 and (not self.rotary_width or self.rotary_width % 2):
+            reject("rotary_fraction", f"of a head's {self.width_of_head} features must be a positive even number")
         if self.rotary_scaling is not None and self.position_embedding != "rotary":
             reject("rotary_scaling", "needs rotary positions")
+        if isinstance(self.rotary_scaling, LongRotaryScaling):
+            self._check_long_rows(self.rotary_scaling)
+        if self.query_key_norm_over != "head" and not self.query_key_norm:
+            reject("query_key_norm_over", "means nothing without query_key_norm")
         if self.offset_bias and not (self.qkv_bias and self.position_embedding == "rotary"):
             reject("offset_bias", "needs rotary positions and qkv_bias")
         if not 0.0 <= self.dropout < 1.0:
@@ -174,6 +241,19 @@ class DecoderConfig:
                 reject(field, "must be positive and finite")
         if not abs(self.offset_bias) <= LARGEST_NUMBER:
             reject("offset_bias", "must be finite")
+
+    def _check_long_rows(self, scaling: LongRotaryScaling) -> None:
+        if len(scaling.short_factors) != self.rotary_width // 2:
+            raise CoconutError(
+                f"LongRotaryScaling.short_factors: has {len(scaling.short_factors)} factors, and {self.rotary_width} "
+                f"features of a head turn: must be {self.rotary_width // 2}"
+            )
+        if self.max_positions > scaling.original_positions:
+            raise CoconutError(
+                f"DecoderConfig.max_positions = {self.max_positions!r}: rows longer than "
+                f"LongRotaryScaling.original_positions = {scaling.original_positions} turn by other factors, which is "
+                f"not computed here: must be at most {scaling.original_positions}"
+            )
 
     @property
     def vocabulary(self) -> int:
@@ -195,6 +275,11 @@ class DecoderConfig:
     def width_of_head(self) -> int:
         """``H``."""
         return self.embed_dim // self.num_heads if self.head_dim is None else self.head_dim
+
+    @property
+    def rotary_width(self) -> int:
+        """How many features of a head turn."""
+        return int(self.width_of_head * self.rotary_fraction)
 
     @property
     def width_of_mlp(self) -> int:

@@ -1,4 +1,4 @@
-"""One decoder: GPT-2, Llama and Qwen by configuration. It knows nothing of thoughts."""
+"""One decoder: GPT-2, Llama, OLMo, Phi and Qwen by configuration. It knows nothing of thoughts."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from coconut.models.cache import LOOKED_BACK, Filling, KeyValue, Segment
 from coconut.models.config import DecoderConfig, ExecutionConfig
-from coconut.models.layers import Dropout, Embedding, Layer, RowMasks, make_linear, make_norm, residual, take_columns
+from coconut.models.dropout import Dropout, RowMasks
+from coconut.models.layers import Embedding, Layer, make_linear, make_norm, residual, take_columns
 from coconut.models.lending import lend
 from coconut.models.segment_attention import Range, choose_attention, valid_range
 from coconut.sharding import constrain

@@ -1,152 +1,36 @@
 """The pieces a decoder layer is built from."""
 
-import dataclasses
 from collections.abc import Callable
-from typing import Any, no_type_check
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, Key, Shaped
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from coconut.models.attention import attend, attention_weights, offset_query_bias, rotate
 from coconut.models.cache import Filling, KeyValue, write
 from coconut.models.config import DecoderConfig, ExecutionConfig
+from coconut.models.dropout import Dropout, RowMasks
 from coconut.models.lending import Lent, apply_matrix
 from coconut.models.segment_attention import attend_by_kernels
 from coconut.sharding import constrain
 
 
-@jax.tree_util.register_dataclass
-@no_type_check  # JAX also builds them of abstract values, cotangents and shardings
-@dataclasses.dataclass(frozen=True)
-class Dropout:
-    """Dropout whose masks depend on the column, not on the pass that computes it.
-
-    A thought is computed twice in training, first alone and then beside its neighbours (`coconut.latent.rollout`);
-    both must drop the same units. So every column folds its own index into the key.
-
-    Attributes:
-      key: key of this site; `at` derives the next one.
-      columns: index of each column of this pass in the whole sequence.
-      total: number of columns of the whole sequence. Static.
-      rate: share of units dropped. Static.
-    """
-
-    key: Key[Array, ""]
-    columns: Int[Array, " T"]
-    total: int = dataclasses.field(metadata={"static": True})
-    rate: float = dataclasses.field(metadata={"static": True})
-
-    def at(self, site: int | Array) -> "Dropout":
-        """The same columns with a key of their own for one site of the network."""
-        return dataclasses.replace(self, key=jax.random.fold_in(self.key, site))
-
-    def _kept(self, shape: tuple[int, ...]) -> Bool[Array, "T ..."]:
-        keys = jax.vmap(lambda column: jax.random.fold_in(self.key, column))(self.columns)
-        return jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - self.rate, shape))(keys)
-
-    def units(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        """Drops units of ``x`` and scales the rest."""
-        if not self.rate:
-            return x
-        kept = self._kept((x.shape[0], x.shape[2])).swapaxes(0, 1)
-        return jnp.where(kept, x / (1.0 - self.rate), 0.0).astype(x.dtype)
-
-    def embedded(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        """`units` of what the first layer reads."""
-        return self.at(0).units(x)
-
-    def adapted(self, x: Float[Array, "B T D"], rate: float) -> Float[Array, "B T D"]:
-        """`units` of what an adapter is applied to, at the adapter's own rate."""
-        return dataclasses.replace(self, rate=rate).units(x)
-
-    def weights(self, batch: int, heads: int, sources: list[Int[Array, " _"]]) -> list[Bool[Array, "B N T _"]] | None:
-        """Which attention weights to keep, for sources holding the given columns; None for all."""
-        if not self.rate:
-            return None
-        kept = self._kept((batch, heads, self.total)).transpose(1, 2, 0, 3)
-        return [kept[..., columns] for columns in sources]
-
-
-@jax.tree_util.register_dataclass
-@no_type_check  # JAX also builds them of abstract values, cotangents and shardings
-@dataclasses.dataclass(frozen=True)
-class RowMasks:
-    """Dropout as a draw that a row keeps: one mask for each site of the network, the same in all of its columns.
-
-    It makes thoughts random that a row's key makes again: with the key each mask is known. It drops units of what the
-    layers add to the residual stream, of some columns alone; embeddings, attention weights and adapters keep theirs.
-
-    Attributes:
-      keys: a key for each row at this site; `at` derives the next ones.
-      columns: index of each column of this pass in the whole sequence.
-      dropping: which columns of the whole sequence drop units.
-      rate: share of units dropped. Static.
-      afresh: draw another mask for each column. Static.
-    """
-
-    keys: Key[Array, " B"]
-    columns: Int[Array, " T"]
-    dropping: Bool[Array, " _"]
-    rate: float = dataclasses.field(metadata={"static": True})
-    afresh: bool = dataclasses.field(default=False, metadata={"static": True})
-
-    @property
-    def total(self) -> int:
-        """Number of columns of the whole sequence."""
-        return len(self.dropping)
-
-    def at(self, site: int | Array) -> "RowMasks":
-        """The same columns with keys of their own for one site of the network."""
-        return dataclasses.replace(self, keys=_fold_in_rows(self.keys, site))
-
-    def units(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        """Drops units of ``x`` in the columns that do, and scales the rest of these."""
-
-        def mask(key: Key[Array, ""]) -> Bool[Array, " D"]:
-            return jax.random.bernoulli(key, 1.0 - self.rate, x.shape[-1:])
-
-        if self.afresh:
-            # Counted from the first thought: how wide the prompts of a batch are changes no mask.
-            numbers = jnp.maximum(self.columns - jnp.argmax(self.dropping), 0)
-            kept = jax.vmap(jax.vmap(lambda key, number: mask(jax.random.fold_in(key, number)), (None, 0)), (0, None))(
-                self.keys, numbers
-            )
-        else:
-            kept = jax.vmap(mask)(self.keys)[:, None]
-        dropped = jnp.where(kept, x / (1.0 - self.rate), 0.0).astype(x.dtype)
-        return jnp.where(self.dropping[self.columns][:, None], dropped, x)
-
-    def embedded(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        """What the first layer reads, whole."""
-        return x
-
-    def adapted(self, x: Float[Array, "B T D"], rate: float) -> Float[Array, "B T D"]:
-        """What an adapter is applied to, whole."""
-        del rate
-        return x
-
-    def weights(self, batch: int, heads: int, sources: list[Int[Array, " _"]]) -> None:
-        """Which attention weights to keep: all."""
-        del batch, heads, sources
-
-
-def _fold_in_rows(keys: Key[Array, " B"], data: int | Array) -> Key[Array, " B"]:
-    return jax.vmap(jax.random.fold_in, (0, None))(keys, data)
-
-
 def make_norm(
-    config: DecoderConfig, execution: ExecutionConfig, rngs: nnx.Rngs, *, heads: bool = False
+    config: DecoderConfig, execution: ExecutionConfig, rngs: nnx.Rngs, *, width: int | None = None, axis: str = "embed"
 ) -> nnx.LayerNorm | nnx.RMSNorm:
-    """The configured normalisation over ``D``, or over ``H`` for heads, with statistics in at least float32."""
-    axes = {"axes": ("head",) if heads else ("embed",)}
+    """The configured normalisation over ``D``, or another width, with statistics in at least float32.
+
+    ``axis`` is its logical axis (`RULES`).
+    """
+    axes = {"axes": (axis,)}
     kind, metadata = {
         "layernorm": (nnx.LayerNorm, {"scale_metadata": axes, "bias_metadata": axes}),
         "rmsnorm": (nnx.RMSNorm, {"scale_metadata": axes}),
     }[config.normalization]
     return kind(
-        config.width_of_head if heads else config.embed_dim,
+        config.embed_dim if width is None else width,
         epsilon=config.norm_epsilon,
         dtype=execution.compute_dtype,
         param_dtype=jnp.dtype(config.param_dtype),
@@ -265,12 +149,18 @@ class Attention(nnx.Module):
             scale=(2 * config.num_layers) ** -0.5,
         )
         if config.query_key_norm:
-            self.query_norm = make_norm(config, execution, rngs, heads=True)
-            self.key_norm = make_norm(config, execution, rngs, heads=True)
+            together = (config.num_heads, config.kv_heads) if config.query_key_norm_over == "all" else (1, 1)
+            axes = ("heads", "kv_heads") if config.query_key_norm_over == "all" else ("head", "head")
+            self.query_norm, self.key_norm = (
+                make_norm(config, execution, rngs, width=number * H, axis=axis)
+                for number, axis in zip(together, axes, strict=True)
+            )
         if config.offset_bias:
             first = jnp.where(jnp.asarray(index) == 0, config.offset_bias, 0.0)
             key_bias = jnp.full((config.kv_heads, H), first, jnp.dtype(config.param_dtype))
-            query_bias = offset_query_bias(key_bias, config.num_heads, config.rotary_base, config.rotary_scaling)
+            query_bias = offset_query_bias(
+                key_bias, config.num_heads, config.rotary_base, config.rotary_scaling, config.rotary_width
+            )
             assert self.key.bias is not None and self.query.bias is not None
             self.key.bias[...], self.query.bias[...] = key_bias.reshape(-1), query_bias.reshape(-1)
 
@@ -290,7 +180,7 @@ class Attention(nnx.Module):
         """Attends to ``past`` and to the columns of ``x``.
 
         Args:
-          x: the normed residual stream.
+          x: what the attention reads (`Layer.attention_reads`).
           positions: position of each column in its row.
           past: keys and values of earlier passes.
           visible: what of ``past``, and last of ``x``, may be seen: masks for `attend`, else ranges.
@@ -333,7 +223,7 @@ class Attention(nnx.Module):
         """The weights with which some columns of a pass attend to all of them, by head, without dropout.
 
         Args:
-          x: the normed residual stream.
+          x: what the attention reads (`Layer.attention_reads`).
           positions: position of each column in its row.
           visible: the columns that each column wanted may see.
           wanted: the columns that attend.
@@ -350,21 +240,31 @@ class Attention(nnx.Module):
     ) -> tuple[Float[Array, "B _ N H"], Float[Array, "B T M H"], Float[Array, "B T M H"]]:
         """Queries of the columns wanted, keys and values of all columns."""
         reading = x if wanted is None else take_columns(x, wanted)
-        query, key, value = (
-            constrain(y.reshape(*y.shape[:2], -1, self.config.width_of_head), "rows", "columns", heads, "head")
-            for y, heads in (
-                (self.query(reading, site(0)), "heads"),
-                (self.key(x, site(1)), "kv_heads"),
-                (self.value(x, site(2)), "kv_heads"),
-            )
-        )
-        if self.config.query_key_norm:
-            query, key = self.query_norm(query), self.key_norm(key)
-        if self.config.position_embedding == "rotary":
-            of_queries = positions if wanted is None else take_columns(positions, wanted)
-            query = rotate(query, of_queries, self.config.rotary_base, self.config.rotary_scaling)
-            key = rotate(key, positions, self.config.rotary_base, self.config.rotary_scaling)
-        return query, key, value
+        of_queries = positions if wanted is None else take_columns(positions, wanted)
+        query = self.queries(reading, of_queries, site(0))
+        key = self._turned(self._by_heads(self.key(x, site(1)), "kv_heads", "key_norm"), positions)
+        return query, key, self._by_heads(self.value(x, site(2)), "kv_heads")
+
+    def queries(
+        self, x: Float[Array, "B T D"], positions: Int[Array, "B T"], dropout: Dropout | RowMasks | None = None
+    ) -> Float[Array, "B T N H"]:
+        """What each column asks, normalised and rotated; ``dropout`` is the adapter's."""
+        return self._turned(self._by_heads(self.query(x, dropout), "heads", "query_norm"), positions)
+
+    def _by_heads(self, y: Float[Array, "B T _"], axis: str, norm: str | None = None) -> Float[Array, "B T _ H"]:
+        """Splits what a matrix made into heads, normalised where the config has that."""
+        norm = norm if self.config.query_key_norm else None
+        together = self.config.query_key_norm_over == "all"
+        if norm is not None and together:
+            y = getattr(self, norm)(y)
+        y = y.reshape(*y.shape[:2], -1, self.config.width_of_head)
+        y = constrain(y, "rows", "columns", axis, "head")
+        return y if norm is None or together else getattr(self, norm)(y)
+
+    def _turned(self, y: Float[Array, "B T _ H"], positions: Int[Array, "B T"]) -> Float[Array, "B T _ H"]:
+        if self.config.position_embedding != "rotary":
+            return y
+        return rotate(y, positions, self.config.rotary_base, self.config.rotary_scaling, self.config.rotary_width)
 
 
 class FeedForward(nnx.Module):
@@ -419,11 +319,12 @@ def take_columns(x: Shaped[Array, "B T *D"], wanted: Int[Array, "B W"]) -> Shape
 
 
 class Layer(nnx.Module):
-    """Pre-norm attention and MLP, each added to the residual stream."""
+    """Attention and MLP, each added to the residual stream, with norms before or behind them."""
 
     def __init__(
         self, config: DecoderConfig, execution: ExecutionConfig, index: Int[Array, ""] | int, *, rngs: nnx.Rngs
     ):
+        self.norm_placement = config.norm_placement
         self.attention_norm = make_norm(config, execution, rngs)
         self.attention = Attention(config, execution, index, rngs=rngs)
         self.mlp_norm = make_norm(config, execution, rngs)
@@ -432,6 +333,20 @@ class Layer(nnx.Module):
     def on_wanted_columns(self) -> list[nnx.Module]:
         """What a pass applies to the wanted columns alone; its keys and values are made of all of them."""
         return [self.attention.query, self.attention.output, self.mlp]
+
+    def attention_reads(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        """What the attention reads of the residual stream."""
+        return self.attention_norm(x) if self.norm_placement == "before" else x
+
+    def attention_adds(self, made: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        """What is added to the residual stream of what the attention made."""
+        return made if self.norm_placement == "before" else self.attention_norm(made)
+
+    def mlp_adds(self, x: Float[Array, "B T D"], dropout: Dropout | RowMasks | None = None) -> Float[Array, "B T D"]:
+        """What the MLP adds to the residual stream; ``dropout`` is the adapters'."""
+        if self.norm_placement == "before":
+            return self.mlp(self.mlp_norm(x), dropout)
+        return self.mlp_norm(self.mlp(x, dropout))
 
     def __call__(
         self,
@@ -449,7 +364,7 @@ class Layer(nnx.Module):
         """One layer, whose output has the columns wanted alone; see `Attention` for the arguments."""
         drop = (lambda y, site: y) if dropout is None else (lambda y, site: dropout.at(site).units(y))
         branch, own = self.attention(
-            self.attention_norm(x),
+            self.attention_reads(x),
             positions=positions,
             past=past,
             visible=visible,
@@ -459,5 +374,6 @@ class Layer(nnx.Module):
             wanted=wanted,
             write_at=write_at,
         )
-        x = residual((x if wanted is None else take_columns(x, wanted)) + drop(branch, 1))
-        return residual(x + drop(self.mlp(self.mlp_norm(x), None if dropout is None else dropout.at(3)), 2)), own
+        branch = drop(self.attention_adds(branch), 1)
+        x = residual((x if wanted is None else take_columns(x, wanted)) + branch)
+        return residual(x + drop(self.mlp_adds(x, None if dropout is None else dropout.at(3)), 2)), own

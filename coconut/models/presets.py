@@ -99,6 +99,83 @@ def _qwen3(num_layers: int, embed_dim: int, num_heads: int, mlp_dim: int) -> Dec
     )
 
 
+def _smollm2(
+    num_layers: int, embed_dim: int, num_heads: int, num_kv_heads: int, mlp_dim: int, *, rotary_base: float = 100_000.0
+) -> DecoderConfig:
+    """SmolLM 2 (Allal et al. 2025)."""
+    return _llama_style(
+        vocab_size=49_152,
+        num_layers=num_layers,
+        embed_dim=embed_dim,
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        mlp_dim=mlp_dim,
+        max_positions=8192,
+        rotary_base=rotary_base,
+        norm_epsilon=1e-5,
+        qkv_bias=False,
+        tied_head=True,
+    )
+
+
+def _mistral(
+    num_layers: int, embed_dim: int, *, vocab_size: int, max_positions: int, head_dim: int | None = None
+) -> DecoderConfig:
+    """Mistral 7B v0.3 and Nemo, which have no window (Jiang et al. 2023, and their model cards)."""
+    return _llama_style(
+        vocab_size=vocab_size,
+        num_layers=num_layers,
+        embed_dim=embed_dim,
+        num_heads=32,
+        num_kv_heads=8,
+        head_dim=head_dim,
+        mlp_dim=14_336,
+        max_positions=max_positions,
+        rotary_base=1_000_000.0,
+        norm_epsilon=1e-5,
+        qkv_bias=False,
+        tied_head=False,
+        family="mistral",
+    )
+
+
+def _olmo2(num_layers: int, embed_dim: int, num_heads: int, mlp_dim: int) -> DecoderConfig:
+    """OLMo 2 (OLMo Team 2025): norms behind attention and MLP, queries and keys normalised over all heads."""
+    return _llama_style(
+        vocab_size=100_352,
+        num_layers=num_layers,
+        embed_dim=embed_dim,
+        num_heads=num_heads,
+        mlp_dim=mlp_dim,
+        max_positions=4096,
+        rotary_base=500_000.0,
+        norm_epsilon=1e-6,
+        norm_placement="after",
+        qkv_bias=False,
+        query_key_norm=True,
+        query_key_norm_over="all",
+        tied_head=False,
+    )
+
+
+def _phi4() -> DecoderConfig:
+    """Phi 4, 14 B (Abdin et al. 2024)."""
+    return _llama_style(
+        vocab_size=100_352,
+        num_layers=40,
+        embed_dim=5120,
+        num_heads=40,
+        num_kv_heads=10,
+        mlp_dim=17_920,
+        max_positions=16_384,
+        rotary_base=250_000.0,
+        norm_epsilon=1e-5,
+        qkv_bias=False,
+        tied_head=False,
+        family="phi3",
+    )
+
+
 PRESETS: Mapping[str, DecoderConfig] = MappingProxyType(
     {
         "gpt2": _gpt2(12, 768, 12),
@@ -108,12 +185,20 @@ PRESETS: Mapping[str, DecoderConfig] = MappingProxyType(
         "llama-3.1-8b": _llama3(32, 4096, 32, 14_336, factor=8.0, tied_head=False),
         "llama-3.2-1b": _llama3(16, 2048, 32, 8192, factor=32.0, tied_head=True),
         "llama-3.2-3b": _llama3(28, 3072, 24, 8192, factor=32.0, tied_head=True),
+        "mistral-7b": _mistral(32, 4096, vocab_size=32_768, max_positions=32_768),
+        "mistral-nemo-12b": _mistral(40, 5120, vocab_size=131_072, max_positions=128_000, head_dim=128),
+        "olmo-2-1b": _olmo2(16, 2048, 16, 8192),
+        "olmo-2-7b": _olmo2(32, 4096, 32, 11_008),
+        "phi-4": _phi4(),
         "qwen2.5-0.5b": _qwen25(24, 896, 14, 2, 4864, max_positions=32_768),
         "qwen2.5-1.5b": _qwen25(28, 1536, 12, 2, 8960),
         "qwen2.5-7b": _qwen25(28, 3584, 28, 4, 18_944, vocab_size=152_064, tied_head=False),
         "qwen3-0.6b": _qwen3(28, 1024, 16, 3072),
         "qwen3-1.7b": _qwen3(28, 2048, 16, 6144),
         "qwen3-4b": _qwen3(36, 2560, 32, 9728),
+        "smollm2-135m": _smollm2(30, 576, 9, 3, 1536),
+        "smollm2-360m": _smollm2(32, 960, 15, 5, 2560),
+        "smollm2-1.7b": _smollm2(24, 2048, 32, 32, 8192, rotary_base=130_000.0),
     }
 )
 """Preset name -> the decoder, with the vocabulary its published checkpoint has."""

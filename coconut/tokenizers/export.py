@@ -4,7 +4,9 @@ import json
 from typing import Any
 
 from coconut.tokenizers.byte_level import merges_of, to_characters
+from coconut.tokenizers.splits import WHOLE
 from coconut.tokenizers.tokenizer import Tokenizer
+from coconut.tokenizers.tokenizer_json import GPT2_PATTERN
 
 
 def huggingface_files(tokenizer: Tokenizer) -> dict[str, bytes]:
@@ -36,7 +38,13 @@ def huggingface_files(tokenizer: Tokenizer) -> dict[str, bytes]:
 def _tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
     symbols = tokenizer.kind == "symbol"
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
-    split = {"type": "Split", "pattern": {"Regex": tokenizer.pattern}, "behavior": "Isolated", "invert": False}
+    # Read again, the splits are splits, and the pattern is the pattern.
+    behind = tokenizer.pattern in (GPT2_PATTERN, WHOLE) and bool(tokenizer.splits)
+    splits = [
+        {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+        for pattern in (*tokenizer.splits, *(() if behind else (tokenizer.pattern,)))
+    ]
+    cuts_as_gpt2 = behind and tokenizer.pattern == GPT2_PATTERN
     added = [
         {
             "id": token_id,
@@ -57,7 +65,7 @@ def _tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
         "normalizer": {"type": tokenizer.normalization} if tokenizer.normalization else None,
         "pre_tokenizer": {"type": "WhitespaceSplit"}
         if symbols
-        else {"type": "Sequence", "pretokenizers": [split, byte_level]},
+        else {"type": "Sequence", "pretokenizers": [*splits, byte_level | {"use_regex": cuts_as_gpt2}]},
         "post_processor": _leading(tokenizer),
         "decoder": None if symbols else byte_level,
         "model": _symbols(tokenizer) if symbols else _byte_pairs(tokenizer),

@@ -17,6 +17,7 @@ from typing import Any, SupportsIndex
 import tiktoken
 
 from coconut.errors import CoconutError
+from coconut.tokenizers.splits import compile_split, split_text
 
 START_LATENT = "<|start-latent|>"
 LATENT = "<|latent|>"
@@ -29,10 +30,19 @@ NORMALIZATIONS = ("", "NFC")
 SYMBOL_PATTERN = r"\S+"
 
 SINGLE_BYTES = tuple(bytes([value]) for value in range(256))
+# What a vocabulary that was trained on text alone may lack, as SmolLM's does: control characters, bytes of no UTF-8,
+# and the first ones of characters of the fifth plane and behind, where none is printed.
+_NOT_IN_TEXT = frozenset([*range(0x20), 0x7F, 0xC0, 0xC1, *range(0xF1, 0x100)]) - frozenset(b"\t\n\r")
 
 # The fields of a tokenizer's file: the type of each value, and how an error calls the whole.
 _STRING, _STRINGS, _INTEGERS = (str, "a string"), (str, "a list of strings"), (int, "a list of integers")
-_REAL = {"special_ids": _INTEGERS, "spelled": _STRINGS, "leading": _STRINGS, "normalization": _STRING}
+_REAL = {
+    "splits": _STRINGS,
+    "special_ids": _INTEGERS,
+    "spelled": _STRINGS,
+    "leading": _STRINGS,
+    "normalization": _STRING,
+}
 _FIELDS = {
     "kind": _STRING,
     "pattern": _STRING,
@@ -58,6 +68,8 @@ class Tokenizer:
       tokens: the bytes of each ordinary token, by id; earlier ones are merged first within a piece that is no token.
       special_tokens: names of the special tokens, the three markers among them.
       eos_token: name of the end-of-sequence token: a special token, or one of the symbols.
+      splits: regular expressions that cut text before ``pattern`` does, one after the other, in the dialect of the
+        package ``regex`` (`coconut.tokenizers.splits`).
       special_ids: ids of the special tokens, where they do not simply follow the ordinary ones.
       spelled: special tokens that text may spell, such as ``<think>``: those a real model's vocabulary adds, but does
         not call special. They are cut out before anything else.
@@ -73,6 +85,7 @@ class Tokenizer:
     tokens: tuple[bytes, ...] = dataclasses.field(repr=False)  # Too many to read in an error message.
     special_tokens: tuple[str, ...]
     eos_token: str
+    splits: tuple[str, ...] = ()
     special_ids: tuple[int, ...] = ()
     spelled: tuple[str, ...] = ()
     leading: tuple[str, ...] = ()
@@ -120,22 +133,27 @@ class Tokenizer:
         if self.kind == "symbol":
             if self.pattern != SYMBOL_PATTERN:
                 raise CoconutError(f"pattern: a symbol vocabulary has {SYMBOL_PATTERN!r}, not {self.pattern!r}")
-            if self.normalization or self.spelled:
-                raise CoconutError("normalization, spelled: a symbol vocabulary has neither")
+            if self.normalization or self.spelled or self.splits:
+                raise CoconutError("normalization, spelled, splits: a symbol vocabulary has none of them")
             for token in self.tokens:
                 text = token.decode("utf-8", "replace")
                 if text.split() != [text] or text.encode("utf-8") != token:
                     raise CoconutError(f"tokens: symbol {_printable(token)!r} holds white space or is no UTF-8")
         else:
-            for value, byte in enumerate(SINGLE_BYTES):
-                if byte not in self._ids:
-                    raise CoconutError(f"tokens: a {self.kind} vocabulary needs every single byte; {value} is missing")
+            may_lack = _NOT_IN_TEXT if self.kind == "byte_pair" else frozenset()
+            for value in sorted(self._missing - may_lack):
+                raise CoconutError(f"tokens: a {self.kind} vocabulary needs every single byte; {value} is missing")
+            for token in self.tokens if self._missing else ():
+                if not self._missing.isdisjoint(token):
+                    raise CoconutError(f"tokens: {_printable(token)!r} has a byte that is no token")
         try:
             _ = self.encoding  # Built now, so that a bad pattern is reported where it came from.
         except BaseException as error:
             if not (isinstance(error, ValueError) or _is_panic(error)):
                 raise
             raise CoconutError(f"pattern: {self.pattern!r} is no valid regular expression: {error}") from error
+        for pattern in self.splits:
+            compile_split(pattern)
 
     @functools.cached_property
     def _ids(self) -> dict[bytes, int]:
@@ -147,6 +165,15 @@ class Tokenizer:
     def _special_ids(self) -> dict[str, int]:
         ids = self.special_ids or range(len(self.tokens), self.vocab_size)
         return dict(zip(self.special_tokens, ids, strict=True))
+
+    @functools.cached_property
+    def _missing(self) -> frozenset[int]:
+        """The bytes that are no token."""
+        return frozenset(value for value, byte in enumerate(SINGLE_BYTES) if byte not in self._ids)
+
+    def can_spell(self, text: str) -> bool:
+        """Whether it has tokens for all of a text; a ``byte_pair`` vocabulary may have none for control characters."""
+        return self.kind == "symbol" or self._missing.isdisjoint(utf8(without_surrogates(text)))
 
     @functools.cached_property
     def _bytes_by_id(self) -> list[bytes]:
@@ -162,7 +189,7 @@ class Tokenizer:
 
     @functools.cached_property
     def encoding(self) -> tiktoken.Encoding:
-        """The `tiktoken.Encoding`, for code that wants one."""
+        """The `tiktoken.Encoding`, for code that wants one. It knows nothing of ``splits`` and ``spelled``."""
         return tiktoken.Encoding(
             f"coconut-{self.kind}",
             pat_str=self.pattern,
@@ -216,8 +243,9 @@ class Tokenizer:
         Only the names in ``spelled`` become the token of that name.
 
         Raises:
-          CoconutError: for a symbol that a ``symbol`` vocabulary does not know, with the nearest that it does; or the
-            pattern leaves out a part of the text, or cannot be followed on it.
+          CoconutError: for a symbol that a ``symbol`` vocabulary does not know, with the nearest that it does; for a
+            character that a vocabulary has no tokens for; or the pattern leaves out a part of the text, or cannot be
+            followed on it.
         """
         if self.kind == "symbol":
             symbols = text.split()
@@ -228,7 +256,7 @@ class Tokenizer:
                     raise CoconutError(f"unknown symbol {symbol!r}; the nearest known one is {nearest!r}")
             # Joined again because Python counts a few control characters as white space that tiktoken does not.
             text = " ".join(symbols)
-        if not self.normalization and not self.spelled:
+        if not self.normalization and not self.spelled and not self.splits:
             return self._cut(text)
         text = without_surrogates(text)
         # Names first, then the normalization: a character behind a name must not change it.
@@ -239,11 +267,15 @@ class Tokenizer:
                 ids.append(self._special_ids[piece])
             else:
                 piece = unicodedata.normalize("NFC", piece) if self.normalization else piece
-                ids += self._cut(piece)
+                for part in split_text(piece, self.splits):
+                    ids += self._cut(part)
         return ids
 
     def _cut(self, text: str) -> list[int]:
         """Ids of a text without names. A pattern leaves out what it does not match, and tiktoken says nothing."""
+        if self._missing and not self.can_spell(text):
+            unknown = next(character for character in text if not self.can_spell(character))
+            raise CoconutError(f"the vocabulary has no token for the character {unknown!r} of {text!r:.80}")
         try:
             ids = self.encoding.encode_ordinary(text)
         except BaseException as error:
@@ -329,6 +361,7 @@ class Tokenizer:
                 special_tokens=tuple(content["special_tokens"]),
                 eos_token=content["eos_token"],
                 special_ids=tuple(content.get("special_ids", ())),
+                splits=tuple(content.get("splits", ())),
                 spelled=tuple(content.get("spelled", ())),
                 leading=tuple(content.get("leading", ())),
                 normalization=content.get("normalization", ""),

@@ -10,6 +10,7 @@ from typing import Any
 
 from coconut.errors import CoconutError
 from coconut.tokenizers.byte_level import merges_of, to_bytes
+from coconut.tokenizers.splits import WHOLE
 
 GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
@@ -22,6 +23,7 @@ class Vocabulary:
       ids: ordinary tokens and their ids.
       special_ids: special tokens, and those added beside the ordinary ones, and their ids.
       pattern: the regular expression that cuts text into pieces.
+      splits: those that cut it before, one after the other.
       spelled: the names in ``special_ids`` that text may spell.
       leading: the names in ``special_ids`` that precede a text.
       normalization: ``NFC`` or nothing.
@@ -30,6 +32,7 @@ class Vocabulary:
     ids: Mapping[bytes, int]
     special_ids: Mapping[str, int]
     pattern: str
+    splits: tuple[str, ...] = ()
     spelled: tuple[str, ...] = ()
     leading: tuple[str, ...] = ()
     normalization: str = ""
@@ -51,7 +54,7 @@ def read_tokenizer_json(content: Any, where: str, further: Sequence[Mapping[str,
         normalization = _normalization(content.get("normalizer"), where)
         added = _with_further(content.get("added_tokens") or [], further, where)
         special_ids, spelled = read_added_tokens(added, normalization, where)
-        pattern = _pattern(content.get("pre_tokenizer"), where)
+        *splits, pattern = _patterns(content.get("pre_tokenizer"), where)
         leading = _leading(content.get("post_processor"), where)
         ids = _ids(content["model"], special_ids, where)
     except (LookupError, TypeError, AttributeError) as error:
@@ -60,6 +63,7 @@ def read_tokenizer_json(content: Any, where: str, further: Sequence[Mapping[str,
         ids=ids,
         special_ids=special_ids,
         pattern=pattern,
+        splits=tuple(splits),
         spelled=spelled,
         leading=leading,
         normalization=normalization,
@@ -194,25 +198,39 @@ def _normalization(declared: Any, where: str) -> str:
     return "NFC" if kinds else ""
 
 
-def _pattern(declared: Any, where: str) -> str:
+def _patterns(declared: Any, where: str) -> list[str]:
+    """The expressions that cut text, each the pieces of the one before it."""
     items = _sequence(declared, "pretokenizers")
     kinds = [item["type"] for item in items]
-    if kinds not in (["ByteLevel"], ["Split", "ByteLevel"]):
+    if kinds[-1:] != ["ByteLevel"] or set(kinds[:-1]) - {"Split", "Digits"}:
         _refuse(where, "pre_tokenizer", ", ".join(kinds))
-    byte_level = items[-1]
+    *cuts, byte_level = items
     if byte_level.get("add_prefix_space", True):
         _refuse(where, "pre_tokenizer.add_prefix_space", True)
-    splits_itself = byte_level.get("use_regex", True)
-    if splits_itself != (len(items) == 1):
-        _refuse(where, "pre_tokenizer.use_regex", splits_itself)
-    if splits_itself:
-        return GPT2_PATTERN
-    split = items[0]
-    if split.get("behavior") != "Isolated" or split.get("invert"):
-        _refuse(where, "pre_tokenizer.behavior, invert", (split.get("behavior"), split.get("invert")))
-    if "Regex" not in split["pattern"]:
-        _refuse(where, "pre_tokenizer.pattern", split["pattern"])
-    return split["pattern"]["Regex"]
+    alone = kinds == ["Split", "ByteLevel"]
+    patterns = [_digits(cut) if cut["type"] == "Digits" else _split(cut, where, alone=alone) for cut in cuts]
+    if byte_level.get("use_regex", True):
+        return [*patterns, GPT2_PATTERN]
+    if not patterns:
+        _refuse(where, "pre_tokenizer.use_regex", False)
+    # A single expression must match all text; of several each leaves what it does not match as it is.
+    return patterns if alone else [*patterns, WHOLE]
+
+
+def _digits(declared: Mapping[str, Any]) -> str:
+    """Numbers apart from all else, digit by digit or as a whole."""
+    return r"\p{N}" if declared.get("individual_digits", False) else r"\p{N}+"
+
+
+def _split(declared: Mapping[str, Any], where: str, *, alone: bool) -> str:
+    kind = declared.get("behavior"), bool(declared.get("invert"))
+    # What is made of OpenAI's vocabularies (Phi 4's, OLMo 2's) removes all that does not match, which is nothing: a
+    # pattern that leaves text out is refused.
+    if kind != ("Isolated", False) and not (alone and kind == ("Removed", True)):
+        _refuse(where, "pre_tokenizer.behavior, invert", (declared.get("behavior"), declared.get("invert")))
+    if "Regex" not in declared["pattern"]:
+        _refuse(where, "pre_tokenizer.pattern", declared["pattern"])
+    return declared["pattern"]["Regex"]
 
 
 def _leading(declared: Any, where: str) -> tuple[str, ...]:

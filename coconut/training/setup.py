@@ -19,7 +19,7 @@ from coconut.latent.scorer import DECODER_PART
 from coconut.methods import METHODS, get_method
 from coconut.model import Model, Parameters, Template, parameters_of
 from coconut.models.adapters import merge_adapters
-from coconut.models.config import DecoderConfig
+from coconut.models.config import DecoderConfig, Family
 from coconut.models.decoder import Decoder
 from coconut.models.huggingface import PARTS_FILE, agreed_config, export_fields, is_our_export, load_pretrained
 from coconut.models.parameters import decoder_of, decoder_parameters
@@ -52,6 +52,7 @@ NOT_THE_MODEL = (
     "embedding_stddev",
     "kernel_stddev",
     "offset_bias",
+    "family",
 )
 
 
@@ -75,7 +76,9 @@ def prepare(
     config.tracking.check_packages()
     dataset = load_dataset(config.data) if dataset is None else dataset
     tokenizer = make_tokenizer(config.data, dataset.splits["train"])
-    decoder = dataclasses.replace(config.decoder, vocab_size=vocabulary_size(config, tokenizer, workdir))
+    decoder = dataclasses.replace(
+        config.decoder, vocab_size=vocabulary_size(config, tokenizer, workdir), family=family_name(config, workdir)
+    )
     config = dataclasses.replace(config, decoder=decoder)
     if config.adapter is not None:
         rows = token_ids(config.adapter.trained_rows, tokenizer, "AdapterConfig.trained_rows")
@@ -198,6 +201,17 @@ def vocabulary_size(config: RunConfig, tokenizer: Tokenizer, workdir: StoragePat
     if asked is not None and asked < rows:
         raise CoconutError(f"DecoderConfig.vocab_size = {asked}: this run has {rows} token ids")
     return rows if asked is None else asked
+
+
+def family_name(config: RunConfig, workdir: StoragePath | None) -> Family | None:
+    """``DecoderConfig.family``, or where nothing is said there that of what the run starts from."""
+    if config.decoder.family is not None:
+        return config.decoder.family
+    if workdir is not None and exists(workdir / RUN_FILE):
+        return Run.load(workdir).config.decoder.family
+    if config.pretrained is not None:
+        return agreed_config(config.pretrained, _without_vocabulary(config.decoder)).family
+    return None if config.init_from is None else Run.load(parse_path(config.init_from)).config.decoder.family
 
 
 def fit_to_positions(examples: Sequence[TokenizedExample], run: Run) -> list[TokenizedExample]:

@@ -70,9 +70,13 @@ def answered(decoder: Decoder, think: Thinker) -> tuple[list[np.ndarray] | None,
     return [own[here] for own, here in zip(made, used, strict=True)], np.asarray(prefix.last)
 
 
+OLMO_STYLE = dataclasses.replace(
+    LLAMA_STYLE, norm_placement="after", query_key_norm=True, query_key_norm_over="all", qkv_bias=False
+)
 CASES: dict[str, tuple[DecoderConfig, Thinker, dict[str, Any]]] = {
     "learned positions": (GPT2_STYLE, OneByOne(), {}),
     "rotary, grouped queries, stacked": (LLAMA_STYLE, OneByOne(), {"scan_layers": True}),
+    "norms behind": (OLMO_STYLE, OneByOne(), {}),
     "sweeps": (GPT2_STYLE, Sweeps(count=1), {}),
     "pauses": (GPT2_STYLE, Sweeps(count=0), {}),
 }
@@ -110,8 +114,11 @@ def states_queries_keys(decoder: Decoder, inputs: jax.Array) -> tuple[jax.Array,
     for index in range(decoder.config.num_layers):
         stacked = decoder.execution.scan_layers
         layer = jax.tree.map(lambda x, i=index: x[i], decoder.layers) if stacked else decoder.layers[index]
-        normed = layer.attention_norm(states[index])
-        both = [one(normed).reshape(1, T, -1, width) for one in (layer.attention.query, layer.attention.key)]
+        reads = layer.attention_norm(states[index]) if decoder.config.norm_placement == "before" else states[index]
+        both = [layer.attention.query(reads), layer.attention.key(reads)]
+        if decoder.config.query_key_norm:  # Here over all heads.
+            both = [layer.attention.query_norm(both[0]), layer.attention.key_norm(both[1])]
+        both = [x.reshape(1, T, -1, width) for x in both]
         if decoder.config.position_embedding == "rotary":
             both = [rotate(x, positions, decoder.config.rotary_base) for x in both]
         found.append(both)

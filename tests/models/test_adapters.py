@@ -23,7 +23,7 @@ from coconut.model import Model, parameters_of
 from coconut.models.adapters import AdapterConfig, add_adapters, is_adapter, merge_adapters
 from coconut.models.config import DecoderConfig, ExecutionConfig
 from coconut.models.decoder import Decoder
-from coconut.models.layers import Dropout
+from coconut.models.dropout import Dropout
 from coconut.models.parameters import abstract_decoder, decoder_of, decoder_parameters, parameter_axes
 from coconut.models.stacking import in_layout_of
 from coconut.sharding import parameter_sharding

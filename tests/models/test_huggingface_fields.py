@@ -14,19 +14,23 @@ from coconut.errors import CoconutError
 from coconut.hub import local_folder
 from coconut.models.huggingface import agreed_config, load, load_pretrained, read_config
 from coconut.models.huggingface.configuration import decoder_config
-from tests.tiny_huggingface import ALL_CONFIGS, CONFIGS, random_model, write_model
+from tests.tiny_huggingface import ALL_CONFIGS, random_model, write_model
 from tests.tiny_models import quick_jit
 
 
 def content_of(name: str, **fields: Any) -> dict[str, Any]:
     """The config.json of a tiny model with every field that `transformers` gives it."""
-    content = json.loads(CONFIGS[name].to_json_string(use_diff=False)) | fields
+    content = json.loads(ALL_CONFIGS[name].to_json_string(use_diff=False)) | fields
     return {key: value for key, value in content.items() if value is not ...}
 
 
 def write_config(folder: Path, name: str, **fields: Any) -> Path:
     (folder / "config.json").write_text(json.dumps(content_of(name, **fields)))
     return folder
+
+
+_LONG = {"type": "longrope", "short_factor": [1.0, 1.5, 3.0], "long_factor": [2.0, 5.0, 9.0]}
+_CODE = {"AutoConfig": "configuration_phi3.Phi3Config", "AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM"}
 
 
 @pytest.mark.parametrize("name", ALL_CONFIGS)
@@ -62,6 +66,21 @@ def test_whatever_transformers_writes_is_known(name: str) -> None:
             | {"high_freq_factor": 4.0, "original_max_position_embeddings": 8}}, "json: factor = inf: must be"),
         ("qwen2", {"attention_bias": False}, "attention_bias = False"),
         ("qwen2", {"use_mrope": True}, "use_mrope = True"),
+        ("mistral", {"sliding_window": 63}, "sliding_window = 63: only None is supported, or one that is no shorter"),
+        ("mistral", {"sliding_window": ..., "max_position_embeddings": 4097}, "sliding_window = 4096 (which is"),
+        ("mistral", {"attention_bias": True}, "attention_bias = True"),
+        ("phi3", {"sliding_window": 8}, "sliding_window = 8"),
+        ("phi3", {"lm_head_bias": True}, "lm_head_bias = True"),
+        ("phi3", {"auto_map": {"AutoModelForCausalLM": "modeling_mine.Mine"}}, "auto_map = {'AutoModelForCausalLM'"),
+        ("phi3", {"rope_scaling": {"type": "longrope"}}, "the rotary scaling lacks short_factor, long_factor"),
+        ("phi3", {"rope_scaling": _LONG | {"short_factor": [1.0]}}, "long_factor: has 3 factors, short_factor 1"),
+        ("phi3", {"rope_scaling": _LONG}, "short_factor: has 3 factors, and 8 features of a head turn: must be 4"),
+        ("phi3", {"rope_scaling": _LONG | {"short_factor": [0.0, 1.0, 1.0]}}, "short_factor = (0.0, 1.0, 1.0): must"),
+        ("phi3", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "rotary scaling of type 'linear'"),
+        ("llama", {"rope_scaling": _LONG}, "rope_scaling has long_factor, short_factor: only"),
+        ("olmo2", {"clip_qkv": 8.0}, "clip_qkv = 8.0: an unknown field"),
+        ("llama", {"model_type": "gemma3_text"}, "'gemma3_text' is not one of gpt2, llama, mistral, olmo2, phi3, "
+            "qwen2, qwen3 (its layers look back through a window and on everything in turn)"),
         ("gpt2", {"hidden_size": 16}, "hidden_size = 16: an unknown field"),  # `transformers` reads it as n_embd.
         ("gpt2", {"n_embd": 10**400}, "n_embd = 1000"),
         ("gpt2", {"n_layer": 100_000}, "n_layer = 100000: must be at most 1,000"),
@@ -86,6 +105,8 @@ def test_what_may_change_the_numbers_is_refused_by_name(
         ("llama", {"hidden_act": "swish", "attention_dropout": 0.1, "scale_emb": None, "pretraining_tp": 2}),
         ("llama", {"architectures": ["LlamaModel"], "use_qk_norm": False, "num_nextn_predict_layers": 0}),
         ("qwen2", {"sliding_window": 4096, "use_mrope": False, "attention_bias": True}),
+        ("mistral", {"sliding_window": 64, "attention_bias": False}),
+        ("phi3", {"sliding_window": 262144, "auto_map": _CODE, "resid_pdrop": 0.1, "full_attn_mod": 1}),
         ("gpt2", {"activation_function": "gelu_fast", "n_ctx": 1024, "reorder_and_upcast_attn": True}),
         ("gpt2", {"is_decoder": True, "top_k": 5, "task_specific_params": {"text-generation": {}}}),
     ],
@@ -144,25 +165,31 @@ _SCALED |= {"original_max_position_embeddings": 32}
 
 
 @pytest.mark.parametrize(
-    "fields",
+    ("name", "fields"),
     [
+        ("phi3", {"rope_scaling": _LONG, "rope_parameters": None, "partial_rotary_factor": 0.75, "rope_theta": 50.0}),
+        ("phi3", {"rope_scaling": _LONG | {"type": "su", "attention_factor": 1.5, "partial_rotary_factor": 0.75}
+            | {"original_max_position_embeddings": 32}}),
+        ("phi3", {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5, "rope_theta": 50.0}}),
+        *(("llama", fields) for fields in [
         {"rope_scaling": _SCALED, "rope_parameters": {"rope_type": "default", "rope_theta": 50.0}, "rope_theta": 200.0},
         {"rope_scaling": {"rope_theta": 30.0}, "rope_parameters": _SCALED, "rope_theta": 200.0},
         {"rope_scaling": None, "rope_parameters": _SCALED, "rope_theta": 200.0},
         {"rope_scaling": {"type": "default"}, "rope_parameters": _SCALED | {"rope_theta": 70.0}},
+        ]),
     ],
-)
-def test_of_two_rotary_fields_theirs_and_ours_take_the_same(fields: dict[str, Any], tmp_path: Path) -> None:
+)  # fmt: skip
+def test_of_two_rotary_fields_theirs_and_ours_take_the_same(name: str, fields: dict[str, Any], tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     from transformers import AutoModelForCausalLM
 
-    write_model(tmp_path, "llama")
+    write_model(tmp_path, name)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | fields))
     tokens = np.arange(24, dtype=np.int32)[None]
     with torch.no_grad():
         theirs = AutoModelForCausalLM.from_pretrained(tmp_path)(torch.tensor(tokens).long()).logits.numpy()
-        unscaled = random_model("llama")(torch.tensor(tokens).long()).logits.numpy()
+        unscaled = random_model(name)(torch.tensor(tokens).long()).logits.numpy()
     ours = load_pretrained(tmp_path)
 
     def logits(decoder: Any) -> jax.Array:

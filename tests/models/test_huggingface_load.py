@@ -150,7 +150,11 @@ def refusal(folder: Path) -> str:
 @pytest.mark.parametrize(
     ("name", "fields", "messages"),
     [
-        ("llama", {"model_type": "mamba"}, ["model_type = 'mamba' is not one of gpt2, llama, qwen2, qwen3"]),
+        (
+            "llama",
+            {"model_type": "mamba"},
+            ["model_type = 'mamba' is not one of gpt2, llama, mistral, olmo2, phi3, qwen2, qwen3"],
+        ),
         ("llama", {"hidden_size": ..., "hidden_act": "gelu"}, ["hidden_size is missing", "hidden_act = 'gelu'"]),
         ("llama", {"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, ["rotary scaling of type 'yarn'"]),
         ("llama", {"rope_parameters": {"rope_type": "llama3"}}, ["lacks factor, low_freq_factor, high_freq_factor"]),

@@ -33,14 +33,16 @@ TOKENS = np.asarray([[7, 1, 3, 9, 7, 2], [0, 3, 5, 11, 28, 7]])
 TARGETS = {
     "gpt2": ["c_attn", "c_proj"],
     "llama": ["q_proj", "v_proj", "mlp.down_proj", "model.layers.1.mlp.up_proj"],
+    "phi3": ["qkv_proj", "mlp.down_proj"],
 }
 OURS = {
     "gpt2": ("layers.*.attention.*", "layers.0.mlp.up"),
     "llama": ("layers.*.attention.value", "layers.*.mlp.*", "layers.1.attention.output"),
+    "phi3": ("layers.*.attention.query", "layers.*.attention.value", "layers.1.mlp.up"),
 }
 
 
-@pytest.fixture(scope="module", params=["gpt2", "llama"])
+@pytest.fixture(scope="module", params=["gpt2", "llama", "phi3"])
 def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Any, Path]:
     """The name of a family, its model, and the folder of it. GPT-2 ties its head, and the Llama here does not."""
     folder = tmp_path_factory.mktemp(request.param)
@@ -90,11 +92,14 @@ def test_an_adapter_of_peft_computes_here_what_it_computes_there(base: tuple[str
         "gpt2": {f"layers.*.{x}" for x in ("attention.query", "attention.key", "attention.value", "attention.output")}
         | {"layers.*.mlp.down"},
         "llama": {"layers.*.attention.query", "layers.*.attention.value", "layers.*.mlp.down", "layers.1.mlp.up"},
+        "phi3": {f"layers.*.{x}" for x in ("attention.query", "attention.key", "attention.value", "mlp.down")},
     }
     assert set(config.targets) == expected[name]
 
 
-@pytest.mark.parametrize(("base", "stabilized"), [("gpt2", False), ("gpt2", True), ("llama", False)], indirect=["base"])
+@pytest.mark.parametrize(
+    ("base", "stabilized"), [("gpt2", False), ("gpt2", True), ("llama", False), ("phi3", False)], indirect=["base"]
+)
 def test_peft_computes_what_an_adapter_of_ours_does(
     base: tuple[str, Any, Path], stabilized: bool, tmp_path: Path
 ) -> None:

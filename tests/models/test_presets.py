@@ -7,7 +7,16 @@ from typing import Any
 
 import jax
 import pytest
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen2Config, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    Olmo2Config,
+    Phi3Config,
+    Qwen2Config,
+    Qwen3Config,
+)
 
 from coconut.commands.configuration import resolve_run
 from coconut.errors import CoconutError
@@ -28,12 +37,20 @@ PUBLISHED = {
     "llama-3.1-8b": 8_030_261_248,
     "llama-3.2-1b": 1_235_814_400,
     "llama-3.2-3b": 3_212_749_824,
+    "mistral-7b": 7_248_023_552,
+    "mistral-nemo-12b": 12_247_782_400,
+    "olmo-2-1b": 1_484_916_736,
+    "olmo-2-7b": 7_298_617_344,
+    "phi-4": 14_659_507_200,
     "qwen2.5-0.5b": 494_032_768,
     "qwen2.5-1.5b": 1_543_714_304,
     "qwen2.5-7b": 7_615_616_512,
     "qwen3-0.6b": 596_049_920,
     "qwen3-1.7b": 1_720_574_976,
     "qwen3-4b": 4_022_468_096,
+    "smollm2-135m": 134_515_008,
+    "smollm2-360m": 361_821_120,
+    "smollm2-1.7b": 1_711_376_384,
 }
 
 
@@ -42,8 +59,12 @@ def huggingface_config(name: str) -> Any:
     preset = PRESETS[name]
     if name.startswith("gpt2"):
         return GPT2Config(n_layer=preset.num_layers, n_embd=preset.embed_dim, n_head=preset.num_heads)
-    kind = {"llama": LlamaConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}[name[:5]]
+    kinds = {"llama": LlamaConfig, "mistral": MistralConfig, "olmo": Olmo2Config, "phi": Phi3Config}
+    kinds |= {"qwen2": Qwen2Config, "qwen3": Qwen3Config, "smollm2": LlamaConfig}
+    kind = next(kind for prefix, kind in kinds.items() if name.startswith(prefix))
+    head_dim = {"head_dim": preset.head_dim} if preset.head_dim is not None else {}
     return kind(
+        **head_dim,
         vocab_size=preset.vocabulary,
         hidden_size=preset.embed_dim,
         num_hidden_layers=preset.num_layers,

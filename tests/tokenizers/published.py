@@ -17,7 +17,7 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from transformers.convert_slow_tokenizer import TikTokenConverter
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
-FAMILIES = ("gpt2", "llama3", "qwen2")
+FAMILIES = ("gpt2", "llama3", "qwen2", "smollm", "deepseek")
 
 _LLAMA3_SPECIAL = (
     ["<|begin_of_text|>", "<|end_of_text|>", "<|reserved_special_token_0|>", "<|reserved_special_token_1|>"]
@@ -33,7 +33,18 @@ ADDED = {
         *(AddedToken(name, special=False, normalized=False) for name in ("<tool_call>", "</tool_call>", "<think>")),
     ],
 }
-EOS = {"gpt2": "<|endoftext|>", "llama3": "<|end_of_text|>", "qwen2": "<|im_end|>"}
+ADDED["smollm"] = [AddedToken(name, special=True, normalized=False) for name in ("<|endoftext|>", "<|im_start|>")]
+ADDED["deepseek"] = [AddedToken("<｜end▁of▁sentence｜>", special=True, normalized=False)]
+ADDED["deepseek"] += [AddedToken("<think>", special=False, normalized=False)]
+# Numbers of up to three digits, Chinese and Japanese, and then all else; none matches what the others take.
+_DEEPSEEK = (
+    r"\p{N}{1,3}",
+    r"[一-龥぀-ゟ゠-ヿ]+",
+    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|"
+    r"\s*[\r\n]+|\s+(?!\S)|\s+",
+)
+EOS = {"smollm": "<|im_start|>", "deepseek": "<｜end▁of▁sentence｜>"}
+EOS |= {"gpt2": "<|endoftext|>", "llama3": "<|end_of_text|>", "qwen2": "<|im_end|>"}
 
 _SCRIPTS = (
     "abcdefghijklmnopqrstuvwxyz",
@@ -140,16 +151,13 @@ def _corpus() -> list[str]:
 def trained(family: str) -> hf.Tokenizer:
     """A vocabulary of a few thousand merges, as Hugging Face's library holds it."""
     tokenizer = hf.Tokenizer(models.BPE())
-    regex = {"llama3": TikTokenConverter().pattern, "qwen2": PRETOKENIZE_REGEX}.get(family)
-    if regex is None:
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    else:
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Split(hf.Regex(regex), behavior="isolated", invert=False),
-                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-            ]
-        )
+    single = {"llama3": (TikTokenConverter().pattern,), "qwen2": (PRETOKENIZE_REGEX,)}
+    splits = {**single, "deepseek": _DEEPSEEK}.get(family, ())
+    cuts = [pre_tokenizers.Split(hf.Regex(regex), behavior="isolated", invert=False) for regex in splits]
+    if family == "smollm":
+        cuts = [pre_tokenizers.Digits(individual_digits=True)]
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not splits)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*cuts, byte_level]) if cuts else byte_level
     if family == "qwen2":
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.decoder = decoders.ByteLevel()

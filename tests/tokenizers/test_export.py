@@ -23,6 +23,8 @@ TOKENIZERS = {
     "llama3": lambda: _published("llama3"),
     "llama3-reserved": lambda: _published("llama3", markers="reserved"),
     "qwen2": lambda: _published("qwen2"),
+    "smollm": lambda: _published("smollm"),
+    "deepseek": lambda: _published("deepseek"),
     "byte_pair": lambda: tokenizers.byte_pair_tokenizer(CORPUS, 300),
     "word": lambda: tokenizers.word_tokenizer(CORPUS),
 }

@@ -7,6 +7,7 @@ import pytest
 from coconut.errors import CoconutError
 from coconut.tokenizers import load_tokenizer
 from coconut.tokenizers.byte_level import BYTE_OF, merges_of, to_bytes, to_characters
+from coconut.tokenizers.tokenizer_json import GPT2_PATTERN
 from tests.tokenizers import published
 
 # As many ways to match a word as to leave letters out of it: more than the regular expressions of Rust try.
@@ -52,10 +53,17 @@ def _added(**changes):
         ("pre_tokenizer", {"type": "Metaspace"}, "pre_tokenizer = 'Metaspace'"),
         ("pre_tokenizer", {"type": "ByteLevel"}, "pre_tokenizer.add_prefix_space = True"),
         ("pre_tokenizer", BYTE_LEVEL, "pre_tokenizer.use_regex = False"),
-        ("pre_tokenizer", _sequence(_split(), BYTE_LEVEL | {"use_regex": True}), "pre_tokenizer.use_regex = True"),
-        ("pre_tokenizer", _sequence({"type": "Digits"}, BYTE_LEVEL), "pre_tokenizer = 'Digits, ByteLevel'"),
+        ("pre_tokenizer", _sequence({"type": "Punctuation"}, BYTE_LEVEL), "pre_tokenizer = 'Punctuation, ByteLevel'"),
+        ("pre_tokenizer", _sequence(BYTE_LEVEL, _split()), "pre_tokenizer = 'ByteLevel, Split'"),
+        ("pre_tokenizer", _sequence(_split(), _split(pattern={"Regex": "("}), BYTE_LEVEL), r"splits: '\(' is no valid"),
+        ("pre_tokenizer", _sequence({"type": "Digits"}, _split(invert=True), BYTE_LEVEL), "behavior, invert"),
         ("pre_tokenizer", _sequence(_split(behavior="Removed"), BYTE_LEVEL), "behavior, invert = ..Removed., False"),
         ("pre_tokenizer", _sequence(_split(invert=True), BYTE_LEVEL), "behavior, invert = ..Isolated., True"),
+        (
+            "pre_tokenizer",
+            _sequence({"type": "Digits"}, _split(behavior="Removed", invert=True), BYTE_LEVEL),
+            "behavior, invert = ..Removed., True",
+        ),
         ("pre_tokenizer", _sequence(_split(pattern={"String": " "}), BYTE_LEVEL), "pre_tokenizer.pattern"),
         ("pre_tokenizer", _sequence(_split(pattern={"Regex": "("}), BYTE_LEVEL), r"pattern: '\(' is no valid regular"),
         ("pre_tokenizer", _sequence(_split(pattern={"Regex": r"\S+"}), BYTE_LEVEL), "drops text of '"),
@@ -96,6 +104,68 @@ def test_an_added_token_that_is_matched_in_normalized_text_is_refused(tmp_path):
     (folder / "tokenizer.json").write_text(json.dumps(declared))
     with pytest.raises(CoconutError, match=r"added_tokens: '<think>': normalized = True: not supported"):
         load_tokenizer(folder)
+
+
+def test_a_split_that_takes_for_ever_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("coconut.tokenizers.splits._SECONDS", 0.05)
+    folder = published.write_folder("gpt2", tmp_path)
+    slow = _sequence(_split(pattern={"Regex": r"(?:(?:\w?){30}){30}(?=\B\b)"}), BYTE_LEVEL | {"use_regex": True})
+    (folder / "tokenizer.json").write_text(json.dumps(json.loads(published.content("gpt2")) | {"pre_tokenizer": slow}))
+    with pytest.raises(CoconutError, match=r"splits: .* takes too long on '"):
+        load_tokenizer(folder)
+
+
+@pytest.mark.parametrize(
+    "cut",
+    [
+        {"type": "Digits", "individual_digits": True},
+        {"type": "Digits", "individual_digits": False},
+        _split(pattern={"Regex": GPT2_PATTERN}, behavior="Removed", invert=True),
+    ],
+)
+def test_text_is_cut_as_hugging_face_cuts_it(cut, tmp_path):
+    import tokenizers as hf
+
+    folder = published.write_folder("gpt2", tmp_path)
+    cuts = _sequence(cut, BYTE_LEVEL)
+    declared = json.loads(published.content("gpt2")) | {"pre_tokenizer": cuts}
+    (folder / "tokenizer.json").write_text(json.dumps(declared))
+    ours, theirs = load_tokenizer(folder), hf.Tokenizer.from_str(json.dumps(declared))
+    theirs.encode_special_tokens = True
+    for text in published.random_texts(300, seed=4):
+        assert ours.encode(text) == theirs.encode(text).ids, text
+        assert ours.decode(ours.encode(text)) == text
+
+
+def test_a_vocabulary_may_lack_bytes_that_no_text_has(tmp_path):
+    """As SmolLM's lacks some control characters: Hugging Face's library leaves them out of a text, and says nothing."""
+    import tokenizers as hf
+
+    def without(*lacking):
+        declared = json.loads(published.content("smollm"))
+        lost = {to_characters(bytes([value])) for value in lacking}
+        model, added = declared["model"], declared["added_tokens"]
+        model["merges"] = [merge for merge in model["merges"] if lost.isdisjoint("".join(merge))]
+        kept = [token for token in sorted(model["vocab"], key=model["vocab"].get) if lost.isdisjoint(token)]
+        model["vocab"] = {token: index for index, token in enumerate(kept)}
+        for offset, token in enumerate(added):
+            token["id"] = len(kept) + offset
+        published.write_folder("smollm", tmp_path)
+        (tmp_path / "tokenizer.json").write_text(json.dumps(declared))
+        return hf.Tokenizer.from_str(json.dumps(declared))
+
+    theirs = without(0x04, 0xC0, 0xF1)
+    ours = load_tokenizer(tmp_path)
+    theirs.encode_special_tokens = True
+    for text in published.random_texts(100, seed=6):
+        if ours.can_spell(text):
+            assert ours.encode(text) == theirs.encode(text).ids
+    assert not ours.can_spell("a\x04b") and theirs.encode("a\x04b").ids == ours.encode("a") + ours.encode("b")
+    with pytest.raises(CoconutError, match=r"no token for the character '\\x04' of 'a\\x04b'"):
+        ours.encode("a\x04b")
+    without(0x04, ord("q"))
+    with pytest.raises(CoconutError, match="needs every single byte; 113 is missing"):
+        load_tokenizer(tmp_path)
 
 
 def test_files_that_are_no_json(tmp_path):

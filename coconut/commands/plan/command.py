@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,10 +17,12 @@ from coconut.commands.plan.hardware import make_slice
 from coconut.commands.plan.planning import Columns, Plan, make_step, read_plan
 from coconut.commands.plan.report import describe, describe_comparison, describe_generation, describe_mesh, ranking
 from coconut.commands.plan.search import search
+from coconut.datasets import make_tokenizer
 from coconut.errors import CoconutError
 from coconut.mesh import MeshConfig
 from coconut.provenance import provenance
 from coconut.storage import write_atomically
+from coconut.training.setup import vocabulary_size
 
 
 def plan_command(options: argparse.Namespace) -> str:
@@ -40,6 +43,9 @@ def plan_command(options: argparse.Namespace) -> str:
             f"RunConfig.{field}: plan knows steps that imitate data alone; what a step on samples takes of the "
             "devices at hand says coconut train --dry_run"
         )
+    if config.decoder.vocab_size is None and config.pretrained is not None and Path(config.pretrained).is_dir():
+        rows = vocabulary_size(config, make_tokenizer(config.data, ()), None)
+        config = dataclasses.replace(config, decoder=dataclasses.replace(config.decoder, vocab_size=rows))
     if config.adapter is not None:  # A plan has no tokenizer that knows names, and any other rows cost as much.
         rows = tuple(range(len(config.adapter.trained_rows)))
         config = dataclasses.replace(config, adapter=dataclasses.replace(config.adapter, trained_rows=rows))

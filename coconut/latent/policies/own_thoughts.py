@@ -10,7 +10,7 @@ from coconut.errors import CoconutError, check_fields
 from coconut.latent.feedback import Feedback
 from coconut.latent.policies.policy import Record
 from coconut.models.decoder import Decoder
-from coconut.models.layers import RowMasks
+from coconut.models.dropout import RowMasks
 
 
 @jax.tree_util.register_dataclass

@@ -149,7 +149,7 @@ def _joined(pairs: list[_Pair | None], tensor: Tensor, rank: int) -> tuple[np.nd
     for index, (pair, part) in enumerate(zip(pairs, tensor.parts, strict=True)):
         if pair is not None:
             block = slice(index * rank, (index + 1) * rank)
-            a[block], b[part.columns, block] = pair.a.T, pair.b.T
+            a[block], b[part.outputs, block] = pair.a.T, pair.b.T
     return a, b
 
 
@@ -277,14 +277,14 @@ def _split(
     blocks = [slice(index * width, (index + 1) * width) for index in range(len(parts))]
     inside = np.zeros(b.shape, bool)
     for part, block in zip(parts, blocks, strict=True):
-        inside[part.columns, block] = True
+        inside[part.outputs, block] = True
     if rank == len(parts) * content["r"] and not b[~inside].any():
         for part, block in zip(parts, blocks, strict=True):
-            if a[block].any() or b[part.columns, block].any() or len(parts) == 1:
-                yield part, _Pair(a[block].T, b[part.columns, block].T), scaling
+            if a[block].any() or b[part.outputs, block].any() or len(parts) == 1:
+                yield part, _Pair(a[block].T, b[part.outputs, block].T), scaling
     else:
         for part in parts:
-            yield part, _Pair(a.T, b[part.columns].T), scaling
+            yield part, _Pair(a.T, b[part.outputs].T), scaling
 
 
 def _told(module: str, field: str, content: Mapping[str, Any]) -> Any:

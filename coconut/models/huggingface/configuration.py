@@ -1,21 +1,22 @@
 """Between ``config.json`` and `DecoderConfig`.
 
-GPT-2, Llama (3), Qwen 2 (and 2.5) and Qwen 3. A field of ``config.json`` that would change what is computed, or is not
-known to change nothing (`coconut.models.huggingface.fields`), is an error.
+GPT-2, Llama (SmolLM 2 among them), Mistral, OLMo 2, Phi 3 (3.5, 4), Qwen 2 (2.5) and Qwen 3. A field of ``config.json``
+that changes what is computed, or is not known to change nothing (`coconut.models.huggingface.fields`), is refused.
 """
 
 import dataclasses
 import json
+import math
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 from coconut.errors import CoconutError
 from coconut.hub import local_folder
-from coconut.models.config import DecoderConfig, Mlp, RotaryScaling
+from coconut.models.config import DecoderConfig, Family, LongRotaryScaling, Mlp, RotaryScaling
 from coconut.models.huggingface.fields import GPT2_SIZES, LLAMA_SIZES, their_names, unsupported
 
 CONFIG_FILE = "config.json"
@@ -24,18 +25,30 @@ ADAPTER_FILE = "adapter_config.json"
 EXPORT_FIELD = "coconut"
 """Field of a config.json that ``coconut export`` wrote: the run's method, stage and marker ids."""
 
-Family = Literal["gpt2", "llama", "qwen2", "qwen3"]
-"""``model_type`` of a config.json."""
-
-ARCHITECTURES: Mapping[str, str] = MappingProxyType(
+ARCHITECTURES: Mapping[Family, str] = MappingProxyType(
     {
         "gpt2": "GPT2LMHeadModel",
         "llama": "LlamaForCausalLM",
+        "mistral": "MistralForCausalLM",
+        "olmo2": "Olmo2ForCausalLM",
+        "phi3": "Phi3ForCausalLM",
         "qwen2": "Qwen2ForCausalLM",
         "qwen3": "Qwen3ForCausalLM",
     }
 )
-"""Family -> the name of its model in `transformers`."""
+"""Family, which is the ``model_type`` of a config.json -> the name of its model in `transformers`."""
+
+# What people try besides, and why it is not read.
+_REFUSED = {
+    "gemma2": "its layers look back through a window and on everything in turn, and its scores are capped",
+    "gemma3": "it reads images, too",
+    "gemma3_text": "its layers look back through a window and on everything in turn",
+    "mixtral": "its MLPs are experts",
+    "olmo3": "its layers look back through a window and on everything in turn",
+    "phi": "attention and MLP stand side by side, behind one norm",
+    "qwen3_moe": "its MLPs are experts",
+    "smollm3": "some of its layers know no positions",
+}
 
 # What may be left out; everything else must be there, since a default of ours would be a guess.
 _OPTIONAL = ("n_inner", "num_key_value_heads", "head_dim")
@@ -52,6 +65,12 @@ _ROTARY_SCALING = {
     "low_frequency_factor": "low_freq_factor",
     "high_frequency_factor": "high_freq_factor",
     "original_positions": "original_max_position_embeddings",
+}
+_LONG_ROTARY_SCALING = {
+    "short_factors": "short_factor",
+    "long_factors": "long_factor",
+    "original_positions": "original_max_position_embeddings",
+    "attention_factor": "attention_factor",
 }
 
 
@@ -133,9 +152,10 @@ def _decoder_config(content: Mapping[str, Any], problems: list[str]) -> DecoderC
     if not content:
         pass  # Said already by who read it.
     elif family not in ARCHITECTURES:
-        found.append(f"model_type = {family!r} is not one of {', '.join(ARCHITECTURES)}")
+        why = f" ({_REFUSED[family]})" if family in _REFUSED else ""
+        found.append(f"model_type = {family!r} is not one of {', '.join(ARCHITECTURES)}{why}")
     else:
-        found += unsupported(str(family), ARCHITECTURES[str(family)], content)
+        found += unsupported(family, ARCHITECTURES[family], content)
         theirs = GPT2_SIZES if family == "gpt2" else LLAMA_SIZES
         for name, their in theirs.items():
             if their not in content and their not in _OPTIONAL:
@@ -144,21 +164,24 @@ def _decoder_config(content: Mapping[str, Any], problems: list[str]) -> DecoderC
         fields |= (_gpt2_choices if family == "gpt2" else _llama_choices)(str(family), content, found)
     if content and not found:
         try:
-            return _shortened(DecoderConfig(**fields))
+            return _shortened(DecoderConfig(**fields), family)
         except CoconutError as error:
             found.append(in_their_words(str(error), str(family)))
     problems += found
     return None
 
 
-def _shortened(config: DecoderConfig) -> DecoderConfig:
-    """The same config with None where a size is what None means, as whoever writes a config by hand leaves it out."""
+def _shortened(config: DecoderConfig, family: Family) -> DecoderConfig:
+    """The same config with None where that means the same, as whoever writes a config by hand leaves it out."""
     usual = {
         "num_kv_heads": config.num_heads,
         "head_dim": config.embed_dim / config.num_heads,
         "mlp_dim": 4 * config.embed_dim,
     }
-    return dataclasses.replace(config, **{name: None for name, size in usual.items() if getattr(config, name) == size})
+    config = dataclasses.replace(
+        config, **{name: None for name, size in usual.items() if getattr(config, name) == size}
+    )
+    return config if family_of(config) == family else dataclasses.replace(config, family=family)
 
 
 def _gpt2_choices(family: str, content: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
@@ -189,9 +212,11 @@ def _llama_choices(family: str, content: Mapping[str, Any], problems: list[str])
         "qkv_bias": family == "qwen2" or attention_bias,
         "output_bias": family != "qwen2" and attention_bias,
         "mlp_bias": family == "llama" and _switch(content, "mlp_bias"),
-        "query_key_norm": family == "qwen3",
+        "query_key_norm": family in ("olmo2", "qwen3"),
+        "query_key_norm_over": "all" if family == "olmo2" else "head",
+        "norm_placement": "after" if family == "olmo2" else "before",
         "tied_head": content.get("tie_word_embeddings", False),
-        **_rotary_choices(content, problems),
+        **_rotary_choices(family, content, problems),
         **head_dim,
     }
 
@@ -204,6 +229,8 @@ def _switch(content: Mapping[str, Any], name: str) -> Any:
 
 def in_their_words(message: str, family: str) -> str:
     """An error of a `DecoderConfig` with the names that the fields have in a config.json."""
+    if "LongRotaryScaling" in message:
+        message = _renamed(message, "LongRotaryScaling", _LONG_ROTARY_SCALING)
     return _renamed(message, "DecoderConfig", their_names(family))
 
 
@@ -211,7 +238,7 @@ def _renamed(message: str, config: str, names: Mapping[str, str]) -> str:
     return re.sub(rf"({config}\.)?\b({'|'.join(names)})\b", lambda match: names[match[2]], message)
 
 
-def _rotary_choices(content: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
+def _rotary_choices(family: str, content: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
     """Base and scaling, from `transformers` 5's ``rope_parameters`` or from the older two fields.
 
     Where a file has both, ``rope_scaling`` counts and nothing of the other, as in `transformers`.
@@ -220,9 +247,15 @@ def _rotary_choices(content: Mapping[str, Any], problems: list[str]) -> dict[str
     rope = rope if isinstance(rope, Mapping) else {}  # What is no object has been said by `unsupported`.
     kind = rope.get("rope_type", rope.get("type", "default"))
     choices = {"rotary_base": rope.get("rope_theta", content.get("rope_theta", 10_000.0))}
-    if rope.get("partial_rotary_factor") not in (None, 1.0):
-        problems.append(f"partial_rotary_factor = {rope['partial_rotary_factor']!r}: only 1.0 is supported")
-    if kind == "llama3":
+    fraction = rope.get("partial_rotary_factor", content.get("partial_rotary_factor"))
+    if family == "phi3" and fraction is not None:
+        choices["rotary_fraction"] = fraction
+    elif fraction not in (None, 1.0):
+        problems.append(f"partial_rotary_factor = {fraction!r}: only 1.0 is supported")
+    # Phi's files call it by three names; `transformers` takes the other two for this one, too.
+    if family == "phi3" and kind in ("longrope", "su", "yarn"):
+        return choices | _long_rotary_choices(content, rope, problems)
+    if kind == "llama3" and family != "phi3":
         names = tuple(_ROTARY_SCALING.values())
         if missing := [name for name in names if name not in rope]:
             problems.append(f"the rotary scaling lacks {', '.join(missing)}")
@@ -235,25 +268,63 @@ def _rotary_choices(content: Mapping[str, Any], problems: list[str]) -> dict[str
         except CoconutError as error:
             problems.append(_renamed(str(error), "RotaryScaling", _ROTARY_SCALING))
     elif kind != "default":
-        problems.append(f"rotary scaling of type {kind!r}: only 'default' and 'llama3' are supported")
+        other = "longrope" if family == "phi3" else "llama3"
+        problems.append(f"rotary scaling of type {kind!r}: only 'default' and {other!r} are supported")
     return choices
+
+
+def _long_rotary_choices(content: Mapping[str, Any], rope: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
+    """LongRoPE's factors, and no more positions than those of the short ones: see `LongRotaryScaling`."""
+    if missing := [name for name in ("short_factor", "long_factor") if not isinstance(rope.get(name), list)]:
+        problems.append(f"the rotary scaling lacks {', '.join(missing)}")
+        return {}
+    longest = content.get("max_position_embeddings")
+    # As in `transformers` not that of `rope`; and this, where the file does not say.
+    original = content.get("original_max_position_embeddings", 4096)
+    if type(longest) is not int or type(original) is not int or original < 2 or longest < 1:
+        problems.append(
+            f"original_max_position_embeddings = {original!r:.80}, max_position_embeddings = {longest!r:.80}"
+        )
+        return {}
+    attention_factor = rope.get("attention_factor")
+    if attention_factor is None:
+        factor = rope.get("factor")
+        factor = longest / original if factor is None else factor
+        attention_factor = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
+    try:
+        scaling = LongRotaryScaling(
+            short_factors=tuple(rope["short_factor"]),
+            long_factors=tuple(rope["long_factor"]),
+            original_positions=original,
+            attention_factor=attention_factor,
+        )
+    except CoconutError as error:
+        problems.append(_renamed(str(error), "LongRotaryScaling", _LONG_ROTARY_SCALING))
+        return {}
+    return {"rotary_scaling": scaling, "max_positions": min(longest, original)}
 
 
 # --- The way back -----------------------------------------------------------------------------------------------
 
 
 def family_of(config: DecoderConfig) -> Family:
-    """The family whose model computes what a decoder of this config does.
+    """The family whose model computes what a decoder of this config does: its own, or the first that does.
 
     Raises:
-      CoconutError: none does; the message says for each family which fields are in the way.
+      CoconutError: none does, or its own does not; the message says for each family which fields are in the way.
     """
-    llama_style = {
+    is_long = isinstance(config.rotary_scaling, LongRotaryScaling)
+    plain = {
         "position_embedding": "rotary",
         "normalization": "rmsnorm",
         "mlp": "swiglu",
         "logit_scale": 1.0,
+        "norm_placement": "before",
+        "query_key_norm_over": "head",
+        "rotary_fraction": 1.0,
+        "rotary_scaling": None if is_long else config.rotary_scaling,
     }
+    no_bias = {"qkv_bias": False, "output_bias": False, "mlp_bias": False}
     wanted: dict[Family, dict[str, Any]] = {
         "gpt2": {
             "position_embedding": "learned",
@@ -262,16 +333,35 @@ def family_of(config: DecoderConfig) -> Family:
             "qkv_bias": True,
             "output_bias": True,
             "mlp_bias": True,
+            "norm_placement": "before",
             "query_key_norm": False,
             "kv_heads": config.num_heads,
             "width_of_head": config.embed_dim / config.num_heads,
             "logit_scale": 1.0,
         },
-        # In this order: what both could be, Llama is.
-        "llama": {**llama_style, "query_key_norm": False, "output_bias": config.qkv_bias},
-        "qwen2": {**llama_style, "query_key_norm": False, "qkv_bias": True, "output_bias": False, "mlp_bias": False},
-        "qwen3": {**llama_style, "query_key_norm": True, "output_bias": config.qkv_bias, "mlp_bias": False},
+        # In this order: what several could be, Llama is.
+        "llama": {**plain, "query_key_norm": False, "output_bias": config.qkv_bias},
+        "qwen2": {**plain, "query_key_norm": False, "qkv_bias": True, "output_bias": False, "mlp_bias": False},
+        "qwen3": {**plain, "query_key_norm": True, "output_bias": config.qkv_bias, "mlp_bias": False},
+        "olmo2": {
+            **plain,
+            "norm_placement": "after",
+            "query_key_norm": True,
+            "query_key_norm_over": "all",
+            "output_bias": config.qkv_bias,
+            "mlp_bias": False,
+        },
+        "phi3": {
+            **plain,
+            **no_bias,
+            "query_key_norm": False,
+            "rotary_fraction": config.rotary_fraction,
+            "rotary_scaling": config.rotary_scaling if is_long else None,
+        },
+        "mistral": {**plain, **no_bias, "query_key_norm": False},
     }
+    if config.family is not None:
+        wanted = {config.family: wanted[config.family]}
     reasons = []
     for family, fields in wanted.items():
         wrong = {name: getattr(config, name) for name, value in fields.items() if getattr(config, name) != value}
@@ -298,6 +388,7 @@ def config_json(config: DecoderConfig) -> dict[str, Any]:
         # Else `transformers` takes the family's first model's, such as Llama 1's end of text, 2.
         "bos_token_id": None,
         "eos_token_id": None,
+        "pad_token_id": None,
     }
     values = {
         "num_kv_heads": config.kv_heads,
@@ -310,17 +401,25 @@ def config_json(config: DecoderConfig) -> dict[str, Any]:
         content["activation_function"] = {"gelu_tanh": "gelu_new", "gelu": "gelu"}[config.mlp]
         content |= dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), config.dropout)
         return content
-    content |= {"hidden_act": "silu", "rope_theta": config.rotary_base, "rope_scaling": None}
-    if config.rotary_scaling is not None:
-        content["rope_scaling"] = {
-            "rope_type": "llama3",
-            "factor": config.rotary_scaling.factor,
-            "low_freq_factor": config.rotary_scaling.low_frequency_factor,
-            "high_freq_factor": config.rotary_scaling.high_frequency_factor,
-            "original_max_position_embeddings": config.rotary_scaling.original_positions,
-        }
-    if family in ("llama", "qwen3"):
+    content |= {"hidden_act": "silu", "rope_theta": config.rotary_base, "rope_scaling": _rope_scaling(config)}
+    if family in ("llama", "olmo2", "qwen3"):
         content["attention_bias"] = config.qkv_bias
     if family == "llama":
         content["mlp_bias"] = config.mlp_bias
+    if family in ("mistral", "phi3"):
+        content["sliding_window"] = None  # What is not there means a window of 4096 to the first.
+    if family == "phi3":
+        content["partial_rotary_factor"] = config.rotary_fraction
+        if isinstance(config.rotary_scaling, LongRotaryScaling):
+            content["original_max_position_embeddings"] = config.rotary_scaling.original_positions
     return content
+
+
+def _rope_scaling(config: DecoderConfig) -> dict[str, Any] | None:
+    scaling = config.rotary_scaling
+    if scaling is None:
+        return None
+    if isinstance(scaling, LongRotaryScaling):
+        fields = {their: getattr(scaling, name) for name, their in _LONG_ROTARY_SCALING.items()}
+        return {"rope_type": "longrope", **{k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}}
+    return {"rope_type": "llama3", **{their: getattr(scaling, name) for name, their in _ROTARY_SCALING.items()}}

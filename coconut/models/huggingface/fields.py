@@ -39,6 +39,7 @@ _LLAMA_CHOICES = {
     "mlp": "hidden_act",
     "tied_head": "tie_word_embeddings",
     "rotary_base": "rope_theta",
+    "rotary_fraction": "partial_rotary_factor",
     "rotary_scaling": "rope_scaling",
     "qkv_bias": "attention_bias",
     "output_bias": "attention_bias",
@@ -48,7 +49,7 @@ _LLAMA_CHOICES = {
 RATES = ("resid_pdrop", "embd_pdrop", "attn_pdrop", "attention_dropout")
 """Dropout rates: they change nothing in a model that is read, as long as they are rates."""
 
-# Their field -> the only values we compute; a field that is not there has the first of them.
+# Their field -> the only values we compute; a field that is not there has the first of them, or what `_UNSAID` says.
 _ANY_FAMILY: Mapping[str, tuple[Any, ...]] = {
     "is_encoder_decoder": (False, None),
     "is_causal": (True,),
@@ -68,31 +69,54 @@ _GPT2_ONLY: Mapping[str, tuple[Any, ...]] = {
 }
 _LLAMA_ONLY: Mapping[str, tuple[Any, ...]] = {
     "hidden_act": ("silu", "swish"),  # Two names of one function.
-    "partial_rotary_factor": (1.0, None),
     "use_sliding_window": (False, None),
     "rope_interleaved": (False, None),
     "use_mrope": (False, None),
 }
-# Beside the family's: Llama's cache slides where it has a window, Qwen's only where it is told to use it.
+_NO_BIAS: Mapping[str, tuple[Any, ...]] = {"attention_bias": (False, None), "mlp_bias": (False, None)}
+_WHOLE: Mapping[str, tuple[Any, ...]] = {"partial_rotary_factor": (1.0, None)}
+# Beside the family's. Windows: `_windows` looks at those that are used wherever they are named.
 _OWN_ONLY: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
     "gpt2": {},
-    "llama": {"sliding_window": (None,)},
-    "qwen2": {"attention_bias": (True, None), "mlp_bias": (False, None)},
-    "qwen3": {"mlp_bias": (False, None)},
+    "llama": _WHOLE,
+    "mistral": {**_WHOLE, **_NO_BIAS},
+    "olmo2": {**_WHOLE, "mlp_bias": (False, None)},
+    # Files of Phi bring code of their own, which does what that of `transformers` does.
+    "phi3": {
+        **_NO_BIAS,
+        "lm_head_bias": (False, None),
+        "full_attn_mod": (1, None),
+        "interpolate_factor": (1, None),
+    },
+    "qwen2": {**_WHOLE, "attention_bias": (True, None), "mlp_bias": (False, None)},
+    "qwen3": {**_WHOLE, "mlp_bias": (False, None)},
 }
+_OWN_CODE = {
+    "phi3": {
+        "AutoConfig": "configuration_phi3.Phi3Config",
+        "AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM",
+        "AutoTokenizer": "Xenova/gpt-4o",
+    }
+}
+# What a field that is not there means to `transformers`, where that is not what we compute.
+_UNSAID: Mapping[str, Mapping[str, Any]] = {"mistral": {"sliding_window": 4096}}
+# Of Qwen a window is used only where `use_sliding_window` says so, which is refused.
+_WINDOWED = ("llama", "mistral", "olmo2", "phi3")
 
 # fmt: off
 # What decides no number of the forward pass: names, versions, and defaults of training and of generation.
 _HARMLESS = frozenset(
     [
         "model_type", "transformers_version", "architectures", "torch_dtype", "dtype", "tie_word_embeddings",
-        "coconut", "_name_or_path", "name_or_path", "_commit_hash", "tokenizer_class", "task_specific_params",
-        "finetuning_task", "problem_type", "id2label", "label2id", "num_labels", "prefix", "is_decoder", "use_cache",
+        "coconut", "_name_or_path", "name_or_path", "_model_name_or_path", "_commit_hash", "tokenizer_class",
+        "task_specific_params", "finetuning_task", "problem_type", "id2label", "label2id", "num_labels", "prefix",
+        "is_decoder", "use_cache",
         "output_past", "output_attentions", "output_hidden_states", "return_dict", "use_return_dict", "torchscript",
         "use_bfloat16", "tf_legacy_loss", "attn_implementation", "_attn_implementation",
         "_attn_implementation_autoset", "chunk_size_feed_forward", "initializer_range", "gradient_checkpointing",
-        "bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "cls_token_id", "decoder_start_token_id",
-        "max_length", "min_length", "do_sample", "early_stopping", "num_beams", "num_beam_groups",
+        "bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "sep_token_id", "cls_token_id",
+        "decoder_start_token_id", "max_length", "min_length", "do_sample", "early_stopping", "num_beams",
+        "num_beam_groups",
         "diversity_penalty", "temperature", "top_k", "top_p", "typical_p", "repetition_penalty", "length_penalty",
         "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words_ids", "num_return_sequences",
         "output_scores", "return_dict_in_generate", "forced_bos_token_id", "forced_eos_token_id",
@@ -113,6 +137,9 @@ _LLAMA_HARMLESS = frozenset(
         "mlp_bias", "pretraining_tp", "sliding_window", "max_window_layers",
     ]
 )
+_OWN_HARMLESS = {
+    "phi3": frozenset(["resid_pdrop", "embd_pdrop", "original_max_position_embeddings", "auto_map"]),
+}
 # What `rope_scaling` and `rope_parameters` may hold; another entry is one layer's own, or a scaling's we do not know.
 _ROPE = frozenset(
     [
@@ -120,6 +147,7 @@ _ROPE = frozenset(
         "original_max_position_embeddings",
     ]
 )
+_LONG_ROPE = frozenset(["short_factor", "long_factor", "attention_factor"])
 # fmt: on
 
 
@@ -143,7 +171,9 @@ def unsupported(family: str, causal_model: str, content: Mapping[str, Any]) -> l
         for name, values in only.items()
         if not _is_one_of(content.get(name, values[0]), values)
     ]
+    found += _windows(family, content) + _code(family, content)
     known = _HARMLESS | (_GPT2_HARMLESS if gpt2 else _LLAMA_HARMLESS) | only.keys() | set(their_names(family).values())
+    known |= _OWN_HARMLESS.get(family, frozenset())
     found += [
         f"{name!s:.80} = {value!r:.80}: an unknown field, which may change what the model computes; take it out if it "
         "does not"
@@ -159,13 +189,38 @@ def unsupported(family: str, causal_model: str, content: Mapping[str, Any]) -> l
         is_number = isinstance(rate, int | float) and not isinstance(rate, bool)
         if rate is not None and not (is_number and 0 <= rate < 1):
             found.append(f"{name} = {rate!r:.80}: must be a rate in [0, 1)")
+    of_rope = _ROPE | _LONG_ROPE if family == "phi3" else _ROPE
     for name in () if gpt2 else ("rope_scaling", "rope_parameters"):
         rope = content.get(name)
         if rope is not None and not isinstance(rope, Mapping):
             found.append(f"{name} = {rope!r:.80}: must be an object")
-        elif unknown := sorted(set(rope or ()) - _ROPE):
-            found.append(f"{name} has {', '.join(unknown):.80}: only {', '.join(sorted(_ROPE))} are supported")
+        elif unknown := sorted(set(rope or ()) - of_rope):
+            found.append(f"{name} has {', '.join(unknown):.80}: only {', '.join(sorted(of_rope))} are supported")
     return found
+
+
+def _windows(family: str, content: Mapping[str, Any]) -> list[str]:
+    """A window that some row could be longer than: a column would not see all before it."""
+    window = content.get("sliding_window", _UNSAID.get(family, {}).get("sliding_window"))
+    longest = content.get("max_position_embeddings")
+    if family not in _WINDOWED or window is None:
+        return []
+    if type(window) is int and type(longest) is int and window >= longest:
+        return []
+    unsaid = "" if "sliding_window" in content else " (which is what it means where it is not in the file)"
+    return [
+        f"sliding_window = {window!r:.80}{unsaid}: only None is supported, or one that is no shorter than "
+        "max_position_embeddings; rows that the window holds whole are computed alike without it: to use the model for "
+        "these, write null here and the window's length as max_position_embeddings"
+    ]
+
+
+def _code(family: str, content: Mapping[str, Any]) -> list[str]:
+    """Code that a checkpoint brings along, unless it is known to compute what `transformers` does."""
+    own, known = content.get("auto_map"), _OWN_CODE.get(family)
+    if own is None or known is None or (isinstance(own, Mapping) and own.items() <= known.items()):
+        return []
+    return [f"auto_map = {own!r:.80}: only {known} is known to compute what `transformers` does"]
 
 
 def _is_one_of(value: Any, values: tuple[Any, ...]) -> bool:

@@ -15,7 +15,7 @@ from jaxtyping import Array
 
 from coconut.errors import CoconutError
 from coconut.hub import local_folder
-from coconut.models.config import DecoderConfig, ExecutionConfig
+from coconut.models.config import DecoderConfig, ExecutionConfig, Family
 from coconut.models.decoder import Decoder
 from coconut.models.huggingface.configuration import CONFIG_FILE, described_config, family_of, read_config
 from coconut.models.huggingface.fields import their_names
@@ -32,6 +32,7 @@ _CHOICES = (
     "offset_bias",
     "dropout",
     "param_dtype",
+    "family",
 )
 
 
@@ -72,6 +73,7 @@ def load_pretrained(
     problems: list[str] = []
     described = described_config(folder, problems)
     stored = stored_tensors(folder, problems)
+    family = None if described is None else family_of(described)
     if described is not None:
         if config is not None:
             described = _merge(described, config, problems)
@@ -84,11 +86,11 @@ def load_pretrained(
             execution = ExecutionConfig(dtype=described.param_dtype)
         elif dtype is not None:
             execution = dataclasses.replace(execution, dtype=dtype)
-    return _load(folder, described, execution, stored, problems, mesh)
+    return _load(folder, described, execution, stored, problems, mesh, family)
 
 
 def agreed_config(path_or_repo: str | os.PathLike[str], config: DecoderConfig) -> DecoderConfig:
-    """``config`` with the vocabulary of a checkpoint, whose weights are not looked at.
+    """``config`` with the vocabulary and the family of a checkpoint, whose weights are not looked at.
 
     Raises:
       CoconutError: `load_pretrained` would refuse the checkpoint's config.json, or ``config`` beside it; the message
@@ -115,7 +117,7 @@ def load_weights(
       CoconutError: the files or their tensors do not fit ``config``; the message names all that does not.
     """
     problems: list[str] = []
-    return _load(folder, config, execution, stored_tensors(folder, problems), problems, mesh)
+    return _load(folder, config, execution, stored_tensors(folder, problems), problems, mesh, family_of(config))
 
 
 def _load(
@@ -125,31 +127,34 @@ def _load(
     stored: list[Stored],
     problems: list[str],
     mesh: Mesh | None,
+    family: Family | None,
 ) -> Decoder:
-    if config is not None and execution is not None:
+    if config is not None and execution is not None and family is not None:
         if jnp.dtype(config.param_dtype) != jax.dtypes.canonicalize_dtype(config.param_dtype):
             raise CoconutError(f"DecoderConfig.param_dtype = {config.param_dtype!r}: JAX needs jax_enable_x64 for it")
         # Before anything is built: a config may ask for any number of layers.
-        if not _has_all_layers(stored, config, problems):
+        if not _has_all_layers(stored, config, family, problems):
             raise CoconutError(f"{folder} cannot be loaded:\n  " + "\n  ".join(problems))
         abstract = abstract_decoder(config, execution)
         shapes, axes = decoder_parameters(abstract), parameter_axes(abstract)
-        tensors = tensors_of(config, shapes)
+        tensors = tensors_of(config, shapes, family)
         for name, expected in shapes.items():
             try:
                 _sharding(name, expected.shape, axes[name], mesh)
             except CoconutError as error:
                 problems.append(str(error))
-        matched = _match(stored, config, tensors, problems)
+        matched = _match(stored, config, family, tensors, problems)
         if not problems:
             return decoder_of(config, execution, _place(matched, shapes, axes, mesh))
     raise CoconutError(f"{folder} cannot be loaded:\n  " + "\n  ".join(problems))
 
 
 def _merge(described: DecoderConfig, config: DecoderConfig, problems: list[str]) -> DecoderConfig:
-    """The config a caller asks for, its vocabulary known."""
+    """The config a caller asks for, its vocabulary and its family known."""
     if config.vocab_size is None:
         config = dataclasses.replace(config, vocab_size=described.vocab_size)
+    if config.family is None:
+        config = dataclasses.replace(config, family=described.family)
 
     def spelled_out(config: DecoderConfig) -> dict[str, Any]:
         derived = {"num_kv_heads": config.kv_heads, "head_dim": config.width_of_head, "mlp_dim": config.width_of_mlp}
@@ -169,9 +174,8 @@ def _merge(described: DecoderConfig, config: DecoderConfig, problems: list[str])
     return config
 
 
-def _has_all_layers(stored: Sequence[Stored], config: DecoderConfig, problems: list[str]) -> bool:
+def _has_all_layers(stored: Sequence[Stored], config: DecoderConfig, family: Family, problems: list[str]) -> bool:
     """Whether the files hold a tensor of every layer of the config, and of no other."""
-    family = family_of(config)
     found = {layer_of(canonical_name(one.name, family) or "", family) for one in stored} - {None}
     # Where files are missing or damaged their layers are, too, and that is said already.
     if len(found) == config.num_layers or problems:
@@ -182,10 +186,13 @@ def _has_all_layers(stored: Sequence[Stored], config: DecoderConfig, problems: l
 
 
 def _match(
-    stored: Sequence[Stored], config: DecoderConfig, tensors: Mapping[str, Tensor], problems: list[str]
+    stored: Sequence[Stored],
+    config: DecoderConfig,
+    family: Family,
+    tensors: Mapping[str, Tensor],
+    problems: list[str],
 ) -> list[tuple[Tensor, Stored]]:
     """What each stored tensor holds, in the order of the files; what does not fit is added to ``problems``."""
-    family = family_of(config)
     # Where files are missing or damaged, so are their tensors: naming these as well would say nothing new.
     complete = not problems
     found: dict[str, Stored] = {}
@@ -228,7 +235,8 @@ def _place(
         for part in tensor.parts:
             name, abstract = part.parameter, shapes[part.parameter]
             # Our matrices are the other way around than torch's: XLA turns them, in a fifth of the time numpy takes.
-            value: Any = stored.read(part.columns).astype(abstract.dtype, copy=False)
+            where = {"rows": part.outputs} if tensor.transposed else {"columns": part.outputs}
+            value: Any = stored.read(**where).astype(abstract.dtype, copy=False)
             shape = value.shape[::-1] if tensor.transposed else value.shape
             own_axes = axes[name]
             if own_axes is not None and part.layer is not None:

@@ -4,10 +4,10 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, get_args
 
-from coconut.models.config import DecoderConfig
-from coconut.models.huggingface.configuration import Family, family_of
+from coconut.models.config import DecoderConfig, Family
+from coconut.models.huggingface.configuration import family_of
 
 # Their module -> ours; several of ours lie side by side in one of theirs.
 _GPT2 = {
@@ -38,18 +38,30 @@ _LLAMA_LAYER = {
     "mlp.gate_proj": ("mlp.gate",),
     "mlp.down_proj": ("mlp.down",),
 }
+# Two norms behind attention and MLP, by the names that others' norms before them have.
+_OLMO2_LAYER = {
+    **{theirs: ours for theirs, ours in _LLAMA_LAYER.items() if not theirs.endswith("layernorm")},
+    "post_attention_layernorm": ("attention_norm",),
+    "post_feedforward_layernorm": ("mlp_norm",),
+}
+_PHI3_LAYER = {
+    "input_layernorm": ("attention_norm",),
+    "post_attention_layernorm": ("mlp_norm",),
+    "self_attn.qkv_proj": ("attention.query", "attention.key", "attention.value"),
+    "self_attn.o_proj": ("attention.output",),
+    "mlp.gate_up_proj": ("mlp.gate", "mlp.up"),
+    "mlp.down_proj": ("mlp.down",),
+}
+_LAYERS = {"gpt2": _GPT2_LAYER, "olmo2": _OLMO2_LAYER, "phi3": _PHI3_LAYER}
 _LEAVES = {"embedding": "weight", "scale": "weight", "kernel": "weight", "bias": "bias"}
 
 BASE: Mapping[Family, str] = MappingProxyType(
-    {"gpt2": "transformer.", "llama": "model.", "qwen2": "model.", "qwen3": "model."}
+    {family: "transformer." if family == "gpt2" else "model." for family in get_args(Family)}
 )
 """What stands before every name but the head's; files of the model without a head leave it out."""
 HEAD = "lm_head.weight"
 EMBEDDING: Mapping[Family, str] = MappingProxyType(
-    {
-        "gpt2": "transformer.wte.weight",
-        **dict.fromkeys(("llama", "qwen2", "qwen3"), "model.embed_tokens.weight"),
-    }
+    {family: base + ("wte.weight" if family == "gpt2" else "embed_tokens.weight") for family, base in BASE.items()}
 )
 # Constants that older versions of `transformers` stored beside the parameters.
 _CONSTANTS = re.compile(r"\.(attn\.bias|attn\.masked_bias|rotary_emb\.inv_freq)$")
@@ -58,17 +70,17 @@ _OFFICIAL = "base_causallm."
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """The columns of a tensor that are one of our parameters, or one layer of a stacked one.
+    """The outputs of a tensor that are one of our parameters, or one layer of a stacked one.
 
     Attributes:
       parameter: its dotted path in the decoder.
       layer: index into its first axis, None for all of it.
-      columns: columns of the tensor, counted along its last axis.
+      outputs: where they lie in the tensor: along its last axis, or its first where it is transposed.
     """
 
     parameter: str
     layer: int | None
-    columns: slice
+    outputs: slice
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,9 +88,9 @@ class Tensor:
     """A tensor of a checkpoint.
 
     Attributes:
-      parts: what it holds, side by side along its last axis.
+      parts: what it holds, side by side along the axis of its outputs.
       shape: its shape.
-      transposed: whether it holds its only part the other way around, outputs first.
+      transposed: whether it holds its parts the other way around, outputs first.
     """
 
     parts: tuple[Part, ...]
@@ -86,19 +98,20 @@ class Tensor:
     transposed: bool
 
 
-def tensors_of(config: DecoderConfig, shapes: Mapping[str, Any]) -> dict[str, Tensor]:
+def tensors_of(config: DecoderConfig, shapes: Mapping[str, Any], family: Family | None = None) -> dict[str, Tensor]:
     """The tensors of a checkpoint of this config, by name, in the order of the layers.
 
     Args:
       config: the decoder's.
       shapes: our parameters or their abstract values by name, with layers one by one or stacked.
+      family: whose names; None for those of the config's.
 
     Raises:
       CoconutError: no architecture of `transformers` is this config's.
     """
-    family = family_of(config)
+    family = family or family_of(config)
     one_by_one = any(name.startswith("layers.0.") for name in shapes)
-    outer, layer = (_GPT2, _GPT2_LAYER) if family == "gpt2" else (_LLAMA, _LLAMA_LAYER)
+    outer, layer = _GPT2 if family == "gpt2" else _LLAMA, _LAYERS.get(family, _LLAMA_LAYER)
     layers = _layers(family)
     # (their module, our modules, index into stacked layers)
     modules = [(theirs, ours, None) for theirs, ours in outer.items()]
@@ -121,14 +134,12 @@ def tensors_of(config: DecoderConfig, shapes: Mapping[str, Any]) -> dict[str, Te
 
 
 def _tensor(names: list[str], index: int | None, shapes: list[tuple[int, ...]], transposed: bool) -> Tensor:
-    if transposed:
-        (name,), (shape,) = names, shapes
-        return Tensor((Part(name, index, slice(None)),), shape[::-1], True)
     parts, start = [], 0
     for name, shape in zip(names, shapes, strict=True):
         parts.append(Part(name, index, slice(start, start + shape[-1])))
         start += shape[-1]
-    return Tensor(tuple(parts), (*shapes[0][:-1], start), False)
+    whole = (*shapes[0][:-1], start)
+    return Tensor(tuple(parts), whole[::-1] if transposed else whole, transposed)
 
 
 def _layers(family: Family) -> str:

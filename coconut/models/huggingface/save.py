@@ -149,4 +149,5 @@ def gather(tensor: Tensor, parameters: Mapping[str, Array]) -> np.ndarray:
         value = np.asarray(array if part.layer is None else array[part.layer])
         parts.append(value.T if tensor.transposed else value)
     # Contiguous: safetensors writes memory as it lies, whatever the strides say.
-    return np.ascontiguousarray(parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1))
+    axis = 0 if tensor.transposed else -1
+    return np.ascontiguousarray(parts[0] if len(parts) == 1 else np.concatenate(parts, axis=axis))
