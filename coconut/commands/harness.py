@@ -98,8 +98,11 @@ def asked_pretrained(folder: str, mesh: Mesh) -> Asked:
     Raises:
       CoconutError: it cannot be read, or it is an export of a model that thinks.
     """
-    if export_fields(folder).get("thinks", {}).get("behind_question"):
-        raise CoconutError(f"--pretrained {folder}: it is the export of a run that thinks, give that run's --workdir")
+    if (export := export_fields(folder)) and export.get("behind_question") != []:
+        raise CoconutError(
+            f"--pretrained {folder}: it is the export of a run of {export.get('method')!r}, whose thoughts or markers are "
+            "not asked for here: give that run's --workdir"
+        )
     tokenizer = load_tokenizer(local_folder(folder))
     decoder = load_pretrained(folder, mesh=mesh)
     if (highest := tokenizer.vocab_size - 4) >= decoder.config.vocabulary:
