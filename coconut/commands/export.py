@@ -30,11 +30,11 @@ def export(
     """Writes the decoder and the tokenizer, the latent markers among its special tokens, to ``folder``.
 
     `transformers` computes the same logits from it. That thoughts are hidden states fed back it does not know:
-    ``think.py`` beside the weights does it there, in PyTorch, and gives the tokens of ``coconut generate``. README.md, a
-    model card, says how; or why there is no such file (`coconut.commands.model_card.without_loop`). Where the feedback
-    has a config or parameters, or the model has other parts, config.json names them, and `PARTS_FILE` holds their
-    parameters, by the names they have in a checkpoint of ours. What only training needs is left out. Adapters are merged
-    into their matrices.
+    ``think.py`` beside the weights does it there, in PyTorch, and gives the tokens of ``coconut generate``. A model
+    card, README.md, says how; or why there is no such file (`coconut.commands.model_card.without_loop`). Where the
+    feedback has a config or parameters, or the model has other parts, config.json names them, and `PARTS_FILE` holds
+    their parameters, by the names they have in a checkpoint of ours. What only training needs is left out. Adapters are
+    merged into their matrices.
 
     Args:
       workdir: of a trained run, or a quickstart's folder, which stands for its Coconut run.

@@ -47,7 +47,9 @@ def add_lm_eval(
         metavar="NAME=VALUE",
         help="in the place of the tasks' own: max_gen_toks=64, temperature=0.8, top_k, top_p, min_p; repeatable",
     )
-    command.add_argument("--truncate", action="store_true", help="leave out the beginning of contexts that are too long")
+    command.add_argument(
+        "--truncate", action="store_true", help="leave out the beginning of contexts that are too long"
+    )
     command.add_argument("--batch_size", type=int, metavar="N", help="rows run together; the run's own if not given")
     command.add_argument("--seed", type=int, default=0, help="seed of the draws")
     command.add_argument("--output", type=path, help="write the result as JSON")

@@ -100,8 +100,8 @@ def asked_pretrained(folder: str, mesh: Mesh) -> Asked:
     """
     if (export := export_fields(folder)) and export.get("behind_question") != []:
         raise CoconutError(
-            f"--pretrained {folder}: it is the export of a run of {export.get('method')!r}, whose thoughts or markers are "
-            "not asked for here: give that run's --workdir"
+            f"--pretrained {folder}: it is the export of a run of {export.get('method')!r}, whose thoughts or markers "
+            "are not made here: give that run's --workdir"
         )
     tokenizer = load_tokenizer(local_folder(folder))
     decoder = load_pretrained(folder, mesh=mesh)
@@ -121,12 +121,11 @@ def asked_pretrained(folder: str, mesh: Mesh) -> Asked:
     )
 
 
-@register_model("coconut")
 class CoconutLM(LM):
-    """A run, or a published model, that answers the harness's requests.
+    r"""A run, or a published model, that answers the harness's requests.
 
     A context is read word for word: no line break is added behind it, as a run's own questions may have one. A task for
-    such a run writes it itself (``doc_to_text: "{{question}}\\n"``).
+    such a run writes it itself (``doc_to_text: "{{question}}\n"``).
 
     *Where thoughts stand.* Behind the context the model gets what its method writes behind a question: for Coconut the
     start marker, the thoughts, the end marker. What is written, or whose probability is asked for, comes after them. So
@@ -255,8 +254,8 @@ class CoconutLM(LM):
         groups: dict[tuple[SamplingConfig, int], list[tuple[int, Ids]]] = {}
         stops = []
         for index, request in enumerate(requests):
-            context, settings = request.args
-            sampling, until = read_settings(settings, self._asked.sampling)
+            context = request.args[0]
+            sampling, until = read_settings(request.args[1], self._asked.sampling)
             stops.append(until)
             question = np.asarray(self._fitting(self._question(context), self._room(sampling), index), np.int32)
             groups.setdefault((sampling, len(question).bit_length()), []).append((index, question))
@@ -346,7 +345,8 @@ class CoconutLM(LM):
             )
         if not pairs:
             return []
-        contexts, continuations = ([np.asarray(ids, np.int32) for ids in side] for side in zip(*pairs, strict=True))
+        contexts = [np.asarray(context, np.int32) for context, _ in pairs]
+        continuations = [np.asarray(own, np.int32) for _, own in pairs]
         with jax.set_mesh(self._mesh), self._progress(what, len(pairs)) as advance:
             scores, greedy = log_likelihoods(
                 *self._whom,
@@ -364,6 +364,10 @@ class CoconutLM(LM):
         with progress_bar(console) as bar:
             task_id = bar.add_task(what, total=total, numbers="")
             yield lambda rows: bar.advance(task_id, rows)
+
+
+# Not a decorator: it would be a plain LM to whoever checks types.
+register_model("coconut")(CoconutLM)
 
 
 def _columns(page: Page) -> int:
@@ -398,7 +402,9 @@ def read_settings(settings: Mapping[str, Any], own: SamplingConfig) -> tuple[Sam
     count = int(left[lengths[0]]) if lengths else own.max_new_tokens
     if unknown := sorted(name for name in left if name not in _LENGTHS):
         known = ", ".join(("until", "do_sample", "temperature", "top_k", "top_p", "min_p", *_LENGTHS))
-        raise CoconutError(f"generation_kwargs: {unknown[0]} = {left[unknown[0]]!r} is not followed here; known: {known}")
+        raise CoconutError(
+            f"generation_kwargs: {unknown[0]} = {left[unknown[0]]!r} is not followed here; known: {known}"
+        )
     if not temperature:
         # The likeliest token is among those that any of them keeps.
         filters = {}

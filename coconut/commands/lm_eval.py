@@ -7,16 +7,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lm_eval.evaluator import simple_evaluate
+from lm_eval.tasks import TaskManager
+from lm_eval.utils import handle_non_serializable, make_table
+
 from coconut.commands.harness import CoconutLM
 from coconut.errors import CoconutError
 from coconut.provenance import provenance
 from coconut.storage import write_atomically
 from coconut.storage_path import StoragePath
-
-# Behind the module above, which says what to install where the library is missing.
-from lm_eval.evaluator import simple_evaluate
-from lm_eval.tasks import TaskManager
-from lm_eval.utils import handle_non_serializable, make_table
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

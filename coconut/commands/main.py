@@ -243,7 +243,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 def _lm_eval(options: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from coconut.commands.harness import CoconutLM
+    from coconut.commands.harness import CoconutLM  # First: it says what to install where the library is missing.
     from coconut.commands.lm_eval import HarnessConfig, describe, load_tasks, run_tasks
     from coconut.sharding import make_mesh
     from coconut.storage import write_atomically

@@ -96,15 +96,16 @@ def model_card(run: Run, progress: Progress, fields: Mapping[str, Any]) -> str:
     table = "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in facts.items())])
     head = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["coconut", "latent-reasoning"]}
     front = "\n".join(f"{name}: {json.dumps(value)}" for name, value in head.items())
-    return f"---\n{front}\n---\n\n# {config.method} on {data.task}\n\n{_about(blocks)}\n\n{table}\n\n{_use(reason, blocks)}"
+    parts = (f"---\n{front}\n---", f"# {config.method} on {data.task}", _about(blocks), table, _use(reason, blocks))
+    return "\n\n".join(parts)
 
 
 def _about(blocks: list[int]) -> str:
     if not sum(blocks):
         return "A language model that was trained with coconut-jax. Before it writes, it thinks no continuous thoughts."
     return (
-        "A language model that thinks before it writes: in place of written steps its last hidden states are fed back as\n"
-        "inputs (Hao et al. 2024, arXiv 2412.06769). It was trained with coconut-jax."
+        "A language model that thinks before it writes: its last hidden states are fed back as inputs in the place of\n"
+        "written steps (Hao et al. 2024, arXiv 2412.06769). It was trained with coconut-jax."
     )
 
 
@@ -134,6 +135,6 @@ text, ids, thoughts = answer(model, tokenizer, "QUESTION")
 ```
 
 It takes {count}, and the likeliest token at every step. {another}
-Computed in float32 the tokens are those of `coconut generate`; in another precision they may differ where two tokens are
-almost equally likely. Write questions as the training data do.
+Computed in float32 the tokens are those of `coconut generate`; in another precision they may differ where two tokens
+are almost equally likely. Write questions as the training data do.
 """

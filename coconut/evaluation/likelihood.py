@@ -66,9 +66,7 @@ def log_likelihoods(
     examples = [question_alone(context, placing.curriculum) for context in contexts]
     asked = given_pages(method, placing, examples, thoughts)
     _check_thoughts(method, placing, asked, thoughts)
-    pages: list[Page] = [
-        (*page, Text(own, True, 0, True)) for page, own in zip(asked, continuations, strict=True)
-    ]
+    pages: list[Page] = [(*page, Text(own, True, 0, True)) for page, own in zip(asked, continuations, strict=True)]
     groups: dict[tuple[int, int], list[int]] = {}
     for index, (context, own) in enumerate(zip(contexts, continuations, strict=True)):
         groups.setdefault((len(context).bit_length(), len(own).bit_length()), []).append(index)

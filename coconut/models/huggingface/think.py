@@ -30,7 +30,7 @@ PARTS = "coconut_parts.safetensors"
 def load(folder: str | Path) -> tuple[Any, Any]:
     """The model and the tokenizer of this folder."""
     folder = Path(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(folder).eval()
     model.thinking_parts = load_file(folder / PARTS) if (folder / PARTS).exists() else {}
     # Not AutoTokenizer: for some kinds of model that takes a class of its own, whatever the folder says.
     return model, PreTrainedTokenizerFast.from_pretrained(folder)
