@@ -36,6 +36,8 @@ from coconut.training.loading import load_model
 from coconut.training.metrics import progress_bar
 
 try:
+    # The library looks for its own models only as long as there is none, so they have to come before ours.
+    import lm_eval.models  # noqa: F401
     from lm_eval.api.instance import Instance
     from lm_eval.api.model import LM
     from lm_eval.api.registry import register_model

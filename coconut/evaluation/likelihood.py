@@ -38,7 +38,8 @@ def log_likelihoods(
 
     A row is ``context, what the method writes behind a question, continuation``. For Coconut that is ``context <start>
     thoughts <end> continuation``: the thoughts stand behind the whole context, and before the first token of the
-    continuation. A feedback that draws takes the mean of its distribution.
+    continuation. Blocks that a model opens while it writes are none of them. A
+    feedback that draws takes the mean of its distribution.
 
     Rows of like length share a batch, so that each needs few columns of padding and few programs are compiled.
 
@@ -59,13 +60,13 @@ def log_likelihoods(
       tokens is the likeliest where it stands.
 
     Raises:
-      CoconutError: the method has no place for the thoughts that are asked for, or lets the model itself say when it
-        begins or ends to think; or a row is longer than a learned table of positions.
+      CoconutError: the method has no place for the thoughts that are asked for, or lets the model itself end them; or
+        a row is longer than a learned table of positions.
       NotFiniteError: the model gives numbers that are not finite.
     """
     examples = [question_alone(context, placing.curriculum) for context in contexts]
     asked = given_pages(method, placing, examples, thoughts)
-    _check_thoughts(method, placing, asked, thoughts)
+    _check_thoughts(method, asked, thoughts)
     pages: list[Page] = [(*page, Text(own, True, 0, True)) for page, own in zip(asked, continuations, strict=True)]
     groups: dict[tuple[int, int], list[int]] = {}
     for index, (context, own) in enumerate(zip(contexts, continuations, strict=True)):
@@ -94,20 +95,18 @@ def log_likelihoods(
     return scores, greedy
 
 
-def _check_thoughts(method: Method, placing: Placing, pages: Sequence[Page], thoughts: int | None) -> None:
+def _check_thoughts(method: Method, pages: Sequence[Page], thoughts: int | None) -> None:
     """Looks whether the pages say how many thoughts the model has.
 
     Raises:
-      CoconutError: the model says it itself.
+      CoconutError: the model says it itself, or they have no block for those that are asked for.
     """
-    if method.halting(placing) is None:
-        return
-    if not all(map(has_blocks, pages)):
+    if thoughts and not all(map(has_blocks, pages)):
         raise CoconutError(
-            f"the method {method.name!r} begins to think where the model writes so: the log-probability of a text "
-            "that is given has no place for thoughts"
+            f"--thoughts {thoughts}: at this stage the method {method.name!r} begins to think where the model writes "
+            "so, and has no thoughts straight behind a context"
         )
-    if thoughts is None:
+    if thoughts is None and method.ends_blocks:
         raise CoconutError(
             f"the method {method.name!r} lets the model end its thoughts: the log-probability of a text needs a given "
             "number of them (--thoughts K)"

@@ -106,11 +106,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("published") / "model"
     tokenizer = byte_pair_tokenizer(TEXT.texts(EXAMPLES), 270)
     config = dataclasses.replace(LLAMA_STYLE, num_layers=1, vocab_size=tokenizer.vocab_size, max_positions=64)
-    fields = {"eos_token_id": tokenizer.eos_id, "model_type": None}
-    fields.pop("model_type")
-    files = huggingface_files(tokenizer)
     # With no bias it is a Llama: for a Qwen `transformers` takes Qwen's own tokenizer.
     config = dataclasses.replace(config, qkv_bias=False)
+    fields, files = {"eos_token_id": tokenizer.eos_id}, huggingface_files(tokenizer)
     save_pretrained(random_decoder(config, seed=1), folder, config_fields=fields, files=files)
     return folder
 
@@ -127,14 +125,10 @@ def test_a_published_model_is_what_their_own_says_it_is(folder: Path) -> None:
     theirs = get_model("hf").create_from_arg_obj({"pretrained": str(folder)}, {"batch_size": 2, "device": "cpu"})
     pairs = [("a question", " b"), ("5 9 | 4 ", "6"), ("", "7 1"), ("[Q] 7", " 1 [R] 4")]
     settings = {"until": ["7"], "max_gen_toks": 6, "do_sample": False}
-    # What it writes itself, so that one continuation is the likeliest.
-    plain = {**settings, "until": []}
-    own = ours.generate_until(requests("generate_until", ("5 9 |", plain)))[0]
-    pairs.append(("5 9 |", own))
     asked = requests("loglikelihood", *pairs)
     mine, other = ours.loglikelihood(asked), theirs.loglikelihood(asked)
     np.testing.assert_allclose([a for a, _ in mine], [b for b, _ in other], rtol=1e-4)
-    assert [flag for _, flag in mine] == [flag for _, flag in other] and mine[-1][1]
+    assert [flag for _, flag in mine] == [flag for _, flag in other]
     texts = requests("loglikelihood_rolling", ("5 9 | 4 6",), ("a longer text of one window",))
     np.testing.assert_allclose(ours.loglikelihood_rolling(texts), theirs.loglikelihood_rolling(texts), rtol=1e-4)
     asked = requests("generate_until", *((context, settings) for context, _ in pairs if context))
