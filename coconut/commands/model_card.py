@@ -10,7 +10,7 @@ import numpy as np
 import coconut.models.huggingface
 from coconut.datasets import text_format_of
 from coconut.evaluation.reading import given_pages
-from coconut.latent.feedback import FEEDBACKS, FeedbackConfig
+from coconut.latent.feedback import FeedbackConfig
 from coconut.latent.thinkers import Sweeps
 from coconut.methods import get_method
 from coconut.pages import Page, Text, Thoughts, question_alone
@@ -18,10 +18,8 @@ from coconut.training.progress import Progress
 from coconut.training.run import Run
 
 LOOP, CARD = "think.py", "README.md"
-KNOWN_FEEDBACKS = ("identity", "scale", "match_norm", "norm", "projection", "mixture", "gated")
+FEEDBACKS_OF_LOOP = ("identity", "scale", "match_norm", "norm", "projection", "mixture", "gated")
 """Those that the loop has, too."""
-
-_OWN_FEEDBACKS = {kind: FEEDBACKS[kind] for kind in KNOWN_FEEDBACKS}
 
 
 def thinking_fields(run: Run, progress: Progress) -> dict[str, Any]:
@@ -61,7 +59,7 @@ def without_loop(run: Run, progress: Progress) -> str | None:
         return "the model leaves positions free behind a question"
     if not any(isinstance(part, Thoughts) and part.count for part in page):
         return None
-    if FEEDBACKS[kind] is not _OWN_FEEDBACKS.get(kind):
+    if kind not in FEEDBACKS_OF_LOOP:
         how = "draws its thoughts" if kind == "gaussian" else f"feeds back by {kind!r}"
         return f"the model {how}, which the loop does not have"
     return None
@@ -92,20 +90,26 @@ def model_card(run: Run, progress: Progress, fields: Mapping[str, Any]) -> str:
         "seed": str(config.seed),
     }
     if config.pretrained is not None:
-        facts["started from"] = f"`{config.pretrained}`"
+        # Of a folder its name: where it lay is nobody's business.
+        absolute = Path(config.pretrained).is_absolute()
+        facts["started from"] = f"`{Path(config.pretrained).name if absolute else config.pretrained}`"
     table = "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in facts.items())])
     head = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["coconut", "latent-reasoning"]}
     front = "\n".join(f"{name}: {json.dumps(value)}" for name, value in head.items())
-    parts = (f"---\n{front}\n---", f"# {config.method} on {data.task}", _about(blocks), table, _use(reason, blocks))
+    parts = (f"---\n{front}\n---", f"# {config.method} on {data.task}", _about(fields), table, _use(reason, blocks))
     return "\n\n".join(parts)
 
 
-def _about(blocks: list[int]) -> str:
-    if not sum(blocks):
-        return "A language model that was trained with coconut-jax. Before it writes, it thinks no continuous thoughts."
+def _about(fields: Mapping[str, Any]) -> str:
+    trained = "It was trained with coconut-jax."
+    if not any(part for part in fields["behind_question"] if isinstance(part, int)):
+        return f"A language model that answers without continuous thoughts. {trained}"
+    if fields["sweeps"] == 0:
+        paper = "Goyal et al. 2024, arXiv 2310.02226"
+        return f"A language model that reads pause tokens before it writes ({paper}). {trained}"
     return (
         "A language model that thinks before it writes: its last hidden states are fed back as inputs in the place of\n"
-        "written steps (Hao et al. 2024, arXiv 2412.06769). It was trained with coconut-jax."
+        f"written steps (Hao et al. 2024, arXiv 2412.06769). {trained}"
     )
 
 
@@ -116,8 +120,8 @@ def _use(reason: str | None, blocks: list[int]) -> str:
 `transformers` loads the weights and the tokenizer. It has no loop that thinks, and there is none here: {reason}.
 What `generate` of that library writes is not what this model answers; `coconut generate` answers from the run itself.
 """
-    count = f"as many thoughts as were trained ({sum(blocks)})" if sum(blocks) else "no thoughts"
-    another = "`answer(..., thoughts=K)` or `--thoughts K` takes another number in each block.\n" if blocks else ""
+    count = f"It takes as many thoughts as were trained ({sum(blocks)}), and" if sum(blocks) else "It takes"
+    another = "\n`answer(..., thoughts=K)` or `--thoughts K` takes another number in each block." if blocks else ""
     return f"""## Use
 
 `generate` of `transformers` does not put behind a question what this model was trained to read there. `think.py` does,
@@ -134,7 +138,7 @@ model, tokenizer = load(".")
 text, ids, thoughts = answer(model, tokenizer, "QUESTION")
 ```
 
-It takes {count}, and the likeliest token at every step. {another}
+{count} the likeliest token at every step.{another}
 Computed in float32 the tokens are those of `coconut generate`; in another precision they may differ where two tokens
 are almost equally likely. Write questions as the training data do.
 """

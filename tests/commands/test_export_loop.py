@@ -113,6 +113,7 @@ def test_it_thinks_and_writes_what_we_do(name: str, tmp_path: Path, monkeypatch:
             loop.answer(model, tokenizer, QUESTIONS[0], 2)
     card = (folder / "README.md").read_text()
     assert "python think.py" in card and card.startswith("---\nlibrary_name:")
+    assert ("pause tokens" in card) == (name == "pause") and ("fed back" in card) == (name not in ("pause", "cot"))
     assert "import coconut" not in (folder / "think.py").read_text()
 
 
