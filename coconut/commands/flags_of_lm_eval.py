@@ -10,8 +10,8 @@ from coconut.errors import CoconutError
 EXAMPLE = """Contexts are read word for word, and thoughts stand between a context and what follows it. A run that was
 trained on bare questions wants a task that asks them so. For a file of questions {"question": ..., "answer": ...},
 my_tasks/bare.yaml: task: bare; dataset_path: json; dataset_kwargs: {data_files: questions.jsonl}; test_split: train;
-output_type: generate_until; doc_to_text: "{{question}}\\n"; doc_to_target: "{{answer}}", each on a line of its own.
-Then: coconut lm-eval --workdir WORKDIR --include_path my_tasks --tasks bare"""
+output_type: generate_until; generation_kwargs: {until: []}; doc_to_text: "{{question}}\\n"; doc_to_target:
+"{{answer}}", each on a line of its own. Then: coconut lm-eval --workdir WORKDIR --include_path my_tasks --tasks bare"""
 
 
 def add_lm_eval(

@@ -193,8 +193,7 @@ class CoconutLM(LM):
             )
         self._asked, self._thoughts, self._seed = asked, thoughts, seed
         self._batch_size = asked.batch_size if batch_size is None else batch_size
-        if not isinstance(self._batch_size, int) or self._batch_size < 1:
-            raise CoconutError(f"--batch_size {batch_size}: must be at least 1")
+        AnswerConfig(batch_size=self._batch_size, thoughts=thoughts, seed=seed)  # Looks at their values.
         self._truncate, self._console = truncate, console
         self.truncated = 0
         page = self._page(asked.placing, thoughts)
@@ -214,7 +213,8 @@ class CoconutLM(LM):
         pairs = []
         for index, request in enumerate(requests):
             context, continuation = self._encode_pair(*request.args)
-            pairs.append((self._fitting(context, len(continuation), index), continuation))
+            what = f"a continuation of {len(continuation)} tokens"
+            pairs.append((self._fitting(context, len(continuation), index, what), continuation))
         return self._score(pairs, "log-likelihoods")
 
     def loglikelihood_rolling(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[float]:
@@ -259,7 +259,9 @@ class CoconutLM(LM):
             context = request.args[0]
             sampling, until = read_settings(request.args[1], self._asked.sampling)
             stops.append(until)
-            question = np.asarray(self._fitting(self._question(context), self._room(sampling), index), np.int32)
+            what = f"room for {sampling.max_new_tokens} new tokens (--gen_kwargs max_gen_toks=N asks for others)"
+            ids = self._fitting(self._question(context), self._room(sampling), index, what)
+            question = np.asarray(ids, np.int32)
             groups.setdefault((sampling, len(question).bit_length()), []).append((index, question))
         texts = [""] * len(requests)
         for (sampling, _), group in groups.items():
@@ -314,13 +316,14 @@ class CoconutLM(LM):
             return room + halting.room // halting.most * max(self._thoughts, 1)
         return room if halting is None else room + halting.room
 
-    def _fitting(self, context: list[int], behind: int, index: int) -> list[int]:
+    def _fitting(self, context: list[int], behind: int, index: int, what: str) -> list[int]:
         """The context, or its end where it is too long and may be cut.
 
         Args:
           context: its ids.
           behind: columns that are needed behind it and behind what the method writes there.
           index: of the request.
+          what: they are for.
 
         Raises:
           CoconutError: it may not be cut, or all of it would have to go.
@@ -333,7 +336,7 @@ class CoconutLM(LM):
             cut = "" if most < 1 else " (--truncate leaves out its beginning)"
             raise CoconutError(
                 f"request {index}: DecoderConfig.max_positions = {limit}: a context of {len(context)} tokens, "
-                f"{self._between} of markers and thoughts and {behind} behind them are too many{cut}"
+                f"{self._between} of markers and thoughts and {what} are too many{cut}"
             )
         self.truncated += 1
         return context[-most:]
