@@ -76,7 +76,7 @@ CASES: Mapping[str, tuple[DecoderConfig, dict[str, Any], tuple[int | None, ...]]
     "match_norm": (GPT2, feed_back("match_norm", 1.5), (None,)),
     "norm": (GPT2, feed_back("norm", 0.5), (None,)),
     "codi_projection": (GPT2, {"method": "codi", **feed_back("projection")}, (None,)),
-    "mixture": (LLAMA, feed_back("mixture", 0.7), (None,)),
+    "mixture": (GPT2, feed_back("mixture", 0.7), (None,)),
     "gated": (LLAMA, feed_back("gated", 0.7), (None,)),
     "pccot": (GPT2, {"method": "pccot", "options": PccotOptions(sweeps=2), **feed_back("projection")}, (None, 1)),
     "pause": (GPT2, {"method": "pause"}, (None,)),
@@ -95,7 +95,8 @@ def test_it_thinks_and_writes_what_we_do(name: str, tmp_path: Path, monkeypatch:
     loop, written = loop_of(folder), set()
     model, tokenizer = loop.load(folder)
     for count in counts:
-        for question in QUESTIONS[:2]:
+        # Those in symbols are of one length, so that one program answers both.
+        for question in QUESTIONS[: 1 if decoder is LLAMA else 2]:
             ours = answer_question(*made, question, thoughts=count).answer
             text, ids, thoughts = loop.answer(model, tokenizer, question, count)
             assert (text, len(ids), len(thoughts)) == (ours.text, ours.new_tokens, ours.thoughts)
