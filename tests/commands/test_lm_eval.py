@@ -200,9 +200,10 @@ def test_a_text_ends_where_the_first_of_several_begins() -> None:
 @pytest.mark.parametrize(
     "flags, why",
     [
-        (
+        pytest.param(
             ["--workdir", "x", "--tasks", "gsm8j"],
             "--tasks gsm8j: no such task, and no file of one; did you mean: gsm8k",
+            marks=pytest.mark.slow,  # The library reads all of its own tasks.
         ),
         (["--workdir", "x", "--tasks", "gsm8k", "--include_path", "nowhere"], "--include_path nowhere: no such folder"),
         (["--tasks", "gsm8k"], "give --workdir, of a run, or --pretrained"),
