@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save
 
+from coconut.commands.model_card import CARD, LOOP, loop_source, model_card, thinking_fields, without_loop
 from coconut.errors import CoconutError
 from coconut.latent.feedback import FeedbackConfig
 from coconut.model import Model, parameters_of, part_of
@@ -28,10 +29,12 @@ def export(
 ) -> None:
     """Writes the decoder and the tokenizer, the latent markers among its special tokens, to ``folder``.
 
-    `transformers` computes the same logits from it. That thoughts are hidden states fed back is not in the files:
-    there a loop over ``inputs_embeds`` does it. Where the feedback has a config or parameters, or the model has other
-    parts, the loop needs them, too: config.json names them, and `PARTS_FILE` holds their parameters, by the names they
-    have in a checkpoint of ours. What only training needs is left out. Adapters are merged into their matrices.
+    `transformers` computes the same logits from it. That thoughts are hidden states fed back it does not know:
+    ``think.py`` beside the weights does it there, in PyTorch, and gives the tokens of ``coconut generate``. A model
+    card, README.md, says how; or why there is no such file (`coconut.commands.model_card.without_loop`). Where the
+    feedback has a config or parameters, or the model has other parts, config.json names them, and `PARTS_FILE` holds
+    their parameters, by the names they have in a checkpoint of ours. What only training needs is left out. Adapters are
+    merged into their matrices.
 
     Args:
       workdir: of a trained run, or a quickstart's folder, which stands for its Coconut run.
@@ -59,6 +62,7 @@ def export(
         "start_latent_id": tokenizer.start_latent_id,
         "latent_id": tokenizer.latent_id,
         "end_latent_id": tokenizer.end_latent_id,
+        **thinking_fields(run, progress),
     }
     if run.config.feedback != FeedbackConfig():
         fields["feedback"] = to_json(run.config.feedback)
@@ -66,6 +70,9 @@ def export(
     if parts:
         fields["parts"] = sorted({part_of(name) for name in parts})
         files = {**files, PARTS_FILE: save({name: np.ascontiguousarray(array) for name, array in parts.items()})}
+    files = {**files, CARD: model_card(run, progress, fields).encode()}
+    if without_loop(run, progress) is None:
+        files[LOOP] = loop_source()
     config = {"eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.eos_id, EXPORT_FIELD: fields}
     save_pretrained(merge_adapters(model.decoder), folder, config_fields=config, files=files)
 

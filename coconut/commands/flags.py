@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from coconut.commands.flags_of_evaluate import check_evaluate
+from coconut.commands.flags_of_lm_eval import add_lm_eval, check_lm_eval
 from coconut.commands.flags_of_runs import add_compare, add_runs, add_sweep, check_sweep
 from coconut.commands.hints import hint
 from coconut.commands.plan.chips import HERE, read_topology
@@ -44,6 +45,8 @@ def check_together(options: argparse.Namespace) -> None:
         _check_processes(options)
     if options.command == "evaluate":
         check_evaluate(options)
+    if options.command == "lm-eval":
+        check_lm_eval(options)
     if options.command == "train":
         check_sweep(options)
     if options.command == "train" and options.workdir is None and not options.dry_run:
@@ -247,6 +250,12 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--answers", type=_path, help="write every answer as JSON lines")
     _add_mesh(evaluate, "such as data=2,fsdp=4,tensor=2; every device its own rows")
     _add_processes(evaluate)
+
+    harness = command("lm-eval", "tasks of EleutherAI's lm-evaluation-harness, with thoughts and without")
+    _add_imports(harness)
+    add_lm_eval(harness, _path, _named_value)
+    _add_which(harness)
+    _add_mesh(harness, "such as data=2,fsdp=4,tensor=2; every device its own rows")
 
     inspect = command("inspect", "look into the thoughts of a trained workdir: a page, figures, arrays")
     _add_imports(inspect)

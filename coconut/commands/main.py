@@ -267,6 +267,44 @@ def _evaluate(options: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
+def _lm_eval(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from coconut.commands.harness import CoconutLM  # First: it says what to install where the library is missing.
+    from coconut.commands.lm_eval import HarnessConfig, describe, load_tasks, run_tasks
+    from coconut.sharding import make_mesh
+    from coconut.storage import write_atomically
+
+    config = HarnessConfig(
+        tasks=options.tasks,
+        include=options.include_path,
+        num_fewshot=options.num_fewshot,
+        limit=options.limit,
+        settings=dict(options.gen_kwargs),
+        seed=options.seed,
+        samples_file=options.samples,
+    )
+    mesh, tasks = make_mesh(options.mesh), load_tasks(config)
+    model = CoconutLM(
+        workdir=options.workdir,
+        pretrained=options.pretrained,
+        which=options.which if options.step is None else options.step,
+        verify=not options.skip_verification,
+        thoughts=options.thoughts,
+        max_new_tokens=options.max_new_tokens,
+        batch_size=options.batch_size,
+        seed=options.seed,
+        truncate=options.truncate,
+        mesh=mesh,
+        console=Console(stderr=True),
+    )
+    result = run_tasks(model, config, tasks)
+    if options.output is not None:
+        write_atomically(options.output, json.dumps(result, indent=1) + "\n")
+    _print_markdown(describe(result))
+    return EXIT_DONE
+
+
 def _inspect(options: argparse.Namespace) -> int:
     from rich.console import Console
 
@@ -395,6 +433,7 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = MappingProxyType(
         "compare": _compare,
         "plan": _plan,
         "evaluate": _evaluate,
+        "lm-eval": _lm_eval,
         "inspect": _inspect,
         "table": _table,
         "export": _export,

@@ -84,4 +84,4 @@ def test_every_command_has_its_flags_and_its_function(capsys: pytest.CaptureFixt
     with pytest.raises(SystemExit):
         parse_arguments(["--help"])
     listed = capsys.readouterr().out.partition("positional arguments:")[2].partition("options:")[0]
-    assert set(re.findall(r"^    (\w+)", listed, re.MULTILINE)) == set(COMMANDS)
+    assert set(re.findall(r"^    ([\w-]+)", listed, re.MULTILINE)) == set(COMMANDS)
