@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from coconut.errors import CoconutError
+from coconut.tasks.fields import show_value
 from coconut.tasks.graph_form import ANSWER
-from coconut.tasks.records import BadRecords, load_examples, show_value
+from coconut.tasks.records import BadRecords, load_examples
 from coconut.tasks.statistics import Accuracy, Marginal
 from coconut.types import Example
 
