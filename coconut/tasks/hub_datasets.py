@@ -17,7 +17,7 @@ from typing import Any
 from coconut.errors import CoconutError
 
 PREFIX = "hf:"
-_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 _OPTIONS = ("config", "split")
 _BATCH_ROWS = 1000
 
@@ -57,7 +57,7 @@ class HubSource:
         if os.path.isdir(name):
             if at:
                 raise CoconutError(f"{text}: {name} is a folder, and has no revision {revision!r}")
-        elif not _REPOSITORY.fullmatch(name) or (at and not revision):
+        elif not REPOSITORY.fullmatch(name) or (at and not revision):
             raise CoconutError(f"{text}: {place!r} is neither a folder nor the id of a repository: {form}")
         return cls(name=name, revision=revision or None, **given)
 

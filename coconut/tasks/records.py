@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 from coconut.errors import CoconutError
 from coconut.tasks.chain_of_thought import steps_of
 from coconut.tasks.fields import read_field, require_object, require_text, require_texts, show_value
-from coconut.tasks.hub_datasets import PREFIX
+from coconut.tasks.hub_datasets import PREFIX, REPOSITORY
 from coconut.tasks.tables import is_table, rows_of
 from coconut.types import Example, Graph, Think
 
@@ -120,7 +120,9 @@ def read_text(path: str | os.PathLike[str]) -> str:
     except IsADirectoryError as error:
         raise CoconutError(f"{path}: is a folder; one laid out as a data set is written {PREFIX}{path}") from error
     except OSError as error:
-        raise CoconutError(f"{path}: cannot be read: {error.strerror or error}") from error
+        is_id = isinstance(error, FileNotFoundError) and REPOSITORY.fullmatch(os.fspath(path)) and not Path(path).suffix
+        meant = f" (a data set of the Hugging Face hub is written {PREFIX}{path})" if is_id else ""
+        raise CoconutError(f"{path}: cannot be read: {error.strerror or error}{meant}") from error
     except UnicodeDecodeError as error:
         raise CoconutError(f"{path}: not UTF-8: byte {error.start} is {error.object[error.start]:#04x}") from error
 
