@@ -26,6 +26,7 @@ from coconut.latent.soft_thinking import SoftThinkingConfig
 from coconut.latent.swi_reasoning import SwiReasoningConfig
 from coconut.methods import get_method
 from coconut.model import Model
+from coconut.pages import question_alone
 from coconut.provenance import provenance
 from coconut.sharding import make_mesh
 from coconut.storage import write_atomically
@@ -237,6 +238,8 @@ def evaluate_model(
     )
 
     tokenized = [subject.tokenize(example) for example in examples]
+    if config.task is not None:
+        tokenized = [asked if asked.num_steps else _as_long(asked, run) for asked in tokenized]
     validation = lambda: questions_of(run, "validation")
     return {
         "method": run.config.method,
@@ -252,6 +255,12 @@ def evaluate_model(
         "also_trained_on": overlap,
         "provenance": provenance(),
     }
+
+
+def _as_long(asked: TokenizedExample, run: Run) -> TokenizedExample:
+    """A question of a test set that has no steps at all: not one of no steps, but one whose steps nobody knows."""
+    alone = question_alone(asked.question, run.config.curriculum)
+    return dataclasses.replace(alone, answer=asked.answer, answer_prefix=asked.answer_prefix)
 
 
 def measure_all(
