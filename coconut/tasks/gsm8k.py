@@ -50,10 +50,10 @@ def is_number(answer: str) -> bool:
 
 
 def _read_record(record: Any, where: str) -> Example:
-    if {"steps", "cot"} & require_object(record, where).keys():
+    if "steps" in require_object(record, where):
+        return read_example(record, where)
+    if "cot" in record:
         example = read_example(record, where)
-        if "steps" in record and "####" not in example.answer:
-            return example
         answer = example.answer.rpartition("####")[2].strip().replace(",", "")
         require_text(answer, "answer", where)
         return dataclasses.replace(example, answer=answer)

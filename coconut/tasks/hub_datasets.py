@@ -86,7 +86,9 @@ def hub_tables(text: str) -> Iterator[Any]:
     builder = datasets.load_dataset_builder(name, source.config, revision=source.revision)
     split = _split_of(source, [str(split) for split in builder.config.data_files or builder.info.splits or ()], text)
     builder.download_and_prepare()
-    yield from builder.as_dataset(split=split).with_format("arrow").iter(batch_size=_BATCH_ROWS)
+    dataset = builder.as_dataset(split=split)
+    assert isinstance(dataset, datasets.Dataset)  # Not one for each split, since one is named.
+    yield from dataset.with_format("arrow").iter(batch_size=_BATCH_ROWS)
 
 
 def _split_of(source: HubSource, known: list[str], text: str) -> str:
