@@ -37,8 +37,9 @@ class DataConfig:
 
     Attributes:
       task: name of the task (`coconut.tasks.TASKS`).
-      train: questions to learn from: a number to generate, or a file to read, in full or in part
-        (``questions.json[:9000]``).
+      train: questions to learn from: a number to generate, or a source to read, in full or in part
+        (``questions.json[:9000]``): a file of any kind that `coconut.tasks.records` reads, or a data set of the Hugging
+        Face hub (``hf:whynlp/gsm8k-aug@REVISION,split=train``, see `coconut.tasks.hub_datasets`).
       validation: questions that choose between checkpoints: likewise; 0 for none.
       test: questions that are reported: likewise; 0 for none.
       options: keywords of the task's generator, for generated splits.

@@ -36,7 +36,7 @@ class PreparedSplit:
 
     Attributes:
       split: its name.
-      source: where it came from: a file, or a number of generated questions.
+      source: where it came from: a file, a data set, or a number of generated questions.
       read: questions there.
       overlapping: of these, left out because their question is in a split nearer to the test.
       without_steps: of the rest, those without steps.
@@ -149,7 +149,7 @@ def statistics_report(path: Path | str, task: str | None = None) -> str:
     """Markdown: what can be counted in a file of questions, and the accuracy of each known shortcut.
 
     Args:
-      path: the file, or part of one (``questions.json[:100]``).
+      path: a source of questions (`coconut.tasks.records`), or part of one (``questions.json[:100]``).
       task: whose format it has; the field's JSON if none is named, and then the task is found out.
 
     Raises:
@@ -188,7 +188,7 @@ def show(path: Path | str, count: int, task: str | None = None) -> str:
     """The first questions of a file, as a person reads them.
 
     Args:
-      path: the file, or part of one (``questions.json[100:]``).
+      path: a source of questions (`coconut.tasks.records`), or part of one (``questions.json[100:]``).
       count: how many.
       task: whose format it has; the field's JSON if none is named.
 

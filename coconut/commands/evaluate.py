@@ -26,11 +26,13 @@ from coconut.latent.soft_thinking import SoftThinkingConfig
 from coconut.latent.swi_reasoning import SwiReasoningConfig
 from coconut.methods import get_method
 from coconut.model import Model
+from coconut.pages import question_alone
 from coconut.provenance import provenance
 from coconut.sharding import make_mesh
 from coconut.storage import write_atomically
 from coconut.storage_path import StoragePath
 from coconut.tasks import content_hash, get_task, without_overlap
+from coconut.tasks.tables import is_table
 from coconut.tokenizers import TokenizedExample
 from coconut.training.checkpoint import Which
 from coconut.training.config import to_json
@@ -48,7 +50,8 @@ class EvaluateConfig:
     """What to measure.
 
     Attributes:
-      split: ``test`` or ``validation`` of the run's own data, or a file of questions.
+      split: ``test`` or ``validation`` of the run's own data, or a source of questions (`coconut.tasks.records`).
+      task: whose questions these are: it reads and judges them; None for the run's own.
       which: the ``best`` checkpoint by validation, the ``latest``, or that of a step.
       verify: compare the checkpoint's files with their SHA-256 first.
       thoughts: numbers of thoughts to try besides the trained one; for each the answer is forced behind them, so that
@@ -75,6 +78,7 @@ class EvaluateConfig:
     """
 
     split: str = "test"
+    task: str | None = None
     which: Which | int = "best"
     verify: bool = True
     thoughts: tuple[int, ...] = (0,)
@@ -98,6 +102,10 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         check_interventions(self.interventions)
+        if self.task is not None:
+            get_task(self.task)
+            if self.split in ("test", "validation"):
+                raise CoconutError(f"--task {self.task}: the run's own {self.split} questions are of its own task")
         for field in ("batch_size", "limit"):
             if (value := getattr(self, field)) is not None and value < 1:
                 raise CoconutError(f"--{field} {value}: must be at least 1")
@@ -132,20 +140,20 @@ def at_threshold(halting: HaltingConfig, threshold: float) -> HaltingConfig:
     return dataclasses.replace(halting, least=min(halting.least, count), most=count, room=max(halting.room, count))
 
 
-def subject_of(run: Run, model: Model, progress: Progress) -> Subject:
-    """The model of a run's checkpoint, with how the run asks questions."""
+def subject_of(run: Run, model: Model, progress: Progress, task: str | None = None) -> Subject:
+    """The model of a checkpoint, with how its run asks questions; ``task`` judges answers if not the run's own."""
     return Subject(
         model=model,
         tokenizer=run.tokenizer,
         method=get_method(run.config.method),
         placing=run.placing(progress.stage),
-        task=get_task(run.config.data.task),
+        task=get_task(task or run.config.data.task),
         text_format=text_format_of(run.config.data),
     )
 
 
-def questions_of(run: Run, split: str) -> list[Example]:
-    """A split of the run's data, or the questions of a file.
+def questions_of(run: Run, split: str, task: str | None = None) -> list[Example]:
+    """A split of the run's data, or the questions of a source, as ``task`` reads them if not the run's own.
 
     Raises:
       CoconutError: the run has no such split, or it is not the one that the run began with; or the file cannot be read.
@@ -163,9 +171,9 @@ def questions_of(run: Run, split: str) -> list[Example]:
             )
         return examples
     try:
-        return get_task(run.config.data.task).load(split)
+        return get_task(task or run.config.data.task).load(split)
     except CoconutError as error:
-        if Path(split.partition("[")[0]).exists():
+        if is_table(split) or Path(split.partition("[")[0]).exists():
             raise
         own = " and ".join(name for name in ("test", "validation") if getattr(run.config.data, name)) or "none"
         raise CoconutError(f"--split {split}: no such file, and the run's own splits are {own}") from error
@@ -208,10 +216,10 @@ def evaluate_model(
       CoconutError: thoughts or a halting are asked of a model that has none, or questions were trained on; or thoughts
         are to be replaced by their mean, and the run has no validation split to take it from.
     """
-    subject, scorer = subject_of(run, model, progress), None
+    subject, scorer = subject_of(run, model, progress, config.task), None
     if config.samples is not None and config.samples.scorer is not None:
         scorer = load_scorer(config.samples.scorer, subject, mesh, verify=config.verify)
-    examples = questions_of(run, config.split)[: config.limit]
+    examples = questions_of(run, config.split, config.task)[: config.limit]
     # The run's own splits share none: that was seen before training, and they are still the same.
     overlap = 0 if config.split in ("validation", "test") else also_trained_on(run, examples)
     if overlap and not config.allow_overlap:
@@ -230,10 +238,14 @@ def evaluate_model(
     )
 
     tokenized = [subject.tokenize(example) for example in examples]
+    if config.task is not None:
+        tokenized = [asked if asked.num_steps else _as_long(asked, run) for asked in tokenized]
     validation = lambda: questions_of(run, "validation")
     return {
         "method": run.config.method,
         "split": config.split,
+        "task": subject.task.name,
+        "data_fingerprint": split_fingerprint(examples),
         "step": progress.step,
         "stage": progress.stage,
         "seed": run.config.seed,
@@ -243,6 +255,12 @@ def evaluate_model(
         "also_trained_on": overlap,
         "provenance": provenance(),
     }
+
+
+def _as_long(asked: TokenizedExample, run: Run) -> TokenizedExample:
+    """A question of a test set that has no steps at all: not one of no steps, but one whose steps nobody knows."""
+    alone = question_alone(asked.question, run.config.curriculum)
+    return dataclasses.replace(alone, answer=asked.answer, answer_prefix=asked.answer_prefix)
 
 
 def measure_all(
@@ -423,6 +441,7 @@ def describe(result: dict[str, Any]) -> str:
     for name, entry in (("as trained", result["trained"]), *result["thoughts"].items()):
         if entry["cut"]:
             lines.append(f"{100 * entry['cut']:.1f} % of answers ({name}) ended where thoughts began with no room left")
+    lines.append(f"questions: {result['split']} (task {result['task']})")
     if result["also_trained_on"]:
         lines.append(f"{result['also_trained_on']} of these questions were trained on")
     if result["not_altered"]:

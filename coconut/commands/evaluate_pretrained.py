@@ -41,7 +41,7 @@ class PretrainedConfig:
     Attributes:
       folder: a checkpoint of Hugging Face's layout with its tokenizer, or the id of a repository.
       task: name of the task, which judges the answers.
-      data: a file of its questions, or part of one (``questions.json[:100]``).
+      data: a file of its questions, part of one (``questions.json[:100]``), or a data set (`coconut.tasks.records`).
       method: ``cot``, the model writes on behind the question; ``no_cot``, it goes on from the mark of an answer.
       prompt: what is asked, with ``{question}`` where the question stands. The names of the tokenizer's special tokens
         are these tokens there, in the question they are text. Question and surroundings are cut into tokens apart. None
@@ -118,6 +118,7 @@ def evaluate_pretrained(
     return {
         "method": pretrained.method,
         "split": pretrained.data,
+        "task": task.name,
         "step": None,
         "stage": None,
         "seed": None,

@@ -20,6 +20,10 @@ from coconut.storage_path import parse_path
 TIMEOUT = 300
 """Seconds that a process waits for the others of its run, if it is not told."""
 A_RUN = "a run's, or a quickstart's: its Coconut run"
+A_SOURCE = (
+    "a JSON, JSONL, Parquet or Arrow file, part of one (questions.json[9000:]), or a data set, "
+    "hf:OWNER/NAME[@REVISION][,config=CONFIG][,split=SPLIT]"
+)
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
@@ -152,8 +156,8 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--pretrained", metavar="FOLDER", help="instead: a checkpoint of Hugging Face's layout, or a repository"
     )
-    evaluate.add_argument("--task", help="with --pretrained: the questions' task")
-    evaluate.add_argument("--data", metavar="FILE", help="with --pretrained: the file of questions")
+    evaluate.add_argument("--task", help="the task that reads and judges --data; a run's own if not given")
+    evaluate.add_argument("--data", metavar="SOURCE", help=f"questions to ask: {A_SOURCE}")
     evaluate.add_argument(
         "--prompt",
         metavar="TEXT",
@@ -174,7 +178,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME=VALUE",
         help="a setting of soft_thinking or swi_reasoning, such as temperature=0.6 or end='</think>'; repeatable",
     )
-    evaluate.add_argument("--split", help="test (if not given), validation, or a file of questions")
+    evaluate.add_argument("--split", help="of a run: test (if not given), validation, or a source, as for --data")
     _add_which(evaluate)
     evaluate.add_argument(
         "--thoughts", type=int, action="append", default=None, metavar="K", help="also with K thoughts; repeatable (0)"
@@ -381,7 +385,7 @@ def _add_data_actions(data: argparse.ArgumentParser) -> None:
     prepare = actions.add_parser("prepare", help="write splits that share no question", allow_abbrev=False)
     prepare.add_argument("--task", required=True, help="name of the task")
     for split in ("train", "validation", "test"):
-        text = "a file in the task's own format, part of one (questions.json[:9000]), or a number to generate"
+        text = f"{A_SOURCE}; in the task's own format or the field's; or a number to generate"
         prepare.add_argument(f"--{split}", type=_count_or_file, required=split == "train", default=0, help=text)
     prepare.add_argument("--seed", type=int, default=0, help="seed of generated questions")
     _add_task_options(prepare, "of the generator")
@@ -394,7 +398,7 @@ def _add_data_actions(data: argparse.ArgumentParser) -> None:
     for action in (generate, prepare, stats, show):
         _add_imports(action)
     for action in (stats, show):
-        action.add_argument("file", type=Path, help="a file of questions, or part of one: questions.json[9000:]")
+        action.add_argument("file", help=A_SOURCE)
         action.add_argument("--task", help="the task in whose own format the file is; the field's JSON if not given")
 
 

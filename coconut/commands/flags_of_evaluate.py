@@ -15,7 +15,13 @@ def check_evaluate(options: argparse.Namespace) -> None:
         raise CoconutError("give --workdir, of a run, or --pretrained, a model that was never trained here")
     soft = options.method in ("soft_thinking", "swi_reasoning")
     if options.pretrained is None:
-        of_pretrained = ("task", "data", "prompt", "max_new_tokens")
+        if options.data is not None and options.split is not None:
+            raise CoconutError(f"--data {options.data}: --split {options.split} names questions, too; give one of them")
+        if options.task is not None and options.data is None and options.split is None:
+            raise CoconutError(
+                f"--task {options.task}: the run's own questions are of its own task; --data names others"
+            )
+        of_pretrained = ("prompt", "max_new_tokens")
         if given := [flag for flag in of_pretrained if getattr(options, flag) is not None]:
             raise CoconutError(f"--{given[0]}: a run has its own, this belongs to --pretrained")
         if options.method is not None and not soft:

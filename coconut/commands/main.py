@@ -214,7 +214,8 @@ def _evaluate(options: argparse.Namespace) -> int:
             candidates=options.candidates,
         )
     config = EvaluateConfig(
-        split=options.split or "test",
+        split=options.split or (None if options.pretrained else options.data) or "test",
+        task=None if options.pretrained else options.task,
         which=options.which if options.step is None else options.step,
         verify=not options.skip_verification,
         thoughts=(0,) if options.thoughts is None else tuple(options.thoughts),

@@ -8,7 +8,23 @@ True
 """
 
 from coconut.errors import CoconutError
-from coconut.tasks import gsm8k, multiplication, prontoqa, prontoqa_shortcuts, prosqa, shortcuts, small_graphs
+from coconut.tasks import (
+    evaluation_sets,
+    gsm8k,
+    multiplication,
+    prontoqa,
+    prontoqa_shortcuts,
+    prosqa,
+    shortcuts,
+    small_graphs,
+)
+from coconut.tasks.answer_rules import (
+    find_letter,
+    find_number,
+    find_yes_or_no,
+    normalize_number,
+    normalize_yes_or_no,
+)
 from coconut.tasks.hashing import assert_disjoint, content_hash, without_overlap
 from coconut.tasks.records import BadRecords, load_examples, save_examples
 from coconut.tasks.task import Task, extract_answer, unknown
@@ -37,6 +53,23 @@ TASKS: dict[str, Task] = {
         ),
         Task(name="gsm8k", loader=gsm8k.load),
         Task(name="multiplication", generator=multiplication.generate, loader=multiplication.load),
+        # Questions of your own, in the field's JSON.
+        Task(name="text"),
+        *(
+            Task(name=name, loader=load, extract_answer=find_number, normalize_answer=normalize_number)
+            for name, load in (
+                ("svamp", evaluation_sets.load_svamp),
+                ("multiarith", evaluation_sets.load_multiarith),
+                ("gsm_hard", evaluation_sets.load_gsm_hard),
+            )
+        ),
+        Task(
+            name="strategyqa",
+            loader=evaluation_sets.load_strategyqa,
+            extract_answer=find_yes_or_no,
+            normalize_answer=normalize_yes_or_no,
+        ),
+        Task(name="commonsenseqa", loader=evaluation_sets.load_commonsenseqa, extract_answer=find_letter),
     )
 }
 """Every task, by name."""

@@ -1,61 +1,47 @@
 """GSM8K: grade-school word problems (Cobbe et al. 2021, arXiv 2110.14168), read from files.
 
-Three formats are known, told apart by their content:
+Four formats are known, told apart by their content:
 
 - Lines of JSON ``{"question": ..., "answer": ...}``, as released. The steps are the annotations ``<<48/2=24>>`` of the
   written solution in their order, blanks removed; the answer follows ``####``.
 - Lines ``question||<<48/2=24>> <<48+24=72>> #### 72`` of the implicit chain-of-thought files (Deng et al. 2024,
   arXiv 2405.14838), from which Coconut (arXiv 2412.06769) learns. The 500 of their validation split are GSM8K training
   questions: `coconut.tasks.hashing.without_overlap` removes them.
-- The field's JSON.
+- ``{"question": ..., "cot": ..., "answer": ...}`` of GSM8K-Aug and of GSM8K-Aug-NL, its sibling in sentences
+  (`coconut.tasks.chain_of_thought`); the answer is ``72`` or ``#### 72``.
+- The field's JSON. That of GSM8K-Aug with ``steps`` is of this form.
 
-Commas are stripped from answers, which are then compared as texts: 5 is not 5.0. Some problems have no annotation, and
-so no steps (95 of the 7,473 released for training).
+All but the second stand in JSON, JSONL, Parquet, Arrow or a data set of the hub. Commas are stripped from answers,
+which are then compared as texts: 5 is not 5.0. Some problems have no annotation, and so no steps (95 of the 7,473
+released for training).
 """
 
+import dataclasses
 import os
 import re
 from typing import Any
 
 from coconut.errors import CoconutError
+from coconut.tasks.chain_of_thought import EQUATION, equations
+from coconut.tasks.fields import read_field, require_object, require_text, show_value
 from coconut.tasks.icot import Line, read_lines
-from coconut.tasks.records import (
-    BadRecords,
-    is_json,
-    load_examples,
-    read_example,
-    read_field,
-    read_lines_of_json,
-    read_text,
-    require_object,
-    require_text,
-    show_value,
-)
+from coconut.tasks.records import BadRecords, holds_records, read_example, read_records
 from coconut.types import Example
 
-_STEP = re.compile(r"<<([^<>]*=[^<>]*)>>")
 _NUMBER = re.compile(r"-?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 
 
 def load(path: str | os.PathLike[str], *, bad: BadRecords | None = None) -> list[Example]:
-    """Reads a file in any of the three formats.
+    """Reads a file in any of the four formats.
 
     An answer that is no number is an error in a released file, which has none. Among the lines of the implicit
-    chain-of-thought files there are some (``2/5``): they are kept, and `is_number` tells them. ``bad`` says how many
-    malformed records may be left out, and keeps the list of them.
+    chain-of-thought files, and so in GSM8K-Aug, there are some (``2/5``): they are kept, and `is_number` tells
+    them. ``bad`` says how many malformed records may be left out, and keeps the list of them.
 
     Raises:
       CoconutError: naming file, record, line, field and value of what is malformed.
     """
-    if not is_json(path):
-        return read_lines(path, _read_line, bad)
-    text = read_text(path)
-    if text.lstrip().startswith("["):
-        return load_examples(path, bad=bad)
-    examples = read_lines_of_json(path, text, _read_record, bad)
-    if not examples:
-        raise CoconutError(f"{path}: holds no records")
-    return examples
+    return read_records(path, _read_record, bad) if holds_records(path) else read_lines(path, _read_line, bad)
 
 
 def is_number(answer: str) -> bool:
@@ -66,6 +52,11 @@ def is_number(answer: str) -> bool:
 def _read_record(record: Any, where: str) -> Example:
     if "steps" in require_object(record, where):
         return read_example(record, where)
+    if "cot" in record:
+        example = read_example(record, where)
+        answer = example.answer.rpartition("####")[2].strip().replace(",", "")
+        require_text(answer, "answer", where)
+        return dataclasses.replace(example, answer=answer)
     question, solution = (read_field(record, name, where) for name in ("question", "answer"))
     for name, value in (("question", question), ("answer", solution)):
         require_text(value, name, where)
@@ -75,19 +66,11 @@ def _read_record(record: Any, where: str) -> Example:
         raise CoconutError(
             f"{where}: field 'answer' must end in '#### ' and a number, got {show_value(solution[-40:])}"
         )
-    return Example(question=question.strip(), steps=_steps(written, where), answer=answer)
+    return Example(question=question.strip(), steps=equations(written, where), answer=answer)
 
 
 def _read_line(line: Line) -> Example:
-    steps = _steps(line.reasoning, line.where)
-    if rest := _STEP.sub("", line.reasoning).strip():
+    steps = equations(line.reasoning, line.where)
+    if rest := EQUATION.sub("", line.reasoning).strip():
         raise CoconutError(f"{line.where}: expected steps such as '<<48/2=24>>' and blanks, got {show_value(rest)}")
     return Example(question=line.question, steps=steps, answer=line.answer.replace(",", ""))
-
-
-def _steps(text: str, where: str) -> tuple[str, ...]:
-    rest = _STEP.sub("", text)
-    for mark in ("<<", ">>"):
-        if (at := rest.find(mark)) >= 0:
-            raise CoconutError(f"{where}: a step must be such as '<<48/2=24>>', got {show_value(rest[at:])}")
-    return tuple(["".join(step.split()) for step in (f"<<{inner}>>" for inner in _STEP.findall(text))])

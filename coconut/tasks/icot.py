@@ -8,7 +8,8 @@ import os
 from collections.abc import Callable, Iterable
 
 from coconut.errors import CoconutError
-from coconut.tasks.records import BadRecords, filled_lines, read_each, read_text, show_value
+from coconut.tasks.fields import show_value
+from coconut.tasks.records import BadRecords, filled_lines, read_each, read_text
 from coconut.types import Example
 
 

@@ -21,9 +21,10 @@ from collections.abc import Set as AbstractSet
 from typing import Any
 
 from coconut.errors import CoconutError
+from coconut.tasks.fields import show_value
 from coconut.tasks.hashing import content_hash
 from coconut.tasks.icot import Line, read_lines
-from coconut.tasks.records import BadRecords, is_json, load_examples, show_value
+from coconut.tasks.records import BadRecords, holds_records, load_examples
 from coconut.tasks.sampling import draw_unique
 from coconut.types import Example
 
@@ -100,7 +101,7 @@ def load(path: str | os.PathLike[str], *, bad: BadRecords | None = None) -> list
     Raises:
       CoconutError: naming file, record and line of what is no multiplication of this form, or is wrong.
     """
-    if is_json(path):
+    if holds_records(path):
         return load_examples(path, bad=bad)
     return read_lines(path, _read_line, bad)
 

@@ -31,20 +31,11 @@ from collections.abc import Set as AbstractSet
 from typing import Any
 
 from coconut.errors import CoconutError
+from coconut.tasks.fields import read_field, require_object, require_text, require_texts, show_value
 from coconut.tasks.ontology import FORMS, QUERY, SYMBOLS, Statement, write_statement
-from coconut.tasks.records import (
-    BadRecords,
-    load_examples,
-    parse_json,
-    read_each,
-    read_field,
-    read_text,
-    require_object,
-    require_text,
-    require_texts,
-    show_value,
-)
+from coconut.tasks.records import BadRecords, load_examples, parse_json, read_each, read_text
 from coconut.tasks.sampling import draw_unique
+from coconut.tasks.tables import is_table
 from coconut.types import Example
 
 ANSWERS = ("True", "False")
@@ -122,8 +113,7 @@ def load(path: str | os.PathLike[str], *, bad: BadRecords | None = None) -> list
     Raises:
       CoconutError: naming file, record, field and value of what is malformed.
     """
-    text = read_text(path)
-    if not _OFFICIAL_START.match(text):
+    if is_table(path) or not _OFFICIAL_START.match(text := read_text(path)):
         return load_examples(path, bad=bad)
     records = parse_json(text, path).items()
     examples = read_each(records, lambda item: _read_record(item[1], f"{path}: record {item[0]!r}"), bad)

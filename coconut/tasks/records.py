@@ -2,9 +2,14 @@
 
 One record is ``{"question": str, "steps": [str], "answer": str}``; ProsQA adds the graph as ``idx_to_symbol`` (node
 names), ``edges`` (pairs of node ids), ``root``, ``target`` and ``neg_target`` (node ids): all five or none. A
-blank step is no step. Other fields are ignored. A file is a JSON list of records, or JSONL: one record a line.
+blank step is no step. Other fields are ignored. In the place of ``steps`` may stand ``cot``, a list or one text, which
+is cut into steps (`coconut.tasks.chain_of_thought`).
 
 A step may also be ``{"think": 2}``: a block of two thoughts at this place, whatever the method.
+
+A source is told by its content, whatever its name: a JSON list of records, JSONL (one record a line), a JSON object of
+columns (``{"question": [...], "answer": [...]}``), a Parquet or an Arrow file; or it is a data set of the Hugging Face
+hub (`coconut.tasks.hub_datasets`).
 """
 
 import dataclasses
@@ -16,6 +21,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from coconut.errors import CoconutError
+from coconut.tasks.chain_of_thought import steps_of
+from coconut.tasks.fields import read_field, require_object, require_text, require_texts, show_value
+from coconut.tasks.hub_datasets import PREFIX, REPOSITORY
+from coconut.tasks.tables import is_table, rows_of
 from coconut.types import Example, Graph, Think
 
 T = TypeVar("T")
@@ -61,22 +70,40 @@ def read_each(records: Iterable[T], read: Callable[[T], Example], bad: BadRecord
 
 
 def load_examples(path: str | os.PathLike[str], *, bad: BadRecords | None = None) -> list[Example]:
-    """Reads every record of a file, or none.
+    """Reads every record of a source, or none.
 
-    A file named ``*.jsonl`` is JSONL and one named ``*.json`` a list; any other is a list if it starts with ``[``.
     ``bad`` says how many malformed records may be left out, and keeps the list of them.
 
     Raises:
       CoconutError: naming the file, and the line and column of a syntax error, or the record (counted from 0), field
-        and value that are wrong. An empty file is an error, too.
+        and value that are wrong. A source without records is an error, too.
     """
-    path = Path(path)
-    text = read_text(path)
-    lines = path.suffix == ".jsonl" or (path.suffix != ".json" and not text.lstrip().startswith("["))
-    if lines:
-        examples = read_lines_of_json(path, text, read_example, bad)
+    return read_records(path, read_example, bad)
+
+
+def read_records(
+    path: str | os.PathLike[str], read: Callable[[Any, str], Example], bad: BadRecords | None = None
+) -> list[Example]:
+    """The examples of a source of any kind; ``read`` is given a record, and where it stands for messages.
+
+    ``bad`` says how many malformed records may be left out, and keeps the list of them.
+
+    Raises:
+      CoconutError: naming the file, and the line and column of a syntax error, or what ``read`` found. A source without
+        records is an error, too.
+    """
+    read_item = lambda item: read(item[1], item[0])
+    if is_table(path):
+        examples = read_each(rows_of(path), read_item, bad)
     else:
-        examples = read_each(_parse_list(path, text), lambda item: read_example(item[1], item[0]), bad)
+        text = read_text(path)
+        if text.lstrip().startswith("["):
+            records = enumerate(parse_json(text, path))
+            examples = read_each(((f"{path}: record {index}", record) for index, record in records), read_item, bad)
+        elif (columns := _whole_object(text)) is not None:
+            examples = read_each(_rows_of_columns(path, columns), read_item, bad)
+        else:
+            examples = _read_lines_of_json(path, text, read, bad)
     if not examples:
         raise CoconutError(f"{path}: holds no records")
     return examples
@@ -90,19 +117,23 @@ def read_text(path: str | os.PathLike[str]) -> str:
     """
     try:
         return Path(path).read_text(encoding="utf-8-sig")
+    except IsADirectoryError as error:
+        raise CoconutError(f"{path}: is a folder; one laid out as a data set is written {PREFIX}{path}") from error
     except OSError as error:
-        raise CoconutError(f"{path}: cannot be read: {error.strerror or error}") from error
+        is_id = isinstance(error, FileNotFoundError) and REPOSITORY.fullmatch(os.fspath(path)) and not Path(path).suffix
+        meant = f" (a data set of the Hugging Face hub is written {PREFIX}{path})" if is_id else ""
+        raise CoconutError(f"{path}: cannot be read: {error.strerror or error}{meant}") from error
     except UnicodeDecodeError as error:
         raise CoconutError(f"{path}: not UTF-8: byte {error.start} is {error.object[error.start]:#04x}") from error
 
 
-def is_json(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is JSON or JSONL: by its name, or else by its first character.
+def holds_records(path: str | os.PathLike[str]) -> bool:
+    """Whether a source is a table, JSON or JSONL, and not lines of a task's own: by its content, or else by its name.
 
     Raises:
       CoconutError: if the file cannot be read.
     """
-    return Path(path).suffix in (".json", ".jsonl") or read_text(path).lstrip().startswith(("[", "{"))
+    return is_table(path) or Path(path).suffix in (".json", ".jsonl") or read_text(path).lstrip().startswith(("[", "{"))
 
 
 def save_examples(path: str | os.PathLike[str], examples: Iterable[Example]) -> None:
@@ -137,12 +168,36 @@ def to_json(example: Example) -> dict[str, Any]:
     return record
 
 
-def _parse_list(path: Path, text: str) -> Iterator[tuple[str, Any]]:
-    records = parse_json(text, path)
-    if not isinstance(records, list):
-        raise CoconutError(f"{path}: expected a JSON list of records, got {show_value(records)}")
-    for index, record in enumerate(records):
-        yield f"{path}: record {index}", record
+def _whole_object(text: str) -> dict[str, Any] | None:
+    """The one object that a JSON text is, unless it is lines of them; a single line is columns, or a record."""
+    if not text.lstrip().startswith("{"):
+        return None
+    first, _, more = text.strip().partition("\n")
+    content = _parsed(first)
+    if content is None:
+        return _parsed(text)
+    columns = bool(content) and all(isinstance(column, list) for column in content.values())
+    return content if columns and not more else None
+
+
+def _parsed(text: str) -> dict[str, Any] | None:
+    """An object that a text is; None where it is none, and whoever reads its lines says why."""
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _rows_of_columns(path: str | os.PathLike[str], columns: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    lengths = {name: len(column) if isinstance(column, list) else None for name, column in columns.items()}
+    if None in lengths.values() or len(set(lengths.values())) != 1:
+        raise CoconutError(
+            f"{path}: expected a list of records, one record a line, or columns of the same length, got "
+            f"{show_value(columns)}"
+        )
+    for index, row in enumerate(zip(*columns.values(), strict=True)):
+        yield f"{path}: record {index}", dict(zip(columns, row, strict=True))
 
 
 def filled_lines(path: str | os.PathLike[str], text: str) -> Iterator[tuple[str, int, str]]:
@@ -153,15 +208,10 @@ def filled_lines(path: str | os.PathLike[str], text: str) -> Iterator[tuple[str,
         yield f"{path}: record {index} (line {number})", number, line
 
 
-def read_lines_of_json(
+def _read_lines_of_json(
     path: str | os.PathLike[str], text: str, read: Callable[[Any, str], Example], bad: BadRecords | None
 ) -> list[Example]:
-    """The examples of a JSONL text; ``read`` is given what a line says, and where it stands.
-
-    Raises:
-      CoconutError: naming the file, and the line and column of a syntax error, or what ``read`` found.
-    """
-
+    # A line is parsed where it is read, so that one that is no JSON may be left out, too.
     def read_line(item: tuple[str, int, str]) -> Example:
         where, number, line = item
         return read(parse_json(line, path, first_line=number), where)
@@ -196,9 +246,14 @@ def read_example(record: Any, where: str) -> Example:
       CoconutError: beginning with ``where``, and naming the field and value that are malformed.
     """
     require_object(record, where)
-    question, steps, answer = (read_field(record, name, where) for name in ("question", "steps", "answer"))
+    has_cot = "cot" in record and "steps" not in record
+    question, steps, answer = (
+        read_field(record, name, where) for name in ("question", "cot" if has_cot else "steps", "answer")
+    )
     for name, value in (("question", question), ("answer", answer)):
         require_text(value, name, where)
+    if has_cot:
+        return Example(question=question, steps=steps_of(steps, where), answer=answer)
     if not isinstance(steps, list):
         raise CoconutError(f"{where}: field 'steps' must be a list of texts, got {show_value(steps)}")
     read = [_read_step(step, f"{where}: field 'steps'[{index}]") for index, step in enumerate(steps)]
@@ -241,44 +296,9 @@ def _read_graph(record: dict[str, Any], where: str) -> Graph:
     )
 
 
-def require_object(value: Any, where: str) -> dict[str, Any]:
-    """The value, if it is a JSON object; else a `CoconutError`."""
-    if not isinstance(value, dict):
-        raise CoconutError(f"{where}: expected an object, got {show_value(value)}")
-    return value
-
-
-def read_field(record: dict[str, Any], name: str, where: str) -> Any:
-    """The value of a field; a `CoconutError` where it is missing."""
-    if name not in record:
-        raise CoconutError(f"{where}: field {name!r} is missing; there are {', '.join(map(repr, record)) or 'none'}")
-    return record[name]
-
-
-def require_text(value: Any, name: str, where: str) -> None:
-    """Raises a `CoconutError` unless a field's value is a text that is not blank."""
-    if not isinstance(value, str) or not value.strip():
-        raise CoconutError(f"{where}: field {name!r} must be a text that is not blank, got {show_value(value)}")
-
-
-def require_texts(value: Any, name: str, where: str) -> None:
-    """Raises a `CoconutError` unless a field's value is a list of texts."""
-    if not isinstance(value, list):
-        raise CoconutError(f"{where}: field {name!r} must be a list of texts, got {show_value(value)}")
-    for index, item in enumerate(value):
-        if not isinstance(item, str):
-            raise CoconutError(f"{where}: field {name!r}[{index}] must be a text, got {show_value(item)}")
-
-
 def _require_node(value: Any, num_nodes: int, where: str) -> None:
     # bool is an int to Python, but `true` is no node.
     if not isinstance(value, int) or isinstance(value, bool):
         raise CoconutError(f"{where}: a node id must be an integer, got {show_value(value)}")
     if not 0 <= value < num_nodes:
         raise CoconutError(f"{where}: node id {value} is outside 0..{num_nodes - 1} (idx_to_symbol has {num_nodes})")
-
-
-def show_value(value: Any) -> str:
-    """A value for an error message, cut where it is long."""
-    shown = repr(value)
-    return shown if len(shown) <= 60 else shown[:57] + "..."

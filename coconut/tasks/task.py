@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from coconut.errors import CoconutError
+from coconut.tasks.fields import show_value
 from coconut.tasks.graph_form import ANSWER
-from coconut.tasks.records import BadRecords, load_examples, show_value
+from coconut.tasks.records import BadRecords, load_examples
 from coconut.tasks.statistics import Accuracy, Marginal
 from coconut.types import Example
 
@@ -45,8 +46,9 @@ class Task:
         function of its arguments alone, so that every process and every resumed run draws the same. ``exclude`` holds
         the `coconut.tasks.content_hash` of questions that must not be drawn: those of other splits. The options are
         ``DataConfig.options``, of types that JSON has. ``None`` for a task that is only read from files.
-      loader: ``(path, *, bad=None) -> list[Example]``: reads a file in the task's own format; the default is the
-        field's JSON. Without the parameter ``bad`` (`coconut.tasks.records.BadRecords`) it can leave no record out.
+      loader: ``(path, *, bad=None) -> list[Example]``: reads a source in the task's own format; the default is the
+        field's JSON. `coconut.tasks.records.read_records` gives it the records of a source of any kind, be it a file or
+        a data set. Without the parameter ``bad`` (`coconut.tasks.records.BadRecords`) it can leave no record out.
       extract_answer: finds the answer in a generated text, without end-of-sequence mark. A reference is never cut.
       normalize_answer: what is done to both an extracted answer and a reference before they are compared.
       statistics: the distribution of every property by which two files of the task can be compared; ``None`` for a

@@ -227,9 +227,14 @@ def test_the_files_of_other_curricula_set_them() -> None:
         assert (config.method, config.curriculum) == ("coconut", dataclasses.replace(plain, **change))
 
 
+ONLY_ASKED = {"svamp", "multiarith", "gsm_hard", "strategyqa", "commonsenseqa"}
+"""Tasks of published test sets."""
+
+
 def test_every_task_has_its_file_and_every_file_its_task() -> None:
-    assert {path.stem for path in (CONFIGS / "tasks").glob("*.gin")} == set(TASKS)
-    for task in TASKS:
+    trained_on = TASKS.keys() - ONLY_ASKED
+    assert {path.stem for path in (CONFIGS / "tasks").glob("*.gin")} == trained_on
+    for task in trained_on:
         config = resolve_run(
             ["gin_configs/base.gin", "gin_configs/models/gpt2.gin", f"gin_configs/tasks/{task}.gin"],
             ["RunConfig.method = 'cot'"],

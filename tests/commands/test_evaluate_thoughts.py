@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from coconut.commands.evaluate import (
 from coconut.commands.flags import check_together, parse_arguments
 from coconut.commands.generate import answer_question, read_questions
 from coconut.commands.measuring import Measuring
-from coconut.datasets import load_dataset
+from coconut.datasets import DataConfig, load_dataset, make_tokenizer
 from coconut.errors import CoconutError
 from coconut.evaluation.answers import AnswerConfig
 from coconut.latent.halting import HaltingConfig
@@ -157,6 +158,32 @@ def test_a_question_in_words_is_shown_one_in_symbols() -> None:
         answer_question(run, model, Progress(), "Is Bob a cat?")
 
 
+def test_a_run_answers_a_test_set_of_another_task(tmp_path: Path) -> None:
+    """The test set has no steps, so that nobody knows how many thoughts would stand in their place."""
+    train = [
+        {"question": f"Ann has {n} and 1. How many?", "cot": f"<<{n}+1={n + 1}>>", "answer": "2"} for n in range(3)
+    ]
+    (tmp_path / "train.json").write_text(json.dumps(train))
+    asked = {"Body": "Bob has 7 and 2.", "Question": "How many?", "Answer": 9.0}
+    (tmp_path / "svamp.json").write_text(json.dumps([asked, {**asked, "Answer": 1.0}]))
+    data = DataConfig(task="gsm8k", train=str(tmp_path / "train.json"))
+    tokenizer = make_tokenizer(data, load_dataset(data).splits["train"])
+    settings = {"max_latent_stage": 3, "last_stage": None, "pad_latent_to_max": False}
+    decoder = {"vocab_size": tokenizer.vocab_size}
+    config = dataclasses.replace(tiny_run(curriculum=settings, decoder=decoder), data=data)
+    run, model = Run(config, tokenizer, ""), make_model(config.decoder, jax.random.key(0))
+    split = str(tmp_path / "svamp.json")
+    asking = EvaluateConfig(split=split, task="svamp", forced="### 9.00", thoughts=())
+    result = evaluate_model(run, model, Progress(stage=4), asking)
+    assert (result["task"], result["also_trained_on"], len(result["data_fingerprint"])) == ("svamp", 0, 64)
+    assert (result["trained"]["thoughts"], result["trained"]["examples"]) == (3, 2)
+    assert f"questions: {split} (task svamp)" in describe(result)
+    with pytest.raises(CoconutError, match=r"svamp\.json: record 0: field 'question' is missing"):
+        evaluate_model(run, model, Progress(stage=4), dataclasses.replace(asking, task=None))
+    with pytest.raises(CoconutError, match="--task svamp: the run's own test questions are of its own task"):
+        EvaluateConfig(task="svamp")
+
+
 def test_questions_come_from_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("one\n two\n"))
     assert list(read_questions()) == ["one", "two"]
@@ -199,7 +226,9 @@ def test_a_threshold_of_a_count_is_a_number_of_thoughts(threshold: float, expect
     [
         ("", "give --workdir, of a run, or --pretrained"),
         ("--workdir w --pretrained p", "give --workdir, of a run, or --pretrained"),
-        ("--workdir w --task prosqa", "--task: a run has its own"),
+        ("--workdir w --task svamp", "--task svamp: the run's own questions are of its own task; --data names others"),
+        ("--workdir w --prompt p", "--prompt: a run has its own"),
+        ("--workdir w --data d --split test", "--data d: --split test names questions, too"),
         ("--workdir w --method cot", "--method cot: a run has its own method"),
         ("--pretrained p --task prosqa", "--data is missing"),
         ("--pretrained p --task prosqa --data d --thoughts 2", "--thoughts: belongs to --workdir"),

@@ -5,6 +5,7 @@ number), and writes what it did to the folder that ``COCONUT_FUZZ_RESULTS`` name
 """
 
 import dataclasses
+import importlib.util
 import json
 import logging
 import os
@@ -120,6 +121,7 @@ def _seeds() -> dict[str, tuple[str, list[bytes], Callable[[Path], Any]]]:
         return ["\n".join(parts).encode()]
 
     return {
+        **_published(),
         "field_list": ("a.json", text(plain, graphs), _tasks("prosqa")),
         "field_lines": ("a.jsonl", joined(lines), _tasks("prosqa")),
         "graphs": ("a.json", text(graphs), lambda path: get_task("small_graphs").load(path)),
@@ -134,6 +136,59 @@ def _seeds() -> dict[str, tuple[str, list[bytes], Callable[[Path], Any]]]:
         "adapter": (ADAPTER_FILE, [_adapter_config()], _adapter),
         "tokenizer": ("tokenizer.json", text(_cut(small)), _tokenizer),
     }
+
+
+def _published() -> dict[str, tuple[str, list[bytes], Callable[[Path], Any]]]:
+    """Chains of thought and test sets as they are published, and tables where the packages for them are."""
+    cot = [
+        {"question": "a?", "cot": "<<1+1=2>> <<2+1=3>>", "answer": "#### 3"},
+        {"question": "b?", "cot": ["<<1+1=2>>", "So. "], "answer": "2"},
+    ]
+    choices = [{"label": "A", "text": "x"}, {"label": "B", "text": "y"}]
+    columns = {"label": ["A", "B"], "text": ["x", "y"]}
+    records = {
+        "cot": ("gsm8k", cot),
+        "svamp": ("svamp", [{"Body": "a.", "Question": "b?", "Answer": 6.0}, {"question_concat": "a?", "Answer": "6"}]),
+        "multiarith": ("multiarith", [{"sQuestion": "a?", "lSolutions": [7.0]}, {"question": "b?", "final_ans": "7"}]),
+        "gsm_hard": ("gsm_hard", [{"input": "a?", "target": 1.5}, {"instruction": "b?", "response": "#### 1,000"}]),
+        "strategyqa": (
+            "strategyqa",
+            [{"question": "a?", "answer": True}, {"question": "b?", "cot": "c", "answer": "no"}],
+        ),
+        "commonsenseqa": (
+            "commonsenseqa",
+            [
+                {"question": {"stem": "a?", "choices": choices}, "answerKey": "A"},
+                {"question": "b?", "choices": columns, "answerKey": "B"},
+                {"question": "c?", "answer": "C"},
+            ],
+        ),
+    }
+    readers: dict[str, tuple[str, list[bytes], Callable[[Path], Any]]] = {}
+    for name, (task, content) in records.items():
+        lines = "\n".join(map(json.dumps, content)).encode()
+        readers[name] = ("a.json", [json.dumps(content).encode(), lines], _tasks(task))
+    rows = [cot[1], {**cot[1], "cot": ["c"]}]
+    text = json.dumps({key: [row[key] for row in rows] for key in rows[0]})
+    readers["columns"] = ("a.json", [text.encode()], _tasks("gsm8k"))
+    if importlib.util.find_spec("pyarrow") is not None:
+        readers["parquet"] = ("a.parquet", [_table(rows, "parquet")], _tasks("gsm8k"))
+        readers["arrow"] = ("a", [_table(rows, "file"), _table(rows, "stream")], _tasks("gsm8k"))
+    return readers
+
+
+def _table(rows: list[dict[str, Any]], kind: str) -> bytes:
+    import pyarrow
+    import pyarrow.parquet
+
+    table, sink = pyarrow.Table.from_pylist(rows), pyarrow.BufferOutputStream()
+    if kind == "parquet":
+        pyarrow.parquet.write_table(table, sink)
+    else:
+        new = pyarrow.ipc.new_file if kind == "file" else pyarrow.ipc.new_stream
+        with new(sink, table.schema) as writer:
+            writer.write_table(table)
+    return sink.getvalue().to_pybytes()
 
 
 def _cut(content: dict[str, Any]) -> dict[str, Any]:

@@ -141,6 +141,32 @@ def test_released_records_become_examples(tmp_path):
     assert load(tmp_path / "train.json") == load_examples(tmp_path / "train.json") == [EXAMPLE]
 
 
+EQUATIONS, SENTENCES = ("<<48/2=24>>", "<<48+24=72>>"), ("Half of 48 is 24.", "So she sold 3.5 times 2.", "It is 72.")
+
+
+@pytest.mark.parametrize(
+    ("cot", "steps"),
+    [
+        ("<<48/2=24>> <<48+24=72>>", EQUATIONS),
+        (" <<48 / 2 = 24>><<48+24=72>>. ", EQUATIONS),
+        (["<<48/2=24>>", "", " << 48+24 = 72 >>"], EQUATIONS),
+        # Where CODI cuts, at a full stop and a blank; and at the ends of lines.
+        ("Half of 48 is 24. So she sold 3.5 times 2. It is 72.", SENTENCES),
+        ("Half of 48 is 24.\n\nSo she sold 3.5 times 2.  It is 72.\n", SENTENCES),
+        (list(SENTENCES), SENTENCES),
+        ("Half is 48/2=<<48/2=24>>24. Done", ("Half is 48/2=<<48/2=24>>24.", "Done")),
+        ("<<48/2=24>>24 clips", ("<<48/2=24>>24 clips",)),
+        ("", ()),
+        ([], ()),
+    ],
+)
+@pytest.mark.parametrize("answer", ["1072", "#### 1,072"])
+def test_a_chain_of_thought_is_cut_into_steps(tmp_path, cot, steps, answer):
+    record = {"question": "How many?", "cot": cot, "answer": answer}
+    (tmp_path / "a.json").write_text(json.dumps([record]))
+    assert load(tmp_path / "a.json") == [Example(question="How many?", steps=steps, answer="1072")]
+
+
 @pytest.mark.parametrize(
     ("record", "complaint"),
     [
@@ -154,6 +180,11 @@ def test_released_records_become_examples(tmp_path):
         ({**RECORD, "answer": "<<1+1=2 #### 2"}, "a step must be such as '<<48/2=24>>', got '<<1+1=2"),
         ({**RECORD, "answer": "<<1+1>>2 #### 2"}, "a step must be such as '<<48/2=24>>', got '<<1+1>>2"),
         ({**RECORD, "steps": "<<1+1=2>>"}, "field 'steps' must be a list of texts"),
+        ({**RECORD, "cot": 3}, "field 'cot' must be a text or a list of texts, got 3"),
+        ({**RECORD, "cot": ["a", None]}, "field 'cot'[1] must be a text, got None"),
+        ({**RECORD, "cot": "<<1+1=2> <<2+2=4>>"}, "a step must be such as '<<48/2=24>>', got '<<1+1=2>"),
+        ({**RECORD, "cot": "a", "answer": None}, "field 'answer' must be a text that is not blank, got None"),
+        ({**RECORD, "cot": "a", "answer": "#### "}, "field 'answer' must be a text that is not blank, got ''"),
     ],
 )
 def test_a_malformed_record_is_named(tmp_path, record, complaint):

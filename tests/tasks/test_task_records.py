@@ -135,10 +135,13 @@ def test_a_malformed_record_is_named(tmp_path, record, complaint, lines):
 @pytest.mark.parametrize(
     ("name", "content", "complaint"),
     [
-        ("a.json", "", "line 1, column 1: not JSON"),
+        ("a.json", "", "holds no records"),
+        ("a.json", json.dumps(GOOD, indent=1), "expected a list of records, one record a line, or columns"),
+        ("a.json", '{"question": ["a", "b"], "answer": ["c"]}', "columns of the same length, got {'question'"),
         ("a.json", '[\n{"question": }]', "line 2, column 14: not JSON"),
         ("a.jsonl", json.dumps(GOOD) + "\n\n{'question'}", "line 3, column 2: not JSON"),
-        ("a.json", "{}", "expected a JSON list of records, got {}"),
+        ("a.json", "{}", "record 0 (line 1): field 'question' is missing; there are none"),
+        ("a.jsonl", "3", "record 0 (line 1): expected an object, got 3"),
         ("a.json", "[]", "holds no records"),
         ("a.jsonl", "\n\n", "holds no records"),
         ("a", " ", "holds no records"),
