@@ -65,8 +65,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def write_tokenizer(file: Path, folder: Path) -> None:
     """SmolLM's ``tokenizer.json``, of a GGUF file that names its pre-tokenizer and does not describe it."""
-    import gguf
-
+    gguf: Any = pytest.importorskip("gguf")
     fields = gguf.GGUFReader(file).fields
     tokens, merges, kinds, name = (
         fields[f"tokenizer.ggml.{key}"].contents() for key in ("tokens", "merges", "token_type", "pre")

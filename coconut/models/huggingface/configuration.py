@@ -148,7 +148,7 @@ def decoder_config(content: Mapping[str, Any], problems: list[str]) -> DecoderCo
 def _decoder_config(content: Mapping[str, Any], problems: list[str]) -> DecoderConfig | None:
     found: list[str] = []
     fields: dict[str, Any] = {}
-    family = content.get("model_type")
+    family: Any = content.get("model_type")
     if not content:
         pass  # Said already by who read it.
     elif family not in ARCHITECTURES:
