@@ -19,7 +19,7 @@ from coconut.latent.feedback import Identity
 from coconut.latent.generate import SamplingConfig
 from coconut.methods import get_method
 from coconut.model import Model
-from coconut.models.huggingface import load_pretrained
+from coconut.models.huggingface import export_fields, load_pretrained
 from coconut.pages import Markers, Placing
 from coconut.provenance import provenance
 from coconut.sharding import make_mesh
@@ -84,9 +84,11 @@ def evaluate_pretrained(
       trained on nobody knows; ``pretrained`` and ``config`` say which model it is.
 
     Raises:
-      CoconutError: the model or the questions cannot be read or do not fit each other, or thoughts are asked of it.
+      CoconutError: the model or the questions cannot be read or do not fit each other, thoughts are asked of it, or it
+        is an export of a model that thinks.
     """
     mesh = make_mesh() if mesh is None else mesh
+    refuse_thinker(pretrained.folder)
     task = get_task(pretrained.task)
     examples = task.load(pretrained.data)[: config.limit]
     tokenizer = load_tokenizer(local_folder(pretrained.folder))
@@ -130,6 +132,21 @@ def evaluate_pretrained(
         "tokenizer_fingerprint": tokenizer.fingerprint,
         "data_fingerprint": split_fingerprint(examples),
     }
+
+
+def refuse_thinker(folder: str) -> None:
+    """Refuses what `coconut export` wrote of a run whose pages hold thoughts or markers before the answer.
+
+    Asked as published models are, it would answer without them.
+
+    Raises:
+      CoconutError: it is such an export.
+    """
+    if (export := export_fields(folder)) and export.get("behind_question") != []:
+        raise CoconutError(
+            f"--pretrained {folder}: it is the export of a run of {export.get('method')!r}, whose thoughts or markers "
+            "are not made here: give that run's --workdir"
+        )
 
 
 def encode_prompt(tokenizer: Tokenizer, example: Example, prompt: str | None) -> TokenizedExample:

@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 from rich.console import Console
 
+from coconut.commands.evaluate_pretrained import refuse_thinker
 from coconut.curriculum import CurriculumConfig
 from coconut.errors import CoconutError
 from coconut.evaluation.answers import AnswerConfig, answer_questions
@@ -26,7 +27,7 @@ from coconut.latent.halting import HaltingConfig
 from coconut.methods import get_method
 from coconut.methods.method import Method
 from coconut.model import Model
-from coconut.models.huggingface import export_fields, load_pretrained
+from coconut.models.huggingface import load_pretrained
 from coconut.pages import Ids, Markers, Page, Placing, Text, count_thoughts, question_alone
 from coconut.sharding import make_mesh
 from coconut.storage_path import StoragePath
@@ -100,11 +101,7 @@ def asked_pretrained(folder: str, mesh: Mesh) -> Asked:
     Raises:
       CoconutError: it cannot be read, or it is an export of a model that thinks.
     """
-    if (export := export_fields(folder)) and export.get("behind_question") != []:
-        raise CoconutError(
-            f"--pretrained {folder}: it is the export of a run of {export.get('method')!r}, whose thoughts or markers "
-            "are not made here: give that run's --workdir"
-        )
+    refuse_thinker(folder)
     tokenizer = load_tokenizer(local_folder(folder))
     decoder = load_pretrained(folder, mesh=mesh)
     if (highest := tokenizer.vocab_size - 4) >= decoder.config.vocabulary:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from coconut.commands.evaluate_pretrained import PretrainedConfig, encode_prompt
 from coconut.commands.main import EXIT_BAD_INPUT, EXIT_DONE, main
 from coconut.errors import CoconutError
 from coconut.models.huggingface import save_pretrained
+from coconut.models.huggingface.configuration import EXPORT_FIELD
 from coconut.provenance import provenance
 from coconut.tasks import get_task, save_examples
 from coconut.tokenizers import TEXT, Tokenizer, byte_pair_tokenizer, encode_example, huggingface_files
@@ -107,6 +109,19 @@ def test_special_tokens_are_themselves_in_a_prompt_and_text_in_a_question(tokeni
 def test_a_setting_out_of_range_is_named_with_its_field(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(CoconutError, match=message):
         PretrainedConfig(**{"folder": "f", "task": "prosqa", "data": "d", **fields})
+
+
+def test_an_export_that_thinks_is_not_asked_without_its_thoughts(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = Path(arguments[arguments.index("--pretrained") + 1])
+    folder = shutil.copytree(model, tmp_path / "export")
+    config = json.loads((folder / "config.json").read_text())
+    for behind, code in (([], EXIT_DONE), ([5, 7], EXIT_BAD_INPUT)):
+        fields = {"method": "coconut", "behind_question": behind}
+        (folder / "config.json").write_text(json.dumps({**config, EXPORT_FIELD: fields}))
+        assert main([str(folder) if word == str(model) else word for word in arguments]) == code
+    assert "it is the export of a run of 'coconut', whose thoughts" in capsys.readouterr().err
 
 
 def test_an_unknown_setting_is_an_error(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
