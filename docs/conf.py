@@ -47,7 +47,9 @@ def modules() -> dict[str, list[str]]:
             parts = path.relative_to(ROOT).with_suffix("").parts
             own = ".".join(parts[:-1])
             name = own if parts[-1] == "__init__" else ".".join(parts)
-            if not any(part.startswith("_") for part in name.split(".")) and ast.get_docstring(ast.parse(path.read_text())):
+            if not any(part.startswith("_") for part in name.split(".")) and ast.get_docstring(
+                ast.parse(path.read_text())
+            ):
                 found.setdefault(own, []).append(name)
     return found
 

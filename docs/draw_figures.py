@@ -115,7 +115,7 @@ def alignment() -> Drawing:
     rows = [
         [("pad", "pad", 40)] * 2 + question[:2],
         question,
-        [("pad", "pad", 40)] + question[:3],
+        [("pad", "pad", 40), *question[:3]],
     ]
     thoughts = [3, 3, 2]
     answers = [2, 3, 3]
@@ -146,7 +146,9 @@ def curriculum() -> Drawing:
     row(drawing, 84, y, [question, begin, *[("thought", "thought", 70)] * 3, end, answer])
     drawing.text(18, 26, "c_thought = 1, max_latent_stage = 3: each stage turns one more step into thoughts.")
     drawing.text(
-        18, 272, "Questions with more than three steps keep the others until the final stage, which leaves out all steps."
+        18,
+        272,
+        "Questions with more than three steps keep the others until the final stage, which leaves out all steps.",
     )
     return drawing
 
@@ -194,7 +196,9 @@ def gradient() -> Drawing:
         "",
         names,
     )
-    drawing.text(18, 306, "Autodiff through the loop forms the gradient of each weight once a thought, and keeps all of them.")
+    drawing.text(
+        18, 306, "Autodiff through the loop forms the gradient of each weight once a thought, and keeps all of them."
+    )
     drawing.text(18, 324, "Both agree to rounding; tests compare them in float64.")
     return drawing
 

@@ -1,7 +1,7 @@
 """Tables of README.md and of the pages, from what programs wrote: `python docs/make_tables.py` writes them anew.
 
-A table stands between `<!-- table: NAME -->` and `<!-- end -->`. A test compares each with what is made here, so that no
-number is copied by hand. Ratios are the recorded ones, of one run each.
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`. A test compares each with what is made here, so that
+no number is copied by hand. Ratios are the recorded ones, of one run each.
 """
 
 import json
@@ -60,7 +60,13 @@ def speed() -> str:
         )
 
     gpu = (ON_GPU, "bfloat16, batch 128, 6 thoughts")
-    steps(*gpu, "step, 6 thoughts, batch 128; PyTorch as the official code, Hugging Face as shipped", "H100", AS_OFFICIAL, SHIPPED)
+    steps(
+        *gpu,
+        "step, 6 thoughts, batch 128; PyTorch as the official code, Hugging Face as shipped",
+        "H100",
+        AS_OFFICIAL,
+        SHIPPED,
+    )
     steps(*gpu, "the same; PyTorch from a cache, Hugging Face tuned", "H100", CACHED, TUNED)
     more = ("on_gpu/third_run/training_step.json", "bfloat16, batch 128, 32 thoughts")
     steps(*more, "step, 32 thoughts, batch 128; from a cache, tuned", "H200", CACHED, TUNED)
@@ -73,7 +79,9 @@ def speed() -> str:
         case = read(file)["cases"][f"{letter} against transformers"]
         theirs = case["transformers"][side]
         ratio = f"{nothing} / {_ratio(case['ratio'])}"
-        rows.append([name, _milliseconds(case["latent"]), nothing, _milliseconds(theirs), ratio, f"2 CPU cores, `{file}`"])
+        rows.append(
+            [name, _milliseconds(case["latent"]), nothing, _milliseconds(theirs), ratio, f"2 CPU cores, `{file}`"]
+        )
 
     file = "on_gpu/generation.json"
     for batch in (1, 64, 512):
@@ -90,7 +98,14 @@ def speed() -> str:
     ratio = 1 / case["speedups"]["thoughts over transformers"]["ratio"]
     name = "samples, 8 of each question, 6 thoughts and 32 tokens, 4 layers x 128"
     rows.append([name, rates[0], nothing, rates[1], f"{nothing} / {_ratio(ratio)}", f"2 CPU cores, `{file}`"])
-    head = ["what", "ours, with thoughts", "PyTorch, with thoughts", "Hugging Face, without", "our time / theirs", "where"]
+    head = [
+        "what",
+        "ours, with thoughts",
+        "PyTorch, with thoughts",
+        "Hugging Face, without",
+        "our time / theirs",
+        "where",
+    ]
     return markdown(head, rows)
 
 
@@ -102,9 +117,7 @@ def _mean_and_spread(shares: Sequence[float]) -> str:
 
 
 def _of_quickstart(method: str) -> list[float]:
-    return [
-        read(f"quickstart/seed{seed}/results.json")["methods"][method]["trained"]["accuracy"] for seed in (0, 1, 2)
-    ]
+    return [read(f"quickstart/seed{seed}/results.json")["methods"][method]["trained"]["accuracy"] for seed in (0, 1, 2)]
 
 
 def _results(methods: Sequence[str]) -> str:
@@ -153,17 +166,20 @@ TABLES: dict[str, Callable[[], str]] = {
     "all_results": all_results,
     "rewards": rewards,
 }
-_TABLE = re.compile(r"(<!-- table: (\w+) -->\n).*?(\n<!-- end -->)", re.DOTALL)
+_TABLE = re.compile(r"(<!-- table: (\w+) -->\n)(?:(?!<!--).)*(<!-- end -->)", re.DOTALL)
 
 
 def with_tables(text: str) -> str:
     """The text with each of its tables as it has to be."""
-    return _TABLE.sub(lambda found: found[1] + TABLES[found[2]]() + found[3], text)
+    return _TABLE.sub(lambda found: found[1] + TABLES[found[2]]() + "\n" + found[3], text)
 
 
 def pages() -> list[Path]:
     """README.md and the pages."""
-    return [ROOT / "README.md", *sorted(path for path in (ROOT / "docs").rglob("*.md") if "reference" not in path.parts)]
+    return [
+        ROOT / "README.md",
+        *sorted(path for path in (ROOT / "docs").rglob("*.md") if "reference" not in path.parts),
+    ]
 
 
 if __name__ == "__main__":
