@@ -4,8 +4,13 @@ import ast
 import collections
 import inspect
 import os
+import re
 from pathlib import Path
 from typing import Any
+
+from docutils import nodes
+from sphinx.addnodes import pending_xref
+from sphinx.domains.python import PyObject
 
 # No page needs a device, and a TPU's library would look for one.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -19,11 +24,11 @@ html_title = "coconut-jax"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
-exclude_patterns = ["figures/*.md"]
 
 html_theme = "furo"
 html_static_path = ["static"]
 html_css_files = ["coconut.css"]
+html_show_copyright, html_show_sourcelink, html_copy_source = False, False, False
 pygments_style, pygments_dark_style = "friendly", "monokai"
 copybutton_prompt_text = "$ "
 
@@ -73,7 +78,36 @@ def skip(app: Any, what: str, name: str, obj: Any, skipped: bool, options: Any) 
     return True if isinstance(obj, collections._tuplegetter) or inspect.ismodule(obj) else None  # type: ignore
 
 
+def shorten(
+    app: Any, what: str, name: str, obj: Any, options: Any, arguments: str | None, returned: str | None
+) -> tuple[str | None, str | None]:
+    """Signatures name arrays as the source does."""
+    del app, what, name, obj, options
+    return tuple(part and part.replace("jaxlib._jax.Array", "Array") for part in (arguments, returned))  # type: ignore
+
+
+OURS = re.compile(r"((?:coconut|pallas_kernels)\.[a-z][\w.]*\w)|([A-Z]\w*(?:Config|Options))")
+
+
+def link_names(app: Any, tree: nodes.document) -> None:
+    """Names of ours in pages are links, too: modules and what is in them by their full names, configs by their own."""
+    del app
+    for literal in list(tree.findall(nodes.literal)):
+        found = OURS.fullmatch(literal.astext())
+        if found and not isinstance(literal.parent, (pending_xref, nodes.reference, nodes.title)):
+            link = pending_xref("", refdomain="py", reftype="obj", reftarget=found[0], refexplicit=False, refwarn=False)
+            if found[2]:
+                link["refspecific"] = True
+            literal.replace_self(link)
+            link += literal
+
+
 def setup(app: Any) -> None:
     """Registers what is done beside Sphinx's own."""
     app.connect("builder-inited", write_reference)
     app.connect("autodoc-skip-member", skip)
+    app.connect("autodoc-process-signature", shorten)
+    app.connect("doctree-read", link_names)
+    for field in PyObject.doc_field_types:
+        if field.name == "variable":
+            field.label = "Attributes"

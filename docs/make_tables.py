@@ -137,8 +137,8 @@ def _results(methods: Sequence[str]) -> str:
                 f"{entry['training_seconds']:.0f}",
             ]
         )
-    head = ["method", "quickstart %", "3,000 steps each %", "thoughts removed, choosing %", "noise in their place %"]
-    return markdown([*head, "another question's %", "tokens", "training s"], rows)
+    head = ["method", "quickstart %", "3,000 steps %", "no thoughts, choosing %", "noise instead %"]
+    return markdown([*head, "another's thoughts %", "tokens", "train s"], rows)
 
 
 def results() -> str:
