@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save
 
+from coconut.commands.model_origin import origin
 from coconut.errors import CoconutError
 from coconut.latent.feedback import FeedbackConfig
 from coconut.model import Model, parameters_of, part_of
@@ -32,6 +33,7 @@ def export(
     there a loop over ``inputs_embeds`` does it. Where the feedback has a config or parameters, or the model has other
     parts, the loop needs them, too: config.json names them, and `PARTS_FILE` holds their parameters, by the names they
     have in a checkpoint of ours. What only training needs is left out. Adapters are merged into their matrices.
+    README.md is a model card.
 
     Args:
       workdir: of a trained run, or a quickstart's folder, which stands for its Coconut run.
@@ -66,8 +68,25 @@ def export(
     if parts:
         fields["parts"] = sorted({part_of(name) for name in parts})
         files = {**files, PARTS_FILE: save({name: np.ascontiguousarray(array) for name, array in parts.items()})}
+    files = {**files, "README.md": _card(run, origin(workdir, run, progress)).encode()}
     config = {"eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.eos_id, EXPORT_FIELD: fields}
     save_pretrained(merge_adapters(model.decoder), folder, config_fields=config, files=files)
+
+
+def _card(run: Run, where_it_comes_from: str) -> str:
+    """A model card for Hugging Face's hub."""
+    return f"""---
+library_name: transformers
+tags: [coconut, latent-reasoning]
+---
+
+# {run.config.method} on {run.config.data.task}
+
+A language model trained with coconut-jax. `transformers` loads it. Where it thinks, its last hidden state is fed back
+as the next input (Hao et al. 2024, arXiv 2412.06769); there that is a loop over `inputs_embeds`, and `config.json` says
+under `coconut` between which markers.
+
+{where_it_comes_from}"""
 
 
 def _base_of(run: Run, model: Model) -> str:
