@@ -106,6 +106,6 @@ def _measured(accuracy: float | None) -> str:
     if accuracy is None:
         return "This checkpoint was not validated. `coconut evaluate --workdir WORKDIR` measures it on the test split."
     return (
-        f"{100 * accuracy:.1f} % of the validation questions, which also chose between checkpoints; the figure to report\n"
-        "is that of the test split: `coconut evaluate --workdir WORKDIR`."
+        f"{100 * accuracy:.1f} % of the validation questions, which also chose between checkpoints. The figure to\n"
+        "report is that of the test split: `coconut evaluate --workdir WORKDIR`."
     )
