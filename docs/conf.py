@@ -44,6 +44,10 @@ napoleon_use_rtype = False
 napoleon_attr_annotations = False  # The signature has the types; those with a star would be read as emphasis.
 
 
+WRAPPED = ("coconut.latent.thoughts.think_implicitly",)
+"""A `jax.custom_vjp` is no function to autodoc, and has to be named."""
+
+
 def modules() -> dict[str, list[str]]:
     """The modules of each package that say what they are, private ones left out."""
     found: dict[str, list[str]] = {}
@@ -66,7 +70,9 @@ def write_reference(*_: Any) -> None:
         parts = [f"# {package}"]
         for name in names:
             title = "" if name == package else f"## {name.removeprefix(package + '.')}"
-            parts.append(f"{title}\n\n```{{eval-rst}}\n.. automodule:: {name}\n   :members:\n```")
+            directives = [f".. automodule:: {name}\n   :members:"]
+            directives += [f".. autofunction:: {wrapped}" for wrapped in WRAPPED if wrapped.rpartition(".")[0] == name]
+            parts.append("\n".join([title, "", "```{eval-rst}", "\n\n".join(directives), "```"]))
         path, text = REFERENCE / f"{package}.md", "\n\n".join(parts) + "\n"
         if not path.exists() or path.read_text() != text:
             path.write_text(text)
