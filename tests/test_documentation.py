@@ -189,9 +189,10 @@ REGISTERS: Sequence[dict[str, Any]] = (TASKS, METHODS, FEEDBACKS, REWARDS)
 
 
 def in_small(command: Sequence[str]) -> list[str]:
-    """The command at a size that learns nothing. What it says itself stands behind that, and wins."""
+    """The command at a size that learns nothing, with two seeds. What else it says itself stands behind, and wins."""
     if command[0] != "train":
         return list(command)
+    command = ["0..1" if word == "0..2" else word for word in command]
     drawing = any(name in word for word in command for name in ("reinforcement.gin", "scorer.gin"))
     sizes = {"CurriculumConfig.epochs_per_stage": None, "CurriculumConfig.total_epochs": None, **SMALL}
     sizes |= {} if drawing else ONE_STAGE
