@@ -190,6 +190,8 @@ REGISTERS: Sequence[dict[str, Any]] = (TASKS, METHODS, FEEDBACKS, REWARDS)
 
 def in_small(command: Sequence[str]) -> list[str]:
     """The command at a size that learns nothing, with two seeds. What else it says itself stands behind, and wins."""
+    if command[0] == "inspect":
+        return ["inspect", "--interventions", "noise", "--beyond", "0", *command[1:]]
     if command[0] != "train":
         return list(command)
     command = ["0..1" if word == "0..2" else word for word in command]
