@@ -22,8 +22,8 @@ def read(name: str) -> Any:
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table. Columns of numbers are to the right."""
-    rule = [":--" if index == 0 else "--:" for index in range(len(head))]
+    """A table. Columns of numbers, all but the first and those that say where, are to the right."""
+    rule = [":--" if name in (head[0], "where") else "--:" for name in head]
     return "\n".join("| " + " | ".join(row) + " |" for row in (head, rule, *rows))
 
 
