@@ -69,8 +69,8 @@ class Block(NamedTuple):
 
     @property
     def commands(self) -> list[list[str]]:
-        """The words of each ``coconut`` command."""
-        lines = self.text.replace("\\\n", " ").splitlines()
+        """The words of each ``coconut`` command; a variable of a loop is 0."""
+        lines = re.sub(r"\$\w+", "0", self.text.replace("\\\n", " ")).splitlines()
         found = [re.search(r"(?:^\s*|&& )(coconut .*?)(?: &)?$", line) for line in lines]
         return [shlex.split(match[1])[1:] for match in found if match]
 
