@@ -10,7 +10,7 @@ from typing import Any
 
 from docutils import nodes
 from sphinx.addnodes import pending_xref
-from sphinx.domains.python import PyObject
+from sphinx.domains.python import PyObject  # pyright: ignore[reportPrivateImportUsage]
 
 # No page needs a device, and a TPU's library would look for one.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
