@@ -6,6 +6,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from coconut.commands.model_card import CARD, LOOP, loop_source, model_card, thinking_fields, without_loop
+from coconut.commands.model_origin import origin
 from coconut.errors import CoconutError
 from coconut.latent.feedback import FeedbackConfig
 from coconut.model import Model, parameters_of, part_of
@@ -70,7 +71,7 @@ def export(
     if parts:
         fields["parts"] = sorted({part_of(name) for name in parts})
         files = {**files, PARTS_FILE: save({name: np.ascontiguousarray(array) for name, array in parts.items()})}
-    files = {**files, CARD: model_card(run, progress, fields).encode()}
+    files = {**files, CARD: model_card(run, progress, fields, origin(workdir, run, progress)).encode()}
     if without_loop(run, progress) is None:
         files[LOOP] = loop_source()
     config = {"eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.eos_id, EXPORT_FIELD: fields}

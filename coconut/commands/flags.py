@@ -292,7 +292,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     table.add_argument("--seeds", required=True, metavar="N,...", help="of parameters and data order")
     table.add_argument(
-        "--budget", required=True, metavar="N", help="of each run: 2000steps, or 10minutes of training; see the README"
+        "--budget", required=True, metavar="N", help="of each run: 2000steps, or 10minutes of training, in all stages"
     )
     table.add_argument("--output", type=Path, required=True, help="where everything goes; a table there goes on")
     table.add_argument(

@@ -70,34 +70,27 @@ def loop_source() -> bytes:
     return Path(coconut.models.huggingface.__file__).with_name(LOOP).read_bytes()
 
 
-def model_card(run: Run, progress: Progress, fields: Mapping[str, Any]) -> str:
+def model_card(run: Run, progress: Progress, fields: Mapping[str, Any], origin: str) -> str:
     """The card of an export, in Markdown.
 
     Args:
       run: the run.
       progress: of the checkpoint.
       fields: what config.json says of it.
+      origin: where it comes from (`coconut.commands.model_origin`).
     """
     config, reason = run.config, without_loop(run, progress)
     blocks = [part for part in fields["behind_question"] if isinstance(part, int)]
-    data = config.data
     facts = {
         "method": f"`{config.method}`",
-        "task": f"`{data.task}`",
-        "step, stage": f"{progress.step:,}, {progress.stage}",
         "thoughts before an answer": str(sum(blocks)),
         "feedback": "the hidden state itself" if config.feedback == FeedbackConfig() else f"`{config.feedback.kind}`",
-        "seed": str(config.seed),
     }
-    if config.pretrained is not None:
-        # Of a folder its name: where it lay is nobody's business.
-        absolute = Path(config.pretrained).is_absolute()
-        facts["started from"] = f"`{Path(config.pretrained).name if absolute else config.pretrained}`"
     table = "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in facts.items())])
     head = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["coconut", "latent-reasoning"]}
     front = "\n".join(f"{name}: {json.dumps(value)}" for name, value in head.items())
-    parts = (f"---\n{front}\n---", f"# {config.method} on {data.task}", _about(fields), table, _use(reason, blocks))
-    return "\n\n".join(parts)
+    title = f"# {config.method} on {config.data.task}"
+    return "\n\n".join((f"---\n{front}\n---", title, _about(fields), table, _use(reason, blocks), origin))
 
 
 def _about(fields: Mapping[str, Any]) -> str:

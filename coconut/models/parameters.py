@@ -37,7 +37,7 @@ def abstract_decoder(
     config: DecoderConfig,
     execution: ExecutionConfig = ExecutionConfig(),  # noqa: B008 - immutable
 ) -> Decoder:
-    """A decoder of `jax.ShapeDtypeStruct`s: nothing is computed or allocated."""
+    """A decoder whose arrays are `jax.ShapeDtypeStruct`: nothing is computed or allocated."""
     return jax.eval_shape(lambda: Decoder(config, execution, rngs=nnx.Rngs(0)))
 
 

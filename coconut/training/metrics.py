@@ -42,7 +42,7 @@ class Meter:
 
     @property
     def sums(self) -> dict[str, list[float]]:
-        """Name -> [total, weight], added up in float64 in the order of the steps: they survive JSON to the bit."""
+        """Total and weight by name, added up in float64 in the order of the steps: they survive JSON to the bit."""
         for metrics in jax.device_get(self._pending):
             for name, (total, weight) in metrics.items():
                 before = self._sums.get(name, [0.0, 0.0])

@@ -26,14 +26,14 @@ def test_every_policy_file_resolves(file: Path) -> None:
     assert from_json(type(config), to_json(config), file.name) == config
 
 
-def test_every_policy_has_a_file_and_a_row_in_the_readme() -> None:
+def test_every_policy_has_a_file_and_a_row_in_its_page() -> None:
     kinds = {
         re.findall(r"PolicyConfig.kind = '(\w+)'", file.read_text())[0] for file in FILES if file.stem != "learnt_stop"
     }
     assert kinds == POLICIES.keys()
-    readme = (FOLDER.parents[1] / "README.md").read_text()
+    page = (FOLDER.parents[1] / "docs" / "how_to" / "rewards.md").read_text()
     for file in FILES:
-        assert f"`{file.stem}`" in readme
+        assert f"`{file.stem}`" in page
 
 
 def test_the_scorers_run_resolves() -> None:

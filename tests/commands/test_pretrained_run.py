@@ -19,8 +19,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 
 from coconut.commands.configuration import resolve_run
 from coconut.commands.main import EXIT_BAD_INPUT, EXIT_DONE, main
+from coconut.commands.model_origin import origin
 from coconut.errors import CoconutError
+from coconut.storage_path import parse_path
 from coconut.training.loading import load_model
+from coconut.training.manifest import Manifest
 from coconut.training.run import Run
 from coconut.training.setup import initial_model, prepare
 from tests.tiny_models import quick_compilation
@@ -182,6 +185,20 @@ def test_transformers_computes_what_was_trained(coconut: Path, tmp_path: Path) -
     )
     expected = theirs(torch.tensor([ids])).logits.detach().numpy()
     np.testing.assert_allclose(model.decoder.unembed(hidden), expected, atol=2e-5)
+
+
+def test_a_model_card_says_what_the_run_recorded(coconut: Path) -> None:
+    run, _, progress = load_model(coconut, "latest")
+    card = origin(coconut, run, progress)
+    accuracy = Manifest.read(parse_path(str(coconut / "checkpoints" / str(progress.step)))).validation["accuracy"]
+    assert f"\n{100 * accuracy:.1f} % of the validation questions" in card
+    for expected in (
+        "| method | `coconut` |",
+        f"SHA-256 {run.splits['test'][:12]} |",
+        f"| optimizer steps | {progress.step:,} ",
+    ):
+        assert expected in card
+    assert str(coconut.parent) not in card, "folders of this machine are nobody's business"
 
 
 def test_trained_markers_survive_the_way_back(coconut: Path, data: Path, tmp_path: Path) -> None:
