@@ -144,7 +144,10 @@ def _results(methods: Sequence[str]) -> str:
 def results() -> str:
     """Accuracy on small graphs, mean and spread over three seeds, of the methods a reader asks about first."""
     return _results(
-        ("simcot", "coconut_stage_mixing", "coconut", "cot", "no_cot", "pause", "coconut_without_curriculum")
+        (
+            *("simcot", "pccot", "coconut_stage_mixing", "kava", "coconut", "cot"),
+            *("codi", "coconut_without_curriculum", "no_cot", "pause"),
+        )
     )
 
 
