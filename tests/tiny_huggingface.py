@@ -58,7 +58,7 @@ CONFIGS: dict[str, PretrainedConfig] = {
     "llama": LlamaConfig(**_LLAMA_STYLE, head_dim=8, rope_parameters=_LLAMA3, rms_norm_eps=1e-5),
     "olmo2": Olmo2Config(**_LLAMA_STYLE, pad_token_id=None),
     "phi3": Phi3Config(
-        **_LLAMA_STYLE | {"hidden_size": 32},
+        **{**_LLAMA_STYLE, "hidden_size": 32},
         rope_parameters=_LONG_ROPE,
         original_max_position_embeddings=32,
         pad_token_id=None,

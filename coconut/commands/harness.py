@@ -253,8 +253,8 @@ class CoconutLM(LM):
         groups: dict[tuple[SamplingConfig, int], list[tuple[int, Ids]]] = {}
         stops = []
         for index, request in enumerate(requests):
-            context = request.args[0]
-            sampling, until = read_settings(request.args[1], self._asked.sampling)
+            context, settings = list(request.args)  # Their type says that there is one.
+            sampling, until = read_settings(settings, self._asked.sampling)
             stops.append(until)
             what = f"room for {sampling.max_new_tokens} new tokens (--gen_kwargs max_gen_toks=N asks for others)"
             ids = self._fitting(self._question(context), self._room(sampling), index, what)

@@ -58,11 +58,12 @@ class Clock:
     def running(self) -> Iterator[None]:
         """Hears of programs that are compiled inside."""
 
-        def heard(event: str, seconds: float, **_: str | int) -> None:
+        def heard(event: str, duration_secs: float, **kwargs: str | int) -> None:
+            del kwargs
             # Other threads compile beside what is done here.
             if event in COMPILE_EVENTS and self._doing != "compiling" and threading.get_ident() == self._thread:
-                self._add("compiling", seconds)
-                self._add(self._doing, -seconds)
+                self._add("compiling", duration_secs)
+                self._add(self._doing, -duration_secs)
 
         jax.monitoring.register_event_duration_secs_listener(heard)
         try:

@@ -215,6 +215,7 @@ def make_update(
         taken = finite = jnp.isfinite(value) & jnp.isfinite(norm)
         window = state.spikes
         if spikes is not None:
+            assert state.spikes is not None
             spike, behind = judge(state.spikes, jnp.where(finite, norm, 0.0), spikes)
             taken = finite & ~spike
             window = jax.tree.map(lambda a, b: jnp.where(finite, a, b), behind, state.spikes)
