@@ -52,6 +52,8 @@ def made_run(decoder: DecoderConfig, **settings: Any) -> tuple[Run, Model, Progr
 
 def exported(made: tuple[Run, Model, Progress], folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(export_command, "load_model", lambda *_, **__: made)
+    # There is no workdir that says where the run comes from; tests/commands/test_pretrained_run.py exports one with it.
+    monkeypatch.setattr(export_command, "origin", lambda workdir, run, progress: "## Data\n")
     export_command.export("a workdir", folder)
     return folder
 
