@@ -16,6 +16,9 @@ UniformStages = Literal["all", "reached"]
 StageWeights = Literal["equal", "rising"]
 StageAdds = Literal["step", "thought"]
 
+MOST_STAGES = 10_000
+"""Stages, and thoughts for a step, beyond this are slips or malice: what looks at each of them would take for ever."""
+
 
 @no_type_check  # Its own checks name the field and the value
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,6 +92,11 @@ class CurriculumConfig:
         for field in ("c_thought", "max_latent_stage"):
             if getattr(self, field) < 0:
                 reject(field, "must be an integer of at least 0")
+        for field in ("c_thought", "max_latent_stage", "last_stage"):
+            if (getattr(self, field) or 0) > MOST_STAGES:
+                reject(field, f"must be at most {MOST_STAGES:,}")
+        if self.final_stage > MOST_STAGES:
+            reject("max_latent_stage", f"{self.final_stage:,} stages are too many: must be at most {MOST_STAGES:,}")
         if not 0.0 <= self.uniform_prob <= 1.0:
             reject("uniform_prob", "must be a probability")
         if self.stage_weights != "equal" and self.uniform_prob == 0.0:

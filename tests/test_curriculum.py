@@ -204,6 +204,8 @@ def test_a_metric_ends_a_stage_past_its_bound_only():
     [
         ("c_thought", -1),
         ("c_thought", 1.5),
+        ("c_thought", 2**31),
+        ("max_latent_stage", 2**31),
         ("max_latent_stage", -2),
         ("uniform_prob", 1.01),
         ("uniform_prob", -0.01),
@@ -214,6 +216,7 @@ def test_a_metric_ends_a_stage_past_its_bound_only():
         ("reset_optimizer", "always"),
         ("last_stage", -1),
         ("last_stage", 1.5),
+        ("last_stage", 2**31),
         ("epochs_per_stage", 0.0),
         ("epochs_per_stage", float("inf")),
         ("first_stage_factor", 0.0),
@@ -240,6 +243,8 @@ def test_a_value_out_of_range_is_named_with_its_field(unchecked_types: None, fie
         ("total_epochs", {"total_epochs": 50, "epochs_per_stage": None, "steps_per_stage": 3}),
         ("stage_weights", {"stage_weights": "rising"}),
         ("stage_adds", {"stage_adds": "thought", "c_thought": 0}),
+        # Looking at each of so many stages took for ever.
+        ("max_latent_stage", {"stage_adds": "thought", "c_thought": 9999, "max_latent_stage": 9999, "total_epochs": 9}),
         ("advance_metric", {"advance_below": 0.5}),
         ("advance_metric", {"advance_metric": "loss", "advance_below": 0.5, "advance_above": 0.6}),
     ],

@@ -262,7 +262,8 @@ def from_json(kind: type, content: Mapping[str, Any], where: str) -> Any:
         nested = [part for part in kinds if dataclasses.is_dataclass(part)]
         if nested and value is not None:
             # Of several the one that has such fields.
-            fitting = [part for part in nested if set(value) <= {field.name for field in dataclasses.fields(part)}]
+            given = set(value) if isinstance(value, Mapping) else set()
+            fitting = [part for part in nested if given <= {field.name for field in dataclasses.fields(part)}]
             values[name] = from_json([*fitting, *nested][0], value, f"{where}: {name}")
         elif typing.get_origin(hint) is tuple and isinstance(value, list):
             values[name] = tuple(value)
