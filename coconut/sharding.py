@@ -209,6 +209,13 @@ def check_heads(num_heads: int, kv_heads: int, mesh: Any) -> None:
             raise CoconutError(f"DecoderConfig.{field} = {count}: is no multiple of the mesh's tensor = {tensor}")
 
 
+def rows_together(batch_size: int, rows: int) -> int:
+    """The rows of a batch for so many in all: ``batch_size``, or as many as they are, a whole number on each device."""
+    mesh = jax.sharding.get_abstract_mesh()
+    devices = 1 if mesh.empty else mesh.size
+    return min(batch_size, -(-max(rows, 1) // devices) * devices)
+
+
 def row_sharding(mesh: Mesh) -> NamedSharding:
     """Where the rows of a batch lie; its other axes are whole."""
     return NamedSharding(mesh, partition(("rows",), mesh))

@@ -99,7 +99,8 @@ def _assignments(sweep: str) -> Iterator[tuple[str, list[Any]]]:
         raise CoconutError(f"{where}: {_NEEDED}; there is none")
     for statement in statements:
         line = where if text is sweep else f"{where}: line {statement.lineno}"
-        name = ast.unparse(statement.targets[0]) if isinstance(statement, ast.Assign) else ""
+        is_one = isinstance(statement, ast.Assign) and len(statement.targets) == 1
+        name = ast.unparse(statement.targets[0]) if is_one else ""
         if not isinstance(statement, ast.Assign) or not re.fullmatch(r"\w+(\.\w+)*", name):
             raise CoconutError(f"{line}: {_NEEDED}")
         try:

@@ -42,13 +42,16 @@ def keep_compiled_programs(environment: MutableMapping[str, str] = os.environ) -
     if not wanted or "JAX_COMPILATION_CACHE_DIR" in environment:
         return None
     folder = user_cache_path("coconut-jax") / "programs" / _processor_features()
-    # JAX makes the folder once there is something to keep.
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    if not (there.is_dir() and os.access(there, os.W_OK)):
-        LOG.warning("compiled programs are not kept: %s cannot be written; see JAX_COMPILATION_CACHE_DIR", there)
+    try:
+        # JAX makes the folder once there is something to keep.
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        if not (there.is_dir() and os.access(there, os.W_OK)):
+            raise PermissionError(f"{there} cannot be written")
+        if there == folder:
+            _delete_old(folder)
+    except OSError as error:  # Somebody else's home, or a disk that is away: no reason not to run.
+        LOG.warning("compiled programs are not kept: %s; see JAX_COMPILATION_CACHE_DIR", error)
         return None
-    if there == folder:
-        _delete_old(folder)
     environment["JAX_COMPILATION_CACHE_DIR"] = str(folder)
     environment.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", LEAST_SECONDS)
     return folder

@@ -238,7 +238,7 @@ def evaluate_model(
     )
 
     tokenized = [subject.tokenize(example) for example in examples]
-    if config.task is not None:
+    if config.task not in (None, run.config.data.task):
         tokenized = [asked if asked.num_steps else _as_long(asked, run) for asked in tokenized]
     validation = lambda: questions_of(run, "validation")
     return {

@@ -142,7 +142,10 @@ def refuse_thinker(folder: str) -> None:
     Raises:
       CoconutError: it is such an export.
     """
-    if (export := export_fields(folder)) and export.get("behind_question") != []:
+    export = export_fields(folder)
+    # What was exported before there was this field says its method.
+    unsaid = [] if export.get("method") in ("cot", "no_cot") else None
+    if export and export.get("behind_question", unsaid) != []:
         raise CoconutError(
             f"--pretrained {folder}: it is the export of a run of {export.get('method')!r}, whose thoughts or markers "
             "are not made here: give that run's --workdir"

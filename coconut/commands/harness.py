@@ -388,11 +388,24 @@ def read_settings(settings: Mapping[str, Any], own: SamplingConfig) -> tuple[Sam
     """
     left = dict(settings)
     until = left.pop("until", None) or []
-    until = [until] if isinstance(until, str) else list(until)
+    until = [until] if isinstance(until, str) else until
+    if not (isinstance(until, list | tuple) and all(isinstance(stop, str) for stop in until)):
+        raise CoconutError(f"generation_kwargs: until = {until!r}: must be a text or a list of texts")
+    until = list(until)
+    for name in ("temperature", "top_k", "top_p", "min_p", *_LENGTHS):
+        value, whole = left.get(name), name in ("top_k", *_LENGTHS)
+        fits = isinstance(value, int) or (isinstance(value, float) and not whole)
+        if value is not None and (isinstance(value, bool) or not fits):
+            number = "a whole number" if whole else "a number"
+            raise CoconutError(f"generation_kwargs: {name} = {value!r}: must be {number}")
     lengths = [name for name in _LENGTHS if left.get(name) is not None]
     if len({left[name] for name in lengths}) > 1:
         raise CoconutError(f"generation_kwargs: {' and '.join(lengths)} name different numbers of tokens")
     samples = left.pop("do_sample", None)
+    if isinstance(samples, str):  # As a command line has it.
+        samples = {"true": True, "false": False}.get(samples.lower(), samples)
+    if samples is not None and not isinstance(samples, bool):
+        raise CoconutError(f"generation_kwargs: do_sample = {samples!r}: must be True or False")
     # As everywhere in that library, a temperature means nothing where it is said that nothing is drawn.
     temperature = float(left.pop("temperature", None) or 0.0)
     temperature = 0.0 if samples is False else temperature

@@ -38,10 +38,12 @@ def origin(workdir: StoragePath | str, run: Run, progress: Progress) -> str:
     started = started if isinstance(started, dict) else {}
     with contextlib.closing(Checkpoints(workdir, read_only=True)) as checkpoints:
         validation = checkpoints.manifest(progress.step).validation
+    # Of a run that trains a scorer, "accuracy" is that of the best of several trajectories.
+    accuracy = validation.get("accuracy_of_one", validation.get("accuracy"))
     parts = [
         "## Data\n\n" + _data(run),
         "## Training\n\n" + _training(run, progress, started),
-        "## Measured\n\n" + _measured(validation.get("accuracy")),
+        "## Measured\n\n" + _measured(accuracy),
         "## Limits\n\n" + _LIMITS,
         "## Citation\n\n" + f"```bibtex\n{CITATION}\n```",
     ]

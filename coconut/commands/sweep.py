@@ -54,7 +54,8 @@ def train_cells(
     """
     folders = check_cells(resolve, cells, workdir, allow)
     data = _LatestData()
-    diverged: dict[str, DivergedError] = {}
+    # Its message alone: an error holds on to the state of the run that it ended.
+    diverged: dict[str, str] = {}
     for number, (cell, folder) in enumerate(zip(cells, folders, strict=True), 1):
         which = f"{cell.title} ({number} of {len(cells)})"
         manifest = latest_manifest(folder)
@@ -68,12 +69,14 @@ def train_cells(
         try:
             result = run_training(config, folder, dataset=data.of(config.data), allow=allow, console=console, **options)
         except DivergedError as error:
-            diverged[cell.title] = error
+            diverged[cell.title] = str(error)
             console.print(f"{which}: diverged: {error}", highlight=False, markup=False)
             continue
-        if not result.progress.finished:
+        finished, by_clock = result.progress.finished, result.clock
+        del result  # Its model, before the next one is made.
+        if not finished:
             return None
-        console.print(f"{which}: {told(result.clock)}", highlight=False, markup=False)
+        console.print(f"{which}: {told(by_clock)}", highlight=False, markup=False)
     if diverged:
         raise DivergedError("; ".join(f"{title}: {error}" for title, error in diverged.items()))
     return folders

@@ -32,6 +32,7 @@ from coconut.latent.thinkers import OneByOne, Thinker
 from coconut.methods.method import Method
 from coconut.model import Model
 from coconut.pages import Page, Placing, Text, Thoughts, has_blocks, question_alone
+from coconut.sharding import rows_together
 from coconut.tokenizers import TokenizedExample, Tokenizer
 
 
@@ -283,7 +284,7 @@ def thoughts_of_questions(
 
 def _with_no_empty_rows(config: AnswerConfig, questions: int) -> AnswerConfig:
     """Batches of no more rows than there are questions: rows beyond them would only be memory."""
-    return dataclasses.replace(config, batch_size=max(1, min(config.batch_size, questions)))
+    return dataclasses.replace(config, batch_size=rows_together(config.batch_size, questions))
 
 
 def _read_questions(

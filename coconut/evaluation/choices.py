@@ -22,7 +22,7 @@ from coconut.losses import scored_columns, token_losses
 from coconut.methods.method import Method
 from coconut.model import Model
 from coconut.pages import Page, Placing, Text
-from coconut.sharding import replicate
+from coconut.sharding import replicate, rows_together
 from coconut.tokenizers import TextFormat, Tokenizer, encode_example
 from coconut.types import Batch, Example
 
@@ -86,7 +86,7 @@ def choose(
     pages: list[Page] = [
         (*page, Text(option.answer, True, 0, True)) for page, option in zip(asked, encoded, strict=True)
     ]
-    shape, batch_size = page_shape(pages), min(batch_size, len(pages))
+    shape, batch_size = page_shape(pages), rows_together(batch_size, len(pages))
     losses = []
     for start in range(0, len(pages), batch_size):
         rows: list[Page | None] = list(pages[start : start + batch_size])

@@ -1,18 +1,20 @@
 """Answers in free text: a number, yes or no, the letter of a choice.
 
-An answer is looked for behind the last mark, ``###`` or ``answer is``, and is the first that stands there; in a text
-without a mark it is the last. What is found is brought into one form, in which answers are compared: numbers by their
-value (6.0 is 6), ``True`` as ``yes``. A text in which nothing is found is an answer of its own, and a wrong one.
+An answer is looked for behind the last mark, ``###``, ``answer is`` or ``answer:``, and is the first that stands there;
+in a text without a mark it is the last. What is found is brought into one form, in which answers are compared: numbers
+by their value (6.0 is 6), ``True`` as ``yes``. A text in which nothing is found is an answer of its own, and a wrong
+one.
 """
 
 import decimal
 import re
 
-_MARK = re.compile(r"#{3,}|answer is:?", re.IGNORECASE)
+_MARK = re.compile(r"#{3,}|answer is:?|answer:", re.IGNORECASE)
 # A minus behind a word or a bracket subtracts.
 _NUMBER = re.compile(r"(?:(?<![\w)\]])-)?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?", re.ASCII)
 _YES_OR_NO = re.compile(r"\b(?:yes|no|true|false)\b", re.IGNORECASE)
-_LETTER = re.compile(r"(?<![\w'])[A-J](?![\w'])")
+# Not up to J: "I" is a word.
+_LETTER = re.compile(r"(?<![\w'])[A-H](?![\w'])")
 _WORDS = {"yes": "yes", "true": "yes", "no": "no", "false": "no"}
 _MOST_DIGITS = 40
 """Of a number that is written out; longer ones stay as they were written."""
@@ -29,7 +31,7 @@ def find_yes_or_no(text: str) -> str:
 
 
 def find_letter(text: str) -> str:
-    """The answer of a text that answers by the capital letter of a choice, from A to J, perhaps in brackets."""
+    """The answer of a text that answers by the capital letter of a choice, from A to H, perhaps in brackets."""
     return _find(_LETTER, text)
 
 

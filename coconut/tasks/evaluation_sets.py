@@ -31,7 +31,7 @@ _SVAMP = ((("Body", "Question"), "Answer"), (("question_concat",), "Answer"))
 _MULTIARITH = ((("sQuestion",), "lSolutions"), (("question",), "final_ans"))
 _GSM_HARD = ((("input",), "target"), (("instruction",), "response"))
 _OWN = (("question",), "answer")
-_LETTERS = "ABCDEFGHIJ"
+_LETTERS = "ABCDEFGH"
 
 Form = tuple[tuple[str, ...], str]
 """The fields that make a question, and that of the answer."""
@@ -104,7 +104,9 @@ def _number(value: Any, name: str, where: str) -> str:
         inner = inner.rpartition("####")[2].strip()
         if is_number(inner):
             return normalize_number(inner)
-    elif isinstance(inner, int | float) and not isinstance(inner, bool) and math.isfinite(inner):
+    # An integer may have more digits than any float.
+    is_finite = isinstance(inner, int) or (isinstance(inner, float) and math.isfinite(inner))
+    if is_finite and not isinstance(inner, bool):
         return normalize_number(repr(inner))
     raise CoconutError(f"{where}: field {name!r} must be a number, got {show_value(value)}")
 

@@ -11,9 +11,9 @@ Four formats are known, told apart by their content:
   (`coconut.tasks.chain_of_thought`); the answer is ``72`` or ``#### 72``.
 - The field's JSON. That of GSM8K-Aug with ``steps`` is of this form.
 
-All but the second stand in JSON, JSONL, Parquet, Arrow or a data set of the hub. Commas are stripped from answers,
-which are then compared as texts: 5 is not 5.0. Some problems have no annotation, and so no steps (95 of the 7,473
-released for training).
+All but the second stand in JSON, JSONL, Parquet, Arrow or a data set of the hub. Commas are stripped from answers, of
+the field's JSON when they are compared: as texts, 5 is not 5.0. Some problems have no annotation, and so no steps (95
+of the 7,473 released for training).
 """
 
 import dataclasses

@@ -252,14 +252,14 @@ def read_example(record: Any, where: str) -> Example:
     )
     for name, value in (("question", question), ("answer", answer)):
         require_text(value, name, where)
+    graph = _read_graph(record, where) if any(name in record for name in GRAPH_MARKS) else None
     if has_cot:
-        return Example(question=question, steps=steps_of(steps, where), answer=answer)
+        return Example(question=question, steps=steps_of(steps, where), answer=answer, graph=graph)
     if not isinstance(steps, list):
         raise CoconutError(f"{where}: field 'steps' must be a list of texts, got {show_value(steps)}")
     read = [_read_step(step, f"{where}: field 'steps'[{index}]") for index, step in enumerate(steps)]
     # The official preprocessing of GSM8K writes `"steps": [""]` where there are none.
     steps = tuple([step for step in read if isinstance(step, Think) or step.strip()])
-    graph = _read_graph(record, where) if any(name in record for name in GRAPH_MARKS) else None
     return Example(question=question, steps=steps, answer=answer, graph=graph)
 
 

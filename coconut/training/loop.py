@@ -225,6 +225,7 @@ def _train(
             ended = progress.stage_ended and progress.stage == curriculum.final_stage
             progress = dataclasses.replace(progress, validation_due=False, finished=ended)
             validation, proven = measured(None)
+            log.flush()
             with clock.doing("saving"):
                 checkpoints.save(state, progress, validation, proven=proven and bool(validation))
         stopping = False

@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float, Key
 from coconut.datasets import Dataset
 from coconut.errors import NotFiniteError
 from coconut.latent.sampling import Sampler, Samples, Written, given_columns
-from coconut.losses import Loss, Ratio, Term, ratio
+from coconut.losses import Loss, Term, ratio
 from coconut.methods import get_method
 from coconut.methods.method import LossContext, Views
 from coconut.model import Model, Parameters, Template
@@ -43,7 +43,7 @@ from coconut.training.reinforcement import (
 from coconut.training.rewards import Sample, Setting, score
 from coconut.training.samplers import make_sampler
 from coconut.training.state import REFERENCE, TrainState
-from coconut.training.step import Metrics, TrainStep, make_train_step, make_update
+from coconut.training.step import Metrics, TrainStep, make_train_step, make_update, skipped_of
 from coconut.training.trajectories import Scoring
 from coconut.types import Example
 
@@ -366,8 +366,7 @@ class Reinforcement:
 
             state, metrics = jax.lax.scan(one, state, jnp.arange(config.updates))
             metrics = jax.tree.map(lambda x: x.sum(0), metrics)
-            any_skipped = (metrics["skipped"].total > 0).astype(jnp.float32)
-            metrics["skipped"] = Ratio(any_skipped, jnp.ones_like(any_skipped))
+            metrics["skipped"] = skipped_of(metrics, config.updates)
             following = dataclasses.replace(state, step=number + 1)
             return constrain_tree(following, template.axes), replicate(metrics)
 

@@ -195,6 +195,19 @@ def make_train_step(
     return train_step
 
 
+def skipped_of(metrics: Metrics, updates: int) -> Ratio:
+    """Whether a step of several updates was skipped: one was not finite, or all were spikes. Traceable.
+
+    Args:
+      metrics: sums over the updates.
+      updates: how many.
+    """
+    skipped = metrics["skipped"].total
+    spikes = metrics["spikes"].total if "spikes" in metrics else jnp.zeros_like(skipped)
+    was = ((skipped > spikes) | (skipped >= updates)).astype(jnp.float32)
+    return Ratio(was, jnp.ones_like(was))
+
+
 def make_update(
     template: Template,
     method: Method,

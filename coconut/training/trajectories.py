@@ -22,7 +22,7 @@ from coconut.errors import CoconutError, NotFiniteError
 from coconut.latent.policies.policy import DrawingPolicy
 from coconut.latent.sampling import Given, Sampler, Written, given_columns
 from coconut.latent.scorer import DECODER_PART, HEAD_PART, LatentScorer, block_columns, thoughts_of
-from coconut.losses import Loss, Ratio, Term, ratio
+from coconut.losses import Loss, Term, ratio
 from coconut.methods import get_method
 from coconut.methods.method import LossContext, Views
 from coconut.model import Model, Parameters, Template
@@ -34,7 +34,7 @@ from coconut.training.learning import StepViews
 from coconut.training.samplers import make_sampler
 from coconut.training.scoring import chosen, contrastive_loss, labels_of
 from coconut.training.state import TrainState
-from coconut.training.step import Metrics, TrainStep, make_train_step, make_update
+from coconut.training.step import Metrics, TrainStep, make_train_step, make_update, skipped_of
 from coconut.types import Batch, Example
 
 
@@ -300,8 +300,7 @@ class Scoring:
             one = lambda state, _: update(state, views, learning_rate, key)
             following, metrics = jax.lax.scan(one, state, length=config.epochs)
             metrics = jax.tree.map(lambda x: x.sum(0), metrics)
-            any_skipped = (metrics["skipped"].total > 0).astype(jnp.float32)
-            metrics["skipped"] = Ratio(any_skipped, jnp.ones_like(any_skipped))
+            metrics["skipped"] = skipped_of(metrics, config.epochs)
             following = dataclasses.replace(following, step=state.step + 1)
             return constrain_tree(following, template.axes), replicate(metrics)
 

@@ -38,6 +38,14 @@ def test_programs_are_kept_for_a_time_in_the_users_folder(
         os.utime(folder / name, (then, then))
     keep_compiled_programs({})
     assert [path.name for path in folder.iterdir()] == ["new"]
+    # A folder that may not be looked into is no reason not to run.
+    with monkeypatch.context() as patched:
+
+        def closed(path: Path) -> bool:
+            raise PermissionError(13, "Permission denied", str(path))
+
+        patched.setattr(Path, "exists", closed)
+        assert keep_compiled_programs({}) is None
     # A file stands where the folder should.
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "new"))
     environment.clear()
@@ -75,6 +83,8 @@ def test_a_second_start_compiles_nothing_and_gives_the_same_bits(tmp_path: Path)
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert "s by the clock: starting" in done.stdout
+        # JAX warns of a program that it cannot read back, and compiles it again.
+        assert "compilation cache" not in done.stderr
         lines = map(json.loads, (tmp_path / name / "metrics.jsonl").read_text().splitlines())
         numbers.append([{key: line[key] for key in line if "second" not in key} for line in lines])
         kept.append({path.name for path in (tmp_path / "cache").rglob("*-cache")})

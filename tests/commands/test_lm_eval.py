@@ -172,6 +172,7 @@ def test_a_context_that_is_too_long_is_an_error_or_loses_its_beginning(monkeypat
         ({"until": ["\n", "Q:"], "do_sample": False, "temperature": 0.7, "top_p": 0.5}, {}, ["\n", "Q:"]),
         ({"until": "\n", "max_gen_toks": 7, "max_new_tokens": 7}, {"max_new_tokens": 7}, ["\n"]),
         ({"do_sample": True, "top_k": 3}, {"temperature": 1.0, "top_k": 3}, []),
+        ({"do_sample": "false", "temperature": 0.7}, {}, []),
         ({"temperature": 0.5, "top_p": 0.9, "min_p": 0.1}, {"temperature": 0.5, "top_p": 0.9, "min_p": 0.1}, []),
     ],
 )
@@ -186,6 +187,10 @@ def test_settings_of_a_task_are_followed(settings: dict[str, Any], expected: dic
         ({"max_gen_toks": 7, "max_tokens": 8}, "max_gen_toks and max_tokens name different numbers"),
         ({"do_sample": True, "temperature": 0.0}, "contradict each other"),
         ({"max_gen_toks": 0}, "max_new_tokens = 0"),
+        ({"max_gen_toks": 12.7}, r"max_gen_toks = 12\.7: must be a whole number"),
+        ({"temperature": "hot"}, "temperature = 'hot': must be a number"),
+        ({"do_sample": "perhaps"}, "do_sample = 'perhaps': must be True or False"),
+        ({"until": [5]}, r"until = \[5\]: must be a text or a list of texts"),
     ],
 )
 def test_settings_that_are_not_followed_are_refused_by_name(settings: dict[str, Any], why: str) -> None:

@@ -104,12 +104,24 @@ def test_a_malformed_record_is_named(tmp_path: Path, task: str, record: dict[str
         (
             "svamp",
             "6",
-            ("### 6", "6.0", "8-2=6", "The answer is: 6 pens of 8", "6 or 7\n### 6.00\n"),
+            (
+                "### 6",
+                "6.0",
+                "8-2=6",
+                "The answer is: 6 pens of 8",
+                "Answer: 6, since 3 + 3 = 6, not 8",
+                "6 or 7\n### 6.00\n",
+            ),
             ("### 8", "", "-6"),
         ),
         ("gsm_hard", "-1200.5", ("### -1,200.50", "so it is $-1200.5", "-1.2005e3"), ("1200.5", "16-1200.5", "###")),
         ("strategyqa", "yes", ("### Yes", "No, wait: yes", "The answer is true, not false."), ("### no", "yesterday")),
-        ("commonsenseqa", "B", ("### B", "(B)", "A dog is B.", "The answer is B: not A"), ("### A", "Bob", "b")),
+        (
+            "commonsenseqa",
+            "B",
+            ("### B", "(B)", "A dog is B.", "The answer is B: not A", "B. I am sure."),
+            ("### A", "Bob", "b"),
+        ),
     ],
 )
 def test_what_is_right(task: str, answer: str, right: tuple[str, ...], wrong: tuple[str, ...]) -> None:
@@ -119,6 +131,12 @@ def test_what_is_right(task: str, answer: str, right: tuple[str, ...], wrong: tu
     assert [check(text, example) for text in wrong] == [False] * len(wrong)
     # What was found is found again in itself.
     assert all(find(find(text)) == find(text) for text in (*right, *wrong))
+
+
+def test_a_number_of_hundreds_of_digits_is_read(tmp_path: Path) -> None:
+    record = {"Body": "How many?", "Question": "So?", "Answer": 10**400}
+    [example] = read(tmp_path, "svamp", record)
+    assert example.answer == str(10**400)
 
 
 @pytest.mark.parametrize(

@@ -241,7 +241,7 @@ def test_of_two_names_that_text_may_spell_the_longer_one_counts():
 
 def test_symbols_are_neither_normalized_nor_spelled():
     for changes in ({"normalization": "NFC"}, {"spelled": ("<x>",), "special_tokens": SPECIAL}):
-        with pytest.raises(CoconutError, match="a symbol vocabulary has neither"):
+        with pytest.raises(CoconutError, match="a symbol vocabulary has none of them"):
             dataclasses.replace(SYMBOL, **({"eos_token": "0"} | changes))
 
 

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from coconut.errors import CoconutError
-from coconut.losses import Loss
+from coconut.losses import Loss, Ratio
 from coconut.methods import METHODS
 from coconut.methods.method import LossContext, Views
 from coconut.model import Model
 from coconut.training.spikes import LEAST_DEVIATION, NORMAL, SpikeConfig, SpikeWindow, judge
+from coconut.training.step import skipped_of
 from tests.tiny_runs import tiny_run
 from tests.training.trained_runs import LANGUAGE, assert_same_run, interrupt_at, lines_of, skipped_steps, trained
 
@@ -55,6 +56,21 @@ def test_the_rule_is_that_of_a_list_of_norms() -> None:
     expected = spikes_of(norms, RULE)
     assert found.tolist() == expected
     assert not any(expected[: RULE.window]) and 20 < sum(expected) < 80 and expected[150:153] == [True, True, False]
+
+
+def test_a_step_of_several_updates_is_skipped_if_one_is_not_finite_or_all_are_spikes() -> None:
+    def skipped(flags: int, spikes: int) -> float:
+        ratio = lambda total: Ratio(jnp.asarray(float(total)), jnp.asarray(3.0))
+        return float(skipped_of({"skipped": ratio(flags), "spikes": ratio(spikes)}, 3).mean())
+
+    assert [skipped(0, 0), skipped(1, 1), skipped(2, 2), skipped(3, 3), skipped(2, 1), skipped(1, 0)] == [
+        0,
+        0,
+        0,
+        1,
+        1,
+        1,
+    ]
 
 
 @pytest.fixture

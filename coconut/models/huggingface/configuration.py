@@ -372,7 +372,7 @@ def family_of(config: DecoderConfig) -> Family:
 
 
 def config_json(config: DecoderConfig) -> dict[str, Any]:
-    """The content of the config.json of a decoder, as `transformers` 4 and 5 both read it.
+    """The content of the config.json of a decoder, as `transformers` 4 and 5 both read it (LongRoPE: 5 alone).
 
     Dropout of the Llama family, which `transformers` applies to attention weights alone, is not written.
 

@@ -1,5 +1,6 @@
 """The writers of a run, fed with what `coconut.training.metrics.MetricsLog` writes."""
 
+import contextlib
 import json
 import logging
 import sys
@@ -113,6 +114,11 @@ def open_trackers(config: TrackingConfig, run: TrackedRun, *, differs: bool) -> 
                     writer.close("stopped")
                     writer = WRITERS[name].make(run, None)
             except CoconutError:
+                for opened in writers.values():
+                    with contextlib.suppress(Exception):
+                        opened.close("failed")
+                if ids != before:
+                    write_atomically(path, json.dumps(ids, indent=1) + "\n")
                 raise
             except Exception as error:
                 interruption.check(error)

@@ -38,18 +38,13 @@ class MlflowWriter:
             self._client.update_run(self.run_id, status="RUNNING")
             return
         project = run.project or os.environ.get("MLFLOW_EXPERIMENT_NAME", "coconut")
-        experiment = self._client.get_experiment_by_name(project)
         tags = {name: str(run.config[name]) for name in ("method", "seed")}
         tags |= {
             "commit": str(run.provenance["commit"]),
             "workdir": str(run.workdir),
             **dict.fromkeys(run.tags, "true"),
         }
-        created = self._client.create_run(
-            experiment.experiment_id if experiment is not None else self._client.create_experiment(project),
-            run_name=run.name,
-            tags=tags,
-        )
+        created = self._client.create_run(self._experiment(project), run_name=run.name, tags=tags)
         self.run_id: str = created.info.run_id
         parameters = [Param(name, str(value)) for name, value in _leaves(run.config)]
         for first in range(0, len(parameters), MOST_PARAMETERS):
@@ -71,6 +66,20 @@ class MlflowWriter:
     def close(self, outcome: Outcome) -> None:
         """Says how it ended."""
         self._client.set_terminated(self.run_id, STATUS[outcome])
+
+    def _experiment(self, project: str) -> str:
+        from mlflow.exceptions import MlflowException
+
+        found = self._client.get_experiment_by_name(project)
+        if found is None:
+            try:
+                return self._client.create_experiment(project)
+            except MlflowException:
+                # Another cell of the same sweep was faster.
+                found = self._client.get_experiment_by_name(project)
+                if found is None:
+                    raise
+        return found.experiment_id
 
     def _known(self, run_id: str) -> Any:
         """The run that was written to before; None where this MLflow does not know it."""
