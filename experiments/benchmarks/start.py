@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
         flags = [*CASES[name], *(SMOKE if options.smoke else [])]
         rounds = options.repeats or 5
         with tempfile.TemporaryDirectory() as folder:
-            seconds = _measured(Path(folder), flags, rounds, name)
+            seconds = _measured(Path(folder), flags, rounds, name, before=0 if options.smoke else 1)
         cases[name] = {
             **{kind: timing.summary(values) for kind, values in seconds.items()},
             "warm_ratio": timing.ratio(seconds["all kept"], seconds["none kept yet"]),
@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
     timing.report("start", cases, smoke=options.smoke, output=options.output)
 
 
-def _measured(folder: Path, flags: list[str], rounds: int, name: str) -> timing.Seconds:
+def _measured(folder: Path, flags: list[str], rounds: int, name: str, before: int) -> timing.Seconds:
     kept = folder / "kept"
 
     def cold() -> float:
@@ -70,13 +70,13 @@ def _measured(folder: Path, flags: list[str], rounds: int, name: str) -> timing.
         "all kept": lambda: _first_step(folder, flags, {"XDG_CACHE_HOME": str(kept)}),
     }
     seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
-    # One round that does not count: files come from the disk then.
-    for index in range(rounds + 1):
+    # Rounds before the first that counts read files from the disk.
+    for index in range(-before, rounds):
         for kind, start in kinds.items():
             spent = start()
-            if index:
+            if index >= 0:
                 seconds[kind].append(spent)
-        print(f"{name} round {index}/{rounds}", file=sys.stderr, flush=True)
+        print(f"{name} round {index + 1}/{rounds}", file=sys.stderr, flush=True)
     return {kind: np.asarray(values) for kind, values in seconds.items()}
 
 
