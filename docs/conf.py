@@ -44,6 +44,7 @@ napoleon_use_rtype = False
 napoleon_attr_annotations = False  # The signature has the types; those with a star would be read as emphasis.
 
 
+FIELD_OF_NAMED_TUPLE = type(vars(collections.namedtuple("Pair", ("field",)))["field"])
 WRAPPED = ("coconut.latent.thoughts.think_implicitly",)
 """A `jax.custom_vjp` is no function to autodoc, and has to be named."""
 
@@ -81,7 +82,7 @@ def write_reference(*_: Any) -> None:
 def skip(app: Any, what: str, name: str, obj: Any, skipped: bool, options: Any) -> bool | None:
     """Fields of named tuples stand in the docstring of their class; by themselves they say 'Alias for field number'."""
     del app, what, name, skipped, options
-    return True if isinstance(obj, collections._tuplegetter) or inspect.ismodule(obj) else None  # type: ignore
+    return True if isinstance(obj, FIELD_OF_NAMED_TUPLE) or inspect.ismodule(obj) else None
 
 
 def shorten(
@@ -89,7 +90,8 @@ def shorten(
 ) -> tuple[str | None, str | None]:
     """Signatures name arrays as the source does."""
     del app, what, name, obj, options
-    return tuple(part and part.replace("jaxlib._jax.Array", "Array") for part in (arguments, returned))  # type: ignore
+    named = lambda part: part and part.replace("jaxlib._jax.Array", "Array")
+    return named(arguments), named(returned)
 
 
 OURS = re.compile(r"((?:coconut|pallas_kernels)\.[a-z][\w.]*\w)|([A-Z]\w*(?:Config|Options))")

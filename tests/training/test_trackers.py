@@ -1,6 +1,7 @@
 """Trackers of experiments: what they hold of a run that was killed and went on, and what happens where they fail."""
 
 import json
+import signal
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -152,6 +153,22 @@ def test_training_feeds_a_tracker_as_it_feeds_its_file(
     assert own == {(line["step"], line["loss"]) for line in lines if line["kind"] == "train"} and len(own) == 6
     names = [(step, name) for step, numbers in memory.server["run0"] for name in numbers]
     assert len(set(names)) == len(names) and {step for step, _ in names} == {line["step"] for line in lines}
+
+
+def test_a_validation_that_a_stop_put_off_reaches_the_tracker(memory: type[Memory], tmp_path: Path) -> None:
+    calls: list[None] = []
+
+    def validate(*_: Any) -> Mapping[str, float]:
+        calls.append(None)
+        if len(calls) == 2:  # The last one of the run.
+            signal.raise_signal(signal.SIGTERM)
+        return {"accuracy": 0.5}
+
+    config = tiny_run(curriculum={"steps_per_stage": 2}, decoder={"embed_dim": 8}, tracking={"writers": ("memory",)})
+    for finished in (False, True):
+        assert train(config, tmp_path, validate=validate, console=Console(quiet=True)).progress.finished == finished
+    seen = [step for step, numbers in memory.server["run0"] if "validation/accuracy" in numbers]
+    assert seen == [2, 4]
 
 
 # --- The real ones, offline.
