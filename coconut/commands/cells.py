@@ -99,9 +99,10 @@ def _assignments(sweep: str) -> Iterator[tuple[str, list[Any]]]:
         raise CoconutError(f"{where}: {_NEEDED}; there is none")
     for statement in statements:
         line = where if text is sweep else f"{where}: line {statement.lineno}"
-        is_one = isinstance(statement, ast.Assign) and len(statement.targets) == 1
-        name = ast.unparse(statement.targets[0]) if is_one else ""
-        if not isinstance(statement, ast.Assign) or not re.fullmatch(r"\w+(\.\w+)*", name):
+        if not isinstance(statement, ast.Assign) or len(statement.targets) != 1:
+            raise CoconutError(f"{line}: {_NEEDED}")
+        name = ast.unparse(statement.targets[0])
+        if not re.fullmatch(r"\w+(\.\w+)*", name):
             raise CoconutError(f"{line}: {_NEEDED}")
         try:
             values = ast.literal_eval(statement.value)
