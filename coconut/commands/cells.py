@@ -4,6 +4,7 @@ A cell is a pure function of the sweep's text and the cell's number, so that a j
 """
 
 import ast
+import collections
 import dataclasses
 import itertools
 import re
@@ -76,9 +77,9 @@ def make_cells(sweeps: Sequence[str], seeds: Sequence[int] | None = None) -> tup
         )
         for index, values in enumerate(itertools.product(*swept.values()))
     )
-    folders = [cell.folder for cell in cells]
-    if twice := [folder for folder in folders if folders.count(folder) > 1]:
-        raise CoconutError(f"--sweep: two cells would go to one folder, {twice[0]}: each value may stand once")
+    ((folder, cells_there),) = collections.Counter(cell.folder for cell in cells).most_common(1)
+    if cells_there > 1:
+        raise CoconutError(f"--sweep: two cells would go to one folder, {folder}: each value may stand once")
     return cells
 
 
@@ -110,7 +111,8 @@ def _assignments(sweep: str) -> Iterator[tuple[str, list[Any]]]:
             raise CoconutError(f"{line}: {name}: values must be numbers, quoted text, True, False or None") from error
         if not isinstance(values, list) or not values:
             raise CoconutError(f"{line}: {name} = {values!r}: must be a list of at least one value")
-        yield name, values
+        # As --seeds names its field, however far the name is spelled out.
+        yield ".".join(name.split(".")[-2:]), values
 
 
 _NEEDED = "a sweep is FIELD = [VALUE, ...], such as OptimizerConfig.learning_rate = [1e-3, 3e-3]"

@@ -95,7 +95,14 @@ def check_sweep(options: argparse.Namespace) -> None:
         if options.cell is not None:
             raise CoconutError(f"--cell {options.cell}: is one of a sweep: give --sweep or --seeds, too")
         return
+    bad = options.skip_bad_records
+    of_fields = {
+        "DataConfig.drop_too_long": "--drop_too_long" if options.drop_too_long else None,
+        "DataConfig.skip_bad_records": None if bad is None else f"--skip_bad_records {bad}",
+    }
     for name in cells[0].values:
+        if of_field := of_fields.get(name):
+            raise CoconutError(f"{of_field}: is about one run, and {flag} about several: give one or the other")
         field = re.escape(".".join(name.split(".")[-2:]))
         own = [text for text in options.gin_binding if re.match(rf"\s*([\w./]+[./])?{field}\s*=", text)]
         if own:

@@ -98,7 +98,7 @@ def _train(options: argparse.Namespace) -> int:
 
     from coconut.commands.configuration import resolve_run
     from coconut.commands.distributed import join
-    from coconut.commands.sweep import check_cells, describe_cells, folder_of, train_cells, write_cell
+    from coconut.commands.sweep import as_json, check_cells, describe_cells, folder_of, train_cells
     from coconut.commands.train import dry_run, print_dry_run, run_training
     from coconut.sharding import make_mesh
     from coconut.training.clock import told
@@ -139,11 +139,9 @@ def _train(options: argparse.Namespace) -> int:
             return _interrupted(f"the same command in the same --workdir {options.workdir}")
         print(f"trained {len(trained)} {'runs' if options.sweep else 'seeds'}: {options.workdir}")
         return EXIT_DONE
-    workdir = options.workdir
-    if own is not None:
-        workdir = folder_of(own, workdir)
-        write_cell(own, len(cells), workdir)
-    result = run_training(config, workdir, from_step=options.from_step, started=options.started, **how)
+    workdir = options.workdir if own is None else folder_of(own, options.workdir)
+    cell = None if own is None else as_json(own, len(cells))
+    result = run_training(config, workdir, cell=cell, from_step=options.from_step, started=options.started, **how)
     if not result.progress.finished:
         return _interrupted(f"the same command in the same --workdir {options.workdir}")
     if jax.process_index() == 0:

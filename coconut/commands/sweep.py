@@ -1,23 +1,21 @@
 """``coconut train --seeds`` and ``--sweep``: a run for each cell of a grid, one after the other, or one of them."""
 
-import json
 import shlex
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-import jax
 from rich.console import Console
 
 from coconut.commands.cells import SEED, Cell
 from coconut.commands.train import run_training
 from coconut.datasets import DataConfig, Dataset, load_dataset
 from coconut.errors import CoconutError, DivergedError
-from coconut.storage import exists, make_folder, write_atomically
+from coconut.storage import exists
 from coconut.storage_path import StoragePath
 from coconut.training.clock import told
 from coconut.training.config import RunConfig
 from coconut.training.setup import prepare
-from coconut.training.workdir import RUN_FILE, SWEEP_FILE, latest_manifest
+from coconut.training.workdir import RUN_FILE, latest_manifest
 
 Resolve = Callable[[Cell], RunConfig]
 """The run of a cell."""
@@ -65,9 +63,9 @@ def train_cells(
         console.print(f"{which}: {folder}", highlight=False, markup=False)
         # Resolved once more: the workdir keeps the gin text that was read last.
         config = resolve(cell)
-        write_cell(cell, len(cells), folder)
+        dataset, own = data.of(config.data), as_json(cell, len(cells))
         try:
-            result = run_training(config, folder, dataset=data.of(config.data), allow=allow, console=console, **options)
+            result = run_training(config, folder, dataset=dataset, allow=allow, console=console, cell=own, **options)
         except DivergedError as error:
             diverged[cell.title] = str(error)
             console.print(f"{which}: diverged: {error}", highlight=False, markup=False)
@@ -126,12 +124,9 @@ def folder_of(cell: Cell, workdir: StoragePath) -> StoragePath:
     return workdir / cell.folder
 
 
-def write_cell(cell: Cell, count: int, folder: StoragePath) -> None:
-    """Writes into a cell's workdir which of how many it is, for `coconut runs`; the first process does."""
-    if jax.process_index() == 0:
-        make_folder(folder)
-        content = {"cell": cell.index, "cells": count, "values": dict(cell.values)}
-        write_atomically(folder / SWEEP_FILE, json.dumps(content, indent=1) + "\n")
+def as_json(cell: Cell, count: int) -> dict[str, Any]:
+    """What a cell's workdir says of it, for `coconut runs`: which of ``count`` it is, and its values."""
+    return {"cell": cell.index, "cells": count, "values": dict(cell.values)}
 
 
 def describe_cells(cells: Sequence[Cell], words: Sequence[str]) -> str:

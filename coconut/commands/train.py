@@ -98,6 +98,7 @@ def run_training(
     allow: Collection[str] = (),
     from_step: int | None = None,
     verify: bool = True,
+    cell: Mapping[str, Any] | None = None,
     console: Console | None = None,
     started: float | None = None,
 ) -> TrainResult:
@@ -116,6 +117,7 @@ def run_training(
         allow=allow,
         from_step=from_step,
         verify=verify,
+        cell=cell,
         console=console,
         started=started,
     )

@@ -42,7 +42,7 @@ from coconut.training.norms import NormAlert
 from coconut.training.optimizer import learning_rate_at, make_optimizer
 from coconut.training.progress import Progress
 from coconut.training.rollouts import make_learning
-from coconut.training.run import BY_NAME, RUN_FILE, Run, changes_numbers, tracked
+from coconut.training.run import BY_NAME, RUN_FILE, Run, changes_metrics, tracked, write_cell
 from coconut.training.setup import abstract_state, initial_state, prepare
 from coconut.training.state import TrainState, restart_optimizer, restart_spikes
 from coconut.training.step import make_loss
@@ -84,6 +84,7 @@ def train(
     allow: Collection[str] = (),
     from_step: int | None = None,
     verify: bool = True,
+    cell: Mapping[str, Any] | None = None,
     console: Console | None = None,
     started: float | None = None,
 ) -> TrainResult:
@@ -106,6 +107,7 @@ def train(
         although that changes its numbers. How it is run may differ in any case (`coconut.training.run.FREE`).
       from_step: go back to the checkpoint of this step, and set later ones aside; None for the latest that is whole.
       verify: compare each file of the checkpoint with its SHA-256 first.
+      cell: of a sweep that the run belongs to; kept in the workdir, for `coconut runs`.
       console: where the progress bar goes; standard error if None.
       started: when the clock of this call began, by `time.perf_counter`; None for now.
 
@@ -122,6 +124,8 @@ def train(
     make_folder(workdir)
     with clock.running(), hold(workdir), contextlib.closing(Events(workdir)) as events:
         changed = run.check(workdir, allow)
+        if cell is not None:
+            write_cell(workdir, cell)
         events.write("start", {"command": shlex.join(sys.argv), "changed": changed, **provenance()})
         for split, messages in dataset.left_out.items():
             events.write("left_out", {"split": split, "records": messages})
@@ -170,7 +174,7 @@ def _train(
         Progress(stage=curriculum.first_stage),
     )
     # Before run.json is: a start that ends between the two finds the same difference again.
-    trackers = open_trackers(config.tracking, tracked(run, workdir, progress.step), differs=changes_numbers(changed))
+    trackers = open_trackers(config.tracking, tracked(run, workdir, progress.step), differs=changes_metrics(changed))
     run.save(workdir, changed=changed, step=progress.step)
     log = MetricsLog(workdir, start=progress.step, trackers=trackers)
     log_meter, window_meter = Meter(progress.log), Meter(progress.window)

@@ -22,7 +22,7 @@ from coconut.tokenizers import Tokenizer
 from coconut.training.config import RunConfig, differences, run_config_from_json, to_json
 from coconut.training.trackers.feeding import name_of
 from coconut.training.trackers.writer import TrackedRun
-from coconut.training.workdir import RUN_FILE, read_run_file
+from coconut.training.workdir import RUN_FILE, SWEEP_FILE, read_run_file
 from coconut.types import Example
 
 LOG = logging.getLogger(__name__)
@@ -41,6 +41,8 @@ FREE = (
     "tracking.*",
 )
 """Fields of a `RunConfig` in which a run may go on with another value: how it is run, and what is noted of it."""
+UNSEEN = (*("pipeline.threads", "pipeline.prefetch", "save_every", "keep_latest", "max_skipped_steps", "tracking.*"),)
+"""Those of `FREE` that change no line of ``metrics.jsonl``, not even by rounding."""
 BY_NAME = (
     *("optimizer.*", "decoder.dropout", "evaluate_every", "sampling.*", "halting", "halting.*"),
     *("data.validation", "data.test", "splits.validation", "splits.test"),
@@ -190,9 +192,15 @@ class Run:
         return json.loads(json.dumps(content))
 
 
-def changes_numbers(changed: Collection[str]) -> bool:
-    """Whether what `Run.check` found changes the numbers of the steps to come."""
-    return any(not _fits(name, FREE) for name in changed)
+def write_cell(workdir: StoragePath, cell: Mapping[str, Any]) -> None:
+    """Writes which cell of a sweep the run of a workdir is; of several processes the first one does."""
+    if jax.process_index() == 0:
+        write_atomically(workdir / SWEEP_FILE, json.dumps(cell, indent=1) + "\n")
+
+
+def changes_metrics(changed: Collection[str]) -> bool:
+    """Whether what `Run.check` found changes the metrics of the steps to come: their numbers, or which are logged."""
+    return any(not _fits(name, UNSEEN) for name in changed)
 
 
 def tracked(run: Run, workdir: StoragePath, start: int) -> TrackedRun:

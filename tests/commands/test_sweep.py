@@ -16,6 +16,7 @@ from coconut.storage import make_folder
 from coconut.training.config import RunConfig
 from coconut.training.manifest import Manifest
 from coconut.training.progress import Progress
+from coconut.training.run import write_cell
 from coconut.training.setup import prepare
 
 TRAIN = ["train", "--gin_file", "gin_configs/runs/small_graphs.gin", "--gin_file", "gin_configs/methods/coconut.gin"]
@@ -39,6 +40,7 @@ class Trainer:
         make_folder(workdir)
         run = prepare(config, dataset)[0]
         run.save(workdir, changed={}, step=0)
+        write_cell(workdir, options["cell"])
         if config.seed == self.diverges:
             raise DivergedError("10 steps in a row had a gradient that is not finite")
         progress = Progress(stage=3, stage_step=5, stage_ended=True, step=5, finished=config.seed != self.stops)
@@ -152,6 +154,9 @@ def test_a_bad_cell_is_found_before_any_is_trained(
     bound = ["--gin.OptimizerConfig.learning_rate=1", "--workdir", str(tmp_path)]
     assert main([*TRAIN, *SWEEP, *bound]) == EXIT_BAD_INPUT
     assert "--gin.OptimizerConfig.learning_rate=1: is about one run" in capsys.readouterr().err
+    dropped = ["--drop_too_long", "--sweep", "DataConfig.drop_too_long = [True, False]", "--workdir", str(tmp_path)]
+    assert main([*TRAIN, *dropped]) == EXIT_BAD_INPUT
+    assert "--drop_too_long: is about one run" in capsys.readouterr().err
     assert main([*TRAIN, "--cell", "0", "--workdir", str(tmp_path)]) == EXIT_BAD_INPUT
     assert "--cell 0: is one of a sweep" in capsys.readouterr().err
 
@@ -170,6 +175,7 @@ def test_a_sweep_is_read_from_text_or_a_file(tmp_path: Path) -> None:
         ("A.x = [1, 1]", "x_1/seed_0: each value may stand once"),
         ("A[0] = [1]", "a sweep is FIELD"),
         ("RunConfig.seed = [1]", "RunConfig.seed is swept already"),
+        ("coconut.RunConfig.seed = [1]", "RunConfig.seed is swept already"),
     ):
         with pytest.raises(CoconutError, match=message):
             make_cells([text], [0])

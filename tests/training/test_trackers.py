@@ -13,6 +13,7 @@ from rich.console import Console
 from coconut.errors import CoconutError
 from coconut.training.loop import train
 from coconut.training.metrics import MetricsLog
+from coconut.training.run import changes_metrics
 from coconut.training.setup import prepare
 from coconut.training.trackers import writer as writers
 from coconut.training.trackers.feeding import open_trackers
@@ -125,6 +126,12 @@ def test_what_is_set_up_wrongly_is_said_at_once(memory: type[Memory], monkeypatc
     monkeypatch.setattr(writers.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(CoconutError, match=r"mlflow needs `pip install coconut-jax\[mlflow\]`"):
         prepare(tiny_run(tracking={"writers": ("memory", "mlflow")}))
+
+
+def test_a_run_that_goes_on_with_other_lines_is_another_run_of_the_tracker() -> None:
+    assert not changes_metrics([]) and not changes_metrics(["save_every", "pipeline.threads", "tracking.writers"])
+    for name in ("log_every", "microbatches", "execution.dtype", "optimizer.learning_rate"):
+        assert changes_metrics(["save_every", name]), name
 
 
 @pytest.mark.slow

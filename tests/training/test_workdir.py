@@ -15,12 +15,13 @@ from rich.console import Console
 
 from coconut.commands.checkpoint import list_checkpoints
 from coconut.errors import CoconutError
-from coconut.storage import LineLog
+from coconut.storage import LineLog, hold
 from coconut.training import loop
 from coconut.training.loading import load_model
 from coconut.training.loop import train
 from coconut.training.metrics import MetricsLog
 from coconut.training.run import Run, split_fingerprint
+from coconut.training.workdir import SWEEP_FILE, swept_values
 from coconut.types import Example, Graph, Think
 from tests.tiny_runs import tiny_run
 
@@ -94,6 +95,17 @@ def test_a_damaged_line_of_metrics_takes_no_other_with_it(workdir: Path, line: s
     assert path.read_text().splitlines() == lines
     assert "left out lines [4]" in caplog.text
     assert line in path.with_name("metrics.jsonl.damaged").read_text()
+
+
+def test_a_cell_is_written_once_its_workdir_is_known_to_be_its_own(workdir: Path) -> None:
+    cell = {"cell": 1, "cells": 2, "values": {"RunConfig.seed": 3}}
+    with hold(workdir), pytest.raises(CoconutError, match="another process"):
+        trained(workdir, cell=cell)
+    with pytest.raises(CoconutError, match="holds another run"):
+        trained(workdir, dataclasses.replace(CONFIG, seed=9), cell=cell)
+    assert not (workdir / SWEEP_FILE).exists()
+    trained(workdir, cell=cell)
+    assert swept_values(workdir) == {"RunConfig.seed": 3}
 
 
 def test_checkpoints_of_another_run_are_not_adopted(workdir: Path) -> None:
