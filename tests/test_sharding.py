@@ -26,7 +26,15 @@ from coconut.models.huggingface import load_pretrained, save_pretrained
 from coconut.models.parameters import abstract_decoder, decoder_parameters, parameter_axes
 from coconut.models.presets import PRESETS
 from coconut.models.vocabulary import copy_token, resize_vocabulary
-from coconut.sharding import check_heads, make_mesh, own_rows, parameter_sharding, partition, tree_sharding
+from coconut.sharding import (
+    check_heads,
+    make_mesh,
+    own_rows,
+    parameter_sharding,
+    partition,
+    rows_together,
+    tree_sharding,
+)
 from coconut.training.optimizer import OptimizerConfig, make_optimizer
 from coconut.training.state import make_state
 from tests.tiny_models import GPT2_STYLE, LLAMA_STYLE, process_environment, quick_jit, random_decoder
@@ -163,6 +171,12 @@ def test_a_batch_that_does_not_divide_is_refused() -> None:
 
 
 @pytest.mark.slow
+def test_a_few_rows_fill_whole_devices() -> None:
+    assert [rows_together(64, rows) for rows in (0, 5, 100)] == [1, 5, 64]
+    with jax.sharding.use_abstract_mesh(AbstractMesh((4, 2), ("data", "fsdp"))):
+        assert [rows_together(64, rows) for rows in (0, 5, 8, 9, 100)] == [8, 8, 8, 16, 64]
+
+
 def test_on_eight_devices() -> None:
     child = subprocess.run(
         [sys.executable, "-m", "tests.test_sharding"],

@@ -41,7 +41,7 @@ def keep_compiled_programs(environment: MutableMapping[str, str] = os.environ) -
     )
     if not wanted or "JAX_COMPILATION_CACHE_DIR" in environment:
         return None
-    folder = user_cache_path("coconut-jax") / "programs" / _processor_features()
+    folder = users_folder()
     try:
         # JAX makes the folder once there is something to keep.
         there = next(path for path in (folder, *folder.parents) if path.exists())
@@ -55,6 +55,11 @@ def keep_compiled_programs(environment: MutableMapping[str, str] = os.environ) -
     environment["JAX_COMPILATION_CACHE_DIR"] = str(folder)
     environment.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", LEAST_SECONDS)
     return folder
+
+
+def users_folder() -> Path:
+    """Where programs for this processor are kept if nobody says otherwise."""
+    return user_cache_path("coconut-jax") / "programs" / _processor_features()
 
 
 def _delete_old(folder: Path) -> None:

@@ -1,12 +1,14 @@
 """Several processes as one: who they are, and how they find each other."""
 
 import argparse
+import os
 import socket
 import sys
 import time
 
 import jax
 
+from coconut.commands.compiled_programs import users_folder
 from coconut.errors import CoconutError
 
 
@@ -23,9 +25,17 @@ def join(options: argparse.Namespace) -> None:
     """
     if options.distributed:
         _join_by_environment(options.distributed_timeout)
+    elif options.coordinator is not None:
+        _join_by_flags(options)
+    else:
         return
-    if options.coordinator is None:
-        return
+    if jax.default_backend() == "gpu" and os.environ.get("JAX_COMPILATION_CACHE_DIR") == str(users_folder()):
+        # XLA measures on a GPU which kernel is the fastest, and the processes share what they measured. But JAX keeps
+        # programs for the first process alone, which has nothing to share then, and the others would wait for it.
+        jax.config.update("jax_enable_compilation_cache", False)
+
+
+def _join_by_flags(options: argparse.Namespace) -> None:
     others = "the others" if options.process_id == 0 else f"process 0 at {options.coordinator}"
     print(
         f"process {options.process_id} of {options.num_processes}: waiting for {others}, at most "

@@ -211,7 +211,8 @@ class CoconutLM(LM):
         for index, request in enumerate(requests):
             context, continuation = self._encode_pair(*request.args)
             what = f"a continuation of {len(continuation)} tokens"
-            pairs.append((self._fitting(context, len(continuation), index, what), continuation))
+            # Its last token is only predicted.
+            pairs.append((self._fitting(context, len(continuation) - 1, index, what), continuation))
         return self._score(pairs, "log-likelihoods")
 
     def loglikelihood_rolling(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[float]:
@@ -220,7 +221,7 @@ class CoconutLM(LM):
         Raises:
           CoconutError: the model has positions for no window; see `log_likelihoods` for others.
         """
-        longest = self._asked.model.decoder.config.max_positions - self._between - 1
+        longest = self._asked.model.decoder.config.max_positions - self._between
         if longest < 1:
             raise CoconutError(f"--thoughts {self._thoughts}: they leave no positions for a text")
         pairs, owners = [], []
@@ -400,7 +401,10 @@ def read_settings(settings: Mapping[str, Any], own: SamplingConfig) -> tuple[Sam
             raise CoconutError(f"generation_kwargs: {name} = {value!r}: must be {number}")
     lengths = [name for name in _LENGTHS if left.get(name) is not None]
     if len({left[name] for name in lengths}) > 1:
-        raise CoconutError(f"generation_kwargs: {' and '.join(lengths)} name different numbers of tokens")
+        raise CoconutError(
+            f"generation_kwargs: {' and '.join(lengths)} name different numbers of tokens (to ask for another than the "
+            "task does, use the name that it uses)"
+        )
     samples = left.pop("do_sample", None)
     if isinstance(samples, str):  # As a command line has it.
         samples = {"true": True, "false": False}.get(samples.lower(), samples)

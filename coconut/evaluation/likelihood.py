@@ -1,5 +1,6 @@
 """How likely a model finds given texts, each behind a context and the thoughts that follow the context."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 
@@ -61,7 +62,7 @@ def log_likelihoods(
 
     Raises:
       CoconutError: the method has no place for the thoughts that are asked for, or lets the model itself end them; or
-        a row is longer than a learned table of positions.
+        all but the last token of a row is longer than a learned table of positions.
       NotFiniteError: the model gives numbers that are not finite.
     """
     examples = [question_alone(context, placing.curriculum) for context in contexts]
@@ -85,7 +86,9 @@ def log_likelihoods(
                 feeds_back=method.feeds_back(placing.options),
             )
             last = int(np.where(batch.valid, batch.positions, -1).max())
-            check_positions(model.decoder, last + 1, "a context, its thoughts and a continuation")
+            # A row's last token is predicted, and then nobody looks back on its column: it needs no position.
+            check_positions(model.decoder, last, "a context, its thoughts and a continuation")
+            batch = dataclasses.replace(batch, positions=np.minimum(batch.positions, max(last - 1, 0)))
             own_scores, own_greedy = _score(model, batch, method.think(placing.options))
             scores[here], greedy[here] = np.asarray(own_scores)[: len(here)], np.asarray(own_greedy)[: len(here)]
             advance(len(here))

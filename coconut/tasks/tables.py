@@ -54,7 +54,8 @@ def _pages(name: str) -> Iterator[list[dict[str, Any]]]:
                 raise CoconutError(f"{name}: several columns are named {min(repeated)!r}")
             # Offsets of a damaged file may point anywhere.
             table.validate(full=True)
-            rows = table.to_pylist()
+            kinds = {field.name: field.type for field in table.schema}
+            rows = [{name: _as_written(row[name], kinds[name]) for name in row} for row in table.to_pylist()]
         except CoconutError:
             raise
         except Exception as error:
@@ -80,6 +81,21 @@ def _file_tables(name: str) -> Iterator[Any]:
             yield from pyarrow.ipc.open_stream(file)
         else:
             yield from pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=1000)
+
+
+def _as_written(value: Any, kind: Any) -> Any:
+    """A value of a type of Arrow, numbers of 32 bits as they are written: 0.1, where Python has 0.10000000149011612."""
+    import pyarrow
+
+    if value is None:
+        return None
+    if pyarrow.types.is_float16(kind) or pyarrow.types.is_float32(kind):
+        return float(str(kind.to_pandas_dtype()(value)))
+    if pyarrow.types.is_struct(kind):
+        return {field.name: _as_written(value[field.name], field.type) for field in kind}
+    if pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind) or pyarrow.types.is_fixed_size_list(kind):
+        return [_as_written(inner, kind.value_type) for inner in value]
+    return value
 
 
 def _reason(error: BaseException) -> str:

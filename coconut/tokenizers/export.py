@@ -38,8 +38,8 @@ def huggingface_files(tokenizer: Tokenizer) -> dict[str, bytes]:
 def _tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
     symbols = tokenizer.kind == "symbol"
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
-    # Read again, the splits are splits, and the pattern is the pattern.
-    behind = tokenizer.pattern in (GPT2_PATTERN, WHOLE) and bool(tokenizer.splits)
+    # Read again, the splits are splits, and the pattern is the pattern: one expression by itself is the pattern.
+    behind = len(tokenizer.splits) > (tokenizer.pattern == WHOLE) and tokenizer.pattern in (GPT2_PATTERN, WHOLE)
     splits = [
         {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
         for pattern in (*tokenizer.splits, *(() if behind else (tokenizer.pattern,)))

@@ -214,7 +214,7 @@ def _patterns(declared: Any, where: str) -> list[str]:
     if not patterns:
         _refuse(where, "pre_tokenizer.use_regex", False)
     # A single expression must match all text; of several each leaves what it does not match as it is.
-    return patterns if alone else [*patterns, WHOLE]
+    return patterns if alone or patterns[-1] == WHOLE else [*patterns, WHOLE]
 
 
 def _digits(declared: Mapping[str, Any]) -> str:

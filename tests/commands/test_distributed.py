@@ -6,6 +6,7 @@ import socket
 import jax
 import pytest
 
+from coconut.commands.compiled_programs import users_folder
 from coconut.commands.distributed import join
 from coconut.commands.flags import check_together, parse_arguments
 from coconut.errors import CoconutError
@@ -48,6 +49,21 @@ def test_a_host_whose_environment_names_no_others(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(jax.distributed, "initialize", initialize)
     with pytest.raises(CoconutError, match="On a plain host give --coordinator HOST:PORT"):
         join_by("--distributed")
+
+
+@pytest.mark.parametrize(
+    ("backend", "own_folder", "kept"), [("gpu", True, False), ("gpu", False, True), ("tpu", True, True)]
+)
+def test_programs_that_were_measured_on_a_gpu_are_not_kept_for_one_of_several_processes(
+    backend: str, own_folder: bool, kept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: dict[str, bool] = {}
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(users_folder()) if own_folder else "/elsewhere")
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **options: None)
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    monkeypatch.setattr(jax.config, "update", settings.__setitem__)
+    join_by("--distributed")
+    assert settings.get("jax_enable_compilation_cache", True) == kept
 
 
 def test_one_process_joins_nobody() -> None:

@@ -117,8 +117,13 @@ def test_an_export_that_thinks_is_not_asked_without_its_thoughts(
     model = Path(arguments[arguments.index("--pretrained") + 1])
     folder = shutil.copytree(model, tmp_path / "export")
     config = json.loads((folder / "config.json").read_text())
-    for behind, code in (([], EXIT_DONE), ([5, 7], EXIT_BAD_INPUT)):
-        fields = {"method": "coconut", "behind_question": behind}
+    for fields, code in (
+        ({"method": "coconut", "behind_question": []}, EXIT_DONE),
+        ({"method": "coconut", "behind_question": [5, 7]}, EXIT_BAD_INPUT),
+        # As exports were before they said what stands behind a question.
+        ({"method": "cot"}, EXIT_DONE),
+        ({"method": "coconut"}, EXIT_BAD_INPUT),
+    ):
         (folder / "config.json").write_text(json.dumps({**config, EXPORT_FIELD: fields}))
         assert main([str(folder) if word == str(model) else word for word in arguments]) == code
     assert "it is the export of a run of 'coconut', whose thoughts" in capsys.readouterr().err

@@ -129,7 +129,7 @@ def test_a_published_model_is_what_their_own_says_it_is(folder: Path) -> None:
     mine, other = ours.loglikelihood(asked), theirs.loglikelihood(asked)
     np.testing.assert_allclose([a for a, _ in mine], [b for b, _ in other], rtol=1e-4)
     assert [flag for _, flag in mine] == [flag for _, flag in other]
-    texts = requests("loglikelihood_rolling", ("5 9 | 4 6",), ("a longer text of one window",))
+    texts = requests("loglikelihood_rolling", ("5 9 | 4 6",), ("a longer text of one window",), ("5 9 | 4" * 40,))
     np.testing.assert_allclose(ours.loglikelihood_rolling(texts), theirs.loglikelihood_rolling(texts), rtol=1e-4)
     asked = requests("generate_until", *((context, settings) for context, _ in pairs if context))
     assert ours.generate_until(asked) == theirs.generate_until(asked)
@@ -140,7 +140,7 @@ def test_a_long_text_is_scored_in_windows_with_thoughts_before_each(monkeypatch:
     monkeypatch.setattr(harness, "load_model", lambda *_, **__: MADE)
     run, model, progress = MADE
     tokenizer = run.tokenizer
-    longest = run.config.decoder.max_positions - 6 - 1  # Two markers, four thoughts, a token before them.
+    longest = run.config.decoder.max_positions - 6  # Two markers, four thoughts; the last token is only predicted.
     ids = np.random.default_rng(0).integers(0, 10, 2 * longest + 5)
     text = " ".join(str(digit) for digit in ids)
     ids = np.asarray(tokenizer.encode(text), np.int32)

@@ -206,12 +206,12 @@ READERS = _seeds()
 def _fuzz(reader: str, folder: Path, examples: int) -> dict[str, Any]:
     """Gives a reader some inputs; the first other error, or long time, fails the test."""
     name, seeds, read = READERS[reader]
-    seconds, taken, refused = 0.0, 0, 0
+    seconds, taken, refused, not_json = 0.0, 0, 0, 0
 
     @settings(max_examples=examples, deadline=None, derandomize=True, database=None)
     @given(number=st.integers(0, 2**64 - 1))
     def run(number: int) -> None:
-        nonlocal seconds, taken, refused
+        nonlocal seconds, taken, refused, not_json
         path = folder / name
         data = mutate(seeds, number)
         path.write_bytes(data)
@@ -228,6 +228,7 @@ def _fuzz(reader: str, folder: Path, examples: int) -> dict[str, Any]:
             # This reader starts from content: its file is read by whoever calls it.
             if reader != "run_config" or _is_json(data):
                 raise
+            not_json += 1
         seconds = max(seconds, time.process_time() - start)
         assert seconds < MOST_SECONDS, data[:300]
 
@@ -237,7 +238,8 @@ def _fuzz(reader: str, folder: Path, examples: int) -> dict[str, Any]:
         run()
     finally:
         logging.disable(logging.NOTSET)
-    return {"examples": taken + refused, "read": taken, "refused": refused, "other_errors": 0, "slowest_s": seconds}
+    counts = {"examples": taken + refused + not_json, "read": taken, "refused": refused, "not_json": not_json}
+    return {**counts, "other_errors": 0, "slowest_s": seconds}
 
 
 def _is_json(data: bytes) -> bool:

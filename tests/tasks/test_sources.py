@@ -65,6 +65,17 @@ def test_tables_are_read_as_the_same_records_are(tmp_path: Path) -> None:
     assert split_fingerprint(splits["test"]) != split_fingerprint(splits["train"])
 
 
+def test_numbers_of_32_bits_are_those_that_were_written(tmp_path: Path) -> None:
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    kind = pyarrow.float32()
+    columns = {"sQuestion": ["a?", "b?"], "lSolutions": pyarrow.array([[0.1], [1e-7]], pyarrow.list_(kind))}
+    parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
+    assert [example.answer for example in get_task("multiarith").load(tmp_path / "a.parquet")] == ["0.1", "0.0000001"]
+    columns = {"input": ["a?"], "target": pyarrow.array([16777217.5], kind)}
+    parquet.write_table(pyarrow.table(columns), tmp_path / "b.parquet")
+    assert [example.answer for example in get_task("gsm_hard").load(tmp_path / "b.parquet")] == ["16777218"]
+
+
 def test_a_bad_row_is_named_and_may_be_left_out(tmp_path: Path) -> None:
     records = [*RECORDS[:3], {**RECORDS[3], "answer": None}, {**RECORDS[4], "question": " "}]
     for path in write_tables(tmp_path, records).values():

@@ -225,6 +225,15 @@ def test_fields_of_other_tasks_are_no_graph(tmp_path, extra):
     assert load_examples(tmp_path / "a.json")[0].graph is None
 
 
+def test_a_graph_beside_cot_is_kept(tmp_path):
+    graph = {"edges": [[0, 1], [0, 2]], "root": 0, "target": 1, "neg_target": 2, "idx_to_symbol": ["a", "b", "c"]}
+    record = {**GOOD, **graph}
+    (tmp_path / "steps.json").write_text(json.dumps([record]))
+    (tmp_path / "cot.json").write_text(json.dumps([{**record, "cot": record.pop("steps")}]))
+    [example] = load_examples(tmp_path / "cot.json")
+    assert [example] == load_examples(tmp_path / "steps.json") and example.graph is not None
+
+
 @pytest.mark.parametrize("answer", [",", " , ,"])
 def test_an_empty_reference_is_named(tmp_path, answer):
     (tmp_path / "a.json").write_text(json.dumps([GOOD, {**GOOD, "answer": answer}]))

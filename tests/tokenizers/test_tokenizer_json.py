@@ -5,7 +5,7 @@ import json
 import pytest
 
 from coconut.errors import CoconutError
-from coconut.tokenizers import load_tokenizer
+from coconut.tokenizers import huggingface_files, load_tokenizer
 from coconut.tokenizers.byte_level import BYTE_OF, merges_of, to_bytes, to_characters
 from coconut.tokenizers.tokenizer_json import GPT2_PATTERN
 from tests.tokenizers import published
@@ -135,6 +135,10 @@ def test_text_is_cut_as_hugging_face_cuts_it(cut, tmp_path):
     for text in published.random_texts(300, seed=4):
         assert ours.encode(text) == theirs.encode(text).ids, text
         assert ours.decode(ours.encode(text)) == text
+    for name, content in huggingface_files(ours).items():
+        (tmp_path / name).write_bytes(content)
+    again = load_tokenizer(tmp_path)
+    assert again == ours and again.fingerprint == ours.fingerprint
 
 
 def test_a_vocabulary_may_lack_bytes_that_no_text_has(tmp_path):

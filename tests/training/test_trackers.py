@@ -51,6 +51,7 @@ class Memory:
     """A tracker whose server forgets nothing, and may be out of reach."""
 
     server: dict[str, list[tuple[int, dict[str, float]]]]
+    outcomes: list[writers.Outcome]
     broken: Exception | None = None
 
     def __init__(self, run: TrackedRun, run_id: str | None) -> None:
@@ -66,14 +67,14 @@ class Memory:
     def flush(self) -> None: ...
 
     def close(self, outcome: writers.Outcome) -> None:
-        self.outcome = outcome
+        self.outcomes.append(outcome)
 
 
 @pytest.fixture
 def memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Memory]]:
     monkeypatch.setattr(writers, "WRITERS", known := dict(writers.WRITERS))
     monkeypatch.setattr("coconut.training.trackers.feeding.WRITERS", known)
-    kind = type("Fresh", (Memory,), {"server": {}})
+    kind = type("Fresh", (Memory,), {"server": {}, "outcomes": []})
     register_metrics_writer("memory", kind)
     yield kind
 
@@ -178,6 +179,16 @@ def test_a_validation_that_a_stop_put_off_reaches_the_tracker(memory: type[Memor
     assert seen == [2, 4]
 
 
+def test_a_tracker_is_told_of_an_error_that_ends_the_run(memory: type[Memory], tmp_path: Path) -> None:
+    def validate(*_: Any) -> Mapping[str, float]:
+        raise OSError("the disk is full")
+
+    config = tiny_run(curriculum={"steps_per_stage": 2}, decoder={"embed_dim": 8}, tracking={"writers": ("memory",)})
+    with pytest.raises(OSError, match="the disk is full"):
+        train(config, tmp_path, validate=validate, console=Console(quiet=True))
+    assert memory.outcomes == ["failed"]
+
+
 # --- The real ones, offline.
 
 
@@ -254,6 +265,17 @@ def test_wandb_without_an_account_is_an_error_at_start(tmp_path: Path, monkeypat
 
 
 @pytest.mark.slow
+def _blind_once(method: Any) -> Any:
+    """A method that finds nothing at its first call."""
+    calls: list[None] = []
+
+    def call(*arguments: Any) -> Any:
+        calls.append(None)
+        return method(*arguments) if calls[1:] else None
+
+    return call
+
+
 def test_mlflow_goes_on_with_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("mlflow")
     from mlflow.tracking import MlflowClient
@@ -269,6 +291,11 @@ def test_mlflow_goes_on_with_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert (run.info.status, run.info.run_name) == ("FINISHED", "runs/x")
     history = client.get_metric_history(run.info.run_id, "train/loss")
     assert sorted((metric.step, metric.value) for metric in history) == [(step, 1 / step) for step in (1, 2, 3, 4, 5)]
+    # Another cell of a sweep makes the experiment at the same moment.
+    monkeypatch.setattr(MlflowClient, "get_experiment_by_name", _blind_once(MlflowClient.get_experiment_by_name))
+    (tmp_path / "other").mkdir()
+    log_steps(tmp_path / "other", "mlflow", 0, [1], saved=[1])
+    assert len(client.search_runs([experiment.experiment_id])) == 2
     assert run.data.params == {"method": "coconut", "seed": "3", "decoder.num_layers": "1", "options": "None"}
     assert (run.data.tags["commit"], run.data.tags["method"]) == ("abc", "coconut")
     samples = client.list_artifacts(run.info.run_id, "train/rollouts")
