@@ -63,11 +63,8 @@ def check_together(options: argparse.Namespace) -> None:
         }
         if meaningless := [flag for flag, is_given in given.items() if is_given]:
             raise CoconutError(f"{meaningless[0]}: --dry_run goes on with no run, give one or the other")
-    if options.command == "plan":
-        if options.search and options.mesh is not None:
-            raise CoconutError("--search tries all meshes: give it or --mesh, not both")
-        if options.answers < 0:
-            raise CoconutError(f"--answers {options.answers}: must be at least 0")
+    if options.command == "plan" and options.answers < 0:
+        raise CoconutError(f"--answers {options.answers}: must be at least 0")
 
 
 def _check_processes(options: argparse.Namespace) -> None:
@@ -148,7 +145,11 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument(
         "--answers", type=int, default=64, metavar="ROWS", help="also plan generation of so many answers at once; 0: no"
     )
-    plan.add_argument("--search", action="store_true", help="try all meshes and rank them; compiles each")
+    plan.add_argument(
+        "--search",
+        action="store_true",
+        help="try all meshes, or the one given, with other microbatches and remat, and rank them; compiles each",
+    )
 
     evaluate = command("evaluate", "accuracy of a trained workdir, its price, and without its thoughts")
     _add_imports(evaluate)

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,10 @@ from coconut.commands.plan.chips import CHIPS
 from coconut.commands.plan.collectives import Collective, collectives
 from coconut.commands.plan.generation import make_generation_plan
 from coconut.commands.plan.hardware import Slice, make_slice
-from coconut.commands.plan.planning import Columns, make_plan, make_step, model_flops, read_plan
+from coconut.commands.plan.planning import Columns, faster, make_plan, make_step, model_flops, read_plan
 from coconut.commands.plan.program import flops, memory_traffic, open_loops, parse
-from coconut.commands.plan.roofline import collective_seconds, links, roofline
-from coconut.commands.plan.search import meshes
+from coconut.commands.plan.roofline import Roofline, collective_seconds, links, roofline
+from coconut.commands.plan.search import meshes, search
 from coconut.curriculum import CurriculumConfig
 from coconut.errors import CoconutError
 from coconut.mesh import MeshConfig
@@ -317,8 +318,6 @@ def test_the_command_says_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> N
         main(["plan", *FLAGS, "--topology", "v9:2x2"])
     assert exit_code.value.code == EXIT_BAD_INPUT
     assert "v5p:4x4x4" in capsys.readouterr().err
-    assert main(["plan", *FLAGS, "--topology", "here", "--mesh", "fsdp=1", "--search"]) == EXIT_BAD_INPUT
-    assert "give it or --mesh, not both" in capsys.readouterr().err
     assert main(["plan", *FLAGS, "--topology", "here", "--answers", "-1"]) == EXIT_BAD_INPUT
     assert "--answers -1: must be at least 0" in capsys.readouterr().err
 
@@ -331,7 +330,8 @@ def test_a_plan_for_this_machine_is_compared_with_a_step(tmp_path: Path, capsys:
         # Without thoughts, whose program takes long to compile.
         adapters = ["--gin_file", "gin_configs/adapters/lora.gin", "--gin.AdapterConfig.rank=2"]
         flags = [*FLAGS[:3], "gin_configs/methods/cot.gin", *adapters, *TINY]
-        assert main(["plan", *flags, "--topology", "here", "--search", "--answers", "0", *columns]) == EXIT_DONE
+        search = ["--mesh", "data=1", "--search"]
+        assert main(["plan", *flags, "--topology", "here", *search, "--answers", "0", *columns]) == EXIT_DONE
     content = json.loads(output.read_text())
     measured, plan = content["measured"], content["plans"][0]
     assert measured["expected"] == plan["cost"]["roofline"]["expected"] > 0
@@ -339,5 +339,57 @@ def test_a_plan_for_this_machine_is_compared_with_a_step(tmp_path: Path, capsys:
     assert "generation" not in content
     printed = capsys.readouterr()
     assert "measured here" in printed.out
-    assert re.search(r"\| mesh +\| fits.*\n.*\n\| data=1 +\| yes ", printed.out)
-    assert "data=1: fits" in printed.err
+    assert re.search(r"\| mesh +\| microbatches.*\n.*\n\| data=1 +\| 1 +\| none +\| yes ", printed.out)
+    assert "data=1, 1 microbatches, remat 'none': fits" in printed.err
+
+
+def test_the_first_way_that_fits_is_found_for_each_mesh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What fits is made up: four meshes of two devices, of which one splits no heads."""
+    config = planned_run(pipeline={"batch_size": 8})
+    tried: list[tuple[int, int, str, int]] = []
+
+    def plan(way: RunConfig, where: Slice, mesh: MeshConfig, columns: Columns) -> Any:
+        assert mesh.data is not None
+        tried.append((mesh.data, mesh.fsdp, way.execution.remat, way.microbatches))
+        if mesh.tensor == 2:
+            raise CoconutError("no heads")
+        # More shards need less memory and more time.
+        fits = way.execution.remat == "full" and way.microbatches >= (2 if mesh.fsdp == 2 else 8)
+        seconds = types.SimpleNamespace(roofline=types.SimpleNamespace(expected=float(mesh.fsdp)))
+        return types.SimpleNamespace(fits=fits, cost=seconds, mesh=mesh)
+
+    monkeypatch.setattr("coconut.commands.plan.search.make_plan", plan)
+    devices = Slice("two", V5E, (2,), tuple(jax.devices()[:1] * 2))
+    found = search(config, devices, COLUMNS, lambda *_: None)
+    assert tried[:4] == [(1, 2, "none", 1), (1, 2, "dots", 1), (1, 2, "full", 1), (1, 2, "full", 2)]
+    # Nothing is gathered there, so that microbatches come before recomputing.
+    assert tried[4:7] == [(2, 1, "none", 1), (2, 1, "none", 2), (2, 1, "none", 4)]
+    assert [(plan.mesh.fsdp, plan.fits, way.microbatches) for way, plan in found] == [(2, True, 2), (1, False, 4)]
+    assert tried[-1] == (1, 1, "none", 1), "a mesh that is refused is not tried in other ways"
+    only = search(config, devices, COLUMNS, lambda *_: None, MeshConfig(data=1, fsdp=2))
+    assert [plan.mesh.fsdp for _, plan in only] == [2]
+
+
+@pytest.mark.parametrize(
+    ("changes", "mesh", "times", "expected"),
+    [
+        ({}, {}, (3, 1, 2), "ExecutionConfig.dtype = 'bfloat16'"),
+        ({"microbatches": 8}, {"fsdp": 4}, (1, 2, 3), "RunConfig.microbatches = 4: each microbatch gathers"),
+        ({}, {"fsdp": 4}, (1, 2, 3), "PipelineConfig.batch_size = 16: the same matrices are gathered"),
+        ({}, {"tensor": 2}, (1, 2, 3), "less of tensor"),
+        ({"remat": "full"}, {"fsdp": 4}, (3, 2, 1), "remat = 'dots'"),
+        ({}, {"fsdp": 4}, (1, 3, 2), "PipelineConfig.batch_size = 16: the same matrices are read"),
+        ({}, {"fsdp": 4}, (3, 2, 1), None),
+    ],
+)
+def test_what_would_help_most_is_about_what_takes_longest(
+    changes: dict[str, Any], mesh: dict[str, int], times: tuple[float, ...], expected: str | None
+) -> None:
+    execution = {"dtype": "float32" if expected and "dtype" in expected else "bfloat16"}
+    execution |= {name: changes.pop(name) for name in ("remat",) if name in changes}
+    config = planned_run(pipeline={"batch_size": 8}, **changes)
+    config = dataclasses.replace(config, execution=dataclasses.replace(config.execution, **execution))
+    devices: Any = types.SimpleNamespace(shape={"data": 1, "fsdp": 1, "tensor": 1, **mesh})
+    compute, memory, interconnect = map(float, times)
+    found = faster(config, devices, Roofline(compute=compute, memory=memory, interconnect=interconnect))
+    assert found is None if expected is None else found is not None and expected in found

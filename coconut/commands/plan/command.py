@@ -22,6 +22,7 @@ from coconut.errors import CoconutError
 from coconut.mesh import MeshConfig
 from coconut.provenance import provenance
 from coconut.storage import write_atomically
+from coconut.training.config import RunConfig
 from coconut.training.setup import vocabulary_size
 
 
@@ -53,14 +54,18 @@ def plan_command(options: argparse.Namespace) -> str:
     where = make_slice(options.topology)
     console = Console(stderr=True)
 
-    def report(mesh: MeshConfig, found: Plan | CoconutError) -> None:
+    def report(mesh: MeshConfig, way: RunConfig, found: Plan | CoconutError) -> None:
         sizes = {axis: size for axis, size in vars(mesh).items() if size}
         outcome = found if isinstance(found, CoconutError) else "fits" if found.fits else "does not fit"
-        console.print(f"{describe_mesh(sizes)}: {outcome}", highlight=False)
+        how = f"{way.microbatches} microbatches, remat {way.execution.remat!r}"
+        console.print(f"{describe_mesh(sizes)}, {how}: {outcome}", highlight=False)
 
-    plans = search(config, where, columns, report) if options.search else []
-    step = make_step(config, where, MeshConfig(**plans[0].mesh) if plans else options.mesh or MeshConfig(), columns)
-    plans = plans or [read_plan(config, where, step, columns)]
+    found = search(config, where, columns, report, options.mesh) if options.search else []
+    if found:
+        config = found[0][0]
+    mesh = MeshConfig(**found[0][1].mesh) if found else options.mesh or MeshConfig()
+    step = make_step(config, where, mesh, columns)
+    plans = [plan for _, plan in found] or [read_plan(config, where, step, columns)]
     content: dict[str, Any] = {"plans": [plan.to_json() for plan in plans], "provenance": provenance()}
     text = [describe(plans[0])]
     if options.search:

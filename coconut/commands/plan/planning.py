@@ -14,13 +14,15 @@ import numpy as np
 from jax.sharding import Mesh
 
 from coconut.batching import page_shape
+from coconut.commands.plan.chips import HERE
 from coconut.commands.plan.cost import Cost, cost_of, memory_of
 from coconut.commands.plan.hardware import Slice
+from coconut.commands.plan.roofline import Roofline
 from coconut.errors import CoconutError
 from coconut.mesh import MeshConfig
 from coconut.methods import get_method
 from coconut.model import Template
-from coconut.models.config import DecoderConfig
+from coconut.models.config import DecoderConfig, Remat
 from coconut.pages import Markers, Placing, count_thoughts, question_alone, with_thoughts
 from coconut.sharding import check_rows, make_mesh, replicated, row_sharding
 from coconut.training.config import RunConfig
@@ -97,6 +99,7 @@ class Plan:
       mesh: sizes of the mesh's axes.
       batch_size: rows of a step.
       microbatches: parts they are split into.
+      remat: what is recomputed.
       columns: of a row, thoughts included.
       thoughts: of a row.
       parameters: of the model.
@@ -109,12 +112,15 @@ class Plan:
       tokens_per_day: columns trained on in a day of such steps.
       compile_seconds: what compiling took.
       suggestions: what to change where it does not fit.
+      faster: what to change where it fits, that would help most; None of the devices at hand, and where nothing would
+        that we know.
     """
 
     topology: str
     mesh: Mapping[str, int]
     batch_size: int
     microbatches: int
+    remat: Remat
     columns: int
     thoughts: int
     parameters: int
@@ -127,6 +133,7 @@ class Plan:
     tokens_per_day: float = 0.0
     compile_seconds: float = 0.0
     suggestions: tuple[str, ...] = ()
+    faster: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -207,6 +214,7 @@ def read_plan(config: RunConfig, where: Slice, step: Step, columns: Columns) -> 
         "mesh": dict(step.mesh.shape),
         "batch_size": config.pipeline.batch_size,
         "microbatches": config.microbatches,
+        "remat": config.execution.remat,
         "columns": columns.total,
         "thoughts": sum(span.length for span in schedules["main"] if isinstance(span, Latent)),
         "parameters": sum(leaf.size for leaf in step.state.parameters.values()),
@@ -232,6 +240,7 @@ def read_plan(config: RunConfig, where: Slice, step: Step, columns: Columns) -> 
         tokens_per_day=86_400 / cost.roofline.expected * config.pipeline.batch_size * columns.total,
         compile_seconds=seconds,
         suggestions=() if fits else suggestions(config, step.mesh),
+        faster=faster(config, step.mesh, cost.roofline) if fits and where.name != HERE else None,
     )
 
 
@@ -277,6 +286,23 @@ def suggestions(config: RunConfig, mesh: Mesh) -> tuple[str, ...]:
     if not found:
         found.append("a larger slice, or a mesh with more of tensor or sequence")
     return tuple(found)
+
+
+def faster(config: RunConfig, mesh: Mesh, times: Roofline) -> str | None:
+    """What would help most where the chips are TPUs; it may need more memory, which a plan of it says."""
+    more_rows = f"PipelineConfig.batch_size = {2 * config.pipeline.batch_size}"
+    if config.execution.dtype != "bfloat16":
+        return "ExecutionConfig.dtype = 'bfloat16': half the bytes, and products at a chip's full speed"
+    if times.bound == "interconnect":
+        if config.microbatches > 1 and mesh.shape["fsdp"] > 1:
+            half = config.microbatches // 2
+            return f"RunConfig.microbatches = {half}: each microbatch gathers every matrix once more"
+        if mesh.shape["tensor"] > 1:
+            return "a mesh with less of tensor: it sums the columns of every layer over its chips"
+        return f"{more_rows}: the same matrices are gathered, and gradients summed, for twice the rows"
+    if config.execution.remat == "full":
+        return "ExecutionConfig.remat = 'dots': products are kept, about a quarter less arithmetic"
+    return f"{more_rows}: the same matrices are read for twice the rows" if times.bound == "memory" else None
 
 
 def refused_memory(error: Exception) -> dict[str, int]:

@@ -13,7 +13,7 @@ def describe(plan: Plan) -> str:
     chips = math.prod(plan.mesh.values())
     lines = [
         f"{plan.topology}, mesh {describe_mesh(plan.mesh)}: {plan.parameters:,} parameters, {plan.batch_size:,} rows "
-        f"of {plan.columns:,} columns in {plan.microbatches} microbatches, {plan.thoughts} thoughts",
+        f"of {plan.columns:,} columns in {_microbatches(plan)}, remat {plan.remat!r}, {plan.thoughts} thoughts",
         "",
     ]
     used = sum(plan.memory.values())
@@ -44,6 +44,7 @@ def describe(plan: Plan) -> str:
         if cost.open_loops:
             lines.append(f"{cost.open_loops} loops, whose number of turns is data, are counted with one turn")
     lines += [f"to make it fit: {suggestion}" for suggestion in plan.suggestions]
+    lines += [] if plan.faster is None else [f"what would help most: {plan.faster}"]
     return "\n".join(lines)
 
 
@@ -79,13 +80,15 @@ def describe_comparison(found: Mapping[str, float]) -> str:
 
 
 def ranking(plans: Sequence[Plan]) -> str:
-    """Plans of several meshes as one table, in their order."""
+    """Plans of several ways to run as one table, in their order."""
     rows = []
     for plan in plans:
         times = plan.cost.roofline if plan.cost else None
         rows.append(
             [
                 describe_mesh(plan.mesh),
+                str(plan.microbatches),
+                plan.remat,
                 "yes" if plan.fits else "no",
                 _gibibytes(sum(plan.memory.values())),
                 "" if times is None else _number(1e3 * times.expected),
@@ -93,7 +96,12 @@ def ranking(plans: Sequence[Plan]) -> str:
                 "" if times is None else times.bound,
             ]
         )
-    return markdown_table(("mesh", "fits", "GiB a chip", "step ms", "utilisation %", "bound by"), rows)
+    head = ("mesh", "microbatches", "remat", "fits", "GiB a chip", "step ms", "utilisation %", "bound by")
+    return markdown_table(head, rows)
+
+
+def _microbatches(plan: Plan) -> str:
+    return "1 microbatch" if plan.microbatches == 1 else f"{plan.microbatches} microbatches"
 
 
 def describe_mesh(mesh: Mapping[str, int]) -> str:

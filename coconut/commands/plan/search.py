@@ -1,5 +1,6 @@
-"""The meshes that a slice and a run allow, tried one by one."""
+"""The ways to run a step that a slice allows, tried one by one: meshes, and for each microbatches and remat."""
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
 
@@ -7,36 +8,51 @@ from coconut.commands.plan.hardware import Slice
 from coconut.commands.plan.planning import Columns, Plan, make_plan
 from coconut.errors import CoconutError
 from coconut.mesh import MeshConfig
+from coconut.models.config import Remat
 from coconut.training.config import RunConfig
 
 
 def search(
-    config: RunConfig, where: Slice, columns: Columns, report: Callable[[MeshConfig, Plan | CoconutError], None]
-) -> list[Plan]:
-    """Plans of every mesh the slice and the run allow, those that fit first, the fastest before the others.
+    config: RunConfig,
+    where: Slice,
+    columns: Columns,
+    report: Callable[[MeshConfig, RunConfig, Plan | CoconutError], None],
+    mesh: MeshConfig | None = None,
+) -> list[tuple[RunConfig, Plan]]:
+    """For each mesh the first of its `ways` that fits, or the last one, which does not.
 
     Args:
-      config: the run.
+      config: the run. Its own microbatches and remat are among what is tried.
       where: the slice.
       columns: of the batch.
-      report: told how each mesh went.
+      report: told how each way went.
+      mesh: the only one to try; None for all `meshes`.
+
+    Returns:
+      Runs with the microbatches and the remat that were found, and their plans: those that fit first, the fastest
+      before the others.
 
     Raises:
       CoconutError: no mesh is allowed; the message is that of the last one tried.
     """
-    plans: list[Plan] = []
+    found: list[tuple[RunConfig, Plan]] = []
     refused: CoconutError | None = None
-    for mesh in meshes(len(where.devices)):
-        try:
-            plans.append(make_plan(config, where, mesh, columns))
-        except CoconutError as error:
-            refused = error
-            report(mesh, error)
-        else:
-            report(mesh, plans[-1])
-    if not plans and refused is not None:
+    for tried in meshes(len(where.devices)) if mesh is None else [mesh]:
+        last: tuple[RunConfig, Plan] | None = None
+        for way in ways(config, tried):
+            try:
+                last = way, make_plan(way, where, tried, columns)
+            except CoconutError as error:  # A mesh that splits no heads, or fewer rows than shards.
+                refused = error
+                report(tried, way, error)
+                break
+            report(tried, *last)
+            if last[1].fits:
+                break
+        found += [] if last is None else [last]
+    if not found and refused is not None:
         raise refused
-    return sorted(plans, key=lambda plan: (not plan.fits, plan.cost.roofline.expected if plan.cost else 0.0))
+    return sorted(found, key=lambda one: (not one[1].fits, one[1].cost.roofline.expected if one[1].cost else 0.0))
 
 
 def meshes(devices: int) -> Iterator[MeshConfig]:
@@ -45,3 +61,25 @@ def meshes(devices: int) -> Iterator[MeshConfig]:
     for tensor, data in itertools.product(powers, powers):
         if devices % (tensor * data) == 0:
             yield MeshConfig(data=data, fsdp=devices // (tensor * data), tensor=tensor)
+
+
+def ways(config: RunConfig, mesh: MeshConfig) -> Iterator[RunConfig]:
+    """The run with other microbatches and remat, from what is meant to be fastest to what needs least memory.
+
+    Each microbatch gathers every matrix that ``fsdp`` splits once more, where recomputing costs a third more arithmetic
+    at most. So with ``fsdp`` all is recomputed before there is a second microbatch; without it microbatches come first.
+
+    Args:
+      config: the run.
+      mesh: its devices; ``data`` is taken for 1 where it is left open.
+    """
+    rows = config.pipeline.batch_size // ((mesh.data or 1) * mesh.fsdp)
+    parts = [count for count in (2**power for power in range(max(rows, 1).bit_length())) if rows % count == 0]
+    remats: tuple[Remat, ...] = ("none", "dots", "full")
+    if mesh.fsdp > 1:
+        tried = [*((remat, 1) for remat in remats), *(("full", count) for count in parts[1:])]
+    else:
+        tried = [(remat, count) for remat in remats for count in parts]
+    for remat, count in tried:
+        execution = dataclasses.replace(config.execution, remat=remat)
+        yield dataclasses.replace(config, execution=execution, microbatches=count)
