@@ -356,7 +356,7 @@ def test_the_first_way_that_fits_is_found_for_each_mesh(monkeypatch: pytest.Monk
         # More shards need less memory and more time.
         fits = way.execution.remat == "full" and way.microbatches >= (2 if mesh.fsdp == 2 else 8)
         seconds = types.SimpleNamespace(roofline=types.SimpleNamespace(expected=float(mesh.fsdp)))
-        return types.SimpleNamespace(fits=fits, cost=seconds, mesh=mesh)
+        return types.SimpleNamespace(fits=fits, cost=seconds, mesh=vars(mesh))
 
     monkeypatch.setattr("coconut.commands.plan.search.make_plan", plan)
     devices = Slice("two", V5E, (2,), tuple(jax.devices()[:1] * 2))
@@ -364,10 +364,10 @@ def test_the_first_way_that_fits_is_found_for_each_mesh(monkeypatch: pytest.Monk
     assert tried[:4] == [(1, 2, "none", 1), (1, 2, "dots", 1), (1, 2, "full", 1), (1, 2, "full", 2)]
     # Nothing is gathered there, so that microbatches come before recomputing.
     assert tried[4:7] == [(2, 1, "none", 1), (2, 1, "none", 2), (2, 1, "none", 4)]
-    assert [(plan.mesh.fsdp, plan.fits, way.microbatches) for way, plan in found] == [(2, True, 2), (1, False, 4)]
+    assert [(plan.mesh["fsdp"], plan.fits, way.microbatches) for way, plan in found] == [(2, True, 2), (1, False, 4)]
     assert tried[-1] == (1, 1, "none", 1), "a mesh that is refused is not tried in other ways"
     only = search(config, devices, COLUMNS, lambda *_: None, MeshConfig(data=1, fsdp=2))
-    assert [plan.mesh.fsdp for _, plan in only] == [2]
+    assert [plan.mesh["fsdp"] for _, plan in only] == [2]
 
 
 @pytest.mark.parametrize(
