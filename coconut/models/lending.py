@@ -17,6 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from coconut.sharding import stay
+from pallas_kernels.platform import platform
 
 
 @jax.tree_util.register_dataclass
@@ -85,9 +86,34 @@ def take_back(layers: Any) -> Any:
 
 def apply_matrix(x: Float[Array, "B T D"], kernel: Float[Array, "D F"]) -> Float[Array, "B T F"]:
     """``x @ kernel``."""
+    product = _summed_in_float32 if x.dtype.itemsize < 4 and platform() == "cpu" else jnp.matmul
     if not _may_flatten():
-        return x @ kernel
-    return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], -1)
+        return product(x, kernel)
+    return product(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], -1)
+
+
+@jax.custom_vjp
+def _summed_in_float32(x: Float[Array, "*B D"], kernel: Float[Array, "D F"]) -> Float[Array, "*B F"]:
+    """``x @ kernel`` of 16-bit numbers, asked for in float32 and rounded once.
+
+    XLA:CPU has a processor's own products of bfloat16 (AVX512-BF16, AMX) where float32 is asked for, and otherwise
+    multiplies in float32. The two products of its derivative are asked for likewise.
+    """
+    return jnp.matmul(x, kernel, preferred_element_type=jnp.float32).astype(x.dtype)
+
+
+def _summed_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _summed_in_float32(x, kernel), (x, kernel)
+
+
+def _summed_backward(residuals: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
+    x, kernel = residuals
+    rows = tuple(range(x.ndim - 1))
+    to_kernel = jax.lax.dot_general(x, cotangent, ((rows, rows), ((), ())), preferred_element_type=jnp.float32)
+    return _summed_in_float32(cotangent, kernel.T), to_kernel.astype(kernel.dtype)
+
+
+_summed_in_float32.defvjp(_summed_forward, _summed_backward)
 
 
 def _may_flatten() -> bool:

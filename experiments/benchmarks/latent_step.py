@@ -129,6 +129,9 @@ class Trainer:
     """A model in training, with a compiled step for each batch it was shown.
 
     All steps train the one state, which each of them donates: alternatives share its memory.
+
+    Attributes:
+      metrics: of the step that was taken last.
     """
 
     def __init__(self, geometry: Geometry) -> None:
@@ -139,6 +142,7 @@ class Trainer:
         self.template = Template.of(jax.eval_shape(make, key))
         start = lambda key: make_state(self.template, parameters_of(make(key)), self.optimizer)
         self.state: TrainState = jax.jit(start)(key)
+        self.metrics: Mapping[str, Any] = {}
         self._compiled: dict[Asked, tuple[Callable[[], None], int | None]] = {}
 
     @property
@@ -183,8 +187,8 @@ class Trainer:
         memory = program.memory_analysis()
 
         def take() -> None:
-            self.state, metrics = program(self.state, *inputs)
-            jax.block_until_ready((self.state, metrics))
+            self.state, self.metrics = program(self.state, *inputs)
+            jax.block_until_ready((self.state, self.metrics))
 
         return take, None if memory is None else int(memory.temp_size_in_bytes)
 
