@@ -24,7 +24,7 @@ from coconut.methods.pccot import PccotOptions, sweep
 from coconut.model import Model
 from coconut.models.cache import KeyValue
 from coconut.models.decoder import Decoder
-from coconut.models.layers import Layer
+from coconut.models.decoder_layer import Layer
 from coconut.types import IGNORED_LABEL, Batch, Language, Latent, ModelOutput
 
 

@@ -1,7 +1,7 @@
 """What a decoder is made of, and how it is run."""
 
 import dataclasses
-from typing import Literal, no_type_check
+from typing import Any, Literal, no_type_check
 
 import jax.numpy as jnp
 
@@ -11,6 +11,8 @@ PositionEmbedding = Literal["learned", "rotary"]
 Normalization = Literal["layernorm", "rmsnorm"]
 NormPlacement = Literal["before", "after"]
 Mlp = Literal["gelu", "gelu_tanh", "swiglu"]
+MixerKind = Literal["attention"]
+MlpKind = Literal["dense"]
 Family = Literal["gpt2", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3"]
 Remat = Literal["none", "dots", "full"]
 Implementation = Literal["auto", "reference", "xla", "tpu", "gpu", "tpu_interpret", "gpu_interpret"]
@@ -275,6 +277,16 @@ class DecoderConfig:
     def width_of_head(self) -> int:
         """``H``."""
         return self.embed_dim // self.num_heads if self.head_dim is None else self.head_dim
+
+    @property
+    def mixer(self) -> MixerKind:
+        """What mixes columns (`coconut.models.decoder_layer.MIXERS`)."""
+        return "attention"
+
+    def mlp_of(self, layer: Any) -> MlpKind:
+        """Which MLP a layer has (`coconut.models.decoder_layer.MLPS`); its number may be traced where all are alike."""
+        del layer
+        return "dense"
 
     @property
     def rotary_width(self) -> int:

@@ -212,6 +212,10 @@ class Attention(nnx.Module):
         out = out.swapaxes(1, 2).reshape(B, T, -1)
         return self.output(constrain(out, rows_of(out), "columns", "heads"), site(3)), own
 
+    def on_wanted_columns(self) -> list[nnx.Module]:
+        """What a pass applies to the wanted columns alone; its keys and values are made of all of them."""
+        return [self.query, self.output]
+
     def weights(
         self,
         x: Float[Array, "B T D"],
@@ -316,64 +320,3 @@ def take_columns(x: Shaped[Array, "B T *D"], wanted: Int[Array, "B W"]) -> Shape
     """The columns of each row that ``wanted`` names."""
     taken = jnp.take_along_axis(x, wanted.reshape(*wanted.shape, *[1] * (x.ndim - 2)), axis=1)
     return constrain(taken, *("rows", "columns", "features")[: x.ndim])
-
-
-class Layer(nnx.Module):
-    """Attention and MLP, each added to the residual stream, with norms before or behind them."""
-
-    def __init__(
-        self, config: DecoderConfig, execution: ExecutionConfig, index: Int[Array, ""] | int, *, rngs: nnx.Rngs
-    ):
-        self.norm_placement = config.norm_placement
-        self.attention_norm = make_norm(config, execution, rngs)
-        self.attention = Attention(config, execution, index, rngs=rngs)
-        self.mlp_norm = make_norm(config, execution, rngs)
-        self.mlp = FeedForward(config, execution, rngs=rngs)
-
-    def on_wanted_columns(self) -> list[nnx.Module]:
-        """What a pass applies to the wanted columns alone; its keys and values are made of all of them."""
-        return [self.attention.query, self.attention.output, self.mlp]
-
-    def attention_reads(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        """What the attention reads of the residual stream."""
-        return self.attention_norm(x) if self.norm_placement == "before" else x
-
-    def attention_adds(self, made: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        """What is added to the residual stream of what the attention made."""
-        return made if self.norm_placement == "before" else self.attention_norm(made)
-
-    def mlp_adds(self, x: Float[Array, "B T D"], dropout: Dropout | RowMasks | None = None) -> Float[Array, "B T D"]:
-        """What the MLP adds to the residual stream; ``dropout`` is the adapters'."""
-        if self.norm_placement == "before":
-            return self.mlp(self.mlp_norm(x), dropout)
-        return self.mlp_norm(self.mlp(x, dropout))
-
-    def __call__(
-        self,
-        x: Float[Array, "B T D"],
-        *,
-        positions: Int[Array, "B T"],
-        past: list[KeyValue | Filling],
-        visible: list[Any],
-        implementation: str,
-        dropout: Dropout | RowMasks | None,
-        columns: list[Int[Array, " _"]],
-        wanted: Int[Array, "B W"] | None = None,
-        write_at: Int[Array, ""] | None = None,
-    ) -> tuple[Float[Array, "B _ D"], KeyValue | Filling]:
-        """One layer, whose output has the columns wanted alone; see `Attention` for the arguments."""
-        drop = (lambda y, site: y) if dropout is None else (lambda y, site: dropout.at(site).units(y))
-        branch, own = self.attention(
-            self.attention_reads(x),
-            positions=positions,
-            past=past,
-            visible=visible,
-            implementation=implementation,
-            dropout=None if dropout is None else dropout.at(0),
-            columns=columns,
-            wanted=wanted,
-            write_at=write_at,
-        )
-        branch = drop(self.attention_adds(branch), 1)
-        x = residual((x if wanted is None else take_columns(x, wanted)) + branch)
-        return residual(x + drop(self.mlp_adds(x, None if dropout is None else dropout.at(3)), 2)), own
