@@ -38,6 +38,7 @@ RULES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "rank": (),
         "trained_rows": (),
         "head": (),
+        "latent": (),
         "embed": ("fsdp",),
         "heads": ("tensor",),
         "kv_heads": ("tensor",),

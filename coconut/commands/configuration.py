@@ -31,6 +31,7 @@ from coconut.methods.method import NoOptions
 from coconut.models.adapters import AdapterConfig
 from coconut.models.config import DecoderConfig, ExecutionConfig, LongRotaryScaling, RotaryScaling
 from coconut.models.huggingface import agreed_config, read_config
+from coconut.models.latent_config import LatentAttentionConfig, YarnRotaryScaling
 from coconut.pipeline import PipelineConfig
 from coconut.storage import exists
 from coconut.storage_path import StoragePath, parse_path
@@ -50,6 +51,7 @@ CONFIGS = (
     ExecutionConfig,
     FeedbackConfig,
     HaltingConfig,
+    LatentAttentionConfig,
     LongRotaryScaling,
     OptimizerConfig,
     PipelineConfig,
@@ -61,6 +63,7 @@ CONFIGS = (
     ScorerConfig,
     SpikeConfig,
     TrackingConfig,
+    YarnRotaryScaling,
 )
 _configurables: dict[str, Any] = {}
 

@@ -93,10 +93,16 @@ def add_adapters(decoder: Decoder, config: AdapterConfig, key: Key[Array, ""]) -
       key: of ``A``. Stacked or not, the layers get the same numbers.
 
     Raises:
-      CoconutError: a target fits no matrix, or of stacked layers some alone; a row is no token's.
+      CoconutError: a target fits no matrix, or of stacked layers some alone; an adapter would have to drop what
+        it is not applied to; a row is no token's.
     """
     decoder = jax.tree.map(lambda x: x, decoder)  # new modules around the same arrays
     for name, linear in _targeted(decoder, config).items():
+        if config.dropout and not linear.of_rows:
+            raise CoconutError(
+                f"AdapterConfig.dropout = {config.dropout}: {name} is taken in by queries, where an adapter drops "
+                f"nothing; choose 0, or targets = {config.targets!r} without it"
+            )
         kernel, axes = linear.kernel[...], linear.kernel.get_metadata("axes")
         *stack, D, F = kernel.shape
         dtype = jnp.promote_types(kernel.dtype, jnp.float32)

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 from coconut.models.cache import Filling, LayerCache
 from coconut.models.config import DecoderConfig, ExecutionConfig, MixerKind, MlpKind
 from coconut.models.dropout import Dropout, RowMasks
+from coconut.models.latent_attention import LatentAttention
 from coconut.models.layers import Attention, FeedForward, make_norm, residual, take_columns
 
 
@@ -52,7 +53,9 @@ class Mixer(Protocol):
         ...
 
 
-MIXERS: Mapping[MixerKind, Callable[..., Mixer]] = MappingProxyType({"attention": Attention})
+MIXERS: Mapping[MixerKind, Callable[..., Mixer]] = MappingProxyType(
+    {"attention": Attention, "latent_attention": LatentAttention}
+)
 """`DecoderConfig.mixer` -> what it is."""
 
 MLPS: Mapping[MlpKind, Callable[..., Any]] = MappingProxyType({"dense": FeedForward})

@@ -18,11 +18,17 @@ from coconut.sharding import constrain
 
 
 def make_norm(
-    config: DecoderConfig, execution: ExecutionConfig, rngs: nnx.Rngs, *, width: int | None = None, axis: str = "embed"
+    config: DecoderConfig,
+    execution: ExecutionConfig,
+    rngs: nnx.Rngs,
+    *,
+    width: int | None = None,
+    axis: str = "embed",
+    epsilon: float | None = None,
 ) -> nnx.LayerNorm | nnx.RMSNorm:
     """The configured normalisation over ``D``, or another width, with statistics in at least float32.
 
-    ``axis`` is its logical axis (`RULES`).
+    ``axis`` is its logical axis (`RULES`); ``epsilon`` is the configured one where it is None.
     """
     axes = {"axes": (axis,)}
     kind, metadata = {
@@ -31,7 +37,7 @@ def make_norm(
     }[config.normalization]
     return kind(
         config.embed_dim if width is None else width,
-        epsilon=config.norm_epsilon,
+        epsilon=config.norm_epsilon if epsilon is None else epsilon,
         dtype=execution.compute_dtype,
         param_dtype=jnp.dtype(config.param_dtype),
         # E[x^2] - E[x]^2 cancels where thoughts grow large.
@@ -49,7 +55,10 @@ class Linear(nnx.Linear):
         None without one.
       lora_scaling: factor on what they make.
       lora_dropout: rate at which units of what they are applied to are dropped.
+      of_rows: whether it is applied to rows of activations alone. Else it cannot be lent, nor its adapter drop units.
     """
+
+    of_rows: bool = True
 
     lora_a: Any = None
     lora_b: Any = None
@@ -195,7 +204,7 @@ class Attention(nnx.Module):
           were written into.
         """
         # The attention weights have the keys that are folded by a column: the adapters' stand behind them.
-        site = _sites(None if dropout is None else dropout.at(dropout.total))
+        site = sites_of(None if dropout is None else dropout.at(dropout.total))
         query, key, value = self._project(x, positions, wanted, site)
         B, T = query.shape[:2]
         # Whole along the columns: every query looks back on all of them.
@@ -232,7 +241,7 @@ class Attention(nnx.Module):
           visible: the columns that each column wanted may see.
           wanted: the columns that attend.
         """
-        query, key, _ = self._project(x, positions, wanted, _sites(None))
+        query, key, _ = self._project(x, positions, wanted, sites_of(None))
         return attention_weights(query.swapaxes(1, 2), key.swapaxes(1, 2), visible)
 
     def _project(
@@ -293,7 +302,7 @@ class FeedForward(nnx.Module):
 
     def __call__(self, x: Float[Array, "B T D"], dropout: Dropout | RowMasks | None = None) -> Float[Array, "B T D"]:
         """Applies the MLP to each column; ``dropout`` is the adapters'."""
-        site = _sites(dropout)
+        site = sites_of(dropout)
         hidden = constrain(self.up(x, site(0)), rows_of(x), "columns", "mlp")
         if self.kind == "swiglu":
             hidden = jax.nn.silu(constrain(self.gate(x, site(1)), rows_of(x), "columns", "mlp")) * hidden
@@ -302,7 +311,8 @@ class FeedForward(nnx.Module):
         return self.down(hidden, site(2))
 
 
-def _sites(dropout: Dropout | RowMasks | None) -> Callable[[int], Dropout | RowMasks | None]:
+def sites_of(dropout: Dropout | RowMasks | None) -> Callable[[int], Dropout | RowMasks | None]:
+    """The dropout of each site of a module, by its number."""
     return lambda site: None if dropout is None else dropout.at(site)
 
 

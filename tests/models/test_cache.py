@@ -28,7 +28,9 @@ def numbers(*shape: int) -> Narrow:
 
 def test_columns_are_written_where_they_belong() -> None:
     room, new = jax.tree.map(jnp.zeros_like, numbers(2, 5)), numbers(2, 1)
-    for written in (write(room, new, 3), write(Filling(room, room), new, 3).written):
+    filling = write(Filling(room, room), new, 3)
+    assert isinstance(filling, Filling)
+    for written in (write(room, new, 3), filling.written):
         for array, expected in zip(jax.tree.leaves(written), jax.tree.leaves(new), strict=True):
             np.testing.assert_array_equal(array[:, 3], expected[:, 0])
             assert not np.delete(array, 3, axis=1).any()
