@@ -14,6 +14,7 @@ import numpy as np
 from coconut.models.adapters import AdapterConfig, add_adapters, is_adapter
 from coconut.models.config import DecoderConfig, ExecutionConfig
 from coconut.models.decoder import Decoder
+from coconut.models.experts_config import ExpertsConfig
 from coconut.models.latent_config import LatentAttentionConfig, YarnRotaryScaling
 from coconut.models.parameters import abstract_decoder, decoder_parameters
 
@@ -53,6 +54,22 @@ LATENT_STYLE = dataclasses.replace(
         factor=4.0, original_positions=16, beta_fast=2.0, beta_slow=0.2, mscale=0.7, mscale_all_dim=1.3
     ),
     output_bias=True,
+)
+
+EXPERTS_STYLE = dataclasses.replace(
+    LATENT_STYLE,
+    experts=ExpertsConfig(
+        count=8,
+        chosen=3,
+        width=6,
+        shared=1,
+        first_layer=1,
+        router="sigmoid",
+        groups=4,
+        groups_chosen=2,
+        normalized=True,
+        scaling=1.5,
+    ),
 )
 
 

@@ -30,6 +30,7 @@ from coconut.methods import METHODS
 from coconut.methods.method import NoOptions
 from coconut.models.adapters import AdapterConfig
 from coconut.models.config import DecoderConfig, ExecutionConfig, LongRotaryScaling, RotaryScaling
+from coconut.models.experts_config import ExpertsConfig
 from coconut.models.huggingface import agreed_config, read_config
 from coconut.models.latent_config import LatentAttentionConfig, YarnRotaryScaling
 from coconut.pipeline import PipelineConfig
@@ -49,6 +50,7 @@ CONFIGS = (
     DataConfig,
     DecoderConfig,
     ExecutionConfig,
+    ExpertsConfig,
     FeedbackConfig,
     HaltingConfig,
     LatentAttentionConfig,

@@ -166,13 +166,13 @@ def _targeted(decoder: Decoder, config: AdapterConfig) -> Mapping[str, Linear]:
     paths = list(dict.fromkeys(_place(name)[1] for name in matrices))
     reject = lambda why: CoconutError(f"AdapterConfig.targets = {config.targets!r}: {why}")
     fitting: set[str] = set()
+    layers = range(decoder.config.num_layers)
+    each = {  # of one layer; where some have other matrices than others, those that are there
+        f"layers.{own}.{path}" for name in matrices for index, path in [_place(name)]
+        for own in (layers if index is None else [index])
+    }  # fmt: skip
     for pattern in config.targets:
-        found = {
-            name
-            for path in paths
-            for index in range(decoder.config.num_layers)
-            if fnmatch.fnmatchcase(name := f"layers.{index}.{path}", pattern)
-        }
+        found = set(fnmatch.filter(each, pattern))
         if not found:
             raise reject(f"{pattern!r} fits no matrix; there are {', '.join(f'layers.*.{path}' for path in paths)}")
         fitting |= found

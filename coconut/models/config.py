@@ -6,6 +6,7 @@ from typing import Any, Literal, no_type_check
 import jax.numpy as jnp
 
 from coconut.errors import CoconutError, check_fields
+from coconut.models.experts_config import ExpertsConfig
 from coconut.models.latent_config import LARGEST_NUMBER, LARGEST_SIZE, LatentAttentionConfig, YarnRotaryScaling
 
 PositionEmbedding = Literal["learned", "rotary"]
@@ -13,7 +14,7 @@ Normalization = Literal["layernorm", "rmsnorm"]
 NormPlacement = Literal["before", "after"]
 Mlp = Literal["gelu", "gelu_tanh", "swiglu"]
 MixerKind = Literal["attention", "latent_attention"]
-MlpKind = Literal["dense"]
+MlpKind = Literal["dense", "experts"]
 Family = Literal["gpt2", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3"]
 Remat = Literal["none", "dots", "full"]
 Implementation = Literal["auto", "reference", "xla", "tpu", "gpu", "tpu_interpret", "gpu_interpret"]
@@ -150,6 +151,8 @@ class DecoderConfig:
       latent_attention: sizes of multi-head latent attention, which then takes the place of attention by keys and values
         (`coconut.models.latent_attention`); None for the latter. ``num_kv_heads`` and ``head_dim`` are then None;
         ``qkv_bias`` is a bias of what is made of the residual stream, the queries of a single matrix excepted.
+      experts: MLPs of which each column uses a few (`coconut.models.experts`), from some layer on; None for the one of
+        ``mlp_dim`` in every layer.
       tied_head: logits from the embedding table itself.
       logit_scale: factor on the logits. With unit-variance embeddings and a tied head, ``D ** -0.5`` keeps logits
         near one and lets thoughts and tokens share a scale.
@@ -192,6 +195,7 @@ class DecoderConfig:
     query_key_norm_over: Literal["head", "all"] = "head"
     tied_head: bool = True
     latent_attention: LatentAttentionConfig | None = None
+    experts: ExpertsConfig | None = None
     logit_scale: float = 1.0
     embedding_stddev: float = 0.02
     kernel_stddev: float = 0.02
@@ -239,6 +243,10 @@ class DecoderConfig:
             self._check_latent_attention()
         elif isinstance(self.rotary_scaling, YarnRotaryScaling):
             reject("rotary_scaling", "needs latent_attention: no other attention multiplies its scores by it")
+        if self.experts is not None and self.experts.first_layer >= self.num_layers:
+            reject("experts", f"first_layer must be less than num_layers = {self.num_layers}")
+        if self.experts is not None and (self.mlp != "swiglu" or self.mlp_bias):
+            reject("experts", f"need mlp = 'swiglu' and no mlp_bias, not {self.mlp!r} and {self.mlp_bias}")
         if self.query_key_norm_over != "head" and not self.query_key_norm:
             reject("query_key_norm_over", "means nothing without query_key_norm")
         if self.offset_bias and not (self.qkv_bias and self.position_embedding == "rotary"):
@@ -317,8 +325,10 @@ class DecoderConfig:
 
     def mlp_of(self, layer: Any) -> MlpKind:
         """Which MLP a layer has (`coconut.models.decoder_layer.MLPS`); its number may be traced where all are alike."""
-        del layer
-        return "dense"
+        experts = self.experts
+        if experts is None or (experts.first_layer and layer < experts.first_layer):
+            return "dense"
+        return "experts"
 
     @property
     def rotary_width(self) -> int:
@@ -383,6 +393,12 @@ class ExecutionConfig:
         if decoder.dropout and self.attention not in ("auto", "dense"):
             why = f"the kernels drop no attention weights, as DecoderConfig.dropout = {decoder.dropout} asks for"
             self._reject("attention", why)
+        if self.scan_layers and decoder.experts is not None and decoder.experts.first_layer:
+            self._reject(
+                "scan_layers",
+                f"ExpertsConfig.first_layer = {decoder.experts.first_layer}: layers that are scanned must be alike, "
+                "and those before it have no experts",
+            )
         if decoder.mixer != "attention" and self.attention not in ("auto", "dense"):
             self._reject(
                 "attention", "the kernels read keys and values by heads, and not DecoderConfig.latent_attention"

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 from coconut.models.cache import Filling, LayerCache
 from coconut.models.config import DecoderConfig, ExecutionConfig, MixerKind, MlpKind
 from coconut.models.dropout import Dropout, RowMasks
+from coconut.models.experts import Experts
 from coconut.models.latent_attention import LatentAttention
 from coconut.models.layers import Attention, FeedForward, make_norm, residual, take_columns
 
@@ -58,7 +59,7 @@ MIXERS: Mapping[MixerKind, Callable[..., Mixer]] = MappingProxyType(
 )
 """`DecoderConfig.mixer` -> what it is."""
 
-MLPS: Mapping[MlpKind, Callable[..., Any]] = MappingProxyType({"dense": FeedForward})
+MLPS: Mapping[MlpKind, Callable[..., Any]] = MappingProxyType({"dense": FeedForward, "experts": Experts})
 """`DecoderConfig.mlp_of` a layer -> what it is: a module made of ``(config, execution, rngs=)`` that maps the columns
 ``[B, T, D]``, each by itself, with the adapters' dropout or None beside them."""
 

@@ -283,8 +283,8 @@ class Attention(nnx.Module):
 class FeedForward(nnx.Module):
     """The MLP of a layer: one hidden matrix with GELU, or two with a SiLU gate."""
 
-    def __init__(self, config: DecoderConfig, execution: ExecutionConfig, *, rngs: nnx.Rngs):
-        D, F = config.embed_dim, config.width_of_mlp
+    def __init__(self, config: DecoderConfig, execution: ExecutionConfig, *, width: int | None = None, rngs: nnx.Rngs):
+        D, F = config.embed_dim, config.width_of_mlp if width is None else width
         self.kind = config.mlp
         self.up = make_linear(config, execution, D, F, ("embed", "mlp"), bias=config.mlp_bias, rngs=rngs)
         if config.mlp == "swiglu":
