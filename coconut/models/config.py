@@ -15,7 +15,7 @@ NormPlacement = Literal["before", "after"]
 Mlp = Literal["gelu", "gelu_tanh", "swiglu"]
 MixerKind = Literal["attention", "latent_attention"]
 MlpKind = Literal["dense", "experts"]
-Family = Literal["gpt2", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3"]
+Family = Literal["deepseek_v2", "deepseek_v3", "gpt2", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3"]
 Remat = Literal["none", "dots", "full"]
 Implementation = Literal["auto", "reference", "xla", "tpu", "gpu", "tpu_interpret", "gpu_interpret"]
 

@@ -38,6 +38,8 @@ def assert_same_parameters(first: Decoder, second: Decoder) -> None:
 @pytest.mark.parametrize("name", ALL_CONFIGS)
 def test_there_and_back(name: str, scan_layers: bool, tmp_path: Path) -> None:
     source = write_model(tmp_path / "theirs", name)
+    if scan_layers and getattr(ALL_CONFIGS[name], "first_k_dense_replace", 0):
+        pytest.skip("layers that differ are not stacked")
     execution = ExecutionConfig(scan_layers=scan_layers)
     decoder = load_pretrained(source, execution=execution)
     save_pretrained(decoder, tmp_path / "ours")
