@@ -80,7 +80,7 @@ _DEEPSEEK: dict[str, Any] = _LLAMA_STYLE | {
     "n_shared_experts": 1,
     "routed_scaling_factor": 1.5,
 }
-_GROUPS = {"n_group": 4, "topk_group": 2}
+_GROUPS: dict[str, Any] = {"n_group": 4, "topk_group": 2}
 
 CONFIGS: dict[str, PretrainedConfig] = {
     "deepseek_v2": DeepseekV2Config(
