@@ -4,6 +4,7 @@ What needs eight devices runs in a process of its own: ``python -m tests.models.
 """
 
 import dataclasses
+import functools
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from coconut.model import Template, make_model
 from coconut.models.adapters import AdapterConfig, add_adapters
 from coconut.models.config import DecoderConfig, ExecutionConfig
 from coconut.models.decoder import Decoder
-from coconut.models.experts import Experts
+from coconut.models.experts import Experts, apply_experts
 from coconut.models.experts_config import ExpertsConfig
 from coconut.models.parameters import decoder_of, decoder_parameters, parameter_axes
 from coconut.sharding import make_mesh, parameter_sharding, row_sharding
@@ -86,13 +87,16 @@ def run_slowly(module: Experts, x: np.ndarray) -> np.ndarray:
     return routed + (silu(x @ shared[0]) * (x @ shared[1])) @ shared[2]
 
 
+@pytest.mark.parametrize("bias", [0.0, -2.0], ids=["", "negative"])  # Scores below 0 are chosen before other groups'.
 @pytest.mark.parametrize(
     "experts",
     [SIGMOID, SOFTMAX, dataclasses.replace(SOFTMAX, groups=1, groups_chosen=1), dataclasses.replace(SIGMOID, chosen=1)],
     ids=["sigmoid", "softmax", "greedy", "one"],
 )
-def test_every_column_gets_what_an_obvious_loop_gives(experts: ExpertsConfig) -> None:
+def test_every_column_gets_what_an_obvious_loop_gives(experts: ExpertsConfig, bias: float) -> None:
     module = experts_of(random_decoder(with_experts(experts)))
+    if experts.router == "sigmoid":
+        module.router.correction[...] += bias
     x = np.random.default_rng(1).normal(size=(2, 7, 16))
     expected = np.stack([[run_slowly(module, column) for column in row] for row in x])
     assert_close(quick_jit(lambda module, x: module(x))(module, jnp.asarray(x)), expected)
@@ -137,6 +141,29 @@ def test_thoughts_train_exactly(experts: ExpertsConfig, execution: dict[str, Any
         assert (np.linalg.norm(gradient) > 1e-3) == (not name.endswith("correction")), name
     assert_close(value, expected)
     assert_close(own, gradients)
+
+
+@pytest.mark.slow
+def test_with_a_capacity_the_gradient_would_be_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Why there is none: a thought alone keeps the expert that it would lose beside others, in the parallel pass."""
+
+    def limited(x: Any, chosen: Any, weights: Any, *matrices: Any) -> Any:
+        own = chosen.reshape(-1)
+        before = jnp.tril(own[:, None] == own, -1).sum(1).reshape(chosen.shape)
+        return apply_experts(x, chosen, jnp.where(before < 1, weights, 0.0), *matrices)
+
+    def gap() -> float:
+        decoder, rows = random_decoder(CONFIG), make_rows(ONE_BLOCK, ONE_BLOCK_LENGTHS, CONFIG)
+        gradients = []
+        for gradient in ("implicit", "autodiff"):
+            loss = loss_of(functools.partial(library, gradient=gradient), rows)
+            gradients.append(quick_jit(jax.grad(loss))(decoder))
+        norm = lambda tree: float(jnp.sqrt(sum(jnp.sum(x**2) for x in jax.tree.leaves(tree))))
+        return norm(jax.tree.map(jnp.subtract, *gradients)) / norm(gradients[1])
+
+    assert gap() < 1e-10
+    monkeypatch.setattr("coconut.models.experts.apply_experts", limited)
+    assert gap() > 1e-2
 
 
 def test_the_correction_bias_is_no_trained_parameter() -> None:

@@ -101,6 +101,7 @@ def test_whatever_transformers_writes_is_known(name: str) -> None:
         ("deepseek_v3", {"topk_method": "greedy"}, "topk_method = 'greedy': only 'noaux_tc' or None"),
         ("deepseek_v3", {"moe_layer_freq": 2}, "moe_layer_freq = 2"),
         ("deepseek_v3", {"index_topk": 64}, "index_topk = 64: an unknown field"),
+        ("deepseek_v3", {"capacity_factor": 1.25}, "capacity_factor = 1.25: an unknown field"),
         ("deepseek_v3", {"quantization_config": {"quant_method": "fp8"}}, "quantization_config = {'quant_meth"),
         ("deepseek_v3", {"auto_map": {"AutoModelForCausalLM": "modeling_mine.Mine"}}, "auto_map = {'AutoModelForC"),
         ("deepseek_v3", {"rope_scaling": {"type": "yarn"}}, "lacks factor, original_max_position_embeddings"),
