@@ -263,6 +263,7 @@ class DecoderConfig:
 
     def _check_latent_attention(self) -> None:
         """Looks whether all that latent attention has no use for is left out."""
+        assert self.latent_attention is not None
         wanted = {
             "position_embedding": "rotary",
             "normalization": "rmsnorm",
@@ -276,6 +277,11 @@ class DecoderConfig:
             if getattr(self, field) != value:
                 why = f"latent_attention needs {value!r}"
                 raise CoconutError(f"DecoderConfig.{field} = {getattr(self, field)!r:.80}: {why}")
+        if self.num_heads * (self.latent_attention.plain_dim + self.latent_attention.value_dim) > LARGEST_SIZE:
+            why = f"times keys and values of {self.latent_attention!r:.80} is more than {LARGEST_SIZE:,}"
+            raise CoconutError(f"DecoderConfig.num_heads = {self.num_heads}: {why}")
+        if self.rotary_scaling is not None and self.rotary_base <= 1:
+            raise CoconutError(f"DecoderConfig.rotary_base = {self.rotary_base!r}: YaRN needs one above 1")
         if not isinstance(self.rotary_scaling, YarnRotaryScaling | None):
             raise CoconutError(
                 f"DecoderConfig.rotary_scaling = {self.rotary_scaling!r:.80}: latent_attention needs None or a "

@@ -6,6 +6,9 @@ from typing import Literal, no_type_check
 from coconut.errors import check_fields
 from coconut.models.latent_config import LARGEST_NUMBER, LARGEST_SIZE, reject
 
+MOST_EXPERTS = 10_000
+"""More are slips or malice: each has tensors of its own in a checkpoint."""
+
 
 @no_type_check  # Its own checks name the field and the value
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,6 +52,10 @@ class ExpertsConfig:
         for field in ("count", "chosen", "width", "groups", "groups_chosen"):
             if not 1 <= getattr(self, field) <= LARGEST_SIZE:
                 reject(self, field, f"must be from 1 to {LARGEST_SIZE:,}")
+        if self.count > MOST_EXPERTS:
+            reject(self, "count", f"must be at most {MOST_EXPERTS:,}")
+        if self.shared * self.width > LARGEST_SIZE:
+            reject(self, "shared", f"times width = {self.width} is more than {LARGEST_SIZE:,}")
         for field in ("shared", "first_layer"):
             if not 0 <= getattr(self, field) <= LARGEST_SIZE:
                 reject(self, field, f"must be from 0 to {LARGEST_SIZE:,}")

@@ -55,9 +55,13 @@ class YarnRotaryScaling:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for field in ("factor", "original_positions", "beta_fast", "beta_slow"):
-            if not 0 < getattr(self, field) <= LARGEST_NUMBER:
-                reject(self, field, "must be positive and finite")
+        if not 0 < self.factor <= LARGEST_NUMBER:
+            reject(self, "factor", "must be positive and finite")
+        if not 1 <= self.original_positions <= LARGEST_SIZE:
+            reject(self, "original_positions", f"must be from 1 to {LARGEST_SIZE:,}")
+        for field in ("beta_fast", "beta_slow"):
+            if not 1e-6 <= getattr(self, field) <= 1e6:
+                reject(self, field, "must be from 1e-6 to 1e6")
         for field in ("mscale", "mscale_all_dim"):
             if not 0 <= (getattr(self, field) or 0) <= LARGEST_NUMBER:
                 reject(self, field, "must be None, or at least 0 and finite")

@@ -150,6 +150,8 @@ def test_yarn_keeps_short_wavelengths_and_stretches_long_ones() -> None:
         (LATENT_STYLE.latent_attention, {"latent_dim": 0}, "LatentAttentionConfig.latent_dim = 0: must be from 1"),
         (LATENT_STYLE.latent_attention, {"rotary_dim": 7}, "LatentAttentionConfig.rotary_dim = 7: must be even"),
         (LATENT_STYLE.rotary_scaling, {"factor": 0.0}, "YarnRotaryScaling.factor = 0.0: must be positive"),
+        (LATENT_STYLE.rotary_scaling, {"beta_slow": 0.0}, "YarnRotaryScaling.beta_slow = 0.0: must be from 1e-6"),
+        (LATENT_STYLE, {"rotary_base": 1.0}, "DecoderConfig.rotary_base = 1.0: YaRN needs one above 1"),
         (LATENT_STYLE.rotary_scaling, {"beta_slow": 2.0}, "beta_fast = 2.0: must be larger than beta_slow = 2.0"),
         (LATENT_STYLE.rotary_scaling, {"mscale": -1.0}, "YarnRotaryScaling.mscale = -1.0: must be None, or at least 0"),
     ],
