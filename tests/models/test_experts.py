@@ -200,7 +200,7 @@ def test_adapters_where_layers_differ() -> None:
         (SOFTMAX, {"normalized": True}, "ExpertsConfig.normalized = True: is for the sigmoid router alone"),
         (SIGMOID, {"scaling": 0.0}, "ExpertsConfig.scaling = 0.0: must be positive"),
         (SIGMOID, {"count": 2**20}, "ExpertsConfig.count = 1048576: must be at most 10,000"),
-        (SIGMOID, {"shared": 2**30}, "ExpertsConfig.shared = 1073741824: times width = 6 is more than"),
+        (SIGMOID, {"shared": 2**30}, "ExpertsConfig.shared = 1073741824: times width = 8 is more than"),
         (SIGMOID, {"shared": -1}, "ExpertsConfig.shared = -1: must be from 0"),
         (EXPERTS_STYLE, {"num_layers": 1}, "DecoderConfig.experts = .*first_layer must be less than num_layers = 1"),
         (EXPERTS_STYLE, {"mlp": "gelu"}, "DecoderConfig.experts = .*need mlp = 'swiglu'"),

@@ -14,7 +14,7 @@ from coconut.latent.feedback import Identity
 from coconut.methods import METHODS
 from coconut.methods.kava import KavaOptions
 from coconut.models.adapters import AdapterConfig, add_adapters, merge_adapters
-from coconut.models.cache import Segment, empty_segment
+from coconut.models.cache import Segment, empty_segment, take_rows
 from coconut.models.config import ExecutionConfig
 from coconut.models.decoder import Decoder
 from coconut.models.latent_attention import LatentCache
@@ -78,6 +78,25 @@ def test_absorbed_is_expanded(sizes: LatentAttentionConfig) -> None:
     ((_, expected), gradients), ((_, hidden), own) = of(one_pass), of(three_passes)
     assert_close(hidden, expected)
     assert_close(own, gradients)
+
+
+def test_rows_share_a_prompt() -> None:
+    decoder, rng = random_decoder(dataclasses.replace(CONFIG, num_layers=1)), np.random.default_rng(0)
+    prompt, inputs = jnp.asarray(rng.normal(size=(1, 4, 16))), jnp.asarray(rng.normal(size=(3, 2, 16)))
+
+    def seen(rows: int, start: int, end: int) -> dict[str, Any]:
+        positions = jnp.broadcast_to(jnp.arange(start, end), (rows, end - start))
+        return {"positions": positions, "valid": jnp.ones((rows, end - start), bool)}
+
+    @quick_jit
+    def run(decoder: Decoder) -> tuple[jax.Array, jax.Array]:
+        _, kept = decoder.trunk(prompt, **seen(1, 0, 4))
+        shared = Segment(kept, jnp.ones((1, 4), bool), jnp.arange(4))
+        own = take_rows(shared, jnp.zeros(3, jnp.int32))
+        shared, own = (decoder.trunk(inputs, past=[past], **seen(3, 4, 6))[0] for past in (shared, own))
+        return shared, own
+
+    assert_close(*run(decoder))
 
 
 def test_what_is_kept_is_narrow() -> None:

@@ -111,6 +111,7 @@ def deepseek_json(family: str, config: DecoderConfig) -> dict[str, Any]:
     content = {their: getattr(latent, name) for name, their in LATENT_ATTENTION.items()}
     content |= {their: getattr(experts, name) for name, their in EXPERTS.items()}
     content |= {"head_dim": latent.rotary_dim, "attention_bias": config.qkv_bias}
+    content["num_key_value_heads"] = config.num_heads  # What is not there means 128 to V3.
     if family == "deepseek_v2":
         del content["rope_interleave"]
         content["topk_method"] = "greedy" if experts.groups == 1 else "group_limited_greedy"
