@@ -20,7 +20,7 @@ class MeshConfig:
       data: copies of the model; None for as many as there are devices for.
       fsdp: shards of rows and parameters.
       sequence: shards of columns.
-      tensor: shards of heads, MLP and vocabulary.
+      tensor: shards of heads, MLP, experts and vocabulary.
 
     Raises:
       CoconutError: a size that is not positive; the message names the field and the value.

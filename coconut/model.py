@@ -17,6 +17,7 @@ from coconut.errors import CoconutError
 from coconut.latent.feedback import Feedback, FeedbackConfig, make_feedback
 from coconut.models.config import DecoderConfig, ExecutionConfig
 from coconut.models.decoder import Decoder
+from coconut.models.experts import is_correction
 from coconut.models.parameters import parameter_axes, parameter_names
 from coconut.sharding import Axes
 
@@ -105,9 +106,13 @@ class Template:
 
     @classmethod
     def of(cls, model: Model, trains: Callable[[str], bool] = lambda name: True) -> "Template":
-        """The template of a model, which may be abstract; ``trains`` says by name what is trained."""
+        """The template of a model, which may be abstract; ``trains`` says by name what is trained.
+
+        A router's correction bias never is (`coconut.models.experts`).
+        """
         axes = {_without_prefix(name): axes for name, axes in parameter_axes(model).items()}
-        return cls(axes, frozenset(filter(trains, axes)), jax.tree.structure(model))
+        trained = frozenset(name for name in axes if trains(name) and not is_correction(name))
+        return cls(axes, trained, jax.tree.structure(model))
 
     def model(self, parameters: Parameters) -> Model:
         """The model that holds ``parameters``."""

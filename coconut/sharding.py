@@ -6,7 +6,7 @@ The logical axes of a parameter stand beside it (`coconut.models.parameters.para
 - ``fsdp``: rows, too, and the parameters, their gradients and the optimizer's moments in shards. A matrix is gathered
   where a pass uses it and its gradient is scattered again (ZeRO, Rajbhandari et al. 2020, stage 3).
 - ``sequence``: columns of long passes. Every device of it gathers all keys and values, and holds the same parameters.
-- ``tensor``: heads, MLP and vocabulary (Shoeybi et al. 2019).
+- ``tensor``: heads, MLP, experts and vocabulary (Shoeybi et al. 2019).
 
 A pass of one column, a thought or a decoded token, has so few rows that gathering matrices for it would cost far more
 than its arithmetic, once for every thought. Such a pass leaves the matrices where they are and moves its activations:
@@ -38,10 +38,14 @@ RULES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "rank": (),
         "trained_rows": (),
         "head": (),
+        "latent": (),
         "embed": ("fsdp",),
         "heads": ("tensor",),
         "kv_heads": ("tensor",),
         "mlp": ("tensor",),
+        "expert": ("tensor",),
+        "expert_mlp": (),
+        "router": (),
         "vocabulary": ("tensor",),
         # Activations.
         "rows": ("data", "fsdp"),

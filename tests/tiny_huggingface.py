@@ -1,12 +1,15 @@
 """Models of `transformers` small enough to compare with in a second, one a family, and the way to our decoders."""
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from transformers import (
     AutoModelForCausalLM,
+    DeepseekV2Config,
+    DeepseekV3Config,
     GPT2Config,
     LlamaConfig,
     MistralConfig,
@@ -53,7 +56,37 @@ _LONG_ROPE = {
     "original_max_position_embeddings": 32,
 }
 
+# Of four pairs of features one stays, one is stretched, and two lie between.
+_YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 100.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 16,
+    "beta_fast": 2.0,
+    "beta_slow": 0.2,
+    "mscale": 0.7,
+    "mscale_all_dim": 1.3,
+}
+_DEEPSEEK: dict[str, Any] = _LLAMA_STYLE | {
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 6,
+    "q_lora_rank": 10,
+    "qk_nope_head_dim": 4,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 5,
+    "moe_intermediate_size": 12,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 2,
+    "n_shared_experts": 1,
+    "routed_scaling_factor": 1.5,
+}
+_GROUPS: dict[str, Any] = {"n_group": 4, "topk_group": 2}
+
 CONFIGS: dict[str, PretrainedConfig] = {
+    "deepseek_v2": DeepseekV2Config(
+        **_DEEPSEEK | {"q_lora_rank": None, "n_shared_experts": 2}, attention_bias=True, first_k_dense_replace=0
+    ),
+    "deepseek_v3": DeepseekV3Config(**_DEEPSEEK, **_GROUPS, rope_parameters=_YARN, first_k_dense_replace=1),
     "gpt2": GPT2Config(**_GPT2),
     "llama": LlamaConfig(**_LLAMA_STYLE, head_dim=8, rope_parameters=_LLAMA3, rms_norm_eps=1e-5),
     "olmo2": Olmo2Config(**_LLAMA_STYLE, pad_token_id=None),
@@ -70,6 +103,19 @@ CONFIGS: dict[str, PretrainedConfig] = {
 """A model of each family that computes what no other does: heads tied and not, of the usual width and wider."""
 
 MORE_CONFIGS: dict[str, PretrainedConfig] = {
+    "deepseek_v2_grouped": DeepseekV2Config(
+        **_DEEPSEEK, **_GROUPS, topk_method="group_limited_greedy", rope_parameters=_YARN, first_k_dense_replace=1
+    ),
+    "deepseek_v3_plain": DeepseekV3Config(
+        **_DEEPSEEK | {"q_lora_rank": None, "rms_norm_eps": 1e-3},
+        n_group=1,
+        topk_group=1,
+        norm_topk_prob=False,
+        rope_interleave=False,
+        attention_bias=True,
+        first_k_dense_replace=0,
+        tie_word_embeddings=True,
+    ),
     "gpt2_untied": GPT2Config(**_GPT2, n_inner=24, activation_function="gelu", tie_word_embeddings=False),
     "llama_biased": LlamaConfig(**_LLAMA_STYLE, attention_bias=True, mlp_bias=True, tie_word_embeddings=True),
     "llama_wide_heads": LlamaConfig(**_ONE_LAYER, head_dim=16, rope_parameters=_LLAMA3),
@@ -94,11 +140,16 @@ def random_model(name: str, seed: int = 0, dtype: Any = None) -> Any:
     model = AutoModelForCausalLM.from_config(copy.deepcopy(ALL_CONFIGS[name]), attn_implementation="eager")
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for path, parameter in model.named_parameters():
-            scale = 0.25 if parameter.ndim == 2 else 0.1
+        for path, parameter in (*model.named_parameters(), *corrections(model)):
+            scale = 0.25 if parameter.ndim > 1 else 0.1
             is_norm_scale = parameter.ndim == 1 and path.endswith("weight")
             parameter.copy_(scale * torch.randn(parameter.shape, generator=generator) + is_norm_scale)
     return model.to(dtype or torch.float32).eval()
+
+
+def corrections(model: Any) -> list[tuple[str, Any]]:
+    """The correction biases of its routers, by name: no parameters to PyTorch."""
+    return [(name, buffer) for name, buffer in model.named_buffers() if name.endswith("e_score_correction_bias")]
 
 
 def write_model(folder: Path, name: str, **options: Any) -> Path:
@@ -108,6 +159,17 @@ def write_model(folder: Path, name: str, **options: Any) -> Path:
 
 
 def tensors_of_decoder(decoder: Decoder) -> dict[str, np.ndarray]:
-    """Arrays of a decoder, such as gradients, by the names `transformers` has for them."""
+    """Arrays of a decoder, such as gradients, by the names `transformers` has for them in memory."""
     parameters = decoder_parameters(decoder)
-    return {name: gather(tensor, parameters) for name, tensor in tensors_of(decoder.config, parameters).items()}
+    found = {name: gather(tensor, parameters) for name, tensor in tensors_of(decoder.config, parameters).items()}
+    of_expert = {name: re.fullmatch(r"(.*\.experts)\.\d+\.(\w+)_proj\.weight", name) for name in found}
+    joined: dict[str, list[np.ndarray]] = {}
+    for name, match in of_expert.items():
+        if match:
+            joined.setdefault(f"{match[1]}.{match[2]}", []).append(found[name])
+    stacked = {name: np.stack(values) for name, values in joined.items()}
+    whole = {name: value for name, value in found.items() if not of_expert[name]}
+    for name in {name.rpartition(".")[0] for name in stacked}:
+        whole[f"{name}.gate_up_proj"] = np.concatenate([stacked[f"{name}.gate"], stacked[f"{name}.up"]], 1)
+        whole[f"{name}.down_proj"] = stacked[f"{name}.down"]
+    return whole

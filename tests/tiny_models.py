@@ -1,6 +1,7 @@
 """Decoders small enough to compile in a second, of both families, and a jit that compiles them quickly."""
 
 import contextlib
+import dataclasses
 import functools
 import os
 from collections.abc import Callable, Iterator
@@ -13,6 +14,8 @@ import numpy as np
 from coconut.models.adapters import AdapterConfig, add_adapters, is_adapter
 from coconut.models.config import DecoderConfig, ExecutionConfig
 from coconut.models.decoder import Decoder
+from coconut.models.experts_config import ExpertsConfig
+from coconut.models.latent_config import LatentAttentionConfig, YarnRotaryScaling
 from coconut.models.parameters import abstract_decoder, decoder_parameters
 
 # Standard deviations near those of trained weights, for attention and gradients that matter; 0.1 for all others.
@@ -40,6 +43,33 @@ LLAMA_STYLE = DecoderConfig(
     output_bias=False,
     mlp_bias=False,
     tied_head=False,
+)
+# Latent vectors for queries, too; wavelengths of which one stays, one is stretched and two lie between.
+LATENT_STYLE = dataclasses.replace(
+    LLAMA_STYLE,
+    num_kv_heads=None,
+    latent_attention=LatentAttentionConfig(latent_dim=6, plain_dim=4, rotary_dim=8, value_dim=5, query_latent_dim=10),
+    rotary_base=100.0,
+    rotary_scaling=YarnRotaryScaling(
+        factor=4.0, original_positions=16, beta_fast=2.0, beta_slow=0.2, mscale=0.7, mscale_all_dim=1.3
+    ),
+    output_bias=True,
+)
+
+EXPERTS_STYLE = dataclasses.replace(
+    LATENT_STYLE,
+    experts=ExpertsConfig(
+        count=8,
+        chosen=3,
+        width=8,
+        shared=1,
+        first_layer=1,
+        router="sigmoid",
+        groups=4,
+        groups_chosen=2,
+        normalized=True,
+        scaling=1.5,
+    ),
 )
 
 

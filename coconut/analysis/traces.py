@@ -26,7 +26,8 @@ from jaxtyping import Array, Bool, Float, Int
 from coconut.batching import align, page_shape
 from coconut.errors import CoconutError
 from coconut.models.decoder import Decoder
-from coconut.models.layers import Layer, take_columns
+from coconut.models.decoder_layer import Layer
+from coconut.models.layers import take_columns
 from coconut.pages import Page, Text, Thoughts, count_thoughts
 from coconut.tokenizers import Tokenizer, validate_ids
 

@@ -30,7 +30,9 @@ from coconut.methods import METHODS
 from coconut.methods.method import NoOptions
 from coconut.models.adapters import AdapterConfig
 from coconut.models.config import DecoderConfig, ExecutionConfig, LongRotaryScaling, RotaryScaling
+from coconut.models.experts_config import ExpertsConfig
 from coconut.models.huggingface import agreed_config, read_config
+from coconut.models.latent_config import LatentAttentionConfig, YarnRotaryScaling
 from coconut.pipeline import PipelineConfig
 from coconut.storage import exists
 from coconut.storage_path import StoragePath, parse_path
@@ -48,8 +50,10 @@ CONFIGS = (
     DataConfig,
     DecoderConfig,
     ExecutionConfig,
+    ExpertsConfig,
     FeedbackConfig,
     HaltingConfig,
+    LatentAttentionConfig,
     LongRotaryScaling,
     OptimizerConfig,
     PipelineConfig,
@@ -61,6 +65,7 @@ CONFIGS = (
     ScorerConfig,
     SpikeConfig,
     TrackingConfig,
+    YarnRotaryScaling,
 )
 _configurables: dict[str, Any] = {}
 

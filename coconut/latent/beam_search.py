@@ -11,7 +11,7 @@ thinks runs the thoughts that were kept alone, the scorer all candidates; so a t
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from coconut.latent.policies.policy import DrawingPolicy
 from coconut.latent.sampling import Sampler, Written, size_of, thought_keys
 from coconut.latent.scorer import LatentScorer, block_columns, read_question, thoughts_of
 from coconut.latent.thoughts import room_behind, run_one_column
-from coconut.models.cache import Segment
+from coconut.models.cache import take_rows
 from coconut.models.decoder import Decoder
 from coconut.types import Batch
 
@@ -92,7 +92,7 @@ def search_beams(
         drawn = jnp.where(trying[:, None], drawn, 0.0)
         here = dataclasses.replace(scorer_place.column(index), valid=trying[:, None])
         inputs = drawn.astype(scorer.decoder.execution.compute_dtype)
-        judged = _rows_of(judged, to_candidates(jnp.arange(rows * beams)))
+        judged = take_rows(judged, to_candidates(jnp.arange(rows * beams)))
         states, judged = run_one_column(scorer.decoder, inputs, here, read.past, judged, index)
         scores = to_candidates(total) + jnp.where(trying, scorer.head(scorer.decoder, states), 0.0)
         # --- The best of each question.
@@ -104,15 +104,15 @@ def search_beams(
         thought = drawn[chosen]
         thoughts = jax.lax.dynamic_update_slice_in_dim(thoughts[parents], thought[:, None], index, axis=1)
         here = dataclasses.replace(place.column(index), valid=going[:, None])
-        out, own = run_one_column(decoder, thought, here, asked.past, _rows_of(own, parents), index)
+        out, own = run_one_column(decoder, thought, here, asked.past, take_rows(own, parents), index)
         hidden = jnp.where(going[:, None], out, hidden[parents])
-        return (hidden, own, _rows_of(judged, chosen), thoughts, scores[chosen]), None
+        return (hidden, own, take_rows(judged, chosen), thoughts, scores[chosen]), None
 
     of_beams = jnp.arange(rows * beams) * candidates
     start = (
         asked.last,
         room_behind(decoder, place, asked.past),
-        _rows_of(room_behind(scorer.decoder, scorer_place, read.past), of_beams),
+        take_rows(room_behind(scorer.decoder, scorer_place, read.past), of_beams),
         jnp.zeros((rows * beams, room, asked.last.shape[-1]), asked.last.dtype),
         jnp.zeros(rows * beams, scorer.decoder.execution.accumulation_dtype),
     )
@@ -135,11 +135,3 @@ def search_beams(
     used = jnp.arange(room) < counts[:, None]
     written = Written(made.tokens, made.lengths, made.ended, made.finite, counts, size_of(thoughts, used))
     return Beams(written, thoughts, total, made.log_probs.sum(1))
-
-
-def _rows_of(segment: Segment, rows: Int[Array, " B"]) -> Segment:
-    """The segment of other rows, each a copy of one there is."""
-    take: Any = lambda x: jnp.take(x, rows, axis=x.ndim - 4)  # The layers' axis may stand before the rows'.
-    return dataclasses.replace(
-        segment, key_values=jax.tree.map(take, segment.key_values), valid=jnp.take(segment.valid, rows, axis=0)
-    )

@@ -24,7 +24,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from coconut.errors import CoconutError
 from coconut.latent.feedback import Feedback
-from coconut.models.cache import LOOKED_BACK, Filling, KeyValue, Segment, empty_segment
+from coconut.models.cache import LOOKED_BACK, Filling, Segment, empty_segment, of_layers
 from coconut.models.decoder import Decoder
 from coconut.models.dropout import Dropout, RowMasks
 from coconut.models.lending import take_back
@@ -276,10 +276,10 @@ def _think_forward(decoder: Decoder, feedback: Feedback, past: Past, last: Array
     room = room_behind(own, place, past)
 
     def disturbed(disturbance: Array, completed: Any) -> tuple[LatentSpan, Any]:
-        filling = dataclasses.replace(room, key_values=_layerwise(Filling, room.key_values, completed))
+        filling = dataclasses.replace(room, key_values=of_layers(Filling, room.key_values, completed))
         span = _think_into(filling, own, feedback, past, last, place, disturbance)
         written, completed = (
-            _layerwise(operator.attrgetter(part), span.key_values) for part in ("written", "completed")
+            of_layers(operator.attrgetter(part), span.key_values) for part in ("written", "completed")
         )
         return span._replace(key_values=written), completed
 
@@ -319,11 +319,6 @@ def _with_key_values(past: Past, key_values: list[Any]) -> Past:
 _PRODUCTS = jax.checkpoint_policies.save_from_both_policies(
     jax.checkpoint_policies.checkpoint_dots, jax.checkpoint_policies.save_only_these_names(LOOKED_BACK)
 )
-
-
-def _layerwise(function: Callable[..., Any], *key_values: Any) -> Any:
-    """``function`` of each layer's keys and values, in the layout of `Segment.key_values`."""
-    return jax.tree.map(function, *key_values, is_leaf=lambda x: isinstance(x, KeyValue | Filling))
 
 
 def _no_cotangent(tree: Any) -> Any:

@@ -7,12 +7,13 @@ are slots, the last slots learn nothing.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, Literal, no_type_check
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Key
 
 from coconut.errors import CoconutError
 from coconut.losses import Loss, Term
@@ -23,8 +24,9 @@ from coconut.methods.method import LossContext, Method, Views
 from coconut.methods.pccot import PccotOptions, sweep
 from coconut.model import Model
 from coconut.models.cache import KeyValue
+from coconut.models.config import DecoderConfig
 from coconut.models.decoder import Decoder
-from coconut.models.layers import Layer
+from coconut.models.decoder_layer import Layer
 from coconut.types import IGNORED_LABEL, Batch, Language, Latent, ModelOutput
 
 
@@ -181,6 +183,21 @@ def _joined(output: ModelOutput, index: int) -> KeyValue:
     return jax.tree.map(lambda *parts: jnp.concatenate(parts, 2), *layers)
 
 
+def _no_parts(options: KavaOptions, decoder: DecoderConfig, key: Key[Array, ""]) -> Mapping[str, Any]:
+    """Adds nothing to the model, whose decoder must keep keys and values.
+
+    Raises:
+      CoconutError: it keeps something else.
+    """
+    del key
+    if options.cache and decoder.mixer != "attention":
+        raise CoconutError(
+            f"method kava learns the keys and values of each head (KavaOptions.cache = {options.cache!r}), which a "
+            "decoder with DecoderConfig.latent_attention does not keep"
+        )
+    return {}
+
+
 def _latent_columns(batch: Batch) -> np.ndarray:
     starts = np.cumsum([0, *(span.length for span in batch.schedule)])
     spans = [np.arange(start, start + span.length)
@@ -192,6 +209,7 @@ KAVA = Method(
     name="kava",
     pages={"main": write_final_stage, "teacher": write_for_teacher},
     options=KavaOptions,
+    parts=_no_parts,
     think=sweep,
     needs_steps=True,
     loss=kava_loss,

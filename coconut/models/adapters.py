@@ -93,10 +93,16 @@ def add_adapters(decoder: Decoder, config: AdapterConfig, key: Key[Array, ""]) -
       key: of ``A``. Stacked or not, the layers get the same numbers.
 
     Raises:
-      CoconutError: a target fits no matrix, or of stacked layers some alone; a row is no token's.
+      CoconutError: a target fits no matrix, or of stacked layers some alone; an adapter would have to drop what
+        it is not applied to; a row is no token's.
     """
     decoder = jax.tree.map(lambda x: x, decoder)  # new modules around the same arrays
     for name, linear in _targeted(decoder, config).items():
+        if config.dropout and not linear.of_rows:
+            raise CoconutError(
+                f"AdapterConfig.dropout = {config.dropout}: {name} is taken in by queries, where an adapter drops "
+                f"nothing; choose 0, or targets = {config.targets!r} without it"
+            )
         kernel, axes = linear.kernel[...], linear.kernel.get_metadata("axes")
         *stack, D, F = kernel.shape
         dtype = jnp.promote_types(kernel.dtype, jnp.float32)
@@ -160,13 +166,13 @@ def _targeted(decoder: Decoder, config: AdapterConfig) -> Mapping[str, Linear]:
     paths = list(dict.fromkeys(_place(name)[1] for name in matrices))
     reject = lambda why: CoconutError(f"AdapterConfig.targets = {config.targets!r}: {why}")
     fitting: set[str] = set()
+    layers = range(decoder.config.num_layers)
+    each = {  # of one layer; where some have other matrices than others, those that are there
+        f"layers.{own}.{path}" for name in matrices for index, path in [_place(name)]
+        for own in (layers if index is None else [index])
+    }  # fmt: skip
     for pattern in config.targets:
-        found = {
-            name
-            for path in paths
-            for index in range(decoder.config.num_layers)
-            if fnmatch.fnmatchcase(name := f"layers.{index}.{path}", pattern)
-        }
+        found = set(fnmatch.filter(each, pattern))
         if not found:
             raise reject(f"{pattern!r} fits no matrix; there are {', '.join(f'layers.*.{path}' for path in paths)}")
         fitting |= found

@@ -3,11 +3,14 @@
 A pass of the decoder attends to itself and to any number of segments that earlier passes left. Segments are never
 joined: the softmax runs over all of them (`coconut.models.attention.attend`), so that a thought does not copy the
 prompt's keys and values, and a gradient to the prompt is formed once.
+
+What a layer keeps of a column is its mixer's own (`coconut.models.decoder_layer.MIXERS`): keys and values by heads, or
+a latent vector. Whoever passes it on knows a `LayerCache` alone, whose columns lie on the last axis but one.
 """
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, no_type_check
+from typing import Any, ClassVar, no_type_check
 
 import jax
 import jax.numpy as jnp
@@ -20,11 +23,26 @@ LOOKED_BACK = "looked_back"
 """The `jax.checkpoint` name of what a pass made by looking back on a `Filling`."""
 
 
+class LayerCache:
+    """What a mixer keeps of the columns of one layer, or of all layers where the arrays have a leading layer axis.
+
+    A subclass is a dataclass of arrays that JAX knows as a pytree.
+
+    Attributes:
+      AXES: the logical axes (`coconut.sharding.RULES`) of each of its arrays in one layer. The first are the rows, the
+        last but one the columns, which later passes see whole (``past``).
+    """
+
+    AXES: ClassVar[tuple[str, ...]]
+
+
 @jax.tree_util.register_dataclass
 @no_type_check  # JAX also builds them of abstract values, cotangents and shardings
 @dataclasses.dataclass(frozen=True)
-class KeyValue:
-    """Keys and values of one layer, or of all layers where the arrays have a leading layer axis."""
+class KeyValue(LayerCache):
+    """Keys and values by heads."""
+
+    AXES = ("rows", "kv_heads", "past", "head")
 
     keys: Float[Array, "*L B M C H"]
     values: Float[Array, "*L B M C H"]
@@ -46,8 +64,8 @@ class Filling:
       completed: zeros of the same shapes.
     """
 
-    written: KeyValue
-    completed: KeyValue
+    written: LayerCache
+    completed: LayerCache
 
 
 @jax.tree_util.register_dataclass
@@ -60,8 +78,8 @@ class Segment:
     follow each other. The samples of one question share its prompt so, and nothing is copied.
 
     Attributes:
-      key_values: a `KeyValue` with a leading layer axis where the decoder scans its layers, else a tuple of one
-        `KeyValue` a layer; or a `Filling` in the place of each.
+      key_values: a `LayerCache` with a leading layer axis where the decoder scans its layers, else a tuple of one
+        `LayerCache` a layer; or a `Filling` in the place of each.
       valid: which columns may be attended to.
       columns: index of each column in the whole sequence (dropout draws its masks by column).
     """
@@ -71,33 +89,31 @@ class Segment:
     columns: Int[Array, " C"]
 
 
-def write(room: KeyValue | Filling, new: KeyValue, start: Int[Array, ""] | int) -> KeyValue | Filling:
+def write(room: LayerCache | Filling, new: LayerCache, start: Int[Array, ""] | int) -> LayerCache | Filling:
     """Puts the columns of ``new`` into those of one layer that were made for them.
 
     Args:
-      room: keys and values of one layer.
-      new: those of the new columns.
+      room: what one layer keeps.
+      new: what it keeps of the new columns, of the same kind.
       start: first column to write, counted in ``room``. Data, not a recompile.
     """
 
     def put(old: Array, update: Array) -> Array:
-        written = jax.lax.dynamic_update_slice_in_dim(old, update.astype(old.dtype), start, axis=2)
-        return constrain(written, "rows", "kv_heads", "past", "head")
+        written = jax.lax.dynamic_update_slice_in_dim(old, update.astype(old.dtype), start, axis=old.ndim - 2)
+        return constrain(written, *new.AXES)
 
     if isinstance(room, Filling):
         return dataclasses.replace(room, written=jax.tree.map(put, room.written, new))
     return jax.tree.map(put, room, new)
 
 
-def look_back(
-    function: Callable[[Any, KeyValue], Any], x: Any, columns: KeyValue | Filling
-) -> tuple[Any, KeyValue | Filling]:
+def look_back(function: Callable[[Any, Any], Any], x: Any, columns: LayerCache | Filling) -> tuple[Any, Any]:
     """``function(x, columns)``, and the columns from there on: a `Filling` is looked back on by this alone.
 
     Args:
       function: what is made of the columns. Columns that are not written yet must have no part in its derivatives.
       x: its other arguments.
-      columns: keys and values of one layer.
+      columns: what one layer keeps of them.
     """
     if not isinstance(columns, Filling):
         return function(x, columns), columns
@@ -107,8 +123,8 @@ def look_back(
 
 
 def _look_back_written(
-    function: Callable[[Any, KeyValue], Any], x: Any, written: KeyValue, completed: KeyValue
-) -> tuple[Any, KeyValue]:
+    function: Callable[[Any, LayerCache], Any], x: Any, written: LayerCache, completed: LayerCache
+) -> tuple[Any, LayerCache]:
     return function(x, written), completed
 
 
@@ -116,14 +132,14 @@ _look_back = jax.custom_vjp(_look_back_written, nondiff_argnums=(0,))
 
 
 def _look_back_forward(
-    function: Callable[[Any, KeyValue], Any], x: Any, written: KeyValue, completed: KeyValue
-) -> tuple[tuple[Any, KeyValue], Any]:
+    function: Callable[[Any, LayerCache], Any], x: Any, written: LayerCache, completed: LayerCache
+) -> tuple[tuple[Any, LayerCache], Any]:
     return (function(x, written), completed), x
 
 
 def _look_back_backward(
-    function: Callable[[Any, KeyValue], Any], x: Any, cotangents: tuple[Any, KeyValue]
-) -> tuple[Any, KeyValue, KeyValue]:
+    function: Callable[[Any, LayerCache], Any], x: Any, cotangents: tuple[Any, LayerCache]
+) -> tuple[Any, LayerCache, LayerCache]:
     of_result, completed = cotangents
     _, pull_back = jax.vjp(function, x, completed)
     to_x, to_written = pull_back(of_result)
@@ -137,10 +153,26 @@ def empty_segment(key_values: Any, batch: int, columns: Int[Array, " C"]) -> Seg
     """A segment with room for ``C`` columns, none of them valid yet.
 
     Args:
-      key_values: keys and values of any length, or their `jax.eval_shape`, for layout, heads and dtype.
+      key_values: those of a segment of any length, or their `jax.eval_shape`, for layout and dtype.
       batch: ``B``.
       columns: index of each column in the whole sequence.
     """
     room = len(columns)
     zeros = jax.tree.map(lambda x: jnp.zeros((*x.shape[:-2], room, x.shape[-1]), x.dtype), key_values)
     return Segment(zeros, jnp.zeros((batch, room), bool), columns)
+
+
+def of_layers(function: Callable[..., Any], *key_values: Any) -> Any:
+    """``function`` of what each layer keeps, in the layout of `Segment.key_values`."""
+    return jax.tree.map(function, *key_values, is_leaf=lambda x: isinstance(x, LayerCache | Filling))
+
+
+def take_rows(segment: Segment, rows: Int[Array, " B"]) -> Segment:
+    """The segment of other rows, each a copy of one there is."""
+
+    def of_layer(kept: LayerCache) -> LayerCache:
+        # The layers' axis may stand before the rows'.
+        return jax.tree.map(lambda x: jnp.take(x, rows, axis=x.ndim - len(kept.AXES)), kept)
+
+    valid = jnp.take(segment.valid, rows, axis=0)
+    return dataclasses.replace(segment, key_values=of_layers(of_layer, segment.key_values), valid=valid)

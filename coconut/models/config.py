@@ -1,17 +1,21 @@
 """What a decoder is made of, and how it is run."""
 
 import dataclasses
-from typing import Literal, no_type_check
+from typing import Any, Literal, no_type_check
 
 import jax.numpy as jnp
 
 from coconut.errors import CoconutError, check_fields
+from coconut.models.experts_config import ExpertsConfig
+from coconut.models.latent_config import LARGEST_NUMBER, LARGEST_SIZE, LatentAttentionConfig, YarnRotaryScaling
 
 PositionEmbedding = Literal["learned", "rotary"]
 Normalization = Literal["layernorm", "rmsnorm"]
 NormPlacement = Literal["before", "after"]
 Mlp = Literal["gelu", "gelu_tanh", "swiglu"]
-Family = Literal["gpt2", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3"]
+MixerKind = Literal["attention", "latent_attention"]
+MlpKind = Literal["dense", "experts"]
+Family = Literal["deepseek_v2", "deepseek_v3", "gpt2", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3"]
 Remat = Literal["none", "dots", "full"]
 Implementation = Literal["auto", "reference", "xla", "tpu", "gpu", "tpu_interpret", "gpu_interpret"]
 
@@ -20,10 +24,7 @@ KERNEL_DTYPES = ("float32", "bfloat16")
 """What `pallas_kernels` computes with, in every implementation."""
 
 MOST_LAYERS = 1_000
-LARGEST_SIZE = 2**31 - 1
-"""Sizes beyond these are slips or malice: building so many layers takes for ever, and XLA's indices end there."""
-LARGEST_NUMBER = 3e38
-"""The largest a number may be: float32 ends there. JSON and gin both know infinity and integers of any length."""
+"""More are slips or malice: building so many takes for ever."""
 
 
 def split_implementation(name: str) -> tuple[str, bool]:
@@ -110,6 +111,9 @@ class LongRotaryScaling:
                 )
 
 
+AnyRotaryScaling = RotaryScaling | LongRotaryScaling | YarnRotaryScaling
+
+
 @no_type_check  # Its own checks name the field and the value
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
@@ -144,6 +148,11 @@ class DecoderConfig:
       query_key_norm: normalise queries and keys before they are rotated.
       query_key_norm_over: what is normalised together: the features of a ``head`` (Qwen 3), or those of ``all`` heads
         (OLMo 2).
+      latent_attention: sizes of multi-head latent attention, which then takes the place of attention by keys and values
+        (`coconut.models.latent_attention`); None for the latter. ``num_kv_heads`` and ``head_dim`` are then None;
+        ``qkv_bias`` is a bias of what is made of the residual stream, the queries of a single matrix excepted.
+      experts: MLPs of which each column uses a few (`coconut.models.experts`), from some layer on; None for the one of
+        ``mlp_dim`` in every layer.
       tied_head: logits from the embedding table itself.
       logit_scale: factor on the logits. With unit-variance embeddings and a tied head, ``D ** -0.5`` keeps logits
         near one and lets thoughts and tokens share a scale.
@@ -174,7 +183,7 @@ class DecoderConfig:
     position_embedding: PositionEmbedding = "learned"
     rotary_base: float = 10_000.0
     rotary_fraction: float = 1.0
-    rotary_scaling: RotaryScaling | LongRotaryScaling | None = None
+    rotary_scaling: RotaryScaling | LongRotaryScaling | YarnRotaryScaling | None = None
     normalization: Normalization = "layernorm"
     norm_placement: NormPlacement = "before"
     norm_epsilon: float = 1e-5
@@ -185,6 +194,8 @@ class DecoderConfig:
     query_key_norm: bool = False
     query_key_norm_over: Literal["head", "all"] = "head"
     tied_head: bool = True
+    latent_attention: LatentAttentionConfig | None = None
+    experts: ExpertsConfig | None = None
     logit_scale: float = 1.0
     embedding_stddev: float = 0.02
     kernel_stddev: float = 0.02
@@ -212,7 +223,7 @@ class DecoderConfig:
                 reject(field, f"must be at most {limit:,}")
         if self.num_heads * self.width_of_head > LARGEST_SIZE:
             reject("num_heads", f"times a width of {self.width_of_head} for each is more than {LARGEST_SIZE:,}")
-        if self.head_dim is None and self.embed_dim % self.num_heads:
+        if self.head_dim is None and self.latent_attention is None and self.embed_dim % self.num_heads:
             reject("embed_dim", f"must be a multiple of num_heads = {self.num_heads} where head_dim is None")
         if self.num_heads % self.kv_heads:
             reject("num_kv_heads", f"must divide num_heads = {self.num_heads}")
@@ -228,6 +239,14 @@ class DecoderConfig:
             reject("rotary_scaling", "needs rotary positions")
         if isinstance(self.rotary_scaling, LongRotaryScaling):
             self._check_long_rows(self.rotary_scaling)
+        if self.latent_attention is not None:
+            self._check_latent_attention()
+        elif isinstance(self.rotary_scaling, YarnRotaryScaling):
+            reject("rotary_scaling", "needs latent_attention: no other attention multiplies its scores by it")
+        if self.experts is not None and self.experts.first_layer >= self.num_layers:
+            reject("experts", f"first_layer must be less than num_layers = {self.num_layers}")
+        if self.experts is not None and (self.mlp != "swiglu" or self.mlp_bias):
+            reject("experts", f"need mlp = 'swiglu' and no mlp_bias, not {self.mlp!r} and {self.mlp_bias}")
         if self.query_key_norm_over != "head" and not self.query_key_norm:
             reject("query_key_norm_over", "means nothing without query_key_norm")
         if self.offset_bias and not (self.qkv_bias and self.position_embedding == "rotary"):
@@ -241,6 +260,33 @@ class DecoderConfig:
                 reject(field, "must be positive and finite")
         if not abs(self.offset_bias) <= LARGEST_NUMBER:
             reject("offset_bias", "must be finite")
+
+    def _check_latent_attention(self) -> None:
+        """Looks whether all that latent attention has no use for is left out."""
+        assert self.latent_attention is not None
+        wanted = {
+            "position_embedding": "rotary",
+            "normalization": "rmsnorm",
+            "num_kv_heads": None,
+            "head_dim": None,
+            "rotary_fraction": 1.0,
+            "query_key_norm": False,
+            "offset_bias": 0.0,
+        }
+        for field, value in wanted.items():
+            if getattr(self, field) != value:
+                why = f"latent_attention needs {value!r}"
+                raise CoconutError(f"DecoderConfig.{field} = {getattr(self, field)!r:.80}: {why}")
+        if self.num_heads * (self.latent_attention.plain_dim + self.latent_attention.value_dim) > LARGEST_SIZE:
+            why = f"times keys and values of {self.latent_attention!r:.80} is more than {LARGEST_SIZE:,}"
+            raise CoconutError(f"DecoderConfig.num_heads = {self.num_heads}: {why}")
+        if self.rotary_scaling is not None and self.rotary_base <= 1:
+            raise CoconutError(f"DecoderConfig.rotary_base = {self.rotary_base!r}: YaRN needs one above 1")
+        if not isinstance(self.rotary_scaling, YarnRotaryScaling | None):
+            raise CoconutError(
+                f"DecoderConfig.rotary_scaling = {self.rotary_scaling!r:.80}: latent_attention needs None or a "
+                "YarnRotaryScaling"
+            )
 
     def _check_long_rows(self, scaling: LongRotaryScaling) -> None:
         if len(scaling.short_factors) != self.rotary_width // 2:
@@ -273,12 +319,28 @@ class DecoderConfig:
 
     @property
     def width_of_head(self) -> int:
-        """``H``."""
+        """``H``; of latent attention, that of queries and keys."""
+        if self.latent_attention is not None:
+            return self.latent_attention.query_dim
         return self.embed_dim // self.num_heads if self.head_dim is None else self.head_dim
+
+    @property
+    def mixer(self) -> MixerKind:
+        """What mixes columns (`coconut.models.decoder_layer.MIXERS`)."""
+        return "attention" if self.latent_attention is None else "latent_attention"
+
+    def mlp_of(self, layer: Any) -> MlpKind:
+        """Which MLP a layer has (`coconut.models.decoder_layer.MLPS`); its number may be traced where all are alike."""
+        experts = self.experts
+        if experts is None or (experts.first_layer and layer < experts.first_layer):
+            return "dense"
+        return "experts"
 
     @property
     def rotary_width(self) -> int:
         """How many features of a head turn."""
+        if self.latent_attention is not None:
+            return self.latent_attention.rotary_dim
         return int(self.width_of_head * self.rotary_fraction)
 
     @property
@@ -304,8 +366,8 @@ class ExecutionConfig:
       attention: what computes attention: ``dense``, one softmax over all scores at once, or an implementation of
         `pallas_kernels` (``auto`` and those it names; ``tpu_interpret`` and ``gpu_interpret`` run a kernel step by step
         on any device, for tests). ``auto`` is chosen by `coconut.models.segment_attention.choose_attention`. Explicit
-        requests that do not apply raise. Dropout and dtypes other than `KERNEL_DTYPES` need ``dense`` or ``auto``,
-        which is then ``dense``.
+        requests that do not apply raise. Dropout, latent attention and dtypes other than `KERNEL_DTYPES` need
+        ``dense`` or ``auto``, which is then ``dense``.
       cross_entropy: what computes the training loss: ``full``, from all logits, or an implementation of
         `pallas_kernels.linear_cross_entropy`, which never holds them; ``auto`` is chosen by
         `coconut.losses.choose_cross_entropy`.
@@ -337,6 +399,16 @@ class ExecutionConfig:
         if decoder.dropout and self.attention not in ("auto", "dense"):
             why = f"the kernels drop no attention weights, as DecoderConfig.dropout = {decoder.dropout} asks for"
             self._reject("attention", why)
+        if self.scan_layers and decoder.experts is not None and decoder.experts.first_layer:
+            self._reject(
+                "scan_layers",
+                f"ExpertsConfig.first_layer = {decoder.experts.first_layer}: layers that are scanned must be alike, "
+                "and those before it have no experts",
+            )
+        if decoder.mixer != "attention" and self.attention not in ("auto", "dense"):
+            self._reject(
+                "attention", "the kernels read keys and values by heads, and not DecoderConfig.latent_attention"
+            )
 
     def _reject(self, field: str, why: str) -> None:
         raise CoconutError(f"ExecutionConfig.{field} = {getattr(self, field)!r}: {why}")

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from coconut.models.cache import LOOKED_BACK, Filling, KeyValue, Segment
+from coconut.models.cache import LOOKED_BACK, Filling, LayerCache, Segment
 from coconut.models.config import DecoderConfig, ExecutionConfig
+from coconut.models.decoder_layer import Layer
 from coconut.models.dropout import Dropout, RowMasks
-from coconut.models.layers import Embedding, Layer, make_linear, make_norm, residual, take_columns
+from coconut.models.layers import Embedding, make_linear, make_norm, residual, take_columns
 from coconut.models.lending import lend
 from coconut.models.segment_attention import Range, choose_attention, valid_range
 from coconut.sharding import constrain
@@ -227,9 +228,9 @@ class Decoder(nnx.Module):
             layer: Layer,
             x: Array,
             index: int | Array,
-            layer_past: list[KeyValue | Filling],
+            layer_past: list[LayerCache | Filling],
             wanted: Array | None = None,
-        ) -> tuple[Array, KeyValue | Filling]:
+        ) -> tuple[Array, LayerCache | Filling]:
             return layer(
                 x,
                 positions=positions,

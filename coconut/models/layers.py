@@ -18,11 +18,17 @@ from coconut.sharding import constrain
 
 
 def make_norm(
-    config: DecoderConfig, execution: ExecutionConfig, rngs: nnx.Rngs, *, width: int | None = None, axis: str = "embed"
+    config: DecoderConfig,
+    execution: ExecutionConfig,
+    rngs: nnx.Rngs,
+    *,
+    width: int | None = None,
+    axis: str = "embed",
+    epsilon: float | None = None,
 ) -> nnx.LayerNorm | nnx.RMSNorm:
     """The configured normalisation over ``D``, or another width, with statistics in at least float32.
 
-    ``axis`` is its logical axis (`RULES`).
+    ``axis`` is its logical axis (`RULES`); ``epsilon`` is the configured one where it is None.
     """
     axes = {"axes": (axis,)}
     kind, metadata = {
@@ -31,7 +37,7 @@ def make_norm(
     }[config.normalization]
     return kind(
         config.embed_dim if width is None else width,
-        epsilon=config.norm_epsilon,
+        epsilon=config.norm_epsilon if epsilon is None else epsilon,
         dtype=execution.compute_dtype,
         param_dtype=jnp.dtype(config.param_dtype),
         # E[x^2] - E[x]^2 cancels where thoughts grow large.
@@ -49,7 +55,10 @@ class Linear(nnx.Linear):
         None without one.
       lora_scaling: factor on what they make.
       lora_dropout: rate at which units of what they are applied to are dropped.
+      of_rows: whether it is applied to rows of activations alone. Else it cannot be lent, nor its adapter drop units.
     """
+
+    of_rows: bool = True
 
     lora_a: Any = None
     lora_b: Any = None
@@ -195,7 +204,7 @@ class Attention(nnx.Module):
           were written into.
         """
         # The attention weights have the keys that are folded by a column: the adapters' stand behind them.
-        site = _sites(None if dropout is None else dropout.at(dropout.total))
+        site = sites_of(None if dropout is None else dropout.at(dropout.total))
         query, key, value = self._project(x, positions, wanted, site)
         B, T = query.shape[:2]
         # Whole along the columns: every query looks back on all of them.
@@ -211,6 +220,10 @@ class Attention(nnx.Module):
             out, own = attend_by_kernels(query, sources, visible, implementation)
         out = out.swapaxes(1, 2).reshape(B, T, -1)
         return self.output(constrain(out, rows_of(out), "columns", "heads"), site(3)), own
+
+    def on_wanted_columns(self) -> list[nnx.Module]:
+        """What a pass applies to the wanted columns alone; its keys and values are made of all of them."""
+        return [self.query, self.output]
 
     def weights(
         self,
@@ -228,7 +241,7 @@ class Attention(nnx.Module):
           visible: the columns that each column wanted may see.
           wanted: the columns that attend.
         """
-        query, key, _ = self._project(x, positions, wanted, _sites(None))
+        query, key, _ = self._project(x, positions, wanted, sites_of(None))
         return attention_weights(query.swapaxes(1, 2), key.swapaxes(1, 2), visible)
 
     def _project(
@@ -270,8 +283,8 @@ class Attention(nnx.Module):
 class FeedForward(nnx.Module):
     """The MLP of a layer: one hidden matrix with GELU, or two with a SiLU gate."""
 
-    def __init__(self, config: DecoderConfig, execution: ExecutionConfig, *, rngs: nnx.Rngs):
-        D, F = config.embed_dim, config.width_of_mlp
+    def __init__(self, config: DecoderConfig, execution: ExecutionConfig, *, width: int | None = None, rngs: nnx.Rngs):
+        D, F = config.embed_dim, config.width_of_mlp if width is None else width
         self.kind = config.mlp
         self.up = make_linear(config, execution, D, F, ("embed", "mlp"), bias=config.mlp_bias, rngs=rngs)
         if config.mlp == "swiglu":
@@ -289,7 +302,7 @@ class FeedForward(nnx.Module):
 
     def __call__(self, x: Float[Array, "B T D"], dropout: Dropout | RowMasks | None = None) -> Float[Array, "B T D"]:
         """Applies the MLP to each column; ``dropout`` is the adapters'."""
-        site = _sites(dropout)
+        site = sites_of(dropout)
         hidden = constrain(self.up(x, site(0)), rows_of(x), "columns", "mlp")
         if self.kind == "swiglu":
             hidden = jax.nn.silu(constrain(self.gate(x, site(1)), rows_of(x), "columns", "mlp")) * hidden
@@ -298,7 +311,8 @@ class FeedForward(nnx.Module):
         return self.down(hidden, site(2))
 
 
-def _sites(dropout: Dropout | RowMasks | None) -> Callable[[int], Dropout | RowMasks | None]:
+def sites_of(dropout: Dropout | RowMasks | None) -> Callable[[int], Dropout | RowMasks | None]:
+    """The dropout of each site of a module, by its number."""
     return lambda site: None if dropout is None else dropout.at(site)
 
 
@@ -316,64 +330,3 @@ def take_columns(x: Shaped[Array, "B T *D"], wanted: Int[Array, "B W"]) -> Shape
     """The columns of each row that ``wanted`` names."""
     taken = jnp.take_along_axis(x, wanted.reshape(*wanted.shape, *[1] * (x.ndim - 2)), axis=1)
     return constrain(taken, *("rows", "columns", "features")[: x.ndim])
-
-
-class Layer(nnx.Module):
-    """Attention and MLP, each added to the residual stream, with norms before or behind them."""
-
-    def __init__(
-        self, config: DecoderConfig, execution: ExecutionConfig, index: Int[Array, ""] | int, *, rngs: nnx.Rngs
-    ):
-        self.norm_placement = config.norm_placement
-        self.attention_norm = make_norm(config, execution, rngs)
-        self.attention = Attention(config, execution, index, rngs=rngs)
-        self.mlp_norm = make_norm(config, execution, rngs)
-        self.mlp = FeedForward(config, execution, rngs=rngs)
-
-    def on_wanted_columns(self) -> list[nnx.Module]:
-        """What a pass applies to the wanted columns alone; its keys and values are made of all of them."""
-        return [self.attention.query, self.attention.output, self.mlp]
-
-    def attention_reads(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        """What the attention reads of the residual stream."""
-        return self.attention_norm(x) if self.norm_placement == "before" else x
-
-    def attention_adds(self, made: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        """What is added to the residual stream of what the attention made."""
-        return made if self.norm_placement == "before" else self.attention_norm(made)
-
-    def mlp_adds(self, x: Float[Array, "B T D"], dropout: Dropout | RowMasks | None = None) -> Float[Array, "B T D"]:
-        """What the MLP adds to the residual stream; ``dropout`` is the adapters'."""
-        if self.norm_placement == "before":
-            return self.mlp(self.mlp_norm(x), dropout)
-        return self.mlp_norm(self.mlp(x, dropout))
-
-    def __call__(
-        self,
-        x: Float[Array, "B T D"],
-        *,
-        positions: Int[Array, "B T"],
-        past: list[KeyValue | Filling],
-        visible: list[Any],
-        implementation: str,
-        dropout: Dropout | RowMasks | None,
-        columns: list[Int[Array, " _"]],
-        wanted: Int[Array, "B W"] | None = None,
-        write_at: Int[Array, ""] | None = None,
-    ) -> tuple[Float[Array, "B _ D"], KeyValue | Filling]:
-        """One layer, whose output has the columns wanted alone; see `Attention` for the arguments."""
-        drop = (lambda y, site: y) if dropout is None else (lambda y, site: dropout.at(site).units(y))
-        branch, own = self.attention(
-            self.attention_reads(x),
-            positions=positions,
-            past=past,
-            visible=visible,
-            implementation=implementation,
-            dropout=None if dropout is None else dropout.at(0),
-            columns=columns,
-            wanted=wanted,
-            write_at=write_at,
-        )
-        branch = drop(self.attention_adds(branch), 1)
-        x = residual((x if wanted is None else take_columns(x, wanted)) + branch)
-        return residual(x + drop(self.mlp_adds(x, None if dropout is None else dropout.at(3)), 2)), own

@@ -52,6 +52,8 @@ def lend(
 ) -> list[Any]:
     """The layers, once for each pass, with the matrices of every `nnx.Linear` on loan where that saves work.
 
+    Not of one that says (``of_rows``) that it is applied to other things than rows.
+
     Joining the ``B T`` rows of passes copies ``B T (D + F)`` numbers and keeps them until the end; it saves writing and
     adding a gradient of ``D F``. So a matrix is lent to passes of few rows, where there are several; the others use the
     owner's.
@@ -127,7 +129,8 @@ def _is_loan(x: Any) -> bool:
 
 
 def _linears(layers: Any) -> list[nnx.Linear]:
-    return [module for _, module in nnx.iter_modules(layers) if isinstance(module, nnx.Linear)]
+    modules = [module for _, module in nnx.iter_modules(layers) if isinstance(module, nnx.Linear)]
+    return [module for module in modules if getattr(module, "of_rows", True)]
 
 
 def _loans(batch: int, columns: tuple[int, ...], dtype: jnp.dtype, kernel: Array) -> tuple[Lent, ...]:

@@ -37,8 +37,8 @@ def choose_attention(config: DecoderConfig, execution: ExecutionConfig) -> str:
     """What ``ExecutionConfig.attention`` means here: ``auto`` is the kernels on a TPU and on some GPUs, else ``dense``.
 
     On a CPU blocks save little at the lengths of this field's questions. On a GPU the kernels are taken where they were
-    measured to make a training step faster (`pallas_kernels.measured`). What the kernels do not take, dropout and other
-    dtypes than `KERNEL_DTYPES`, is ``dense`` everywhere.
+    measured to make a training step faster (`pallas_kernels.measured`). What the kernels do not take, dropout, latent
+    attention and other dtypes than `KERNEL_DTYPES`, is ``dense`` everywhere.
     """
     if execution.attention != "auto":
         return execution.attention
@@ -46,7 +46,8 @@ def choose_attention(config: DecoderConfig, execution: ExecutionConfig) -> str:
     faster = device == "tpu" or (
         device == "gpu" and gpu_kernel_is_faster("flash_attention", execution.dtype, config.max_positions)
     )
-    chosen = "auto" if faster and not config.dropout and execution.dtype in KERNEL_DTYPES else "dense"
+    applies = not config.dropout and config.mixer == "attention" and execution.dtype in KERNEL_DTYPES
+    chosen = "auto" if faster and applies else "dense"
     log_once(f"attention on {device}: {'the kernels, each by its own table' if chosen == 'auto' else chosen}")
     return chosen
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import re
 import sys
 import types
@@ -24,10 +25,11 @@ from coconut.commands.plan.search import meshes, search
 from coconut.curriculum import CurriculumConfig
 from coconut.errors import CoconutError
 from coconut.mesh import MeshConfig
+from coconut.models.parameters import abstract_decoder, decoder_parameters
 from coconut.sharding import make_mesh
 from coconut.training.config import RunConfig
 from coconut.types import Language, Latent
-from tests.tiny_models import quick_compilation
+from tests.tiny_models import EXPERTS_STYLE, quick_compilation
 from tests.tiny_runs import tiny_run
 
 V5E = CHIPS["v5e"]
@@ -184,6 +186,22 @@ def test_links_that_a_collective_keeps_busy() -> None:
     assert [links(part, group) for group in (0, 4, 8)] == [2, 1, 2]  # Lines, no rings.
     assert links(cube, 4, dimensions=3) == 6
     assert links(Slice("one", V5E, (1,), ()), 0) == 1
+
+
+def test_flops_are_of_the_matrices_that_a_column_uses() -> None:
+    """Latent attention, and of eight experts three and the shared one."""
+    config, columns = EXPERTS_STYLE, 10
+    shapes = {name: leaf.shape for name, leaf in decoder_parameters(abstract_decoder(config)).items()}
+    used = sum(
+        math.prod(shape[-2:]) * (3 if len(shape) == 3 else 1)
+        for name, shape in shapes.items()
+        if name.startswith("layers.") and name.endswith(".kernel")
+    )
+    pairs = columns * (columns + 1) // 2
+    attention = config.num_layers * 2 * config.num_heads * (12 + 5) * pairs
+    logits = 2 * 4 * config.embed_dim * config.vocabulary
+    expected = 3 * 2 * (2 * columns * used + attention + logits)
+    assert model_flops(config, (Language(4), Latent(2), Language(4, 4)), 2) == expected
 
 
 @pytest.mark.slow

@@ -110,6 +110,11 @@ def _seeds() -> dict[str, tuple[str, list[bytes], Callable[[Path], Any]]]:
         "vocab_size": 30,
     }
     llama |= {"intermediate_size": 16, "rms_norm_eps": 1e-5, "rope_theta": 1e4, "max_position_embeddings": 16}
+    deepseek = llama | {"model_type": "deepseek_v3", "kv_lora_rank": 4, "q_lora_rank": None, "qk_nope_head_dim": 4}
+    deepseek |= {"qk_rope_head_dim": 4, "v_head_dim": 4, "n_routed_experts": 8, "num_experts_per_tok": 2, "n_group": 4}
+    deepseek |= {"moe_intermediate_size": 8, "n_shared_experts": 1, "first_k_dense_replace": 1, "topk_group": 2}
+    deepseek |= {"routed_scaling_factor": 2.5, "norm_topk_prob": True, "rope_scaling": {"type": "yarn", "factor": 40}}
+    deepseek["rope_scaling"] |= {"original_max_position_embeddings": 8, "mscale": 1.0, "mscale_all_dim": 1.0}
     run = resolve_run(["gin_configs/runs/prosqa_from_scratch.gin", "gin_configs/methods/coconut.gin"], [])
     tensors = safetensors.numpy.save({"a": np.zeros((2, 3), np.float32), "b": np.zeros(2, np.float16)})
     small = json.loads(published.content("gpt2"))
@@ -131,7 +136,7 @@ def _seeds() -> dict[str, tuple[str, list[bytes], Callable[[Path], Any]]]:
         "multiplication": ("a.txt", joined(products), _tasks("multiplication")),
         "own_task": ("a", [*joined(lines), *text(plain)], _own),
         "run_config": ("config.json", text(config_json(run)), _config),
-        "model_config": ("config.json", text(gpt2, llama), lambda path: read_config(path.parent)),
+        "model_config": ("config.json", text(gpt2, llama, deepseek), lambda path: read_config(path.parent)),
         "safetensors": ("model.safetensors", [tensors], _weights),
         "adapter": (ADAPTER_FILE, [_adapter_config()], _adapter),
         "tokenizer": ("tokenizer.json", text(_cut(small)), _tokenizer),

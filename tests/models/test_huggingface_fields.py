@@ -32,6 +32,9 @@ def write_config(folder: Path, name: str, **fields: Any) -> Path:
 _LONG = {"type": "longrope", "short_factor": [1.0, 1.5, 3.0], "long_factor": [2.0, 5.0, 9.0]}
 _CODE = {"AutoConfig": "configuration_phi3.Phi3Config", "AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM"}
 
+_YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+_DEEPSEEK_CODE = {"AutoModelForCausalLM": "modeling_deepseek.DeepseekV3ForCausalLM"}
+
 
 @pytest.mark.parametrize("name", ALL_CONFIGS)
 def test_whatever_transformers_writes_is_known(name: str) -> None:
@@ -79,8 +82,39 @@ def test_whatever_transformers_writes_is_known(name: str) -> None:
         ("phi3", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "rotary scaling of type 'linear'"),
         ("llama", {"rope_scaling": _LONG}, "rope_scaling has long_factor, short_factor: only"),
         ("olmo2", {"clip_qkv": 8.0}, "clip_qkv = 8.0: an unknown field"),
-        ("llama", {"model_type": "gemma3_text"}, "'gemma3_text' is not one of gpt2, llama, mistral, olmo2, phi3, "
-            "qwen2, qwen3 (its layers look back through a window and on everything in turn)"),
+        ("llama", {"model_type": "gemma3_text"}, "'gemma3_text' is not one of deepseek_v2, deepseek_v3, gpt2, "
+            "llama, mistral, olmo2, phi3, qwen2, qwen3 (its layers look back through a window and on everything in "
+            "turn)"),
+        ("deepseek_v3", {"n_group": 3}, "n_group = 3: must divide n_routed_experts = 8"),
+        ("deepseek_v3", {"topk_group": 5}, "topk_group = 5: must be at most n_group = 4"),
+        ("deepseek_v3", {"num_experts_per_tok": 5}, "num_experts_per_tok = 5: must be at most the 4 experts of top"),
+        ("deepseek_v3", {"n_group": 8, "topk_group": 4}, "n_group = 8: of n_routed_experts = 8 experts must have two"),
+        ("deepseek_v3", {"first_k_dense_replace": 2}, "replace = 2: must be less than num_hidden_layers = 2"),
+        ("deepseek_v3", {"n_shared_experts": 0}, "n_shared_experts = 0: must be at least 1"),
+        ("deepseek_v3", {"routed_scaling_factor": "x"}, "routed_scaling_factor = 'x': must be float"),
+        ("deepseek_v3", {"kv_lora_rank": ..., "q_lora_rank": ...}, "kv_lora_rank, q_lora_rank: missing"),
+        ("deepseek_v3", {"kv_lora_rank": 0}, "kv_lora_rank = 0: must be from 1"),
+        ("deepseek_v3", {"qk_rope_head_dim": 7, "head_dim": 7}, "qk_rope_head_dim = 7: must be even"),
+        ("deepseek_v3", {"head_dim": 16}, "head_dim = 16: only None or 8 is supported here"),
+        ("deepseek_v3", {"num_key_value_heads": 2}, "num_key_value_heads = 2: only None or 4 is supported here"),
+        ("deepseek_v3", {"scoring_func": "softmax"}, "scoring_func = 'softmax': only 'sigmoid' or None"),
+        ("deepseek_v3", {"topk_method": "greedy"}, "topk_method = 'greedy': only 'noaux_tc' or None"),
+        ("deepseek_v3", {"moe_layer_freq": 2}, "moe_layer_freq = 2"),
+        ("deepseek_v3", {"index_topk": 64}, "index_topk = 64: an unknown field"),
+        ("deepseek_v3", {"capacity_factor": 1.25}, "capacity_factor = 1.25: an unknown field"),
+        ("deepseek_v3", {"quantization_config": {"quant_method": "fp8"}}, "quantization_config = {'quant_meth"),
+        ("deepseek_v3", {"auto_map": {"AutoModelForCausalLM": "modeling_mine.Mine"}}, "auto_map = {'AutoModelForC"),
+        ("deepseek_v3", {"rope_scaling": {"type": "yarn"}}, "lacks factor, original_max_position_embeddings"),
+        ("deepseek_v3", {"rope_scaling": _YARN | {"attention_factor": 1.5}}, "attention_factor = 1.5: only None is"),
+        ("deepseek_v3", {"rope_scaling": _YARN | {"factor": 0.0}}, "json: factor = 0.0: must be positive"),
+        ("deepseek_v3", {"rope_scaling": _YARN | {"original_max_position_embeddings": 0}}, "_embeddings = 0: must be "),
+        ("deepseek_v3", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "'linear': only 'default' and 'yarn' are"),
+        ("deepseek_v2", {"norm_topk_prob": True}, "norm_topk_prob = True: only False or None"),
+        ("deepseek_v2", {"rope_interleave": False}, "rope_interleave = False: only True or None"),
+        ("deepseek_v2", {"topk_method": "noaux_tc"}, "topk_method = 'noaux_tc': only 'greedy' or 'group_limited_"),
+        ("deepseek_v2", {"mlp_bias": True}, "mlp_bias = True"),
+        ("deepseek_v2", {"num_nextn_predict_layers": 1}, "num_nextn_predict_layers = 1"),
+        ("llama", {"rope_scaling": _YARN}, "rotary scaling of type 'yarn': only 'default' and 'llama3' are"),
         ("gpt2", {"hidden_size": 16}, "hidden_size = 16: an unknown field"),  # `transformers` reads it as n_embd.
         ("gpt2", {"n_embd": 10**400}, "n_embd = 1000"),
         ("gpt2", {"n_layer": 100_000}, "n_layer = 100000: must be at most 1,000"),
@@ -104,13 +138,16 @@ def test_what_may_change_the_numbers_is_refused_by_name(
     [
         ("llama", {"hidden_act": "swish", "attention_dropout": 0.1, "scale_emb": None, "pretraining_tp": 2}),
         ("llama", {"architectures": ["LlamaModel"], "use_qk_norm": False, "num_nextn_predict_layers": 0}),
+        ("deepseek_v2", {"n_group": 1, "topk_group": 1, "scoring_func": "softmax", "ep_size": 1, "qk_head_dim": 12}),
+        ("deepseek_v3", {"num_nextn_predict_layers": 1, "seq_aux": True, "aux_loss_alpha": 0.001, "moe_layer_freq": 1}
+            | {"scoring_func": "sigmoid", "topk_method": "noaux_tc", "auto_map": _DEEPSEEK_CODE}),
         ("qwen2", {"sliding_window": 4096, "use_mrope": False, "attention_bias": True}),
         ("mistral", {"sliding_window": 64, "attention_bias": False}),
         ("phi3", {"sliding_window": 262144, "auto_map": _CODE, "resid_pdrop": 0.1, "full_attn_mod": 1}),
         ("gpt2", {"activation_function": "gelu_fast", "n_ctx": 1024, "reorder_and_upcast_attn": True}),
         ("gpt2", {"is_decoder": True, "top_k": 5, "task_specific_params": {"text-generation": {}}}),
     ],
-)
+)  # fmt: skip
 def test_what_changes_nothing_is_taken(name: str, fields: dict[str, Any], tmp_path: Path) -> None:
     plain = read_config(write_config(tmp_path, name))
     assert read_config(write_config(tmp_path, name, **fields)) == plain
@@ -170,6 +207,10 @@ _SCALED |= {"original_max_position_embeddings": 32}
         ("phi3", {"rope_scaling": _LONG, "rope_parameters": None, "partial_rotary_factor": 0.75, "rope_theta": 50.0}),
         ("phi3", {"rope_scaling": _LONG | {"type": "su", "attention_factor": 1.5, "partial_rotary_factor": 0.75}
             | {"original_max_position_embeddings": 32}}),
+        ("deepseek_v3", {"rope_parameters": None, "rope_theta": 50.0, "rope_scaling": _YARN | {"beta_fast": 2}
+            | {"beta_slow": 0.2, "mscale_all_dim": 1.0}}),
+        ("deepseek_v2_grouped", {"rope_parameters": None, "rope_theta": 50.0, "rope_scaling": _YARN
+            | {"mscale": 0.707, "mscale_all_dim": 0.707, "beta_fast": 4, "beta_slow": 1}}),
         ("phi3", {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5, "rope_theta": 50.0}}),
         *(("llama", fields) for fields in [
         {"rope_scaling": _SCALED, "rope_parameters": {"rope_type": "default", "rope_theta": 50.0}, "rope_theta": 200.0},

@@ -22,14 +22,16 @@ from coconut.models.decoder import Decoder
 from coconut.models.huggingface import load_pretrained, load_weights, read_config
 from coconut.models.parameters import decoder_parameters
 from coconut.models.presets import PRESETS
-from tests.tiny_huggingface import ALL_CONFIGS, random_model, tensors_of_decoder, write_model
+from tests.tiny_huggingface import ALL_CONFIGS, corrections, random_model, tensors_of_decoder, write_model
 
 WEIGHTS = "model.safetensors"
 
 
 def assert_holds(decoder: Decoder, model: Any) -> None:
     """All parameters are those of the model, bit for bit."""
-    theirs = {name: parameter.detach().float().numpy() for name, parameter in model.named_parameters()}
+    theirs = {
+        name: parameter.detach().float().numpy() for name, parameter in (*model.named_parameters(), *corrections(model))
+    }
     ours = tensors_of_decoder(decoder)
     assert ours.keys() == theirs.keys()
     for name, value in theirs.items():
@@ -44,6 +46,8 @@ def test_parameters_are_those_of_the_checkpoint_in_both_layouts(name: str, tmp_p
     one_by_one = load_pretrained(tmp_path)
     assert one_by_one.config == read_config(tmp_path)
     assert_holds(one_by_one, model)
+    if one_by_one.config.experts is not None and one_by_one.config.experts.first_layer:
+        return  # Its layers are not alike, and are not stacked.
     stacked = load_pretrained(tmp_path, execution=ExecutionConfig(scan_layers=True))
     assert decoder_parameters(stacked)["layers.mlp.up.kernel"].shape[0] == one_by_one.config.num_layers
     assert_holds(stacked, model)
@@ -275,3 +279,47 @@ def test_neither_a_folder_nor_a_repository(tmp_path: Path, monkeypatch: pytest.M
         load_pretrained("someone/gpt2")
     with pytest.raises(CoconutError, match="only a repository has revisions"):
         load_pretrained(tmp_path, revision="main")
+
+
+# --- DeepSeek -------------------------------------------------------------------------------------------------------
+
+
+def changed_deepseek(folder: Path, change: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]) -> Path:
+    rewrite(write_model(folder, "deepseek_v3"), change)
+    return folder
+
+
+def test_fp8_blocks_and_a_bias_of_another_length_are_refused(tmp_path: Path) -> None:
+    expert, bias = "model.layers.1.mlp.experts.3.up_proj.weight", "model.layers.1.mlp.gate.e_score_correction_bias"
+    blocks = changed_deepseek(
+        tmp_path / "fp8", lambda tensors: tensors | {f"{expert}_scale_inv": np.ones((1, 1), np.float32)}
+    )
+    with pytest.raises(CoconutError, match=rf"model.safetensors: tensor {expert}_scale_inv .* fp8 .* are not read"):
+        load_pretrained(blocks)
+    short = changed_deepseek(tmp_path / "short", lambda tensors: tensors | {bias: tensors[bias][:7]})
+    with pytest.raises(CoconutError, match=rf"{bias} has shape \(7,\), the config gives it \(8,\)"):
+        load_pretrained(short)
+    missing = changed_deepseek(tmp_path / "missing", lambda tensors: {k: v for k, v in tensors.items() if k != expert})
+    with pytest.raises(CoconutError, match=f"tensor {expert} is missing"):
+        load_pretrained(missing)
+
+
+def test_modules_for_further_tokens_are_not_read(tmp_path: Path) -> None:
+    before = load_pretrained(write_model(tmp_path / "plain", "deepseek_v3"))
+    further = {f"model.layers.2.{name}": np.ones((2, 2), np.float32) for name in ("eh_proj.weight", "mlp.gate.weight")}
+    after = load_pretrained(changed_deepseek(tmp_path / "further", lambda tensors: tensors | further))
+    for name, value in decoder_parameters(before).items():
+        np.testing.assert_array_equal(decoder_parameters(after)[name], value, name)
+
+
+def test_routers_of_a_narrow_checkpoint_stay_wide(tmp_path: Path) -> None:
+    model = random_model("deepseek_v3", dtype=torch.bfloat16)
+    for name, tensor in (*model.named_parameters(), *corrections(model)):
+        if ".gate." in name:
+            tensor.data = tensor.data.float() * 1.001
+    model.save_pretrained(tmp_path)
+    decoder = load_pretrained(tmp_path)
+    assert decoder.config.param_dtype == decoder.execution.dtype == "bfloat16"
+    wide = {name for name, leaf in decoder_parameters(decoder).items() if leaf.dtype == jnp.float32}
+    assert wide == {"layers.1.mlp.router.kernel", "layers.1.mlp.router.correction"}
+    assert_holds(decoder, model)

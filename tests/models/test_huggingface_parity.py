@@ -19,7 +19,7 @@ from coconut.models.config import ExecutionConfig
 from coconut.models.decoder import Decoder
 from coconut.models.huggingface import load_pretrained
 from coconut.types import Language, Latent
-from tests.tiny_huggingface import CONFIGS, VOCABULARY, random_model, tensors_of_decoder
+from tests.tiny_huggingface import CONFIGS, VOCABULARY, corrections, random_model, tensors_of_decoder
 from tests.tiny_models import quick_compilation, quick_jit
 
 LOGITS = 2e-5  # Absolute, for logits of a scale of one.
@@ -62,6 +62,8 @@ def left_padded(lengths: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, np.nd
 def assert_same_gradients(ours: Decoder, model: Any) -> None:
     theirs = {name: parameter.grad.numpy() for name, parameter in model.named_parameters()}
     mine = tensors_of_decoder(ours)
+    for name, _ in corrections(model):  # They choose experts, and have no gradient.
+        assert not mine.pop(name).any()
     assert mine.keys() == theirs.keys()
     for name, gradient in theirs.items():
         norm = np.linalg.norm(gradient)
@@ -91,6 +93,24 @@ def test_logits_and_gradients(pair: Pair) -> None:
     assert 0.5 < expected.std() < 2.0
     np.testing.assert_allclose(np.asarray(logits)[valid], expected, rtol=0, atol=LOGITS)
     assert_same_gradients(gradients, pair.theirs)
+
+
+@pytest.mark.parametrize("name", ["deepseek_v2_grouped", "deepseek_v3_plain"])
+def test_logits_of_other_choices(name: str, tmp_path: Path) -> None:
+    model = random_model(name)
+    model.save_pretrained(tmp_path)
+    tokens = np.random.default_rng(0).integers(0, VOCABULARY, (2, 20)).astype(np.int32)
+
+    def logits(decoder: Decoder) -> jax.Array:
+        positions = jnp.broadcast_to(jnp.arange(20), (2, 20))
+        hidden, _ = decoder.trunk(
+            decoder.embed(jnp.asarray(tokens)), positions=positions, valid=jnp.ones((2, 20), bool)
+        )
+        return decoder.unembed(hidden)
+
+    theirs = model(torch.tensor(tokens).long()).logits.detach().numpy()
+    assert 0.3 < theirs.std() < 3.0
+    np.testing.assert_allclose(quick_jit(logits)(load_pretrained(tmp_path)), theirs, rtol=0, atol=1e-5)
 
 
 def test_greedy_generation(pair: Pair) -> None:

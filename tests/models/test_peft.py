@@ -31,18 +31,20 @@ ROWS = (7, 3)
 TOKENS = np.asarray([[7, 1, 3, 9, 7, 2], [0, 3, 5, 11, 28, 7]])
 # Of GPT-2 the fused matrix, and a name that two matrices end in; of Llama one matrix in one layer alone.
 TARGETS = {
+    "deepseek_v3": ["q_a_proj", "kv_a_proj_with_mqa", "kv_b_proj", "model.layers.1.self_attn.o_proj"],
     "gpt2": ["c_attn", "c_proj"],
     "llama": ["q_proj", "v_proj", "mlp.down_proj", "model.layers.1.mlp.up_proj"],
     "phi3": ["qkv_proj", "mlp.down_proj"],
 }
 OURS = {
+    "deepseek_v3": ("layers.*.attention.query*", "layers.1.attention.latent", "layers.*.attention.output"),
     "gpt2": ("layers.*.attention.*", "layers.0.mlp.up"),
     "llama": ("layers.*.attention.value", "layers.*.mlp.*", "layers.1.attention.output"),
     "phi3": ("layers.*.attention.query", "layers.*.attention.value", "layers.1.mlp.up"),
 }
 
 
-@pytest.fixture(scope="module", params=["gpt2", "llama", "phi3"])
+@pytest.fixture(scope="module", params=["deepseek_v3", "gpt2", "llama", "phi3"])
 def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Any, Path]:
     """The name of a family, its model, and the folder of it. GPT-2 ties its head, and the Llama here does not."""
     folder = tmp_path_factory.mktemp(request.param)
@@ -89,6 +91,8 @@ def test_an_adapter_of_peft_computes_here_what_it_computes_there(base: tuple[str
     assert_same_logits(our_logits(decoder), theirs)
     assert (config.rank, config.alpha, config.trained_rows) == (4, 6, ROWS)
     expected = {
+        "deepseek_v3": {f"layers.*.attention.{x}" for x in ("query_latent", "latent", "expansion")}
+        | {"layers.1.attention.output"},
         "gpt2": {f"layers.*.{x}" for x in ("attention.query", "attention.key", "attention.value", "attention.output")}
         | {"layers.*.mlp.down"},
         "llama": {"layers.*.attention.query", "layers.*.attention.value", "layers.*.mlp.down", "layers.1.mlp.up"},
@@ -98,7 +102,7 @@ def test_an_adapter_of_peft_computes_here_what_it_computes_there(base: tuple[str
 
 
 @pytest.mark.parametrize(
-    ("base", "stabilized"), [("gpt2", False), ("gpt2", True), ("llama", False), ("phi3", False)], indirect=["base"]
+    ("base", "stabilized"), [(name, False) for name in TARGETS] + [("gpt2", True)], indirect=["base"]
 )
 def test_peft_computes_what_an_adapter_of_ours_does(
     base: tuple[str, Any, Path], stabilized: bool, tmp_path: Path
@@ -215,3 +219,11 @@ def test_files_that_are_missing_are_named(adapter: tuple[Decoder, Path], tmp_pat
         CoconutError, match=r"(?s)adapter_config.json is missing.*adapter_model.safetensors \(0 bytes\)"
     ):
         load_adapter(tmp_path, adapter[0])
+
+
+def test_adapters_that_peft_would_take_for_those_of_experts_are_not_written(tmp_path: Path) -> None:
+    random_model("deepseek_v3").save_pretrained(tmp_path / "model")
+    config = AdapterConfig(rank=2, alpha=3.0, targets=("layers.1.mlp.shared.up",))
+    decoder = random_adapters(load_pretrained(tmp_path / "model"), config)
+    with pytest.raises(CoconutError, match=r"model.layers.1.mlp.shared_experts.up_proj: PEFT takes adapters of this"):
+        save_adapter(decoder, config, tmp_path / "adapter", base="some/base")

@@ -259,14 +259,35 @@ def model_flops(decoder: DecoderConfig, schedule: Schedule, rows: int) -> int:
     Three times those of the forward pass (Kaplan et al. 2020, section 2.1): the matrices at every column, attention
     over the columns before, logits at the scored columns.
     """
-    width, heads = decoder.embed_dim, decoder.num_heads * decoder.width_of_head
-    attention = 2 * width * heads + 2 * width * decoder.kv_heads * decoder.width_of_head
-    mlp = (3 if decoder.mlp == "swiglu" else 2) * width * decoder.width_of_mlp
+    width = decoder.embed_dim
+    attention, of_pair = _numbers_of_attention(decoder)
+    mlps = sum(_numbers_of_mlp(decoder, layer) for layer in range(decoder.num_layers))
     columns = sum(span.length for span in schedule)
     scored = sum(getattr(span, "scored", 0) for span in schedule)
     pairs = columns * (columns + 1) // 2
-    forward = decoder.num_layers * (2 * columns * (attention + mlp) + 4 * heads * pairs)
+    forward = decoder.num_layers * (2 * columns * attention + 2 * of_pair * pairs) + 2 * columns * mlps
     return 3 * rows * (forward + 2 * scored * width * decoder.vocabulary)
+
+
+def _numbers_of_mlp(decoder: DecoderConfig, layer: int) -> int:
+    """The numbers of the matrices of a layer's MLP that a column uses."""
+    width, matrices, experts = decoder.embed_dim, 3 if decoder.mlp == "swiglu" else 2, decoder.experts
+    if experts is None or decoder.mlp_of(layer) == "dense":
+        return matrices * width * decoder.width_of_mlp
+    return width * (experts.count + matrices * (experts.chosen + experts.shared) * experts.width)
+
+
+def _numbers_of_attention(decoder: DecoderConfig) -> tuple[int, int]:
+    """Of a layer's attention: the numbers of its matrices, and the products of a query and a column it looks at."""
+    width, heads, sizes = decoder.embed_dim, decoder.num_heads, decoder.latent_attention
+    if sizes is None:
+        queries, keys = heads * decoder.width_of_head, decoder.kv_heads * decoder.width_of_head
+        return 2 * width * (queries + keys), 2 * queries
+    asked, between = heads * sizes.query_dim, sizes.query_latent_dim
+    queries = width * asked if between is None else (width + asked) * between
+    kept = width * (sizes.latent_dim + sizes.rotary_dim)
+    expansion = sizes.latent_dim * heads * (sizes.plain_dim + sizes.value_dim)
+    return queries + kept + expansion + heads * sizes.value_dim * width, asked + heads * sizes.value_dim
 
 
 def suggestions(config: RunConfig, mesh: Mesh) -> tuple[str, ...]:

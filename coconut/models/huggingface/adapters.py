@@ -73,8 +73,8 @@ def save_adapter(
       files: further files by name, such as those of the tokenizer.
 
     Raises:
-      CoconutError: the folder holds something, no architecture of `transformers` computes what the decoder does, or the
-        disk refuses.
+      CoconutError: the folder holds something, no architecture of `transformers` computes what the decoder does, the
+        MLPs of a decoder with experts have adapters, or the disk refuses.
     """
     family, own = family_of(decoder.config), decoder_parameters(decoder)
     tensors: dict[str, np.ndarray] = {}
@@ -87,6 +87,11 @@ def save_adapter(
         if not any(pairs):
             continue
         blocks = len(pairs)
+        if decoder.config.experts is not None and ".mlp." in module:
+            raise CoconutError(
+                f"{module}: PEFT takes adapters of this name for those of the experts, which have none; merge it "
+                "(`merge_adapters`), or leave MLPs out of AdapterConfig.targets"
+            )
         if blocks > 1:
             ranks[module] = blocks * config.rank
             alphas[module] = config.alpha * (math.sqrt(blocks) if config.rank_stabilized else blocks)

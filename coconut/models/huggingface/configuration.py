@@ -1,14 +1,14 @@
 """Between ``config.json`` and `DecoderConfig`.
 
-GPT-2, Llama (SmolLM 2 among them), Mistral, OLMo 2, Phi 3 (3.5, 4), Qwen 2 (2.5) and Qwen 3. A field of ``config.json``
-that changes what is computed, or is not known to change nothing (`coconut.models.huggingface.fields`), is refused.
+DeepSeek V2 and V3, GPT-2, Llama (SmolLM 2 among them), Mistral, OLMo 2, Phi 3 (3.5, 4), Qwen 2 (2.5) and Qwen 3. A
+field of ``config.json`` that changes what is computed, or is not known to change nothing
+(`coconut.models.huggingface.fields`), is refused.
 """
 
 import dataclasses
 import json
 import math
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -17,7 +17,16 @@ from typing import Any
 from coconut.errors import CoconutError
 from coconut.hub import local_folder
 from coconut.models.config import DecoderConfig, Family, LongRotaryScaling, Mlp, RotaryScaling
-from coconut.models.huggingface.fields import GPT2_SIZES, LLAMA_SIZES, their_names, unsupported
+from coconut.models.huggingface.deepseek import (
+    deepseek_choices,
+    deepseek_fields,
+    deepseek_json,
+    is_deepseek,
+    yarn_choices,
+    yarn_json,
+)
+from coconut.models.huggingface.fields import DEEPSEEK_SIZES, GPT2_SIZES, LLAMA_SIZES, renamed, their_names, unsupported
+from coconut.models.latent_config import YarnRotaryScaling
 
 CONFIG_FILE = "config.json"
 ADAPTER_FILE = "adapter_config.json"
@@ -27,6 +36,8 @@ EXPORT_FIELD = "coconut"
 
 ARCHITECTURES: Mapping[Family, str] = MappingProxyType(
     {
+        "deepseek_v2": "DeepseekV2ForCausalLM",
+        "deepseek_v3": "DeepseekV3ForCausalLM",
         "gpt2": "GPT2LMHeadModel",
         "llama": "LlamaForCausalLM",
         "mistral": "MistralForCausalLM",
@@ -40,6 +51,7 @@ ARCHITECTURES: Mapping[Family, str] = MappingProxyType(
 
 # What people try besides, and why it is not read.
 _REFUSED = {
+    "deepseek_v32": "its attention chooses the columns it looks at",
     "gemma2": "its layers look back through a window and on everything in turn, and its scores are capped",
     "gemma3": "it reads images, too",
     "gemma3_text": "its layers look back through a window and on everything in turn",
@@ -156,8 +168,7 @@ def _decoder_config(content: Mapping[str, Any], problems: list[str]) -> DecoderC
         found.append(f"model_type = {family!r} is not one of {', '.join(ARCHITECTURES)}{why}")
     else:
         found += unsupported(family, ARCHITECTURES[family], content)
-        theirs = GPT2_SIZES if family == "gpt2" else LLAMA_SIZES
-        for name, their in theirs.items():
+        for name, their in _sizes(family).items():
             if their not in content and their not in _OPTIONAL:
                 found.append(f"{their} is missing")
             fields[name] = content.get(their)
@@ -169,6 +180,11 @@ def _decoder_config(content: Mapping[str, Any], problems: list[str]) -> DecoderC
             found.append(in_their_words(str(error), str(family)))
     problems += found
     return None
+
+
+def _sizes(family: Family) -> Mapping[str, str]:
+    """Our sizes and what they are called."""
+    return DEEPSEEK_SIZES if is_deepseek(family) else GPT2_SIZES if family == "gpt2" else LLAMA_SIZES
 
 
 def _shortened(config: DecoderConfig, family: Family) -> DecoderConfig:
@@ -217,6 +233,7 @@ def _llama_choices(family: str, content: Mapping[str, Any], problems: list[str])
         "norm_placement": "after" if family == "olmo2" else "before",
         "tied_head": content.get("tie_word_embeddings", False),
         **_rotary_choices(family, content, problems),
+        **(deepseek_choices(family, content, problems) if is_deepseek(family) else {}),
         **head_dim,
     }
 
@@ -230,12 +247,8 @@ def _switch(content: Mapping[str, Any], name: str) -> Any:
 def in_their_words(message: str, family: str) -> str:
     """An error of a `DecoderConfig` with the names that the fields have in a config.json."""
     if "LongRotaryScaling" in message:
-        message = _renamed(message, "LongRotaryScaling", _LONG_ROTARY_SCALING)
-    return _renamed(message, "DecoderConfig", their_names(family))
-
-
-def _renamed(message: str, config: str, names: Mapping[str, str]) -> str:
-    return re.sub(rf"({config}\.)?\b({'|'.join(names)})\b", lambda match: names[match[2]], message)
+        message = renamed(message, "LongRotaryScaling", _LONG_ROTARY_SCALING)
+    return renamed(message, "DecoderConfig", their_names(family))
 
 
 def _rotary_choices(family: str, content: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
@@ -255,7 +268,9 @@ def _rotary_choices(family: str, content: Mapping[str, Any], problems: list[str]
     # Phi's files call it by three names; `transformers` takes the other two for this one, too.
     if family == "phi3" and kind in ("longrope", "su", "yarn"):
         return choices | _long_rotary_choices(content, rope, problems)
-    if kind == "llama3" and family != "phi3":
+    if is_deepseek(family) and kind == "yarn":
+        return choices | yarn_choices(rope, problems)
+    if kind == "llama3" and family != "phi3" and not is_deepseek(family):
         names = tuple(_ROTARY_SCALING.values())
         if missing := [name for name in names if name not in rope]:
             problems.append(f"the rotary scaling lacks {', '.join(missing)}")
@@ -266,9 +281,9 @@ def _rotary_choices(family: str, content: Mapping[str, Any], problems: list[str]
                 factor=factor, low_frequency_factor=low, high_frequency_factor=high, original_positions=original
             )
         except CoconutError as error:
-            problems.append(_renamed(str(error), "RotaryScaling", _ROTARY_SCALING))
+            problems.append(renamed(str(error), "RotaryScaling", _ROTARY_SCALING))
     elif kind != "default":
-        other = "longrope" if family == "phi3" else "llama3"
+        other = "yarn" if is_deepseek(family) else "longrope" if family == "phi3" else "llama3"
         problems.append(f"rotary scaling of type {kind!r}: only 'default' and {other!r} are supported")
     return choices
 
@@ -299,7 +314,7 @@ def _long_rotary_choices(content: Mapping[str, Any], rope: Mapping[str, Any], pr
             attention_factor=attention_factor,
         )
     except CoconutError as error:
-        problems.append(_renamed(str(error), "LongRotaryScaling", _LONG_ROTARY_SCALING))
+        problems.append(renamed(str(error), "LongRotaryScaling", _LONG_ROTARY_SCALING))
         return {}
     return {"rotary_scaling": scaling, "max_positions": min(longest, original)}
 
@@ -314,7 +329,9 @@ def family_of(config: DecoderConfig) -> Family:
       CoconutError: none does, or its own does not; the message says for each family which fields are in the way.
     """
     is_long = isinstance(config.rotary_scaling, LongRotaryScaling)
+    of_layers = {"mixer": "attention", "experts": None}
     plain = {
+        **of_layers,
         "position_embedding": "rotary",
         "normalization": "rmsnorm",
         "mlp": "swiglu",
@@ -327,6 +344,7 @@ def family_of(config: DecoderConfig) -> Family:
     no_bias = {"qkv_bias": False, "output_bias": False, "mlp_bias": False}
     wanted: dict[Family, dict[str, Any]] = {
         "gpt2": {
+            **of_layers,
             "position_embedding": "learned",
             "normalization": "layernorm",
             "mlp": config.mlp if config.mlp in _MLPS.values() else "gelu_tanh",
@@ -359,6 +377,8 @@ def family_of(config: DecoderConfig) -> Family:
             "rotary_scaling": config.rotary_scaling if is_long else None,
         },
         "mistral": {**plain, **no_bias, "query_key_norm": False},
+        "deepseek_v3": deepseek_fields("deepseek_v3", config, plain),
+        "deepseek_v2": deepseek_fields("deepseek_v2", config, plain),
     }
     if config.family is not None:
         wanted = {config.family: wanted[config.family]}
@@ -395,13 +415,15 @@ def config_json(config: DecoderConfig) -> dict[str, Any]:
         "head_dim": config.width_of_head,
         "mlp_dim": config.width_of_mlp,
     }
-    for name, their in (GPT2_SIZES if family == "gpt2" else LLAMA_SIZES).items():
+    for name, their in _sizes(family).items():
         content[their] = values.get(name, getattr(config, name))
     if family == "gpt2":
         content["activation_function"] = {"gelu_tanh": "gelu_new", "gelu": "gelu"}[config.mlp]
         content |= dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), config.dropout)
         return content
     content |= {"hidden_act": "silu", "rope_theta": config.rotary_base, "rope_scaling": _rope_scaling(config)}
+    if is_deepseek(family):
+        return content | deepseek_json(family, config)
     if family in ("llama", "olmo2", "qwen3"):
         content["attention_bias"] = config.qkv_bias
     if family == "llama":
@@ -419,6 +441,8 @@ def _rope_scaling(config: DecoderConfig) -> dict[str, Any] | None:
     scaling = config.rotary_scaling
     if scaling is None:
         return None
+    if isinstance(scaling, YarnRotaryScaling):
+        return yarn_json(scaling)
     if isinstance(scaling, LongRotaryScaling):
         fields = {their: getattr(scaling, name) for name, their in _LONG_ROTARY_SCALING.items()}
         return {"rope_type": "longrope", **{k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}}

@@ -4,6 +4,7 @@ Any other is refused. Makers of models take a known ``model_type`` and add a fie
 that their own code reads: loaded without it, such a model gives wrong numbers and no error.
 """
 
+import re
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -31,6 +32,43 @@ LLAMA_SIZES: Mapping[str, str] = MappingProxyType(
         "mlp_dim": "intermediate_size",
         "max_positions": "max_position_embeddings",
         "norm_epsilon": "rms_norm_eps",
+    }
+)
+DEEPSEEK_SIZES: Mapping[str, str] = MappingProxyType(
+    {name: their for name, their in LLAMA_SIZES.items() if name not in ("num_kv_heads", "head_dim")}
+)
+LATENT_ATTENTION: Mapping[str, str] = MappingProxyType(
+    {
+        "latent_dim": "kv_lora_rank",
+        "query_latent_dim": "q_lora_rank",
+        "plain_dim": "qk_nope_head_dim",
+        "rotary_dim": "qk_rope_head_dim",
+        "value_dim": "v_head_dim",
+        "interleaved": "rope_interleave",
+    }
+)
+EXPERTS: Mapping[str, str] = MappingProxyType(
+    {
+        "count": "n_routed_experts",
+        "chosen": "num_experts_per_tok",
+        "width": "moe_intermediate_size",
+        "shared": "n_shared_experts",
+        "first_layer": "first_k_dense_replace",
+        "groups": "n_group",
+        "groups_chosen": "topk_group",
+        "normalized": "norm_topk_prob",
+        "scaling": "routed_scaling_factor",
+    }
+)
+YARN: Mapping[str, str] = MappingProxyType(
+    {
+        "factor": "factor",
+        "original_positions": "original_max_position_embeddings",
+        "beta_fast": "beta_fast",
+        "beta_slow": "beta_slow",
+        "mscale": "mscale",
+        "mscale_all_dim": "mscale_all_dim",
+        "truncate": "truncate",
     }
 )
 # What a choice of ours is called in their files.
@@ -75,8 +113,17 @@ _LLAMA_ONLY: Mapping[str, tuple[Any, ...]] = {
 }
 _NO_BIAS: Mapping[str, tuple[Any, ...]] = {"attention_bias": (False, None), "mlp_bias": (False, None)}
 _WHOLE: Mapping[str, tuple[Any, ...]] = {"partial_rotary_factor": (1.0, None)}
+_DEEPSEEK_ONLY: Mapping[str, tuple[Any, ...]] = {**_WHOLE, "mlp_bias": (False, None), "moe_layer_freq": (1, None)}
 # Beside the family's. Windows: `_windows` looks at those that are used wherever they are named.
 _OWN_ONLY: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
+    "deepseek_v2": {
+        **_DEEPSEEK_ONLY,
+        "scoring_func": ("softmax", None),
+        "topk_method": ("greedy", "group_limited_greedy"),
+        "norm_topk_prob": (False, None),  # `transformers` does not look at it, and DeepSeek's own code does.
+        "rope_interleave": (True, None),
+    },
+    "deepseek_v3": {**_DEEPSEEK_ONLY, "scoring_func": ("sigmoid", None), "topk_method": ("noaux_tc", None)},
     "gpt2": {},
     "llama": _WHOLE,
     "mistral": {**_WHOLE, **_NO_BIAS},
@@ -92,11 +139,19 @@ _OWN_ONLY: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
     "qwen3": {**_WHOLE, "mlp_bias": (False, None)},
 }
 _OWN_CODE = {
+    **{
+        f"deepseek_v{number}": {
+            "AutoConfig": f"configuration_deepseek.DeepseekV{number}Config",
+            "AutoModel": f"modeling_deepseek.DeepseekV{number}Model",
+            "AutoModelForCausalLM": f"modeling_deepseek.DeepseekV{number}ForCausalLM",
+        }
+        for number in (2, 3)
+    },
     "phi3": {
         "AutoConfig": "configuration_phi3.Phi3Config",
         "AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM",
         "AutoTokenizer": "Xenova/gpt-4o",
-    }
+    },
 }
 # What a field that is not there means to `transformers`, where that is not what we compute.
 _UNSAID: Mapping[str, Mapping[str, Any]] = {"mistral": {"sliding_window": 4096}}
@@ -137,7 +192,17 @@ _LLAMA_HARMLESS = frozenset(
         "mlp_bias", "pretraining_tp", "sliding_window", "max_window_layers",
     ]
 )
+# Losses of training, and how many devices hold the experts.
+_DEEPSEEK_HARMLESS = frozenset(
+    [
+        "auto_map", "aux_loss_alpha", "seq_aux", "ep_size", "output_router_logits", "head_dim", "qk_head_dim",
+        "num_key_value_heads", *LATENT_ATTENTION.values(), *EXPERTS.values(),
+    ]
+)
 _OWN_HARMLESS = {
+    "deepseek_v2": _DEEPSEEK_HARMLESS,
+    # Modules that predict further tokens, which the model itself does not use: their weights are not read.
+    "deepseek_v3": _DEEPSEEK_HARMLESS | {"num_nextn_predict_layers", "num_mtp_layers"},
     "phi3": frozenset(["resid_pdrop", "embd_pdrop", "original_max_position_embeddings", "auto_map"]),
 }
 # What `rope_scaling` and `rope_parameters` may hold; another entry is one layer's own, or a scaling's we do not know.
@@ -148,12 +213,20 @@ _ROPE = frozenset(
     ]
 )
 _LONG_ROPE = frozenset(["short_factor", "long_factor", "attention_factor"])
+_YARN_ROPE = frozenset(["attention_factor", *YARN.values()])
 # fmt: on
 
 
 def their_names(family: str) -> dict[str, str]:
     """Our fields of a `DecoderConfig` and what a file of the family calls them."""
-    return {**GPT2_SIZES, **_GPT2_CHOICES} if family == "gpt2" else {**LLAMA_SIZES, **_LLAMA_CHOICES}
+    if family == "gpt2":
+        return {**GPT2_SIZES, **_GPT2_CHOICES}
+    return {**(DEEPSEEK_SIZES if family.startswith("deepseek") else LLAMA_SIZES), **_LLAMA_CHOICES}
+
+
+def renamed(message: str, config: str, names: Mapping[str, str]) -> str:
+    """An error of a config with the names that its fields have in a config.json."""
+    return re.sub(rf"({config}\.)?\b({'|'.join(names)})\b", lambda match: names[match[2]], message)
 
 
 def unsupported(family: str, causal_model: str, content: Mapping[str, Any]) -> list[str]:
@@ -166,14 +239,17 @@ def unsupported(family: str, causal_model: str, content: Mapping[str, Any]) -> l
     """
     gpt2 = family == "gpt2"
     only = {**_ANY_FAMILY, **(_GPT2_ONLY if gpt2 else _LLAMA_ONLY), **_OWN_ONLY[family]}
+    of_rope = _ROPE | {"phi3": _LONG_ROPE, "deepseek_v2": _YARN_ROPE, "deepseek_v3": _YARN_ROPE}.get(family, _ROPE)
+    harmless = _OWN_HARMLESS.get(family, frozenset())
     found = [
         f"{name} = {content[name]!r:.80}: only {' or '.join(map(repr, values))} is supported"
         for name, values in only.items()
         if not _is_one_of(content.get(name, values[0]), values)
+        and not (name in harmless and name not in _OWN_ONLY[family])
     ]
     found += _windows(family, content) + _code(family, content)
     known = _HARMLESS | (_GPT2_HARMLESS if gpt2 else _LLAMA_HARMLESS) | only.keys() | set(their_names(family).values())
-    known |= _OWN_HARMLESS.get(family, frozenset())
+    known |= harmless
     found += [
         f"{name!s:.80} = {value!r:.80}: an unknown field, which may change what the model computes; take it out if it "
         "does not"
@@ -189,7 +265,6 @@ def unsupported(family: str, causal_model: str, content: Mapping[str, Any]) -> l
         is_number = isinstance(rate, int | float) and not isinstance(rate, bool)
         if rate is not None and not (is_number and 0 <= rate < 1):
             found.append(f"{name} = {rate!r:.80}: must be a rate in [0, 1)")
-    of_rope = _ROPE | _LONG_ROPE if family == "phi3" else _ROPE
     for name in () if gpt2 else ("rope_scaling", "rope_parameters"):
         rope = content.get(name)
         if rope is not None and not isinstance(rope, Mapping):

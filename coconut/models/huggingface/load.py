@@ -20,7 +20,16 @@ from coconut.models.decoder import Decoder
 from coconut.models.huggingface.configuration import CONFIG_FILE, described_config, family_of, read_config
 from coconut.models.huggingface.fields import their_names
 from coconut.models.huggingface.files import DTYPES, Stored, equal, stored_tensors, widest_dtype
-from coconut.models.huggingface.names import EMBEDDING, HEAD, Tensor, canonical_name, layer_of, tensors_of
+from coconut.models.huggingface.names import (
+    EMBEDDING,
+    HEAD,
+    Tensor,
+    canonical_name,
+    is_of_router,
+    layer_of,
+    predicting_layers,
+    tensors_of,
+)
 from coconut.models.parameters import abstract_decoder, decoder_of, decoder_parameters, parameter_axes
 from coconut.sharding import Axes, parameter_sharding
 
@@ -79,7 +88,7 @@ def load_pretrained(
             described = _merge(described, config, problems)
             kept = described.param_dtype
         else:
-            floats = [tensor for tensor in stored if tensor.dtype in DTYPES]
+            floats = [tensor for tensor in stored if tensor.dtype in DTYPES and not is_of_router(tensor.name)]
             kept = widest_dtype(floats) if floats else "float32"
         described = dataclasses.replace(described, param_dtype=dtype or kept)
         if execution is None:
@@ -129,7 +138,14 @@ def _load(
     mesh: Mesh | None,
     family: Family | None,
 ) -> Decoder:
-    if config is not None and execution is not None and family is not None:
+    if scales := [one for one in stored if one.name.endswith("_scale_inv")]:
+        problems.append(
+            f"{scales[0].path.name}: tensor {scales[0].name} and {len(scales) - 1} more scale blocks of fp8 matrices, "
+            "which are not read: convert the checkpoint to bfloat16 first"
+        )
+    elif config is not None and execution is not None and family is not None:
+        further = predicting_layers(canonical_name(one.name, family) or "" for one in stored)
+        stored = [one for one in stored if layer_of(canonical_name(one.name, family) or "", family) not in further]
         if jnp.dtype(config.param_dtype) != jax.dtypes.canonicalize_dtype(config.param_dtype):
             raise CoconutError(f"DecoderConfig.param_dtype = {config.param_dtype!r}: JAX needs jax_enable_x64 for it")
         # Before anything is built: a config may ask for any number of layers.
@@ -239,16 +255,16 @@ def _place(
             value: Any = stored.read(**where).astype(abstract.dtype, copy=False)
             shape = value.shape[::-1] if tensor.transposed else value.shape
             own_axes = axes[name]
-            if own_axes is not None and part.layer is not None:
-                own_axes = own_axes[1:]
+            if own_axes is not None:
+                own_axes = own_axes[len(part.index) :]
             value = _put(value, _sharding(name, shape, own_axes, mesh), tensor.transposed)
-            if part.layer is not None:
+            if part.index:
                 whole = _sharding(name, abstract.shape, axes[name], mesh)
                 if name not in parameters:
                     parameters[name] = jax.jit(jnp.zeros, static_argnums=(0, 1), out_shardings=whole)(
                         abstract.shape, abstract.dtype
                     )
-                value = _with_layer(whole)(parameters[name], value, part.layer)
+                value = _with_part(whole)(parameters[name], value, part.index)
             # JAX would let us read on, and hold what it has not copied yet.
             parameters[name] = value.block_until_ready()
     return parameters
@@ -275,10 +291,10 @@ def _transpose(sharding: NamedSharding | None) -> Callable[[Array], Array]:
 
 
 @functools.cache
-def _with_layer(sharding: NamedSharding | None) -> Callable[[Array, Array, int], Array]:
-    """Writes one layer of a stacked parameter in place."""
+def _with_part(sharding: NamedSharding | None) -> Callable[[Array, Array, tuple[int, ...]], Array]:
+    """Writes one layer of a stacked parameter, or one expert's matrix, in place."""
     return jax.jit(
-        lambda stacked, value, layer: jax.lax.dynamic_update_index_in_dim(stacked, value, layer, 0),
+        lambda whole, value, index: whole.at[index].set(value),
         donate_argnums=0,
         out_shardings=sharding,
     )

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, get_args
 
@@ -52,8 +52,31 @@ _PHI3_LAYER = {
     "mlp.gate_up_proj": ("mlp.gate", "mlp.up"),
     "mlp.down_proj": ("mlp.down",),
 }
+# By what a layer has: queries of one matrix or of two, one MLP or experts.
+_DEEPSEEK_LAYER = {
+    **{theirs: ours for theirs, ours in _LLAMA_LAYER.items() if not theirs.startswith("self_attn")},
+    "self_attn.q_proj": ("attention.query",),
+    "self_attn.kv_a_proj_with_mqa": ("attention.latent",),
+    "self_attn.kv_a_layernorm": ("attention.latent_norm",),
+    "self_attn.kv_b_proj": ("attention.expansion",),
+    "self_attn.o_proj": ("attention.output",),
+    "mlp.gate": ("mlp.router",),
+    **{f"mlp.shared_experts.{name}_proj": (f"mlp.shared.{name}",) for name in ("up", "gate", "down")},
+}
+_OF_EXPERTS = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+_TWO_QUERY_MATRICES = {
+    "self_attn.q_a_proj": ("attention.query_latent",),
+    "self_attn.q_a_layernorm": ("attention.query_norm",),
+    "self_attn.q_b_proj": ("attention.query",),
+}
 _LAYERS = {"gpt2": _GPT2_LAYER, "olmo2": _OLMO2_LAYER, "phi3": _PHI3_LAYER}
-_LEAVES = {"embedding": "weight", "scale": "weight", "kernel": "weight", "bias": "bias"}
+_LEAVES = {
+    "embedding": "weight",
+    "scale": "weight",
+    "kernel": "weight",
+    "bias": "bias",
+    "correction": "e_score_correction_bias",
+}
 
 BASE: Mapping[Family, str] = MappingProxyType(
     {family: "transformer." if family == "gpt2" else "model." for family in get_args(Family)}
@@ -70,17 +93,24 @@ _OFFICIAL = "base_causallm."
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """The outputs of a tensor that are one of our parameters, or one layer of a stacked one.
+    """The outputs of a tensor that are one of our parameters, or one layer of a stacked one, or one expert's.
 
     Attributes:
       parameter: its dotted path in the decoder.
-      layer: index into its first axis, None for all of it.
+      layer: index into its axis of layers, None where it has none.
+      expert: index into its axis of experts, None where it has none.
       outputs: where they lie in the tensor: along its last axis, or its first where it is transposed.
     """
 
     parameter: str
     layer: int | None
+    expert: int | None
     outputs: slice
+
+    @property
+    def index(self) -> tuple[int, ...]:
+        """Indices into the first axes of the parameter."""
+        return tuple(own for own in (self.layer, self.expert) if own is not None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,32 +141,57 @@ def tensors_of(config: DecoderConfig, shapes: Mapping[str, Any], family: Family 
     """
     family = family or family_of(config)
     one_by_one = any(name.startswith("layers.0.") for name in shapes)
-    outer, layer = _GPT2 if family == "gpt2" else _LLAMA, _LAYERS.get(family, _LLAMA_LAYER)
+    outer = _GPT2 if family == "gpt2" else _LLAMA
     layers = _layers(family)
-    # (their module, our modules, index into stacked layers)
-    modules = [(theirs, ours, None) for theirs, ours in outer.items()]
+    # (their module, our modules, index into stacked layers, index into experts)
+    modules: list[tuple[str, tuple[str, ...], int | None, int | None]] = [
+        (theirs, ours, None, None) for theirs, ours in outer.items()
+    ]
     for index in range(config.num_layers):
         prefix, stacked = (f"layers.{index}", None) if one_by_one else ("layers", index)
         modules += [
-            (f"{layers}.{index}.{theirs}", tuple(f"{prefix}.{name}" for name in ours), stacked)
-            for theirs, ours in layer.items()
+            (f"{layers}.{index}.{theirs}", tuple(f"{prefix}.{name}" for name in ours), stacked, expert)
+            for theirs, ours, expert in _of_layer(config, family, index)
         ]
     tensors = {}
-    for theirs, ours, index in modules:
+    for theirs, ours, index, expert in modules:
         for leaf, their_leaf in _LEAVES.items():
             names = [f"{name}.{leaf}" for name in ours if f"{name}.{leaf}" in shapes]
             if names:
-                own = [tuple(shapes[name].shape)[0 if index is None else 1 :] for name in names]
+                before = (index is not None) + (expert is not None)
+                own = [tuple(shapes[name].shape)[before:] for name in names]
                 # torch's Linear keeps outputs first, GPT-2's Conv1D inputs first.
                 transposed = leaf == "kernel" and (family != "gpt2" or theirs == "lm_head")
-                tensors[f"{theirs}.{their_leaf}"] = _tensor(names, index, own, transposed)
+                tensors[f"{theirs}.{their_leaf}"] = _tensor(names, index, expert, own, transposed)
     return tensors
 
 
-def _tensor(names: list[str], index: int | None, shapes: list[tuple[int, ...]], transposed: bool) -> Tensor:
+def _of_layer(config: DecoderConfig, family: Family, index: int) -> Iterator[tuple[str, tuple[str, ...], int | None]]:
+    """Their modules of a layer, ours, and which of ours' experts it is."""
+    latent = config.latent_attention
+    if latent is None:
+        yield from ((theirs, ours, None) for theirs, ours in _LAYERS.get(family, _LLAMA_LAYER).items())
+        return
+    names = dict(_DEEPSEEK_LAYER)
+    if latent.query_latent_dim is not None:
+        del names["self_attn.q_proj"]
+        names |= _TWO_QUERY_MATRICES
+    of_experts = config.experts is not None and config.mlp_of(index) == "experts"
+    for theirs, ours in names.items():
+        if not (of_experts and theirs in _OF_EXPERTS):
+            yield theirs, ours, None
+    if config.experts is not None and of_experts:
+        for expert in range(config.experts.count):
+            for theirs in _OF_EXPERTS:
+                yield theirs.replace("mlp.", f"mlp.experts.{expert}."), names[theirs], expert
+
+
+def _tensor(
+    names: list[str], index: int | None, expert: int | None, shapes: list[tuple[int, ...]], transposed: bool
+) -> Tensor:
     parts, start = [], 0
     for name, shape in zip(names, shapes, strict=True):
-        parts.append(Part(name, index, slice(start, start + shape[-1])))
+        parts.append(Part(name, index, expert, slice(start, start + shape[-1])))
         start += shape[-1]
     whole = (*shapes[0][:-1], start)
     return Tensor(tuple(parts), whole[::-1] if transposed else whole, transposed)
@@ -151,6 +206,19 @@ def layer_of(name: str, family: Family) -> str | None:
     before, _, after = name.partition(f"{_layers(family)}.")
     number = after.partition(".")[0]
     return number if not before and number.isdecimal() else None
+
+
+_PREDICTING = re.compile(r"^model\.layers\.(\d+)\.eh_proj\.weight$")
+
+
+def predicting_layers(names: Iterable[str]) -> frozenset[str]:
+    """The numbers of the layers that are modules for predicting further tokens (DeepSeek V3), which are not read."""
+    return frozenset(found[1] for name in names if (found := _PREDICTING.match(name)))
+
+
+def is_of_router(name: str) -> bool:
+    """Whether a tensor of this name is a router's, which stays in float32 beside others of narrower dtypes."""
+    return name.endswith((".mlp.gate.weight", ".mlp.gate.e_score_correction_bias"))
 
 
 def canonical_name(stored: str, family: Family) -> str | None:

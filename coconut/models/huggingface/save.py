@@ -146,7 +146,7 @@ def gather(tensor: Tensor, parameters: Mapping[str, Array]) -> np.ndarray:
     parts = []
     for part in tensor.parts:
         array = parameters[part.parameter]
-        value = np.asarray(array if part.layer is None else array[part.layer])
+        value = np.asarray(array[part.index])
         parts.append(value.T if tensor.transposed else value)
     # Contiguous: safetensors writes memory as it lies, whatever the strides say.
     axis = 0 if tensor.transposed else -1
