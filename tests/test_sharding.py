@@ -170,13 +170,13 @@ def test_a_batch_that_does_not_divide_is_refused() -> None:
         own_rows(mesh, 12, 4)
 
 
-@pytest.mark.slow
 def test_a_few_rows_fill_whole_devices() -> None:
     assert [rows_together(64, rows) for rows in (0, 5, 100)] == [1, 5, 64]
     with jax.sharding.use_abstract_mesh(AbstractMesh((4, 2), ("data", "fsdp"))):
         assert [rows_together(64, rows) for rows in (0, 5, 8, 9, 100)] == [8, 8, 8, 16, 64]
 
 
+@pytest.mark.slow
 def test_on_eight_devices() -> None:
     child = subprocess.run(
         [sys.executable, "-m", "tests.test_sharding"],

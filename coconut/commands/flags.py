@@ -148,7 +148,7 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument(
         "--search",
         action="store_true",
-        help="try all meshes, or the one given, with other microbatches and remat, and rank them; compiles each",
+        help="try meshes, or the one given, with other microbatches and remat; rank them; each compiles for minutes",
     )
 
     evaluate = command("evaluate", "accuracy of a trained workdir, its price, and without its thoughts")

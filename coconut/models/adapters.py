@@ -101,7 +101,7 @@ def add_adapters(decoder: Decoder, config: AdapterConfig, key: Key[Array, ""]) -
         if config.dropout and not linear.of_rows:
             raise CoconutError(
                 f"AdapterConfig.dropout = {config.dropout}: {name} is taken in by queries, where an adapter drops "
-                f"nothing; choose 0, or targets = {config.targets!r} without it"
+                f"nothing; choose 0, or AdapterConfig.targets that do not name it"
             )
         kernel, axes = linear.kernel[...], linear.kernel.get_metadata("axes")
         *stack, D, F = kernel.shape
@@ -132,7 +132,7 @@ def merge_adapters(decoder: Decoder) -> Decoder:
     """
     own = decoder_parameters(decoder)
     merged = {name: value for name, value in own.items() if not is_adapter(name)}
-    for name, linear in _matrices(decoder).items():
+    for name, linear in matrices_of(decoder).items():
         if linear.lora_a is not None:
             merged[f"{name}.kernel"] = _merged(linear)
     merged["tokens.embedding"] = decoder.tokens.table(merged["tokens.embedding"].dtype)
@@ -145,8 +145,11 @@ def _merged(linear: Linear) -> Float[Array, "*L D F"]:
     return (kernel.astype(delta.dtype) + delta).astype(kernel.dtype)
 
 
-def _matrices(decoder: Decoder) -> dict[str, Linear]:
-    """The matrices of the layers by name: ``layers.0.attention.query``, or ``layers.attention.query`` of all layers."""
+def matrices_of(decoder: Decoder) -> dict[str, Linear]:
+    """The matrices of the layers that may have an adapter, by name.
+
+    ``layers.0.attention.query``, or ``layers.attention.query`` of all layers.
+    """
     return {
         ".".join(map(str, ("layers", *path))): module
         for path, module in nnx.iter_modules(decoder.layers)
@@ -162,7 +165,7 @@ def _place(name: str) -> tuple[int | None, str]:
 
 def _targeted(decoder: Decoder, config: AdapterConfig) -> Mapping[str, Linear]:
     """The matrices that get an adapter, by name."""
-    matrices = _matrices(decoder)
+    matrices = matrices_of(decoder)
     paths = list(dict.fromkeys(_place(name)[1] for name in matrices))
     reject = lambda why: CoconutError(f"AdapterConfig.targets = {config.targets!r}: {why}")
     fitting: set[str] = set()

@@ -1,4 +1,4 @@
-"""One decoder: GPT-2, Llama, OLMo, Phi and Qwen by configuration. It knows nothing of thoughts."""
+"""One decoder: GPT-2, Llama, OLMo, Phi, Qwen and DeepSeek by configuration. It knows nothing of thoughts."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -2,7 +2,8 @@
 
 Columns are sorted by expert and multiplied in groups (`jax.lax.ragged_dot`), however large each group is. No column is
 dropped, and none waits for another: what a column gets is what it gets alone, which the gradient through thoughts
-relies on (`coconut.latent.thoughts`).
+relies on (`coconut.latent.thoughts`). A CPU has no such product (jax 0.10): every expert multiplies every column there,
+with a copy for each, so that time and memory are those of a dense MLP of all experts.
 
 On a mesh each device computes, for its own rows, those of the experts chosen that it holds, and the parts are summed:
 no row travels.

@@ -41,7 +41,7 @@ FREE = (
     "tracking.*",
 )
 """Fields of a `RunConfig` in which a run may go on with another value: how it is run, and what is noted of it."""
-UNSEEN = (*("pipeline.threads", "pipeline.prefetch", "save_every", "keep_latest", "max_skipped_steps", "tracking.*"),)
+UNSEEN = ("pipeline.threads", "pipeline.prefetch", "save_every", "keep_latest", "max_skipped_steps", "tracking.*")
 """Those of `FREE` that change no line of ``metrics.jsonl``, not even by rounding."""
 BY_NAME = (
     *("optimizer.*", "decoder.dropout", "evaluate_every", "sampling.*", "halting", "halting.*"),

@@ -358,7 +358,7 @@ def test_a_plan_for_this_machine_is_compared_with_a_step(tmp_path: Path, capsys:
     printed = capsys.readouterr()
     assert "measured here" in printed.out
     assert re.search(r"\| mesh +\| microbatches.*\n.*\n\| data=1 +\| 1 +\| none +\| yes ", printed.out)
-    assert "data=1, 1 microbatches, remat 'none': fits" in printed.err
+    assert "data=1, 1 microbatch, remat 'none': fits" in printed.err
 
 
 def test_the_first_way_that_fits_is_found_for_each_mesh(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -374,7 +374,7 @@ def test_the_first_way_that_fits_is_found_for_each_mesh(monkeypatch: pytest.Monk
         # More shards need less memory and more time.
         fits = way.execution.remat == "full" and way.microbatches >= (2 if mesh.fsdp == 2 else 8)
         seconds = types.SimpleNamespace(roofline=types.SimpleNamespace(expected=float(mesh.fsdp)))
-        return types.SimpleNamespace(fits=fits, cost=seconds, mesh=vars(mesh))
+        return types.SimpleNamespace(fits=fits, cost=seconds, mesh=vars(mesh), memory={"all": 1})
 
     monkeypatch.setattr("coconut.commands.plan.search.make_plan", plan)
     devices = Slice("two", V5E, (2,), tuple(jax.devices()[:1] * 2))

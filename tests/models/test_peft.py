@@ -224,6 +224,37 @@ def test_files_that_are_missing_are_named(adapter: tuple[Decoder, Path], tmp_pat
 def test_adapters_that_peft_would_take_for_those_of_experts_are_not_written(tmp_path: Path) -> None:
     random_model("deepseek_v3").save_pretrained(tmp_path / "model")
     config = AdapterConfig(rank=2, alpha=3.0, targets=("layers.1.mlp.shared.up",))
-    decoder = random_adapters(load_pretrained(tmp_path / "model"), config)
+    base = load_pretrained(tmp_path / "model")
+    decoder = random_adapters(base, config)
     with pytest.raises(CoconutError, match=r"model.layers.1.mlp.shared_experts.up_proj: PEFT takes adapters of this"):
         save_adapter(decoder, config, tmp_path / "adapter", base="some/base")
+    # As an older PEFT wrote them, which had a matrix for each expert; the first layer's MLP has no experts.
+    (tmp_path / "older").mkdir()
+    content = {"peft_type": "LORA", "r": 2, "lora_alpha": 3, "lora_dropout": 0.1, "target_modules": ["gate_proj"]}
+    (tmp_path / "older/adapter_config.json").write_text(json.dumps(content))
+    mlps, D = base.config.width_of_mlp, base.config.embed_dim
+    first = "base_model.model.model.layers.0.mlp.gate_proj.lora_"
+    tensors = {f"{first}A.weight": np.ones((2, D)), f"{first}B.weight": np.ones((mlps, 2))}
+    expert = "base_model.model.model.layers.1.mlp.experts.3.gate_proj.lora_"
+    assert base.config.experts is not None
+    shapes = {"A": (2, D), "B": (base.config.experts.width, 2)}
+    tensors |= {f"{expert}{leaf}.weight": np.ones(shape) for leaf, shape in shapes.items()}
+    router = "base_model.model.model.layers.1.mlp.gate.lora_A.weight"
+    tensors[router] = np.ones((2, D))
+    save_file({name: x.astype(np.float32) for name, x in tensors.items()}, tmp_path / "older/adapter_model.safetensors")
+    with pytest.raises(CoconutError) as error:
+        load_adapter(tmp_path / "older", base)
+    for name in (f"{expert}A.weight", f"{expert}B.weight", router):
+        assert f"tensor {name} belongs to no matrix of this decoder's layers that has adapters here" in str(error.value)
+    assert first not in str(error.value)
+
+
+def test_dropout_where_nothing_can_be_dropped_is_left_out_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = random_model("deepseek_v3")
+    model.save_pretrained(tmp_path / "model")
+    theirs = trained_by_peft(model, tmp_path / "adapter", r=4, lora_dropout=0.1, target_modules=["kv_b_proj"])
+    decoder, config = load_adapter(tmp_path / "adapter", load_pretrained(tmp_path / "model"))
+    assert config.dropout == 0.0 and "lora_dropout = 0.1 is left out" in caplog.text
+    assert_same_logits(our_logits(decoder), theirs)

@@ -264,7 +264,6 @@ def test_wandb_without_an_account_is_an_error_at_start(tmp_path: Path, monkeypat
         log_steps(tmp_path, "wandb", 0, [1])
 
 
-@pytest.mark.slow
 def _blind_once(method: Any) -> Any:
     """A method that finds nothing at its first call."""
     calls: list[None] = []
@@ -276,6 +275,7 @@ def _blind_once(method: Any) -> Any:
     return call
 
 
+@pytest.mark.slow
 def test_mlflow_goes_on_with_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("mlflow")
     from mlflow.tracking import MlflowClient

@@ -15,7 +15,14 @@ from coconut.commands.plan.comparison import measure
 from coconut.commands.plan.generation import make_generation_plan
 from coconut.commands.plan.hardware import make_slice
 from coconut.commands.plan.planning import Columns, Plan, make_step, read_plan
-from coconut.commands.plan.report import describe, describe_comparison, describe_generation, describe_mesh, ranking
+from coconut.commands.plan.report import (
+    describe,
+    describe_comparison,
+    describe_generation,
+    describe_mesh,
+    describe_microbatches,
+    ranking,
+)
 from coconut.commands.plan.search import search
 from coconut.datasets import make_tokenizer
 from coconut.errors import CoconutError
@@ -57,7 +64,7 @@ def plan_command(options: argparse.Namespace) -> str:
     def report(mesh: MeshConfig, way: RunConfig, found: Plan | CoconutError) -> None:
         sizes = {axis: size for axis, size in vars(mesh).items() if size}
         outcome = found if isinstance(found, CoconutError) else "fits" if found.fits else "does not fit"
-        how = f"{way.microbatches} microbatches, remat {way.execution.remat!r}"
+        how = f"{describe_microbatches(way.microbatches)}, remat {way.execution.remat!r}"
         console.print(f"{describe_mesh(sizes)}, {how}: {outcome}", highlight=False)
 
     found = search(config, where, columns, report, options.mesh) if options.search else []

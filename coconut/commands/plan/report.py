@@ -11,9 +11,10 @@ from coconut.commands.plan.planning import Plan
 def describe(plan: Plan) -> str:
     """One plan, in a few lines and tables."""
     chips = math.prod(plan.mesh.values())
+    parts = describe_microbatches(plan.microbatches)
     lines = [
         f"{plan.topology}, mesh {describe_mesh(plan.mesh)}: {plan.parameters:,} parameters, {plan.batch_size:,} rows "
-        f"of {plan.columns:,} columns in {_microbatches(plan)}, remat {plan.remat!r}, {plan.thoughts} thoughts",
+        f"of {plan.columns:,} columns in {parts}, remat {plan.remat!r}, {plan.thoughts} thoughts",
         "",
     ]
     used = sum(plan.memory.values())
@@ -100,8 +101,9 @@ def ranking(plans: Sequence[Plan]) -> str:
     return markdown_table(head, rows)
 
 
-def _microbatches(plan: Plan) -> str:
-    return "1 microbatch" if plan.microbatches == 1 else f"{plan.microbatches} microbatches"
+def describe_microbatches(count: int) -> str:
+    """``1 microbatch``, ``2 microbatches``."""
+    return "1 microbatch" if count == 1 else f"{count} microbatches"
 
 
 def describe_mesh(mesh: Mapping[str, int]) -> str:

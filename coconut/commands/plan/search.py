@@ -22,15 +22,14 @@ def search(
     """For each mesh the first of its `ways` that fits, or the last one, which does not.
 
     Args:
-      config: the run. Its own microbatches and remat are among what is tried.
+      config: the run; other microbatches and another remat take the place of its own.
       where: the slice.
       columns: of the batch.
       report: told how each way went.
       mesh: the only one to try; None for all `meshes`.
 
     Returns:
-      Runs with the microbatches and the remat that were found, and their plans: those that fit first, the fastest
-      before the others.
+      Runs with the microbatches and the remat that were found, and their plans, the best first.
 
     Raises:
       CoconutError: no mesh is allowed; the message is that of the last one tried.
@@ -52,7 +51,14 @@ def search(
         found += [] if last is None else [last]
     if not found and refused is not None:
         raise refused
-    return sorted(found, key=lambda one: (not one[1].fits, one[1].cost.roofline.expected if one[1].cost else 0.0))
+    return sorted(found, key=lambda one: _rank(one[1]))
+
+
+def _rank(plan: Plan) -> tuple[bool, float]:
+    """Plans that fit come first, the fastest before the others; then those that lack the least memory."""
+    assert plan.cost is not None or not plan.fits
+    seconds = plan.cost.roofline.expected if plan.cost is not None else 0.0
+    return not plan.fits, seconds if plan.fits else float(sum(plan.memory.values()))
 
 
 def meshes(devices: int) -> Iterator[MeshConfig]:

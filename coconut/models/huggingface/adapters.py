@@ -6,9 +6,10 @@ block matrix. An adapter that PEFT trained there is three that share their ``A``
 """
 
 import json
+import logging
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -20,13 +21,15 @@ from safetensors.numpy import save_file
 
 from coconut.errors import CoconutError
 from coconut.hub import local_folder
-from coconut.models.adapters import AdapterConfig, add_adapters
+from coconut.models.adapters import AdapterConfig, add_adapters, matrices_of
 from coconut.models.decoder import Decoder
 from coconut.models.huggingface.configuration import ADAPTER_FILE, family_of, read_json
 from coconut.models.huggingface.files import DTYPES, Stored, read_header
 from coconut.models.huggingface.names import EMBEDDING, Part, Tensor, canonical_name, tensors_of
 from coconut.models.huggingface.save import new_folder
 from coconut.models.parameters import decoder_parameters
+
+LOG = logging.getLogger(__name__)
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
@@ -200,6 +203,7 @@ def _loaded(
     problems += _unsupported(content)
     family, own = family_of(decoder.config), decoder_parameters(decoder)
     tensors, rows, found = tensors_of(decoder.config, own), None, dict[str, dict[str, Stored]]()
+    matrices = matrices_of(decoder)
     for one in stored:
         name = canonical_name(one.name.removeprefix(_PREFIX), family) or ""
         module, _, leaf = name.removesuffix(".weight").rpartition(".")
@@ -207,8 +211,8 @@ def _loaded(
             problems.append(f"tensor {one.name} has dtype {one.dtype}: only {', '.join(DTYPES)} are supported")
         elif name == EMBEDDING[family].removesuffix(".weight") + _ROWS:
             rows = one
-        elif leaf not in ("lora_A", "lora_B") or not _is_matrix(tensors.get(f"{module}.weight")):
-            problems.append(f"tensor {one.name} belongs to no matrix of this decoder's layers")
+        elif leaf not in ("lora_A", "lora_B") or not _adapted(tensors.get(f"{module}.weight"), matrices):
+            problems.append(f"tensor {one.name} belongs to no matrix of this decoder's layers that has adapters here")
         else:
             found.setdefault(module, {})[leaf] = one
     pairs: dict[str, dict[int | None, _Pair]] = {}  # By our module, and by layer where layers are stacked.
@@ -228,10 +232,14 @@ def _loaded(
     ((rank, scaling),) = kinds
     stabilized = bool(content.get("use_rslora", False))
     alpha = scaling * (math.sqrt(rank) if stabilized else rank)
+    dropout = float(content.get("lora_dropout", 0.0))
+    if dropout and (taken_in := [name for name in pairs if not matrices[name].of_rows]):
+        LOG.warning("%s: lora_dropout = %s is left out: %s can drop nothing here", ADAPTER_FILE, dropout, taken_in[0])
+        dropout = 0.0
     config = AdapterConfig(
         rank=rank,
         alpha=content["lora_alpha"] if math.isclose(alpha, content["lora_alpha"], rel_tol=1e-9) else alpha,
-        dropout=float(content.get("lora_dropout", 0.0)),
+        dropout=dropout,
         targets=_targets(pairs, decoder.config.num_layers),
         trained_rows=ids,
         rank_stabilized=stabilized,
@@ -257,9 +265,11 @@ def _unsupported(content: Mapping[str, Any]) -> Iterator[str]:
             yield f"{ADAPTER_FILE}: {name} = {value!r:.80} is not supported"
 
 
-def _is_matrix(tensor: Tensor | None) -> bool:
+def _adapted(tensor: Tensor | None, matrices: Collection[str]) -> bool:
+    """Whether all that a tensor holds are matrices that may have an adapter: a router's and an expert's may not."""
     return tensor is not None and all(
-        part.parameter.startswith("layers.") and part.parameter.endswith(".kernel") for part in tensor.parts
+        part.parameter.endswith(".kernel") and part.parameter.removesuffix(".kernel") in matrices
+        for part in tensor.parts
     )
 
 

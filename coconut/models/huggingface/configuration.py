@@ -55,10 +55,10 @@ _REFUSED = {
     "gemma2": "its layers look back through a window and on everything in turn, and its scores are capped",
     "gemma3": "it reads images, too",
     "gemma3_text": "its layers look back through a window and on everything in turn",
-    "mixtral": "its MLPs are experts",
+    "mixtral": "its experts have another router",
     "olmo3": "its layers look back through a window and on everything in turn",
     "phi": "attention and MLP stand side by side, behind one norm",
-    "qwen3_moe": "its MLPs are experts",
+    "qwen3_moe": "its experts have another router",
     "smollm3": "some of its layers know no positions",
 }
 

@@ -93,8 +93,8 @@ def open_trackers(config: TrackingConfig, run: TrackedRun, *, differs: bool) -> 
     Args:
       config: which.
       run: what they are told.
-      differs: whether the steps behind ``run.start`` have other numbers than before. A tracker that holds some of them
-        then gets a new run, which begins with the lines until there.
+      differs: whether the steps behind ``run.start`` have other numbers or lines than before. A tracker that holds
+        some of them then gets a new run, which begins with the lines until there.
 
     Raises:
       CoconutError: one is set up wrongly, or the file of their ids is damaged.
