@@ -47,7 +47,6 @@ PLAN = ["plan", "--gin_file", "gin_configs/runs/small_graphs.gin"]
         ([*TRAIN, "--dry_run", "--from_step", "3"], EXIT_BAD_INPUT, "--from_step 3: --dry_run goes on with no run"),
         ([*TRAIN, "--dry_run", "--allow", "optimizer.b1"], EXIT_BAD_INPUT, "--allow optimizer.b1: --dry_run goes on"),
         ([*PLAN, "--topology", "v9:2x2"], EXIT_BAD_INPUT, "topology 'v9:2x2' is unknown; known are v4:2x2x1"),
-        ([*PLAN, "--topology", "here", "--search", "--mesh", "data=1"], EXIT_BAD_INPUT, "give it or --mesh, not both"),
         ([*PLAN, "--topology", "here", "--answers", "-1"], EXIT_BAD_INPUT, "--answers -1: must be at least 0"),
         (
             ["data", "generate", "--count", "1", "--output", "x.json", "--option", "hops"],

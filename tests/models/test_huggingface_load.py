@@ -157,7 +157,9 @@ def refusal(folder: Path) -> str:
         (
             "llama",
             {"model_type": "mamba"},
-            ["model_type = 'mamba' is not one of gpt2, llama, mistral, olmo2, phi3, qwen2, qwen3"],
+            [
+                "model_type = 'mamba' is not one of deepseek_v2, deepseek_v3, gpt2, llama, mistral, olmo2, phi3, qwen2, qwen3"
+            ],
         ),
         ("llama", {"hidden_size": ..., "hidden_act": "gelu"}, ["hidden_size is missing", "hidden_act = 'gelu'"]),
         ("llama", {"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, ["rotary scaling of type 'yarn'"]),
