@@ -158,7 +158,8 @@ def refusal(folder: Path) -> str:
             "llama",
             {"model_type": "mamba"},
             [
-                "model_type = 'mamba' is not one of deepseek_v2, deepseek_v3, gpt2, llama, mistral, olmo2, phi3, qwen2, qwen3"
+                "model_type = 'mamba' is not one of deepseek_v2, deepseek_v3, gpt2, llama, mistral, olmo2, phi3, "
+                "qwen2, qwen3"
             ],
         ),
         ("llama", {"hidden_size": ..., "hidden_act": "gelu"}, ["hidden_size is missing", "hidden_act = 'gelu'"]),
