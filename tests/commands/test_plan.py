@@ -386,6 +386,10 @@ def test_the_first_way_that_fits_is_found_for_each_mesh(monkeypatch: pytest.Monk
     assert tried[-1] == (1, 1, "none", 1), "a mesh that is refused is not tried in other ways"
     only = search(config, devices, COLUMNS, lambda *_: None, MeshConfig(data=1, fsdp=2))
     assert [plan.mesh["fsdp"] for _, plan in only] == [2]
+    tried.clear()
+    search(config, devices, COLUMNS, lambda *_: None, MeshConfig())
+    # All devices are data, and so 4 rows of 8 are one device's.
+    assert {(data, count) for data, _, _, count in tried} == {(2, 1), (2, 2), (2, 4)}
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def search(
     """
     found: list[tuple[RunConfig, Plan]] = []
     refused: CoconutError | None = None
-    for tried in meshes(len(where.devices)) if mesh is None else [mesh]:
+    for tried in meshes(len(where.devices)) if mesh is None else [_whole(mesh, len(where.devices))]:
         last: tuple[RunConfig, Plan] | None = None
         for way in ways(config, tried):
             try:
@@ -52,6 +52,13 @@ def search(
     if not found and refused is not None:
         raise refused
     return sorted(found, key=lambda one: _rank(one[1]))
+
+
+def _whole(mesh: MeshConfig, devices: int) -> MeshConfig:
+    """The mesh with the ``data`` that its other axes leave."""
+    if mesh.data is not None:
+        return mesh
+    return dataclasses.replace(mesh, data=max(devices // (mesh.fsdp * mesh.sequence * mesh.tensor), 1))
 
 
 def _rank(plan: Plan) -> tuple[bool, float]:
@@ -77,9 +84,10 @@ def ways(config: RunConfig, mesh: MeshConfig) -> Iterator[RunConfig]:
 
     Args:
       config: the run.
-      mesh: its devices; ``data`` is taken for 1 where it is left open.
+      mesh: its devices; ``data`` is given.
     """
-    rows = config.pipeline.batch_size // ((mesh.data or 1) * mesh.fsdp)
+    assert mesh.data is not None
+    rows = config.pipeline.batch_size // (mesh.data * mesh.fsdp)
     parts = [count for count in (2**power for power in range(max(rows, 1).bit_length())) if rows % count == 0]
     remats: tuple[Remat, ...] = ("none", "dots", "full")
     if mesh.fsdp > 1:
