@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from coconut.commands.configuration import operative_config
+from coconut.commands.plan.training import look_at_step
 from coconut.datasets import Dataset
 from coconut.evaluation.answers import AnswerConfig
 from coconut.evaluation.evaluate import evaluate
@@ -114,6 +115,7 @@ def run_training(
         mesh=mesh,
         dataset=dataset,
         validate=validate,
+        look_at_step=look_at_step,
         allow=allow,
         from_step=from_step,
         verify=verify,

@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -54,6 +54,9 @@ LOG = logging.getLogger(__name__)
 Validate = Callable[[Model, Run, Dataset, int], Mapping[str, float]]
 """(model, run, data set, stage) -> metrics of the validation split, ``accuracy`` among them; empty without one."""
 
+LookAtStep = Callable[[RunConfig, Mesh, Sequence[Schedule], jax.stages.Compiled], None]
+"""(run, devices, the spans of the batches, the program): told of the first train step that is compiled."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainResult:
@@ -81,6 +84,7 @@ def train(
     mesh: Mesh | None = None,
     dataset: Dataset | None = None,
     validate: Validate = lambda model, run, dataset, stage: {},
+    look_at_step: LookAtStep = lambda config, mesh, schedules, step: None,
     allow: Collection[str] = (),
     from_step: int | None = None,
     verify: bool = True,
@@ -103,6 +107,7 @@ def train(
         on another mesh, to the same numbers up to rounding.
       dataset: what `load_dataset` gives for ``config.data``, where it is at hand already.
       validate: measures the validation split.
+      look_at_step: told of the first train step that is compiled.
       allow: fields of the config, such as ``optimizer.learning_rate``, in which a run may go on with another value
         although that changes its numbers. How it is run may differ in any case (`coconut.training.run.FREE`).
       from_step: go back to the checkpoint of this step, and set later ones aside; None for the latest that is whole.
@@ -143,6 +148,7 @@ def train(
                 allow=(*allow, *(BY_NAME if exists(workdir / RUN_FILE) else ())),
                 mesh=make_mesh() if mesh is None else mesh,
                 validate=validate,
+                look_at_step=look_at_step,
                 console=console,
                 clock=clock,
             )
@@ -160,6 +166,7 @@ def _train(
     allow: Collection[str],
     mesh: Mesh,
     validate: Validate,
+    look_at_step: LookAtStep,
     console: Console | None,
     clock: Clock,
 ) -> TrainResult:
@@ -281,6 +288,8 @@ def _train(
                     bar.update(task, numbers="compiling")
                     with clock.doing("compiling"):
                         programs[schedules] = learning.step.lower(*arguments).compile()
+                        if len(programs) == 1:
+                            look_at_step(config, mesh, schedules, programs[schedules])
                     seconds = time.perf_counter() - started + learning.compile_seconds()
                     log.write("compile", progress.step, {"stage": stage, "compile_seconds": seconds})
                     since += seconds

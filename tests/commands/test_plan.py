@@ -14,14 +14,16 @@ import jax.numpy as jnp
 import pytest
 
 from coconut.commands.main import EXIT_BAD_INPUT, EXIT_DONE, main
-from coconut.commands.plan.chips import CHIPS
+from coconut.commands.plan.advice import faster
+from coconut.commands.plan.chips import CHIPS, TOPOLOGIES
 from coconut.commands.plan.collectives import Collective, collectives
 from coconut.commands.plan.generation import make_generation_plan
-from coconut.commands.plan.hardware import Slice, make_slice
-from coconut.commands.plan.planning import Columns, faster, make_plan, make_step, model_flops, read_plan
+from coconut.commands.plan.hardware import Slice, make_slice, slice_of
+from coconut.commands.plan.planning import Columns, make_plan, make_step, model_flops, read_plan
 from coconut.commands.plan.program import flops, memory_traffic, open_loops, parse
 from coconut.commands.plan.roofline import Roofline, collective_seconds, links, roofline
 from coconut.commands.plan.search import meshes, search
+from coconut.commands.plan.training import look_at_step
 from coconut.curriculum import CurriculumConfig
 from coconut.errors import CoconutError
 from coconut.mesh import MeshConfig
@@ -250,11 +252,16 @@ def test_a_plan_of_generation() -> None:
 
 
 @pytest.mark.slow
-def test_plans_for_a_slice_that_is_not_there() -> None:
+def test_plans_for_a_slice_that_is_not_there(caplog: pytest.LogCaptureFixture) -> None:
     """By the TPU's own compiler: both steps of a run whose rows, matrices and heads are split."""
     pytest.importorskip("libtpu")
-    where, mesh = make_slice("v5e:2x2"), MeshConfig(fsdp=2, tensor=2)
-    plan = make_plan(planned_run(), where, mesh, COLUMNS)
+    config, where, mesh = planned_run(), make_slice("v5e:2x2"), MeshConfig(fsdp=2, tensor=2)
+    step = make_step(config, where, mesh, COLUMNS)
+    plan = read_plan(config, where, step, COLUMNS)
+    # Training on such devices says of the same program what its plan does.
+    look_at_step(config, step.mesh, list(COLUMNS.schedules(config).values()), step.compiled)
+    assert plan.faster is not None and plan.faster in caplog.text
+    assert f"a step on v5e:2x2 can use {100 * plan.utilisation:.1f} %" in caplog.text
     generation = make_generation_plan(planned_run(), where, mesh, COLUMNS, batch_size=4)
     for cost in (plan.cost, generation.phases["decoding"]):
         assert cost is not None
@@ -264,6 +271,14 @@ def test_plans_for_a_slice_that_is_not_there() -> None:
     assert plan.cost is not None and plan.cost.open_loops == 0
     # A quarter of the matrices on each chip, and norms.
     assert plan.memory["parameters"] < 4 * plan.parameters / 3
+
+
+def test_tpus_are_known_by_their_kind_and_places() -> None:
+    pytest.importorskip("libtpu")
+    for topology in TOPOLOGIES:
+        where = make_slice(topology)
+        assert slice_of(where.devices) == where
+    assert slice_of(jax.devices()) is None
 
 
 def test_an_axis_may_take_a_part_of_a_torus_dimension() -> None:

@@ -35,7 +35,12 @@ RANDOM = {"curriculum": {"uniform_prob": 0.5, "reset_optimizer": "epoch"}, "deco
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory, compiled_once: Any) -> tuple[Path, TrainResult]:
     workdir = tmp_path_factory.mktemp("uninterrupted") / "run"
-    return workdir, trained(tiny_run(), workdir)
+    seen: list[Any] = []
+    result = trained(tiny_run(), workdir, look_at_step=lambda *told: seen.append(told))
+    ((config, mesh, schedules, step),) = seen  # Of two programs the first.
+    assert config == result.run.config and mesh.size == jax.device_count() and step.cost_analysis()
+    assert [sum(span.length for span in schedule) for schedule in schedules] != [0]
+    return workdir, result
 
 
 # --- Stages -----------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ class Chip:
       memory: bytes of main memory.
       memory_bandwidth: bytes a second from or to it.
       link_bandwidth: bytes a second over one link in one direction; 0 where chips have none.
+      dimensions: of the torus that links make.
       closes: a dimension of so many chips, or a multiple of it, is a ring; a shorter one is a line.
     """
 
@@ -26,6 +27,7 @@ class Chip:
     memory: float
     memory_bandwidth: float
     link_bandwidth: float
+    dimensions: int
     closes: int
 
 
@@ -45,6 +47,7 @@ CHIPS: Mapping[str, Chip] = MappingProxyType(
                 memory=32 * 2**30,
                 memory_bandwidth=1228e9,
                 link_bandwidth=50e9,
+                dimensions=3,
                 closes=4,
             ),
             Chip(
@@ -53,6 +56,7 @@ CHIPS: Mapping[str, Chip] = MappingProxyType(
                 memory=16 * 2**30,
                 memory_bandwidth=819e9,
                 link_bandwidth=50e9,
+                dimensions=2,
                 closes=16,
             ),
             Chip(
@@ -61,6 +65,7 @@ CHIPS: Mapping[str, Chip] = MappingProxyType(
                 memory=95e9,
                 memory_bandwidth=2765e9,
                 link_bandwidth=100e9,
+                dimensions=3,
                 closes=4,
             ),
             Chip(
@@ -69,6 +74,7 @@ CHIPS: Mapping[str, Chip] = MappingProxyType(
                 memory=32 * 2**30,
                 memory_bandwidth=1640e9,
                 link_bandwidth=100e9,
+                dimensions=2,
                 closes=16,
             ),
             Chip(
@@ -77,11 +83,17 @@ CHIPS: Mapping[str, Chip] = MappingProxyType(
                 memory=192 * 2**30,
                 memory_bandwidth=7380e9,
                 link_bandwidth=100e9,
+                dimensions=3,
                 closes=4,
             ),
         )
     }
 )
+
+KINDS: Mapping[str, str] = MappingProxyType(
+    {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v6 lite": "v6e", "TPU7x": "tpu7x"}
+)
+"""What JAX calls a device -> the name of its chip."""
 
 # Slices the compiler is known to take: it has no list of its own to ask for.
 TOPOLOGIES = (

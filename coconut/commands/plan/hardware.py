@@ -5,13 +5,14 @@ import importlib.util
 import math
 import os
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from coconut.commands.plan.chips import HERE, KNOWN, Chip, read_topology
+from coconut.commands.plan.chips import CHIPS, HERE, KINDS, KNOWN, Chip, read_topology
 from coconut.errors import CoconutError
 
 
@@ -61,14 +62,30 @@ def make_slice(topology: str) -> Slice:
     from jax.experimental import topologies
 
     try:
-        devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+        # By itself the compiler thinks of hosts of four chips.
+        one = {"chips_per_host_bounds": (1, 1, 1)} if math.prod(sizes) == 1 else {}
+        devices = topologies.get_topology_desc(platform="tpu", topology_name=topology, **one).devices
     except Exception as error:  # Of libtpu or of JAX, which raises whatever its plugin gave.
         raise CoconutError(f"topology {topology!r}: the TPU compiler refuses it ({error}); {KNOWN}") from error
+    return _slice(topology, chip, sizes, devices)
+
+
+def slice_of(devices: Sequence[Any]) -> Slice | None:
+    """The slice that TPUs make up, by their kind and their places; None for other devices, and for unknown TPUs."""
+    if devices[0].platform != "tpu" or devices[0].device_kind not in KINDS:
+        return None
+    chip = CHIPS[KINDS[devices[0].device_kind]]
+    places = np.asarray([device.coords[: chip.dimensions] for device in devices])
+    sizes = tuple((places.max(0) - places.min(0) + 1).tolist())
+    return _slice(f"{chip.name}:{'x'.join(map(str, sizes))}", chip, sizes, devices)
+
+
+def _slice(name: str, chip: Chip, sizes: tuple[int, ...], devices: Sequence[Any]) -> Slice:
     cores = len(devices) // math.prod(sizes)
     # Two devices of a tpu7x are one chip and share what it has.
     shared = ("flops", "memory", "memory_bandwidth", "link_bandwidth")
     share = dataclasses.replace(chip, **{field: getattr(chip, field) / cores for field in shared})
-    return Slice(topology, share, sizes, tuple(devices))
+    return Slice(name, share, sizes, tuple(devices))
 
 
 def measured_chip(seconds: float = 0.2) -> Chip:
@@ -95,6 +112,7 @@ def measured_chip(seconds: float = 0.2) -> Chip:
         memory=memory / count,
         memory_bandwidth=copied / count,
         link_bandwidth=copied / count,
+        dimensions=1,
         closes=1,
     )
 

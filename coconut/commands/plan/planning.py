@@ -14,10 +14,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from coconut.batching import page_shape
+from coconut.commands.plan.advice import faster, suggestions
 from coconut.commands.plan.chips import HERE
 from coconut.commands.plan.cost import Cost, cost_of, memory_of
 from coconut.commands.plan.hardware import Slice
-from coconut.commands.plan.roofline import Roofline
 from coconut.errors import CoconutError
 from coconut.mesh import MeshConfig
 from coconut.methods import get_method
@@ -288,42 +288,6 @@ def _numbers_of_attention(decoder: DecoderConfig) -> tuple[int, int]:
     kept = width * (sizes.latent_dim + sizes.rotary_dim)
     expansion = sizes.latent_dim * heads * (sizes.plain_dim + sizes.value_dim)
     return queries + kept + expansion + heads * sizes.value_dim * width, asked + heads * sizes.value_dim
-
-
-def suggestions(config: RunConfig, mesh: Mesh) -> tuple[str, ...]:
-    """What would need less memory, what costs least first."""
-    rows = config.pipeline.batch_size // (mesh.shape["data"] * mesh.shape["fsdp"] * config.microbatches)
-    found = []
-    if mesh.shape["data"] > 1:
-        found.append(f"--mesh fsdp={mesh.shape['fsdp'] * mesh.shape['data']}: parameters and optimizer in more shards")
-    if not config.execution.scan_layers:
-        found.append("ExecutionConfig.scan_layers = True: buffers of one layer serve them all")
-    if config.execution.remat != "full":
-        found.append("ExecutionConfig.remat = 'full': activations are recomputed, for a third more arithmetic")
-    if rows > 1:
-        found.append(f"RunConfig.microbatches = {2 * config.microbatches}: half the rows at a time")
-    if config.execution.dtype != "bfloat16":
-        found.append("ExecutionConfig.dtype = 'bfloat16': activations of half the size")
-    if not found:
-        found.append("a larger slice, or a mesh with more of tensor or sequence")
-    return tuple(found)
-
-
-def faster(config: RunConfig, mesh: Mesh, times: Roofline) -> str | None:
-    """What would help most where the chips are TPUs; it may need more memory, which a plan of it says."""
-    more_rows = f"PipelineConfig.batch_size = {2 * config.pipeline.batch_size}"
-    if config.execution.dtype != "bfloat16":
-        return "ExecutionConfig.dtype = 'bfloat16': half the bytes, and products at a chip's full speed"
-    if times.bound == "interconnect":
-        if config.microbatches > 1 and mesh.shape["fsdp"] > 1:
-            half = config.microbatches // 2
-            return f"RunConfig.microbatches = {half}: each microbatch gathers every matrix once more"
-        if mesh.shape["tensor"] > 1:
-            return "a mesh with less of tensor: it sums the columns of every layer over its chips"
-        return f"{more_rows}: the same matrices are gathered, and gradients summed, for twice the rows"
-    if config.execution.remat == "full":
-        return "ExecutionConfig.remat = 'dots': products are kept, about a quarter less arithmetic"
-    return f"{more_rows}: the same matrices are read for twice the rows" if times.bound == "memory" else None
 
 
 def refused_memory(error: Exception) -> dict[str, int]:
