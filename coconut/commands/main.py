@@ -16,6 +16,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from coconut import interruption
+from coconut.commands.allocator import keep_freed_memory
 from coconut.commands.cells import Cell
 from coconut.commands.compiled_programs import keep_compiled_programs
 from coconut.commands.flags import check_together, parse_arguments
@@ -462,6 +463,7 @@ def run() -> None:
     # One line is enough: XLA's own start-up messages help nobody here.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     keep_compiled_programs()
+    keep_freed_memory()
     try:
         with interruption.interruptible():
             try:
