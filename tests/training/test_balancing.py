@@ -1,0 +1,181 @@
+"""Experts are balanced by the correction bias alone: loads are what an obvious count says, on one device and on eight.
+
+What needs eight devices runs in a process of its own: ``python -m tests.training.test_balancing``.
+"""
+
+import dataclasses
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from coconut.errors import CoconutError
+from coconut.latent.feedback import Identity
+from coconut.latent.rollout import rollout_batch
+from coconut.mesh import MeshConfig
+from coconut.methods import METHODS
+from coconut.model import Model, Template, parameters_of
+from coconut.models.routes import routes
+from coconut.sharding import make_mesh, put_rows, replicated, tree_sharding
+from coconut.tokenizers import symbol_tokenizer
+from coconut.training.optimizer import OptimizerConfig, make_optimizer
+from coconut.training.state import TrainState, make_state
+from coconut.training.step import make_train_step
+from coconut.types import Batch, Latent
+from tests.tiny_models import EXPERTS_STYLE, process_environment, quick_compilation, random_decoder
+from tests.tiny_pages import aligned, one_block, thinking_page
+
+METHOD = METHODS["coconut"]
+RATE = 0.25
+# One chooses one of two groups of experts, so that loads are skewed; layer 1 is not the last, layer 0 has none.
+CONFIG = dataclasses.replace(EXPERTS_STYLE, vocab_size=24, num_layers=3)
+OPTIMIZER = OptimizerConfig(learning_rate=1e-3, weight_decay=0.3, clip_norm=1.0)
+CORRECTIONS = {f"decoder.layers.{layer}.mlp.router.correction" for layer in (1, 2)}
+
+
+def make_batch() -> Batch:
+    """Rows of several lengths and numbers of thoughts; the last one only fills the batch."""
+    tokenizer, rng = symbol_tokenizer([str(number) for number in range(20)]), np.random.default_rng(1)
+    draw = lambda length: rng.integers(0, 19, length).astype(np.int32)
+    pages = [thinking_page(tokenizer, draw(2 + index % 3), index % 3, draw(1 + index % 4)) for index in range(7)]
+    return aligned([*pages, None], one_block(5, 2, 6), tokenizer)
+
+
+def fresh(optimizer: OptimizerConfig = OPTIMIZER, **trains: Any) -> tuple[Template, TrainState]:
+    model = Model(random_decoder(CONFIG, seed=2), {"feedback": Identity()})
+    template = Template.of(model, **trains)
+    return template, make_state(template, parameters_of(model), make_optimizer(optimizer))
+
+
+def step_of(template: Template, **settings: Any) -> Any:
+    return make_train_step(template, METHOD, make_optimizer(OPTIMIZER), **{"correction_rate": RATE, **settings})
+
+
+def count_slowly(template: Template, state: TrainState, batch: Batch) -> dict[str, np.ndarray]:
+    """How many columns choose each expert: of layer 1 all that something is read of, of the last those that predict."""
+    model = template.model(state.parameters)
+    output = rollout_batch(model.decoder, model.feedback, batch)
+    latent = np.concatenate([np.full(span.length, isinstance(span, Latent)) for span in batch.schedule])
+    inputs = np.array(model.decoder.embed(batch.tokens))
+    inputs[:, latent] = output.thoughts[0]
+    chosen = np.asarray(routes(model.decoder, jnp.asarray(inputs), positions=batch.positions, valid=batch.valid))
+    loads = np.zeros((2, CONFIG.experts.count))
+    for row in range(len(batch.tokens)):
+        own = np.flatnonzero(batch.valid[row])
+        labelled = np.flatnonzero(np.asarray(batch.labels)[row] >= 0)
+        if not len(labelled):
+            continue
+        # A label is predicted by the column before it, a thought made of it; nothing is read of a row's last column.
+        before = {int(own[own < column].max()) for column in (*labelled, *np.flatnonzero(latent & batch.valid[row]))}
+        seen = [column for column in own if column <= max(before)]
+        for layer, columns in enumerate((seen, before)):
+            for column in columns:
+                loads[layer, chosen[layer, row, column]] += 1
+    return dict(zip(sorted(CORRECTIONS), loads, strict=True))
+
+
+def run(step: Any, state: TrainState, batch: Batch, steps: int = 1) -> TrainState:
+    for _ in range(steps):
+        state, _ = step(state, {"main": batch}, np.float32(1e-3), jax.random.key(0))
+    return state
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_quickly() -> Iterator[None]:
+    with quick_compilation():
+        yield
+
+
+@pytest.mark.slow
+def test_biases_move_as_an_obvious_count_says_whatever_the_microbatches() -> None:
+    batch = jax.tree.map(jnp.asarray, make_batch())
+    template, state = fresh()
+    assert template.balanced == CORRECTIONS
+    before = {name: np.array(state.parameters[name]) for name in CORRECTIONS}
+    loads = count_slowly(template, state, batch)
+    following = run(step_of(template), state, batch)
+    in_parts = run(step_of(template, microbatches=4), fresh()[1], batch)
+    for name, load in loads.items():
+        assert (load > load.mean()).any() and (load < load.mean()).any()
+        expected = before[name] + RATE * np.sign(load.mean() - load)
+        np.testing.assert_allclose(following.parameters[name], expected, rtol=1e-6)
+        np.testing.assert_array_equal(in_parts.parameters[name], following.parameters[name])
+    # Neither moments nor weight decay nor the rate of 0 know them; all else is the same with and without.
+    assert not any("correction" in jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(state.opt_state))
+    still = run(step_of(template, correction_rate=0.0), fresh()[1], batch)
+    for name, value in following.parameters.items():
+        np.testing.assert_array_equal(still.parameters[name], before[name] if name in CORRECTIONS else value)
+
+
+def test_a_router_that_is_frozen_keeps_its_bias() -> None:
+    one, other = sorted(CORRECTIONS)
+    frozen = lambda name: name != one and name != other.replace("correction", "kernel")
+    assert fresh(trains=frozen)[0].balanced == frozenset()
+    assert fresh(trains=lambda name: name != one)[0].balanced == {other}
+
+
+@pytest.mark.slow
+def test_loads_get_even() -> None:
+    """A router whose first experts win everywhere, frozen, so that the bias alone can change that."""
+    batch = jax.tree.map(jnp.asarray, make_batch())
+    template, state = fresh()
+    state = dataclasses.replace(
+        state, parameters={**state.parameters, **{name: jnp.linspace(3, 0, 8) for name in CORRECTIONS}}
+    )
+    step = step_of(template)
+    evenness = []
+    for _ in range(2):
+        loads = np.stack(list(count_slowly(template, state, batch).values()))
+        shares = loads / loads.sum(1, keepdims=True)
+        evenness.append(float((shares.max(1)).mean()))
+        state = run(step, state, batch, 30)
+    assert evenness[1] < 0.6 * evenness[0], evenness
+
+
+def test_a_rate_out_of_range_is_named() -> None:
+    with pytest.raises(CoconutError, match=r"OptimizerConfig.correction_rate = -0.1: must be in \[0, 1\]"):
+        OptimizerConfig(correction_rate=-0.1)
+
+
+# --- In a process of eight devices --------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_on_eight_devices() -> None:
+    child = subprocess.run(
+        [sys.executable, "-m", "tests.training.test_balancing"],
+        cwd=Path(__file__).parents[2],
+        env=process_environment(devices=8),
+        capture_output=True,
+        text=True,
+    )
+    assert child.returncode == 0, child.stdout + child.stderr
+    assert child.stdout.split()[-1] == "done"
+
+
+def check_meshes() -> None:
+    """Biases are those of one device, to the bit."""
+    batch, found = make_batch(), []
+    for devices, size in (1, MeshConfig(data=1)), (8, MeshConfig(data=2, fsdp=2, tensor=2)):
+        mesh = make_mesh(size, jax.devices()[:devices])
+        template, state = fresh()
+        state = jax.device_put(jax.device_get(state), tree_sharding(state, template.axes, mesh))
+        with jax.set_mesh(mesh):
+            key = jax.jit(jax.random.key, out_shardings=replicated(mesh))(0)
+            rows = put_rows(batch, mesh, len(batch.tokens))
+            state, _ = step_of(template)(state, {"main": rows}, np.float32(1e-3), key)
+        found.append({name: np.asarray(state.parameters[name]) for name in CORRECTIONS})
+    for name in CORRECTIONS:
+        np.testing.assert_array_equal(found[0][name], found[1][name])
+    print("equal")
+
+
+if __name__ == "__main__":
+    check_meshes()
+    print("done")
