@@ -2,8 +2,9 @@
 
 Columns are sorted by expert and multiplied in groups (`jax.lax.ragged_dot`), however large each group is. No column is
 dropped, and none waits for another: what a column gets is what it gets alone, which the gradient through thoughts
-relies on (`coconut.latent.thoughts`). A CPU has no such product (jax 0.10): every expert multiplies every column there,
-with a copy for each, so that time and memory are those of a dense MLP of all experts.
+relies on (`coconut.latent.thoughts`). A CPU has no such product (jax 0.10): it would multiply every column by every
+expert, once for each that the column chose. A single one does so once (`apply_all_experts`), so that time and memory
+are those of a dense MLP of all experts.
 
 On a mesh each device computes, for its own rows, those of the experts chosen that it holds, and the parts are summed:
 no row travels.
@@ -29,6 +30,7 @@ from coconut.models.dropout import Dropout, RowMasks
 from coconut.models.experts_config import ExpertsConfig
 from coconut.models.layers import FeedForward, rows_of
 from coconut.sharding import constrain, fitting_partition
+from pallas_kernels.platform import platform
 
 _CORRECTION = "correction"
 
@@ -169,7 +171,8 @@ class Experts(nnx.Module):
         matrices = [matrix.kernel[...].astype(x.dtype) for matrix in (self.gate, self.up, self.down)]
         mesh = jax.sharding.get_abstract_mesh()
         if mesh.empty or mesh.size == 1:
-            return apply_experts(x, chosen, weights, *matrices)
+            apply = apply_all_experts if platform() == "cpu" else apply_experts
+            return apply(x, chosen, weights, *matrices)
         # As in the other matrices: a pass of one column leaves them where they are, and splits its features.
         one = x.shape[1] == 1
         of_x = fitting_partition((rows_of(x), "columns", "split_features" if one else "features"), x.shape)
@@ -185,6 +188,21 @@ class Experts(nnx.Module):
         return jax.shard_map(local, in_specs=(of_x, of_choice, of_choice, *of_matrices), out_specs=of_x)(
             x, chosen, weights, *matrices
         )
+
+
+def apply_all_experts(
+    x: Float[Array, "B T D"],
+    chosen: Int[Array, "B T K"],
+    weights: Float[Array, "B T K"],
+    gate: Float[Array, "E D F"],
+    up: Float[Array, "E D F"],
+    down: Float[Array, "E F D"],
+) -> Float[Array, "B T D"]:
+    """`apply_experts` by a dense MLP of all experts, whose hidden units count 0 where their expert was not chosen."""
+    share = (weights[..., None] * (chosen[..., None] == jnp.arange(len(gate)))).sum(-2)
+    hidden, gates = (jnp.einsum("btd,edf->btef", x, matrix) for matrix in (up, gate))
+    hidden = (jax.nn.silu(gates) * hidden * share[..., None]).astype(x.dtype)
+    return jnp.einsum("btef,efd->btd", hidden, down)
 
 
 def apply_experts(
