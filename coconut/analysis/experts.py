@@ -165,7 +165,7 @@ def _shares(loads: Float[np.ndarray, "*G E"]) -> Float[np.ndarray, "*G E"]:
     return loads / np.maximum(loads.sum(-1, keepdims=True), 1)
 
 
-def _distance(first: Float[np.ndarray, "*G E"], second: Float[np.ndarray, "*G E"]) -> np.ndarray:
+def _distance(first: Float[np.ndarray, "*#G E"], second: Float[np.ndarray, "*#G E"]) -> np.ndarray:
     return 0.5 * np.abs(first - second).sum(-1)
 
 
