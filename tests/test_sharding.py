@@ -47,7 +47,7 @@ SCANNED = ExecutionConfig(scan_layers=True)
 
 
 def sharding_table() -> str:
-    """Each preset's parameters, layers stacked where alike, with what splits each dimension, and what splits the rest."""
+    """Each preset's parameters, layers stacked where alike, with what splits each dimension, and what splits others."""
     lines = []
     for name, preset in PRESETS.items():
         vocabulary = 4 * -(-preset.vocabulary // 4)  # what a run sets DecoderConfig.vocab_size to on such a mesh

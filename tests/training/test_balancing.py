@@ -21,6 +21,8 @@ from coconut.latent.rollout import rollout_batch
 from coconut.mesh import MeshConfig
 from coconut.methods import METHODS
 from coconut.model import Model, Template, parameters_of
+from coconut.models.experts import is_correction
+from coconut.models.experts_config import ExpertsConfig
 from coconut.models.routes import routes
 from coconut.sharding import make_mesh, put_rows, replicated, tree_sharding
 from coconut.tokenizers import symbol_tokenizer
@@ -30,6 +32,8 @@ from coconut.training.step import make_train_step
 from coconut.types import Batch, Latent
 from tests.tiny_models import EXPERTS_STYLE, process_environment, quick_compilation, quick_jit, random_decoder
 from tests.tiny_pages import aligned, one_block, thinking_page
+from tests.tiny_runs import tiny_run
+from tests.training.trained_runs import assert_same_run, final_state, interrupt_at, lines_of, trained
 
 METHOD = METHODS["coconut"]
 RATE = 0.05
@@ -139,6 +143,27 @@ def test_loads_get_even() -> None:
         state = run(step, state, batch, 60)
     # Of three choices, one is the first expert everywhere; one in eight would be even.
     assert (most_used[0] > 0.3).all() and (most_used[1] < 0.2).all(), most_used
+
+
+@pytest.mark.slow
+def test_a_run_resumes_to_the_bit_and_logs_what_thoughts_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fields = {"mlp": "swiglu", "mlp_bias": False, "experts": ExpertsConfig(count=4, chosen=1, width=8)}
+    config = tiny_run(decoder=fields, evaluate_every=None)
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    trained(config, whole)
+    with monkeypatch.context() as patched:
+        interrupt_at(patched, 9)
+        assert not trained(config, resumed).progress.finished
+    trained(config, resumed)
+    assert_same_run(whole, resumed)
+    [bias] = [value for name, value in final_state(whole)[0].items() if is_correction(name.split("'")[-2])]
+    assert bias.any()
+    first, *_, last = lines_of(whole, "train")
+    of_experts = {name: value for name, value in last.items() if name.startswith("expert_")}
+    named = ("evenness_tokens", "most_used_tokens", "evenness_thoughts", "most_used_thoughts")
+    assert of_experts.keys() == {f"expert_{name}" for name in (*named, "distance", "distance_of_tokens")}
+    assert all(0 <= value <= 1 for value in of_experts.values())
+    assert {name for name in first if name.startswith("expert_")} == {f"expert_{name}" for name in named[:2]}
 
 
 def test_a_rate_out_of_range_is_named() -> None:
