@@ -17,7 +17,7 @@ from coconut.errors import CoconutError
 from coconut.latent.feedback import Feedback, FeedbackConfig, make_feedback
 from coconut.models.config import DecoderConfig, ExecutionConfig
 from coconut.models.decoder import Decoder
-from coconut.models.experts import is_correction
+from coconut.models.experts import is_correction, kernel_beside
 from coconut.models.parameters import parameter_axes, parameter_names
 from coconut.sharding import Axes
 
@@ -96,23 +96,29 @@ class Template:
 
     Attributes:
       axes: name -> logical axes of every parameter, in the order of the model's arrays.
-      trained: names of those that are trained; the others are frozen.
+      trained: names of those that are trained; the others are frozen, but for the balanced ones.
       structure: the model without its arrays.
+      balanced: names of the correction biases whose router is trained, which no gradient moves
+        (`coconut.training.balancing`).
     """
 
     axes: Mapping[str, Axes]
     trained: frozenset[str]
     structure: Any
+    balanced: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, model: Model, trains: Callable[[str], bool] = lambda name: True) -> "Template":
         """The template of a model, which may be abstract; ``trains`` says by name what is trained.
 
-        A router's correction bias never is (`coconut.models.experts`).
+        A router's correction bias never is (`coconut.models.experts`): it is balanced where ``trains`` names it and its
+        router.
         """
         axes = {_without_prefix(name): axes for name, axes in parameter_axes(model).items()}
-        trained = frozenset(name for name in axes if trains(name) and not is_correction(name))
-        return cls(axes, trained, jax.tree.structure(model))
+        chosen = frozenset(name for name in axes if trains(name))
+        trained = frozenset(name for name in chosen if not is_correction(name))
+        balanced = frozenset(name for name in chosen - trained if kernel_beside(name) in trained)
+        return cls(axes, trained, jax.tree.structure(model), balanced)
 
     def model(self, parameters: Parameters) -> Model:
         """The model that holds ``parameters``."""

@@ -47,13 +47,15 @@ SCANNED = ExecutionConfig(scan_layers=True)
 
 
 def sharding_table() -> str:
-    """Each preset's parameters, layers stacked, with what each dimension is split over, and what splits the rest."""
+    """Each preset's parameters, layers stacked where alike, with what splits each dimension, and what splits others."""
     lines = []
     for name, preset in PRESETS.items():
         vocabulary = 4 * -(-preset.vocabulary // 4)  # what a run sets DecoderConfig.vocab_size to on such a mesh
         config = dataclasses.replace(preset, vocab_size=vocabulary)
         lines.append(name)
-        decoder = abstract_decoder(config, SCANNED)
+        if preset.experts is not None:  # Layers that differ are not stacked; one of each kind says it all.
+            config = dataclasses.replace(config, num_layers=preset.experts.first_layer + 1)
+        decoder = abstract_decoder(config, SCANNED if preset.experts is None else ExecutionConfig())
         axes = parameter_axes(decoder)
         for parameter, leaf in decoder_parameters(decoder).items():
             spec = parameter_sharding(parameter, leaf.shape, axes[parameter], EVERY_AXIS).spec

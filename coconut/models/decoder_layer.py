@@ -88,11 +88,14 @@ class Layer(nnx.Module):
         """What is added to the residual stream of what the attention made."""
         return made if self.norm_placement == "before" else self.attention_norm(made)
 
+    def mlp_reads(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        """What the MLP reads of the residual stream."""
+        return self.mlp_norm(x) if self.norm_placement == "before" else x
+
     def mlp_adds(self, x: Float[Array, "B T D"], dropout: Dropout | RowMasks | None = None) -> Float[Array, "B T D"]:
         """What the MLP adds to the residual stream; ``dropout`` is the adapters'."""
-        if self.norm_placement == "before":
-            return self.mlp(self.mlp_norm(x), dropout)
-        return self.mlp_norm(self.mlp(x, dropout))
+        made = self.mlp(self.mlp_reads(x), dropout)
+        return made if self.norm_placement == "before" else self.mlp_norm(made)
 
     def __call__(
         self,

@@ -2,16 +2,22 @@
 
 Columns are sorted by expert and multiplied in groups (`jax.lax.ragged_dot`), however large each group is. No column is
 dropped, and none waits for another: what a column gets is what it gets alone, which the gradient through thoughts
-relies on (`coconut.latent.thoughts`). A CPU has no such product (jax 0.10): every expert multiplies every column there,
-with a copy for each, so that time and memory are those of a dense MLP of all experts.
+relies on (`coconut.latent.thoughts`). A CPU has no such product (jax 0.10): it would multiply every column by every
+expert, once for each that the column chose. A single one does so once (`apply_all_experts`), so that time and memory
+are those of a dense MLP of all experts.
 
 On a mesh each device computes, for its own rows, those of the experts chosen that it holds, and the parts are summed:
 no row travels.
+
+The correction bias of a sigmoid router has no gradient. A train step moves it by how many columns chose each expert
+(`coconut.training.balancing`), which reaches the step as the cotangent of a `Tally`: so each column counts once however
+thoughts are made, layers are scanned and activations made again, over microbatches and devices.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, no_type_check
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +30,7 @@ from coconut.models.dropout import Dropout, RowMasks
 from coconut.models.experts_config import ExpertsConfig
 from coconut.models.layers import FeedForward, rows_of
 from coconut.sharding import constrain, fitting_partition
+from pallas_kernels.platform import platform
 
 _CORRECTION = "correction"
 
@@ -33,12 +40,34 @@ def is_correction(name: str) -> bool:
     return name.rpartition(".")[2] == _CORRECTION
 
 
+def kernel_beside(correction: str) -> str:
+    """The name of the matrix of the router whose correction bias has this name."""
+    return f"{correction.rpartition('.')[0]}.kernel"
+
+
+@jax.tree_util.register_dataclass
+@no_type_check  # JAX also builds them of abstract values, cotangents and shardings
+@dataclasses.dataclass(frozen=True)
+class Tally:
+    """A correction bias whose router counts; layers that are scanned have a leading axis.
+
+    Attributes:
+      correction: the bias.
+      loads: zeros, whose cotangent is how many columns chose each expert. A column counts where the derivative of what
+        is differentiated by what its experts made of it is not 0: not where it is padding, and not in a last layer
+        whose output nobody reads.
+    """
+
+    correction: Float[Array, "*L E"]
+    loads: Float[Array, "*L E"]
+
+
 class Router(nnx.Module):
     """Scores experts, and chooses some for each column. It computes and keeps its numbers in at least float32.
 
     Attributes:
       correction: what a sigmoid router adds to the scores where it chooses, and not in the weights
-        (DeepSeek-V3, section 2.1.2). It has no gradient, and is not trained here.
+        (DeepSeek-V3, section 2.1.2). It has no gradient; a `Tally` in its place counts what is chosen.
     """
 
     def __init__(self, config: DecoderConfig, experts: ExpertsConfig, rngs: nnx.Rngs):
@@ -57,8 +86,10 @@ class Router(nnx.Module):
         logits = jnp.matmul(x.astype(kernel.dtype), kernel, precision=jax.lax.Precision.HIGHEST)
         logits = constrain(logits, rows_of(x), "columns", "router")
         if experts.router == "sigmoid":
+            correction = self.correction.get_value()
             scores = jax.nn.sigmoid(logits)
-            choice, excluded = scores + self.correction[...], -jnp.inf
+            choice = scores + (correction.correction if isinstance(correction, Tally) else correction)
+            excluded = -jnp.inf
         else:
             scores = choice = jax.nn.softmax(logits, axis=-1)
             excluded = 0.0
@@ -70,6 +101,11 @@ class Router(nnx.Module):
             weights = weights / (weights.sum(-1, keepdims=True) + 1e-20)
         return chosen, weights * experts.scaling
 
+    def counted(self, made: Float[Array, "B T D"], chosen: Int[Array, "B T _"]) -> Float[Array, "B T D"]:
+        """What experts made of the columns, which are counted on the way back where a `Tally` asks for it."""
+        tally = self.correction.get_value() if self.experts.router == "sigmoid" else None
+        return _counted(made, tally.loads, chosen) if isinstance(tally, Tally) else made
+
     def _in_groups_chosen(self, choice: Float[Array, "B T E"]) -> Array:
         """Which experts lie in the groups that a column chooses from."""
         experts = self.experts
@@ -78,6 +114,25 @@ class Router(nnx.Module):
         groups = jax.lax.top_k(best, experts.groups_chosen)[1]
         inside = (groups[..., None] == jnp.arange(experts.groups)).any(-2)
         return jnp.repeat(inside, experts.count // experts.groups, axis=-1)
+
+
+@jax.custom_vjp
+def _counted(made: Array, loads: Array, chosen: Array) -> Array:
+    return made
+
+
+def _counted_forward(made: Array, loads: Array, chosen: Array) -> tuple[Array, tuple[Array, Array]]:
+    return made, (jnp.zeros_like(loads), chosen)
+
+
+def _counted_backward(residuals: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array, None]:
+    zeros, chosen = residuals
+    counts = (cotangent != 0).any(-1)[..., None, None]
+    chose = (chosen[..., None] == jnp.arange(len(zeros))) & counts
+    return cotangent, zeros + chose.sum(tuple(range(chose.ndim - 1)), dtype=zeros.dtype), None
+
+
+_counted.defvjp(_counted_forward, _counted_backward)
 
 
 class ExpertMatrix(nnx.Module):
@@ -107,7 +162,7 @@ class Experts(nnx.Module):
     def __call__(self, x: Float[Array, "B T D"], dropout: Dropout | RowMasks | None = None) -> Float[Array, "B T D"]:
         """What the experts of each column make of it; ``dropout`` is that of the shared ones' adapters."""
         chosen, weights = self.router(x)
-        made = self._routed(x, chosen, weights)
+        made = self.router.counted(self._routed(x, chosen, weights), chosen)
         return made + self.shared(x, dropout) if self.config.shared else made
 
     def _routed(
@@ -116,7 +171,8 @@ class Experts(nnx.Module):
         matrices = [matrix.kernel[...].astype(x.dtype) for matrix in (self.gate, self.up, self.down)]
         mesh = jax.sharding.get_abstract_mesh()
         if mesh.empty or mesh.size == 1:
-            return apply_experts(x, chosen, weights, *matrices)
+            apply = apply_all_experts if platform() == "cpu" else apply_experts
+            return apply(x, chosen, weights, *matrices)
         # As in the other matrices: a pass of one column leaves them where they are, and splits its features.
         one = x.shape[1] == 1
         of_x = fitting_partition((rows_of(x), "columns", "split_features" if one else "features"), x.shape)
@@ -132,6 +188,21 @@ class Experts(nnx.Module):
         return jax.shard_map(local, in_specs=(of_x, of_choice, of_choice, *of_matrices), out_specs=of_x)(
             x, chosen, weights, *matrices
         )
+
+
+def apply_all_experts(
+    x: Float[Array, "B T D"],
+    chosen: Int[Array, "B T K"],
+    weights: Float[Array, "B T K"],
+    gate: Float[Array, "E D F"],
+    up: Float[Array, "E D F"],
+    down: Float[Array, "E F D"],
+) -> Float[Array, "B T D"]:
+    """`apply_experts` by a dense MLP of all experts, whose hidden units count 0 where their expert was not chosen."""
+    share = (weights[..., None] * (chosen[..., None] == jnp.arange(len(gate)))).sum(-2)
+    hidden, gates = (jnp.einsum("btd,edf->btef", x, matrix) for matrix in (up, gate))
+    hidden = (jax.nn.silu(gates) * hidden * share[..., None]).astype(x.dtype)
+    return jnp.einsum("btef,efd->btd", hidden, down)
 
 
 def apply_experts(

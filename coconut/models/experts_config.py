@@ -25,7 +25,7 @@ class ExpertsConfig:
       shared: how many further experts every column uses, as one MLP of ``shared * width``.
       first_layer: the first layer that has experts; those before have the dense MLP.
       router: what scores an expert: a ``sigmoid`` of its own logit, to which a correction bias is added where experts
-        are chosen (V3), or a ``softmax`` over all (V2).
+        are chosen (V3; training moves it by ``OptimizerConfig.correction_rate``), or a ``softmax`` over all (V2).
       groups: in how many groups of equal size the experts lie.
       groups_chosen: from how many of them a column chooses: those whose best expert scores highest (``softmax``), or
         whose best two do together (``sigmoid``).

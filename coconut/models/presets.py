@@ -8,6 +8,8 @@ from types import MappingProxyType
 from typing import Any
 
 from coconut.models.config import DecoderConfig, RotaryScaling
+from coconut.models.experts_config import ExpertsConfig
+from coconut.models.latent_config import LatentAttentionConfig, YarnRotaryScaling
 
 
 def _gpt2(num_layers: int, embed_dim: int, num_heads: int) -> DecoderConfig:
@@ -176,8 +178,49 @@ def _phi4() -> DecoderConfig:
     )
 
 
+def _deepseek_v2_lite() -> DecoderConfig:
+    """DeepSeek-V2-Lite, of which a token uses 2.7 B parameters (DeepSeek-AI 2024, appendix B)."""
+    return _llama_style(
+        vocab_size=102_400,
+        num_layers=27,
+        embed_dim=2048,
+        num_heads=16,
+        mlp_dim=10_944,
+        max_positions=163_840,
+        rotary_scaling=YarnRotaryScaling(factor=40.0, original_positions=4096, mscale=0.707, mscale_all_dim=0.707),
+        norm_epsilon=1e-6,
+        qkv_bias=False,
+        tied_head=False,
+        latent_attention=_LATENT_ATTENTION,
+        experts=ExpertsConfig(count=64, chosen=6, width=1408, shared=2, first_layer=1, router="softmax"),
+    )
+
+
+def _moonlight() -> DecoderConfig:
+    """Moonlight-16B-A3B (Liu et al. 2025, "Muon is scalable for LLM training"), of DeepSeek V3's kind."""
+    return _llama_style(
+        vocab_size=163_840,
+        num_layers=27,
+        embed_dim=2048,
+        num_heads=16,
+        mlp_dim=11_264,
+        max_positions=8192,
+        rotary_base=50_000.0,
+        norm_epsilon=1e-5,
+        qkv_bias=False,
+        tied_head=False,
+        latent_attention=_LATENT_ATTENTION,
+        experts=ExpertsConfig(
+            count=64, chosen=6, width=1408, shared=2, first_layer=1, router="sigmoid", normalized=True, scaling=2.446
+        ),
+    )
+
+
+_LATENT_ATTENTION = LatentAttentionConfig(latent_dim=512, plain_dim=128, rotary_dim=64, value_dim=128)
+
 PRESETS: Mapping[str, DecoderConfig] = MappingProxyType(
     {
+        "deepseek-v2-lite": _deepseek_v2_lite(),
         "gpt2": _gpt2(12, 768, 12),
         "gpt2-medium": _gpt2(24, 1024, 16),
         "gpt2-large": _gpt2(36, 1280, 20),
@@ -187,6 +230,7 @@ PRESETS: Mapping[str, DecoderConfig] = MappingProxyType(
         "llama-3.2-3b": _llama3(28, 3072, 24, 8192, factor=32.0, tied_head=True),
         "mistral-7b": _mistral(32, 4096, vocab_size=32_768, max_positions=32_768),
         "mistral-nemo-12b": _mistral(40, 5120, vocab_size=131_072, max_positions=128_000, head_dim=128),
+        "moonlight-16b-a3b": _moonlight(),
         "olmo-2-1b": _olmo2(16, 2048, 16, 8192),
         "olmo-2-7b": _olmo2(32, 4096, 32, 11_008),
         "phi-4": _phi4(),

@@ -86,6 +86,7 @@ class Imitation:
             options=config.options,
             microbatches=config.microbatches,
             spikes=config.spikes,
+            correction_rate=config.optimizer.correction_rate,
         )
 
     def views(self, state: TrainState, batches: Iterator[Views], number: int) -> StepViews:

@@ -42,6 +42,7 @@ from coconut.training.norms import NormAlert
 from coconut.training.optimizer import learning_rate_at, make_optimizer
 from coconut.training.progress import Progress
 from coconut.training.rollouts import make_learning
+from coconut.training.routing import make_routing
 from coconut.training.run import BY_NAME, RUN_FILE, Run, changes_metrics, tracked, write_cell
 from coconut.training.setup import abstract_state, initial_state, prepare
 from coconut.training.state import TrainState, restart_optimizer, restart_spikes
@@ -188,6 +189,7 @@ def _train(
     skips = SkippedSteps(total=progress.skipped, in_a_row=progress.skipped_in_a_row)
     norm_alert = NormAlert(config.norm_alert_factor)
     loss = make_loss(template, learning.method, options=config.options, microbatches=config.microbatches)
+    routing = make_routing(config, template)
     programs: dict[tuple[Schedule, ...], jax.stages.Compiled] = {}
     key = jax.jit(jax.random.key, out_shardings=replicated(mesh))(config.seed)
     longest_chain = max((sum(map(len, example.written_steps)) for example in examples), default=0)
@@ -339,7 +341,8 @@ def _train(
                 if at_log:
                     rates = {"learning_rate": learning_rate, "seconds": progress.seconds}
                     alert = norm_alert.look(averages, progress.step)
-                    log.write("train", progress.step, {"stage": stage, **averages, **alert, **rates})
+                    routed = routing(state, views, key)
+                    log.write("train", progress.step, {"stage": stage, **averages, **routed, **alert, **rates})
                     try:
                         if shown := learning.shown(state, source[0]):
                             log.write("rollouts", progress.step, {"stage": stage, **shown})

@@ -30,6 +30,10 @@ class OptimizerConfig:
       decay: shape of the decay at the end of the last stage.
       decay_share: share of the last stage's steps over which the learning rate decays.
       final_share: share of the peak that is left at the end.
+      correction_rate: by how much a step moves the correction bias of each expert of a sigmoid router that is trained:
+        down where more columns chose the expert than the mean of its layer, up where fewer did
+        (`coconut.training.balancing`). DeepSeek-V3 was trained with 0.001, and with 0 in the end. 0 leaves the biases
+        as they are: for a pretrained model, whose experts need not be used evenly by the questions of one task.
 
     Raises:
       CoconutError: a value out of range; the message names the field and the value.
@@ -47,6 +51,7 @@ class OptimizerConfig:
     decay: Decay = "constant"
     decay_share: float = 1.0
     final_share: float = 0.0
+    correction_rate: float = 0.001
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -63,6 +68,8 @@ class OptimizerConfig:
             reject("epsilon", "must be positive")
         if not self.weight_decay >= 0:
             reject("weight_decay", "must be at least 0")
+        if not 0.0 <= self.correction_rate <= 1.0:
+            reject("correction_rate", "must be in [0, 1]")
         if self.clip_norm is not None and not self.clip_norm > 0:
             reject("clip_norm", "must be None or positive")
         for field in ("warmup_steps", "stage_warmup_steps"):

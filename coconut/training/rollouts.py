@@ -334,6 +334,7 @@ class Reinforcement:
         config, template = self._reinforcement, self._template
         fields = ("options", "microbatches", "spikes")
         settings = {name: getattr(self._config, name) for name in fields}
+        settings["correction_rate"] = self._config.optimizer.correction_rate
         if config.updates == 1:
             return make_train_step(template, self.method, optimizer, **settings)
         update, parts = make_update(template, self.method, optimizer, **settings), config.minibatches

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ from coconut.losses import Loss, Ratio, ratio
 from coconut.methods.method import LossContext, Method, Views
 from coconut.model import Parameters, Template
 from coconut.sharding import constrain_tree, replicate
+from coconut.training.balancing import Loads, no_loads, rebalanced, with_tallies
 from coconut.training.spikes import SpikeConfig, judge
 from coconut.training.state import TrainState, select
 
@@ -69,25 +70,28 @@ def _gradients(
     views: Views,
     key: Key[Array, ""],
     microbatches: int,
-) -> tuple[Array, Parameters, Metrics]:
-    """The objective of the whole step, its gradients, and the metrics.
+    balanced: Collection[str],
+) -> tuple[Array, Parameters, Loads, Metrics]:
+    """The objective of the whole step, its gradients, the loads of the routers ``balanced``, and the metrics.
 
     Sums are added up over rows and microbatches, and divided once. Where there are several microbatches, each of them
     needs the weights of all before it runs.
     """
     frozen = {name: value for name, value in parameters.items() if name not in template.trained}
 
-    def loss_of(trained: Parameters, views: Views, key: Key[Array, ""]) -> Loss:
+    def loss_of(trained: Parameters, loads: Loads, views: Views, key: Key[Array, ""]) -> Loss:
         # The constraint's transpose keeps each gradient in its shards, those of every microbatch included.
         every = constrain_tree({**trained, **frozen}, template.axes)
         return method.loss(
-            template.model(every), views, LossContext(options=options, think=method.think(options), key=key)
+            template.model(with_tallies(every, loads)),
+            views,
+            LossContext(options=options, think=method.think(options), key=key),
         )
 
     def part(
-        trained: Parameters, views: Views, key: Key[Array, ""], weights: Weights | None
+        moved: tuple[Parameters, Loads], views: Views, key: Key[Array, ""], weights: Weights | None
     ) -> tuple[Array, tuple[Metrics, Weights]]:
-        loss = loss_of(trained, views, key)
+        loss = loss_of(*moved, views, key)
         own = {name: jax.lax.stop_gradient(term.ratio.weight) for name, term in loss.terms.items()}
         metrics = dict(loss.metrics)
         if len(loss.terms) > 1:
@@ -95,26 +99,29 @@ def _gradients(
         return objective(loss, own if weights is None else weights), (metrics, own)
 
     trained, derive = select(parameters, template.trained), jax.value_and_grad(part, has_aux=True)
+    moved = trained, no_loads(select(parameters, balanced))
     if microbatches == 1:
-        (total, (metrics, weights)), gradients = derive(trained, views, key, None)
+        (total, (metrics, weights)), (gradients, loads) = derive(moved, views, key, None)
     else:
-        weights = term_weights(lambda trained, views: loss_of(trained, views, key), trained, views)
+        weights = term_weights(lambda trained, views: loss_of(trained, {}, views, key), trained, views)
         # Every so-manieth row, so that each device keeps the rows it has.
         parts = jax.tree.map(lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), views)
         first = jax.tree.map(lambda x: x[0], parts)
-        shapes = jax.eval_shape(derive, trained, first, key, weights)
+        shapes = jax.eval_shape(derive, moved, first, key, weights)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
         def accumulate(sums: Any, scanned: tuple[Views, Array]) -> tuple[Any, None]:
             rows, index = scanned
-            return jax.tree.map(jnp.add, sums, derive(trained, rows, jax.random.fold_in(key, index), weights)), None
+            return jax.tree.map(jnp.add, sums, derive(moved, rows, jax.random.fold_in(key, index), weights)), None
 
-        ((total, (metrics, _)), gradients), _ = jax.lax.scan(accumulate, zeros, (parts, jnp.arange(microbatches)))
+        ((total, (metrics, _)), (gradients, loads)), _ = jax.lax.scan(
+            accumulate, zeros, (parts, jnp.arange(microbatches))
+        )
     unit = _unit(weights)
     value = total / unit
     if len(weights) > 1:
         metrics["objective"] = Ratio(value, jnp.ones_like(value))
-    return value, jax.tree.map(lambda g: g / unit.astype(g.dtype), gradients), metrics
+    return value, jax.tree.map(lambda g: g / unit.astype(g.dtype), gradients), loads, metrics
 
 
 def make_loss(
@@ -157,6 +164,7 @@ def make_train_step(
     options: Any = None,
     microbatches: int = 1,
     spikes: SpikeConfig | None = None,
+    correction_rate: float = 0.0,
 ) -> TrainStep:
     """Builds ``train_step(state, views, learning_rate, key) -> (state, metrics)``.
 
@@ -178,11 +186,18 @@ def make_train_step(
       options: of the method; None for its defaults.
       microbatches: parts the rows are split into, one after the other, to save memory.
       spikes: when a gradient is a spike; None where nothing is.
+      correction_rate: by how much the correction biases of routers move (`coconut.training.balancing`).
 
     Raises:
       CoconutError: when it is traced with several microbatches: see `term_weights`.
     """
-    update = make_update(template, method, optimizer, options=options, microbatches=microbatches, spikes=spikes)
+    update = make_update(
+        *(template, method, optimizer),
+        options=options,
+        microbatches=microbatches,
+        spikes=spikes,
+        correction_rate=correction_rate,
+    )
 
     @functools.partial(jax.jit, donate_argnums=0)
     def train_step(
@@ -216,14 +231,18 @@ def make_update(
     options: Any = None,
     microbatches: int = 1,
     spikes: SpikeConfig | None = None,
+    correction_rate: float = 0.0,
 ) -> TrainStep:
     """Builds one update of `make_train_step`, whose arguments it has: traceable, of a state whose step it leaves."""
     options = method.options() if options is None else options
+    balanced = template.balanced if correction_rate else frozenset[str]()
 
     def update(
         state: TrainState, views: Views, learning_rate: Float[Array, ""], key: Key[Array, ""]
     ) -> tuple[TrainState, Metrics]:
-        value, gradients, metrics = _gradients(state.parameters, template, method, options, views, key, microbatches)
+        value, gradients, loads, metrics = _gradients(
+            *(state.parameters, template, method, options, views, key, microbatches, balanced)
+        )
         norm = optax.tree.norm(gradients)
         taken = finite = jnp.isfinite(value) & jnp.isfinite(norm)
         window = state.spikes
@@ -253,7 +272,9 @@ def make_update(
         }
         if spikes is not None:
             metrics["spikes"] = Ratio(1.0 * (finite & ~taken), one)
-        parameters = {**state.parameters, **trained}
+        biases = select(state.parameters, balanced)
+        moved = jax.tree.map(lambda a, b: jnp.where(taken, a, b), rebalanced(biases, loads, correction_rate), biases)
+        parameters = {**state.parameters, **trained, **moved}
         return TrainState(parameters=parameters, opt_state=opt_state, step=state.step, spikes=window), metrics
 
     return update

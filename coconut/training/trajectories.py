@@ -289,6 +289,7 @@ class Scoring:
         config, template = self._scorer, self._template
         fields = ("options", "microbatches", "spikes")
         settings = {name: getattr(self._config, name) for name in fields}
+        settings["correction_rate"] = self._config.optimizer.correction_rate
         if config.epochs == 1:
             return make_train_step(template, self.method, optimizer, **settings)
         update = make_update(template, self.method, optimizer, **settings)

@@ -3,12 +3,16 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
 from coconut.commands.inspect.command import InspectConfig, describe, inspect_model
 from coconut.errors import CoconutError
+from coconut.model import make_model
+from coconut.models.experts_config import ExpertsConfig
 from coconut.tasks import get_task, save_examples
 from coconut.training.progress import Progress
 from tests.commands.test_evaluate_thoughts import untrained
@@ -22,9 +26,16 @@ EXAMPLES = [
 ]
 
 
-def inspected(folder: Path, method: str = "coconut") -> dict:
+# Two of three experts, chosen by softmax.
+EXPERTS = {"mlp": "swiglu", "mlp_bias": False, "experts": ExpertsConfig(count=3, chosen=2, width=8, router="softmax")}
+
+
+def inspected(folder: Path, method: str = "coconut", **decoder: Any) -> dict:
     save_examples(folder / "questions.json", EXAMPLES)
     run, model = untrained(method)
+    if decoder:
+        config = dataclasses.replace(run.config, decoder=dataclasses.replace(run.config.decoder, **decoder))
+        run, model = dataclasses.replace(run, config=config), make_model(config.decoder, jax.random.key(0))
     config = InspectConfig(output=folder / "out", split=str(folder / "questions.json"), top=2, allow_overlap=True)
     progress = Progress(stage=run.config.curriculum.final_stage)
     with quick_compilation():
@@ -33,7 +44,7 @@ def inspected(folder: Path, method: str = "coconut") -> dict:
 
 @pytest.mark.slow
 def test_everything_is_written_and_fits_together(tmp_path: Path) -> None:
-    content = inspected(tmp_path)
+    content = inspected(tmp_path, **EXPERTS)
     out = tmp_path / "out"
     assert json.loads((out / "inspect.json").read_text())["measures"] == json.loads(json.dumps(content["measures"]))
     numbers = {effect["label"]: effect["examples"] for effect in content["effects"]}
@@ -56,7 +67,12 @@ def test_everything_is_written_and_fits_together(tmp_path: Path) -> None:
         # What is shown after all of its thoughts is its answer.
         assert question["after"][-1]["text"] == question["answer"]
         assert ("noise (3)" in question["interventions"]) == (count == 3)
-    assert content["figures"]
+    use = json.loads((out / "inspect.json").read_text())["experts"]
+    kinds = {"thought 1": 2, "thought 2": 2, "thought 3": 1, "start marker": 3, "end marker": 3}
+    assert kinds.items() <= dict(zip(use["kinds"], use["columns"], strict=True)).items()
+    np.testing.assert_allclose(np.sum(use["shares"], -1), np.ones((1, len(use["kinds"]))))
+    assert use["interval"][0][0] <= use["interval"][1][0] and 0 <= use["of_tokens"][0] <= 1
+    assert {"expert_shares", "expert_distances"} <= {Path(figure["file"]).stem for figure in content["figures"]}
     for figure in content["figures"]:
         drawn = out / figure["file"]
         assert drawn.stat().st_size and drawn.with_suffix(".svg").stat().st_size and figure["caption"]

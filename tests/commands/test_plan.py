@@ -27,8 +27,9 @@ from coconut.commands.plan.training import look_at_step
 from coconut.curriculum import CurriculumConfig
 from coconut.errors import CoconutError
 from coconut.mesh import MeshConfig
+from coconut.models.experts import apply_experts
 from coconut.models.parameters import abstract_decoder, decoder_parameters
-from coconut.sharding import make_mesh
+from coconut.sharding import make_mesh, replicated
 from coconut.training.config import RunConfig
 from coconut.types import Language, Latent
 from tests.tiny_models import EXPERTS_STYLE, quick_compilation
@@ -279,6 +280,24 @@ def test_tpus_are_known_by_their_kind_and_places() -> None:
         where = make_slice(topology)
         assert slice_of(where.devices) == where
     assert slice_of(jax.devices()) is None
+
+
+def test_grouped_products_of_experts_count_the_rows_that_are_multiplied() -> None:
+    """By the TPU's own compiler, which has a kernel for them: three products forward, and one back for each.
+
+    The matrices' own gradients it takes by dense products of all rows with each expert (libtpu 0.0.42), which count as
+    what they are.
+    """
+    pytest.importorskip("libtpu")
+    B, T, K, E, D, F = 2, 128, 2, 4, 128, 128
+    place = replicated(make_mesh(MeshConfig(data=1), make_slice("v5e:2x2").devices[:1]))
+    shapes = {"x": (B, T, D), "weights": (B, T, K), "gate": (E, D, F), "up": (E, D, F), "down": (E, F, D)}
+    given = {name: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=place) for name, shape in shapes.items()}
+    chosen = jax.ShapeDtypeStruct((B, T, K), jnp.int32, sharding=place)
+    summed = lambda x, fixed, chosen: jnp.square(apply_experts(x, chosen, **fixed)).sum()
+    program = jax.jit(jax.grad(summed)).lower(given.pop("x"), given, chosen).compile().as_text()
+    assert program is not None
+    assert flops(parse(program)) == 6 * 2 * B * T * K * D * F
 
 
 def test_an_axis_may_take_a_part_of_a_torus_dimension() -> None:

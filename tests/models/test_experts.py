@@ -24,7 +24,7 @@ from coconut.model import Template, make_model
 from coconut.models.adapters import AdapterConfig, add_adapters
 from coconut.models.config import DecoderConfig, ExecutionConfig
 from coconut.models.decoder import Decoder
-from coconut.models.experts import Experts, apply_experts
+from coconut.models.experts import Experts, apply_all_experts, apply_experts
 from coconut.models.experts_config import ExpertsConfig
 from coconut.models.parameters import decoder_of, decoder_parameters, parameter_axes
 from coconut.sharding import make_mesh, parameter_sharding, row_sharding
@@ -118,6 +118,22 @@ def test_a_column_is_the_same_whatever_its_neighbours_are() -> None:
     np.testing.assert_allclose(run(module, crowd), jnp.broadcast_to(alone[:1], x.shape), rtol=1e-13, atol=1e-13)
 
 
+@pytest.mark.parametrize("length", [1, 7])
+def test_groups_and_a_dense_product_give_the_same(length: int) -> None:
+    """A single CPU computes all experts, anything else those chosen."""
+    module, rng = experts_of(random_decoder(CONFIG)), np.random.default_rng(1)
+    x, pull = (jnp.asarray(rng.normal(size=(2, length, 16))) for _ in range(2))
+    matrices = [matrix.kernel[...] for matrix in (module.gate, module.up, module.down)]
+    chosen, weights = module.router(x)
+    given = (x, weights, *matrices)
+    loss = lambda apply: lambda x, weights, *matrices: jnp.vdot(apply(x, chosen, weights, *matrices), pull)
+    ours, theirs = (
+        quick_jit(jax.value_and_grad(loss(apply), argnums=range(len(given))))(*given)
+        for apply in (apply_all_experts, apply_experts)
+    )
+    assert_close(ours, theirs)
+
+
 def loss_of(run: Any, rows: Any) -> Any:
     return lambda decoder: weighed(run(decoder, Identity(), rows, ONE_BLOCK), rows, ONE_BLOCK)
 
@@ -162,7 +178,7 @@ def test_with_a_capacity_the_gradient_would_be_wrong(monkeypatch: pytest.MonkeyP
         return norm(jax.tree.map(jnp.subtract, *gradients)) / norm(gradients[1])
 
     assert gap() < 1e-10
-    monkeypatch.setattr("coconut.models.experts.apply_experts", limited)
+    monkeypatch.setattr("coconut.models.experts.apply_all_experts", limited)
     assert gap() > 1e-2
 
 

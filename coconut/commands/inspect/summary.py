@@ -1,14 +1,18 @@
 """What the thoughts of all questions say together: numbers for ``inspect.json``, and figures of them.
 
 What is measured depends on the questions: those with a graph get a search tree, those in symbols also the measures of
-reasoning by superposition, and all whose written steps have results are searched for traces of these.
+reasoning by superposition, and all whose written steps have results are searched for traces of these. Of a model with
+experts it is measured which ones thoughts use.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
 
+from coconut.analysis.expert_plots import plot_expert_distances, plot_expert_shares
+from coconut.analysis.experts import chosen_experts, column_kinds, expert_use
 from coconut.analysis.geometry import geometry
 from coconut.analysis.gold_results import gold_results, gold_traces, result_tokens
 from coconut.analysis.interventions import Intervened
@@ -27,7 +31,7 @@ from coconut.analysis.search_tree import (
 from coconut.analysis.search_tree_plots import plot_output_classes, plot_percentile_curves, plot_values_by_height
 from coconut.analysis.superposition import edge_attention, edge_attention_by_group, histograms_by_group
 from coconut.analysis.superposition_plots import plot_edge_attention, plot_histograms
-from coconut.analysis.traces import lay_out
+from coconut.analysis.traces import Rows, lay_out
 from coconut.analysis.written_paths import count_classes
 from coconut.commands.inspect.figures import Drawing
 from coconut.commands.inspect.questions import Readings
@@ -35,6 +39,7 @@ from coconut.evaluation.reading import given_pages
 from coconut.evaluation.subject import Subject
 from coconut.pages import Text
 from coconut.tasks.graphs import Height, distances
+from coconut.tokenizers import TokenizedExample
 from coconut.types import Example, Graph
 
 GOLD_AMONG = 10
@@ -75,6 +80,8 @@ def summarize(
         if readings.in_symbols and len(set(counts)) == 1 and subject.placing.curriculum.c_thought == 1:
             parts.append(_superposition(subject, examples, intervened))
     parts.append(_patching(subject, examples, intervened, batch_size))
+    if subject.model.decoder.config.experts is not None:
+        parts.append(_experts(subject, examples, intervened, batch_size))
     return Summary(
         {name: value for part in parts for name, value in part.numbers.items()},
         [drawing for part in parts for drawing in part.drawings],
@@ -232,11 +239,7 @@ def _superposition(subject: Subject, examples: Sequence[Example], intervened: In
 def _patching(subject: Subject, examples: Sequence[Example], intervened: Intervened, batch_size: int) -> Summary:
     """Which state of which thought carries the answer."""
     tokenized = [subject.tokenize(example) for example in examples]
-    pages = [
-        (*page, Text(example.answer))
-        for page, example in zip(given_pages(subject.method, subject.placing, tokenized), tokenized, strict=True)
-    ]
-    rows = lay_out(pages, subject.tokenizer, intervened.thoughts)
+    rows = _answered_rows(subject, tokenized, intervened)
     chosen, corrupted = with_other_questions(rows)
     if not len(chosen):
         return Summary({}, [])
@@ -258,6 +261,45 @@ def _patching(subject: Subject, examples: Sequence[Example], intervened: Interve
         lambda path: plot_matrices({"restored": found.effect}, path, rows="before layer", columns="thought"),
     )
     return Summary({"patching": _plain(found.effect._asdict())}, [drawing])
+
+
+def _answered_rows(subject: Subject, tokenized: Sequence[TokenizedExample], intervened: Intervened) -> Rows:
+    """What each question is given with, its thoughts, and the right answer behind."""
+    pages = [
+        (*page, Text(example.answer))
+        for page, example in zip(given_pages(subject.method, subject.placing, tokenized), tokenized, strict=True)
+    ]
+    return lay_out(pages, subject.tokenizer, intervened.thoughts)
+
+
+def _experts(subject: Subject, examples: Sequence[Example], intervened: Intervened, batch_size: int) -> Summary:
+    """Which experts thoughts use, and which ones tokens do."""
+    decoder, tokenizer = subject.model.decoder, subject.tokenizer
+    config = decoder.config.experts
+    assert config is not None
+    rows = _answered_rows(subject, [subject.tokenize(example) for example in examples], intervened)
+    chosen = chosen_experts(decoder, rows, batch_size=batch_size)
+    markers = {"start marker": tokenizer.start_latent_id, "end marker": tokenizer.end_latent_id}
+    layers = range(config.first_layer + 1, decoder.config.num_layers + 1)
+    use = expert_use(chosen, column_kinds(rows, markers), config.count, layers=layers)
+    drawings = [
+        Drawing(
+            "expert_shares",
+            "Share in % of each expert in what the columns of each kind choose (in brackets how many columns), the "
+            "right answer written behind the thoughts.",
+            lambda path: plot_expert_shares(use, path),
+        ),
+        Drawing(
+            "expert_distances",
+            "Distance (total variation) between the shares of experts of thoughts and of tokens; 95 % intervals by a "
+            "bootstrap over questions. Beside it that of as many tokens, drawn at random in each question, to the "
+            "question's other tokens.",
+            lambda path: plot_expert_distances(use, path),
+        ),
+    ]
+    numbers = dataclasses.asdict(use) | {"evenness": _plain(use.evenness)}
+    arrays = {name: value for name, value in numbers.items() if isinstance(value, np.ndarray)}
+    return Summary({"experts": {**numbers, **_plain(arrays)}}, drawings)
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:

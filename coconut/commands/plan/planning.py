@@ -179,6 +179,7 @@ def make_step(config: RunConfig, where: Slice, mesh_config: MeshConfig, columns:
         options=config.options,
         microbatches=config.microbatches,
         spikes=config.spikes,
+        correction_rate=config.optimizer.correction_rate,
     )
     rows = config.pipeline.batch_size
 
