@@ -174,6 +174,8 @@ def _merge(described: DecoderConfig, config: DecoderConfig, problems: list[str])
 
     def spelled_out(config: DecoderConfig) -> dict[str, Any]:
         derived = {"num_kv_heads": config.kv_heads, "head_dim": config.width_of_head, "mlp_dim": config.width_of_mlp}
+        derived["query_pre_attention_scalar"] = config.query_pre_attention_scalar or config.width_of_head
+        derived["local_attention"] = config.local_attention and config.local_attention.shortest()
         return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)} | derived
 
     theirs, ours = spelled_out(described), spelled_out(config)

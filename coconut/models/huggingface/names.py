@@ -44,6 +44,13 @@ _OLMO2_LAYER = {
     "post_attention_layernorm": ("attention_norm",),
     "post_feedforward_layernorm": ("mlp_norm",),
 }
+_GEMMA3_LAYER = {
+    **{theirs: ours for theirs, ours in _LLAMA_LAYER.items() if not theirs.endswith("layernorm")},
+    "input_layernorm": ("attention_norm",),
+    "post_attention_layernorm": ("attention_output_norm",),
+    "pre_feedforward_layernorm": ("mlp_norm",),
+    "post_feedforward_layernorm": ("mlp_output_norm",),
+}
 _PHI3_LAYER = {
     "input_layernorm": ("attention_norm",),
     "post_attention_layernorm": ("mlp_norm",),
@@ -69,7 +76,7 @@ _TWO_QUERY_MATRICES = {
     "self_attn.q_a_layernorm": ("attention.query_norm",),
     "self_attn.q_b_proj": ("attention.query",),
 }
-_LAYERS = {"gpt2": _GPT2_LAYER, "olmo2": _OLMO2_LAYER, "phi3": _PHI3_LAYER}
+_LAYERS = {"gemma3_text": _GEMMA3_LAYER, "gpt2": _GPT2_LAYER, "olmo2": _OLMO2_LAYER, "phi3": _PHI3_LAYER}
 _LEAVES = {
     "embedding": "weight",
     "scale": "weight",
