@@ -28,6 +28,7 @@ from coconut.latent.halting import HaltingConfig
 from coconut.latent.policies.config import PolicyConfig
 from coconut.methods import METHODS
 from coconut.methods.method import NoOptions
+from coconut.methods.multi_token import MultiTokenConfig
 from coconut.models.adapters import AdapterConfig
 from coconut.models.config import DecoderConfig, ExecutionConfig
 from coconut.models.experts_config import ExpertsConfig
@@ -59,6 +60,7 @@ CONFIGS = (
     LinearRotaryScaling,
     LocalAttentionConfig,
     LongRotaryScaling,
+    MultiTokenConfig,
     OptimizerConfig,
     PipelineConfig,
     PolicyConfig,
