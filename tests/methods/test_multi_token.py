@@ -1,6 +1,7 @@
-"""Prediction of the token after the next: the term of an obvious loop, the module of `transformers`, runs and exports."""
+"""Prediction of the token after the next: an obvious loop's term, `transformers`' module, runs and exports."""
 
 import dataclasses
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,8 @@ from tests.tiny_pages import aligned, one_block, thinking_page
 from tests.tiny_runs import tiny_run
 
 
-def random_module(config: DecoderConfig, at_thoughts: Any = "masked", **execution: Any) -> MultiToken:
-    execution = ExecutionConfig(**{"dtype": config.param_dtype, **execution})
+def random_module(config: DecoderConfig, at_thoughts: Any = "masked") -> MultiToken:
+    execution = ExecutionConfig(dtype=config.param_dtype)
     abstract = jax.eval_shape(lambda: MultiToken(config, execution, at_thoughts=at_thoughts, rngs=nnx.Rngs(0)))
     rng = np.random.default_rng(7)
     draw = lambda x: jnp.asarray(0.3 * rng.normal(size=x.shape) + (x.ndim == 1), x.dtype)
@@ -50,7 +51,8 @@ def make_batch() -> Batch:
     return aligned([*pages, None], one_block(6, 3, 6), tokenizer)
 
 
-BATCH = jax.tree.map(jnp.asarray, make_batch())
+HOST = make_batch()
+BATCH = jax.tree.map(jnp.asarray, HOST)
 
 
 def slow_loss(decoder: Decoder, module: MultiToken) -> jax.Array:
@@ -59,8 +61,8 @@ def slow_loss(decoder: Decoder, module: MultiToken) -> jax.Array:
     inputs = decoder.embed(BATCH.tokens).at[:, np.flatnonzero(latent)].set(seen.thoughts)
     total, count = jnp.zeros(()), 0
     for row in range(len(BATCH.tokens)):
-        columns = np.flatnonzero(BATCH.valid[row])
-        pairs = list(zip(columns[:-1], columns[1:], strict=True))
+        columns = np.flatnonzero(HOST.valid[row])
+        pairs = list(itertools.pairwise(columns))
         if module.at_thoughts == "masked":
             pairs = [(first, second) for first, second in pairs if not latent[second]]
         if not pairs:
@@ -69,14 +71,14 @@ def slow_loss(decoder: Decoder, module: MultiToken) -> jax.Array:
         states = module(
             seen.hidden[row, firsts][None],
             inputs[row, seconds][None],
-            positions=jnp.asarray(BATCH.positions)[row, firsts][None],
+            positions=jnp.asarray(HOST.positions)[row, firsts][None],
             valid=jnp.ones((1, len(firsts)), bool),
         )
         logits = jax.nn.log_softmax(decoder.unembed(states)[0])
         for place, second in enumerate(seconds):
             after = columns[columns > second]
-            if len(after) and BATCH.labels[row, after[0]] != IGNORED_LABEL:
-                total, count = total - logits[place, BATCH.labels[row, after[0]]], count + 1
+            if len(after) and HOST.labels[row, after[0]] != IGNORED_LABEL:
+                total, count = total - logits[place, HOST.labels[row, after[0]]], count + 1
     assert count > 4
     return total / count
 
@@ -86,14 +88,15 @@ def slow_loss(decoder: Decoder, module: MultiToken) -> jax.Array:
 @pytest.mark.parametrize("config", [EXPERTS_STYLE, LOCAL_STYLE], ids=["experts", "local"])
 def test_the_term_is_that_of_a_loop(config: DecoderConfig, at_thoughts: str) -> None:
     config = dataclasses.replace(config, param_dtype="float64")
-    decoder, module = random_decoder(config), random_module(config, at_thoughts)
 
     def loss(decoder: Decoder, module: MultiToken) -> jax.Array:
         output = rollout_batch(decoder, Identity(), BATCH, every_hidden=True)
         return second_token_loss(decoder, module, BATCH, output)[0].mean()
 
-    expected, slow = quick_jit(jax.value_and_grad(slow_loss, argnums=(0, 1)))(decoder, module)
-    value, gradients = quick_jit(jax.value_and_grad(loss, argnums=(0, 1)))(decoder, module)
+    with jax.enable_x64(True):
+        decoder, module = random_decoder(config), random_module(config, at_thoughts)
+        expected, slow = quick_jit(jax.value_and_grad(slow_loss, argnums=(0, 1)))(decoder, module)
+        value, gradients = quick_jit(jax.value_and_grad(loss, argnums=(0, 1)))(decoder, module)
     assert_close(value, expected)
     for own, other in zip(gradients, slow, strict=True):
         assert_close(parameters_by_name(own), parameters_by_name(other))
@@ -141,7 +144,12 @@ def test_the_module_of_transformers(tmp_path: Path) -> None:
             MtpCache(config=main.config.get_mtp_config()),
             inputs_embeds=torch.tensor(following),
         )
-    own = module(hidden, following, positions=jnp.asarray(positions, jnp.int32), valid=jnp.ones((2, T), bool))
+    own = module(
+        jnp.asarray(hidden),
+        jnp.asarray(following),
+        positions=jnp.asarray(positions, jnp.int32),
+        valid=jnp.ones((2, T), bool),
+    )
     np.testing.assert_allclose(own, expected.numpy(), rtol=0, atol=1e-5)
     again = load_multi_token(tmp_path / "whole", module)
     assert again is not None

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,14 @@ def loss_of(way: Callable[..., Any], rows: Rows, schedule: Schedule) -> Callable
     return lambda decoder: weighed(way(decoder, Identity(), rows, schedule), rows, schedule)
 
 
+@pytest.fixture
+def float64() -> Iterator[None]:
+    with jax.enable_x64(True):
+        yield
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("execution", [{}, {"remat": "full"}, {"scan_layers": True}])
 def test_thoughts_leave_a_window(execution: dict[str, Any]) -> None:
     """Rows with padding on the left, thoughts and language that are not there: values and gradients of the loop."""

@@ -64,8 +64,9 @@ def _rotary(content: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
     choices: dict[str, Any] = {"rotary_base": whole.get("rope_theta", content.get("rope_theta", 1_000_000.0))}
     kind = whole.get("rope_type", whole.get("type", "default"))
     if kind == "linear":
+        factor: Any = whole.get("factor")
         try:
-            choices["rotary_scaling"] = LinearRotaryScaling(factor=whole.get("factor"))
+            choices["rotary_scaling"] = LinearRotaryScaling(factor=factor)
         except CoconutError as error:
             problems.append(renamed(str(error), "LinearRotaryScaling", {"factor": "factor"}))
     elif kind != "default":

@@ -217,7 +217,11 @@ def _merge(described: DecoderConfig, config: DecoderConfig, problems: list[str])
         config = dataclasses.replace(config, family=described.family)
 
     def spelled_out(config: DecoderConfig) -> dict[str, Any]:
-        derived = {"num_kv_heads": config.kv_heads, "head_dim": config.width_of_head, "mlp_dim": config.width_of_mlp}
+        derived: dict[str, Any] = {
+            "num_kv_heads": config.kv_heads,
+            "head_dim": config.width_of_head,
+            "mlp_dim": config.width_of_mlp,
+        }
         derived["query_pre_attention_scalar"] = config.query_pre_attention_scalar or config.width_of_head
         derived["local_attention"] = config.local_attention and config.local_attention.shortest()
         return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)} | derived
