@@ -24,9 +24,11 @@ from coconut.mesh import MeshConfig
 from coconut.models.attention import attend
 from coconut.models.cache import KeyValue
 from coconut.models.config import DecoderConfig, ExecutionConfig
+from coconut.models.decoder import Decoder
 from coconut.models.local_config import LocalAttentionConfig
-from coconut.models.parameters import decoder_of, decoder_parameters, parameter_axes
+from coconut.models.parameters import abstract_decoder, decoder_of, decoder_parameters, parameter_axes
 from coconut.models.segment_attention import attend_by_kernels, choose_attention
+from coconut.models.stacking import in_layout_of
 from coconut.models.visibility import Visibility
 from coconut.sharding import make_mesh, parameter_sharding, row_sharding
 from coconut.types import Schedule
@@ -51,6 +53,10 @@ def loss_of(way: Callable[..., Any], rows: Rows, schedule: Schedule) -> Callable
     return lambda decoder: weighed(way(decoder, Identity(), rows, schedule), rows, schedule)
 
 
+def named(decoder: Decoder) -> dict[str, Any]:
+    return {f"decoder.{name}": value for name, value in decoder_parameters(decoder).items()}
+
+
 @pytest.fixture
 def float64() -> Iterator[None]:
     with jax.enable_x64(True):
@@ -63,16 +69,13 @@ def float64() -> Iterator[None]:
 def test_thoughts_leave_a_window(execution: dict[str, Any]) -> None:
     """Rows with padding on the left, thoughts and language that are not there: values and gradients of the loop."""
     rows = make_rows(TWO_BLOCKS, TWO_BLOCKS_LENGTHS, CONFIG)
-    expected = quick_jit(jax.value_and_grad(loss_of(slow_loop, rows, TWO_BLOCKS)))(random_decoder(CONFIG))
-    decoder = random_decoder(CONFIG, **execution)
+    plain, run = random_decoder(CONFIG), ExecutionConfig(dtype="float64", **execution)
+    expected = quick_jit(jax.value_and_grad(loss_of(slow_loop, rows, TWO_BLOCKS)))(plain)
+    own = in_layout_of(named(abstract_decoder(CONFIG, run)), named(plain))
+    decoder = decoder_of(CONFIG, run, {name.removeprefix("decoder."): value for name, value in own.items()})
     value, gradients = quick_jit(jax.value_and_grad(loss_of(library, rows, TWO_BLOCKS)))(decoder)
     assert_close(value, expected[0])
-    if not execution.get("scan_layers"):
-        assert_close(decoder_parameters(gradients), decoder_parameters(expected[1]))
-    else:
-        of_layers = [decoder_parameters(layer) for layer in expected[1].layers]
-        stacked = {name: jnp.stack([of[name] for of in of_layers]) for name in of_layers[0]}
-        assert_close(decoder_parameters(gradients.layers), stacked)
+    assert_close(in_layout_of(named(plain), named(gradients)), named(expected[1]))
 
 
 def test_padding_is_no_part_of_a_window() -> None:
