@@ -10,6 +10,7 @@ from transformers import (
     AutoModelForCausalLM,
     DeepseekV2Config,
     DeepseekV3Config,
+    Gemma3TextConfig,
     GPT2Config,
     LlamaConfig,
     MistralConfig,
@@ -80,6 +81,18 @@ _DEEPSEEK: dict[str, Any] = _LLAMA_STYLE | {
     "n_shared_experts": 1,
     "routed_scaling_factor": 1.5,
 }
+# Wider heads than their scores are divided for; pads have gradients.
+_GEMMA3: dict[str, Any] = _LLAMA_STYLE | {
+    "num_hidden_layers": 3,
+    "head_dim": 8,
+    "query_pre_attn_scalar": 5,
+    "sliding_window": 3,
+    "pad_token_id": None,
+}
+_BY_TYPE: dict[str, Any] = {
+    "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1000.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+}
 _GROUPS: dict[str, Any] = {"n_group": 4, "topk_group": 2}
 
 CONFIGS: dict[str, PretrainedConfig] = {
@@ -87,6 +100,11 @@ CONFIGS: dict[str, PretrainedConfig] = {
         **_DEEPSEEK | {"q_lora_rank": None, "n_shared_experts": 2}, attention_bias=True, first_k_dense_replace=0
     ),
     "deepseek_v3": DeepseekV3Config(**_DEEPSEEK, **_GROUPS, rope_parameters=_YARN, first_k_dense_replace=1),
+    "gemma3_text": Gemma3TextConfig(
+        **_GEMMA3,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+        rope_parameters=_BY_TYPE,
+    ),
     "gpt2": GPT2Config(**_GPT2),
     "llama": LlamaConfig(**_LLAMA_STYLE, head_dim=8, rope_parameters=_LLAMA3, rms_norm_eps=1e-5),
     "olmo2": Olmo2Config(**_LLAMA_STYLE, pad_token_id=None),
@@ -116,13 +134,23 @@ MORE_CONFIGS: dict[str, PretrainedConfig] = {
         first_k_dense_replace=0,
         tie_word_embeddings=True,
     ),
+    "gemma3_text_biased": Gemma3TextConfig(
+        **_GEMMA3 | {"head_dim": 4, "sliding_window": 1, "num_hidden_layers": 4},
+        layer_types=["full_attention", "sliding_attention"] * 2,
+        attention_bias=True,
+        tie_word_embeddings=False,
+    ),
+    "gemma3_text_global": Gemma3TextConfig(**_GEMMA3, layer_types=["full_attention"] * 3, hidden_activation="gelu"),
     "gpt2_untied": GPT2Config(**_GPT2, n_inner=24, activation_function="gelu", tie_word_embeddings=False),
     "llama_biased": LlamaConfig(**_LLAMA_STYLE, attention_bias=True, mlp_bias=True, tie_word_embeddings=True),
     "llama_wide_heads": LlamaConfig(**_ONE_LAYER, head_dim=16, rope_parameters=_LLAMA3),
     "mistral": MistralConfig(**_LLAMA_STYLE, head_dim=8, sliding_window=None),
+    "mistral_window": MistralConfig(**_LLAMA_STYLE, sliding_window=4),
     "olmo2_biased": Olmo2Config(**_LLAMA_STYLE, attention_bias=True, tie_word_embeddings=True, pad_token_id=None),
     "phi3_plain": Phi3Config(**_LLAMA_STYLE, pad_token_id=None),
+    "phi3_window": Phi3Config(**_LLAMA_STYLE, pad_token_id=None, sliding_window=2),
     "qwen2_untied": Qwen2Config(**_LLAMA_STYLE, tie_word_embeddings=False),
+    "qwen2_window": Qwen2Config(**_LLAMA_STYLE, use_sliding_window=True, sliding_window=4, max_window_layers=1),
     "qwen3_biased": Qwen3Config(**_LLAMA_STYLE, head_dim=8, attention_bias=True, tie_word_embeddings=True),
 }
 """What the families can be configured to be besides."""
@@ -143,6 +171,8 @@ def random_model(name: str, seed: int = 0, dtype: Any = None) -> Any:
         for path, parameter in (*model.named_parameters(), *corrections(model)):
             scale = 0.25 if parameter.ndim > 1 else 0.1
             is_norm_scale = parameter.ndim == 1 and path.endswith("weight")
+            if is_norm_scale and name.startswith("gemma"):
+                is_norm_scale, scale = False, 0.3  # One is added to it.
             parameter.copy_(scale * torch.randn(parameter.shape, generator=generator) + is_norm_scale)
     return model.to(dtype or torch.float32).eval()
 

@@ -16,6 +16,7 @@ from coconut.models.config import DecoderConfig, ExecutionConfig
 from coconut.models.decoder import Decoder
 from coconut.models.experts_config import ExpertsConfig
 from coconut.models.latent_config import LatentAttentionConfig, YarnRotaryScaling
+from coconut.models.local_config import LocalAttentionConfig
 from coconut.models.parameters import abstract_decoder, decoder_parameters
 
 # Standard deviations near those of trained weights, for attention and gradients that matter; 0.1 for all others.
@@ -43,6 +44,21 @@ LLAMA_STYLE = DecoderConfig(
     output_bias=False,
     mlp_bias=False,
     tied_head=False,
+)
+# Gemma 3's choices; a window shorter than any prompt, which thoughts leave.
+LOCAL_STYLE = dataclasses.replace(
+    LLAMA_STYLE,
+    head_dim=16,
+    qkv_bias=False,
+    norm_placement="both",
+    norm_around_one=True,
+    mlp="geglu_tanh",
+    query_key_norm=True,
+    query_pre_attention_scalar=7,
+    embedding_scale=4.0,
+    tied_head=True,
+    rotary_base=1000.0,
+    local_attention=LocalAttentionConfig(window=3, pattern=("local", "global"), rotary_base=50.0),
 )
 # Latent vectors for queries, too; wavelengths of which one stays, one is stretched and two lie between.
 LATENT_STYLE = dataclasses.replace(

@@ -5,11 +5,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from coconut.analysis.traces import Rows, batches, place_thoughts, run_layers
 from coconut.errors import CoconutError
 from coconut.models.decoder import Decoder
+from coconut.models.layers import scale_of
 from coconut.tokenizers import validate_ids
 
 
@@ -76,18 +78,18 @@ def _contributions(
     layers = run_layers(decoder, embedded, positions=positions, valid=valid, wanted=jnp.maximum(thoughts, 0))
     wide = decoder.execution.accumulation_dtype
     outputs = decoder.output_matrix().astype(wide)[chosen] * decoder.config.logit_scale
-    parameters = {name: getattr(decoder.norm, name)[...] for name in ("scale", "bias") if hasattr(decoder.norm, name)}
     last = layers.states[-1].astype(wide)
     centred = decoder.config.normalization == "layernorm"
     spread = last - last.mean(-1, keepdims=True) if centred else last
     divisor = jnp.sqrt(jnp.square(spread).mean(-1) + decoder.config.norm_epsilon)
-    directions = outputs * parameters["scale"].astype(wide) / divisor[..., None]
+    directions = outputs * scale_of(decoder.norm).astype(wide) / divisor[..., None]
     if centred:
         # The mean is taken off every part alike, which is the same as off the direction.
         directions = directions - directions.mean(-1, keepdims=True)
     bias = jnp.zeros(chosen.shape, wide)
     if centred:
-        bias = outputs @ parameters["bias"].astype(wide)
+        assert isinstance(decoder.norm, nnx.LayerNorm) and decoder.norm.bias is not None
+        bias = outputs @ decoder.norm.bias[...].astype(wide)
     added = jnp.stack([layers.attention, layers.mlp], 1).astype(wide)
     found = (
         jnp.linalg.norm(added, axis=-1),

@@ -93,7 +93,7 @@ def nearest_tokens(vectors: Float[np.ndarray, "K D"], embeddings: Float[np.ndarr
 
     Args:
       vectors: the thoughts.
-      embeddings: of all tokens (``decoder.tokens.table``), without rows that are no token. One of no length has no
+      embeddings: of all tokens (``decoder.input_table``), without rows that are no token. One of no length has no
         direction, and is nearest to none by cosine.
 
     Raises:

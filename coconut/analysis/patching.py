@@ -86,7 +86,7 @@ def noise_of_questions(
     """
     if not factor > 0:
         raise CoconutError(f"factor = {factor}: must be positive")
-    table = np.asarray(decoder.tokens.table(jnp.dtype(jnp.float32)))
+    table = np.asarray(decoder.input_table(jnp.dtype(jnp.float32)))
     drawn = np.random.default_rng(seed).normal(size=(*rows.tokens.shape, table.shape[1]))
     return (factor * table.std() * drawn * rows.question[..., None]).astype(table.dtype)
 

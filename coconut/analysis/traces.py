@@ -28,6 +28,7 @@ from coconut.errors import CoconutError
 from coconut.models.decoder import Decoder
 from coconut.models.decoder_layer import Layer
 from coconut.models.layers import take_columns
+from coconut.models.visibility import Visibility
 from coconut.pages import Page, Text, Thoughts, count_thoughts
 from coconut.tokenizers import Tokenizer, validate_ids
 
@@ -172,12 +173,10 @@ def run_layers(
       edit: called with the index of each layer and the residual stream ``[B, T, D]`` before it, and with ``L`` and what
         the last one leaves; returns what goes on from there.
     """
-    T = inputs.shape[1]
     x = inputs.astype(decoder.execution.compute_dtype)
     if decoder.config.position_embedding == "learned":
         x = x + decoder.positions(positions)
-    everywhere = (jnp.arange(T) <= jnp.arange(T)[:, None]) & valid[:, None, :]
-    visible = (jnp.arange(T) <= wanted[..., None]) & valid[:, None, :]
+    visible = Visibility(decoder.config, [], valid, dense=True)
 
     def step(x: Array, scanned: tuple[Layer, Any]) -> tuple[Array, tuple[Any, ...]]:
         layer, index = scanned
@@ -185,16 +184,20 @@ def run_layers(
         reads = layer.attention_reads(x)
         attended, _ = layer.attention(
             reads,
+            index=index,
             positions=positions,
             past=[],
-            visible=[everywhere],
+            visible=visible.of_layer(index),
             implementation="dense",
             dropout=None,
             columns=[],
         )
         weights = None
         if with_weights:
-            weights = layer.attention.weights(reads, positions=positions, visible=visible, wanted=wanted)
+            (everywhere,) = visible.of_layer(index)
+            weights = layer.attention.weights(
+                reads, index=index, positions=positions, visible=take_columns(everywhere, wanted), wanted=wanted
+            )
         attended = layer.attention_adds(attended)
         between = x + attended
         added = layer.mlp_adds(between)

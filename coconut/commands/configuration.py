@@ -28,11 +28,14 @@ from coconut.latent.halting import HaltingConfig
 from coconut.latent.policies.config import PolicyConfig
 from coconut.methods import METHODS
 from coconut.methods.method import NoOptions
+from coconut.methods.multi_token import MultiTokenConfig
 from coconut.models.adapters import AdapterConfig
-from coconut.models.config import DecoderConfig, ExecutionConfig, LongRotaryScaling, RotaryScaling
+from coconut.models.config import DecoderConfig, ExecutionConfig
 from coconut.models.experts_config import ExpertsConfig
 from coconut.models.huggingface import agreed_config, read_config
 from coconut.models.latent_config import LatentAttentionConfig, YarnRotaryScaling
+from coconut.models.local_config import LocalAttentionConfig
+from coconut.models.rotary_config import LinearRotaryScaling, LongRotaryScaling, RotaryScaling
 from coconut.pipeline import PipelineConfig
 from coconut.storage import exists
 from coconut.storage_path import StoragePath, parse_path
@@ -54,7 +57,10 @@ CONFIGS = (
     FeedbackConfig,
     HaltingConfig,
     LatentAttentionConfig,
+    LinearRotaryScaling,
+    LocalAttentionConfig,
     LongRotaryScaling,
+    MultiTokenConfig,
     OptimizerConfig,
     PipelineConfig,
     PolicyConfig,

@@ -12,6 +12,7 @@ from coconut.latent.feedback import FeedbackConfig
 from coconut.model import Model, parameters_of, part_of
 from coconut.models.adapters import merge_adapters
 from coconut.models.huggingface import EXPORT_FIELD, PARTS_FILE, is_our_export, save_adapter, save_pretrained
+from coconut.models.multi_token import MULTI_TOKEN
 from coconut.storage_path import StoragePath
 from coconut.tokenizers import huggingface_files
 from coconut.training.checkpoint import Which
@@ -35,7 +36,8 @@ def export(
     card, README.md, says how; or why there is no such file (`coconut.commands.model_card.without_loop`). Where the
     feedback has a config or parameters, or the model has other parts, config.json names them, and `PARTS_FILE` holds
     their parameters, by the names they have in a checkpoint of ours. What only training needs is left out. Adapters are
-    merged into their matrices.
+    merged into their matrices. A module for further tokens (`coconut.methods.multi_token`) lies among the weights, as
+    one layer more, which `transformers` leaves out or uses to draft (DeepSeek V3).
 
     Args:
       workdir: of a trained run, or a quickstart's folder, which stands for its Coconut run.
@@ -67,7 +69,10 @@ def export(
     }
     if run.config.feedback != FeedbackConfig():
         fields["feedback"] = to_json(run.config.feedback)
-    parts = {name: array for name, array in parameters_of(model).items() if part_of(name) != "decoder"}
+    # A module for further tokens has a place of its own among the weights.
+    parts = {
+        name: array for name, array in parameters_of(model).items() if part_of(name) not in ("decoder", MULTI_TOKEN)
+    }
     if parts:
         fields["parts"] = sorted({part_of(name) for name in parts})
         files = {**files, PARTS_FILE: save({name: np.ascontiguousarray(array) for name, array in parts.items()})}
@@ -75,7 +80,8 @@ def export(
     if without_loop(run, progress) is None:
         files[LOOP] = loop_source()
     config = {"eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.eos_id, EXPORT_FIELD: fields}
-    save_pretrained(merge_adapters(model.decoder), folder, config_fields=config, files=files)
+    further = model.parts.get(MULTI_TOKEN)
+    save_pretrained(merge_adapters(model.decoder), folder, config_fields=config, files=files, multi_token=further)
 
 
 def _base_of(run: Run, model: Model) -> str:

@@ -98,7 +98,7 @@ class MatchNorm:
 
     def with_constants(self, decoder: Decoder) -> "Norm":
         """The same with the norm of a thought known."""
-        table = jax.lax.stop_gradient(decoder.tokens.table(decoder.execution.accumulation_dtype))
+        table = jax.lax.stop_gradient(decoder.input_table(decoder.execution.accumulation_dtype))
         norm = self.factor * jnp.linalg.norm(table, axis=-1).mean()
         return Norm(scale=norm * table.shape[-1] ** -0.5)
 

@@ -149,7 +149,7 @@ def _compressed(
     for index in range(decoder.config.num_layers):
         cache = jax.lax.stop_gradient(_joined(teacher, index))
         states = jax.lax.stop_gradient(teacher.states[index, :, 1:])
-        queries = _queries(_layer(decoder, index), states, positions)
+        queries = _queries(_layer(decoder, index), index, states, positions)
         scores = token_scores(queries, asking, cache.keys, chain, importance)
         kept, filled = compress(cache, scores, chain, slots)
         found.append(kept)
@@ -163,9 +163,9 @@ def scored_tail(batch: Batch, x: Array) -> Array:
     return x[:, x.shape[1] - last.scored :]
 
 
-def _queries(layer: Layer, states: Float[Array, "B O D"], positions: Array) -> Float[Array, "B N O H"]:
+def _queries(layer: Layer, index: int, states: Float[Array, "B O D"], positions: Array) -> Float[Array, "B N O H"]:
     """What the layer asks at some columns, from what it reads there."""
-    return layer.attention.queries(layer.attention_reads(states), positions).swapaxes(1, 2)
+    return layer.attention.queries(layer.attention_reads(states), index, positions).swapaxes(1, 2)
 
 
 def _layer(decoder: Decoder, index: int) -> Layer:

@@ -13,10 +13,12 @@ from coconut.latent.halting import HaltingConfig
 from coconut.latent.rollout import rollout_batch
 from coconut.latent.thinkers import OneByOne, Sweeps, Thinker
 from coconut.losses import Loss, Term, language_loss, thought_metrics
+from coconut.methods.multi_token import second_token_loss
 from coconut.model import Model
 from coconut.models.config import DecoderConfig
 from coconut.models.decoder import Decoder
 from coconut.models.dropout import Dropout
+from coconut.models.multi_token import MULTI_TOKEN, MultiToken
 from coconut.pages import Page, Placing, Write
 from coconut.tokenizers import TokenizedExample
 from coconut.types import Batch, ModelOutput
@@ -87,10 +89,19 @@ def imitate(
     every_hidden: bool = False,
     observed: Int[Array, "B O"] | None = None,
 ) -> tuple[Loss, ModelOutput]:
-    """`imitation_loss` of a view, and the rollout it is made of, for methods that add terms to it."""
-    output = context.rollout(model, batch, every_hidden=every_hidden, observed=observed)
+    """`imitation_loss` of a view, and the rollout it is made of, for methods that add terms to it.
+
+    A model with a module for further tokens has their term, too (`coconut.methods.multi_token`).
+    """
+    module: MultiToken | None = model.parts.get(MULTI_TOKEN)
+    output = context.rollout(model, batch, every_hidden=every_hidden or module is not None, observed=observed)
     loss, metrics = language_loss(model.decoder, batch, output)
-    return Loss({"language": Term(loss)}, metrics | thought_metrics(model.decoder, batch, output)), output
+    terms = {"language": Term(loss)}
+    if module is not None:
+        further, own = second_token_loss(model.decoder, module, batch, output)
+        terms[MULTI_TOKEN] = Term(further, module.weight)
+        metrics = metrics | own
+    return Loss(terms, metrics | thought_metrics(model.decoder, batch, output)), output
 
 
 def no_parts(options: Any, decoder: DecoderConfig, key: Key[Array, ""]) -> Mapping[str, Any]:

@@ -11,7 +11,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from coconut.models.cache import Filling, KeyValue, LayerCache, look_back
-from coconut.models.config import AnyRotaryScaling, LongRotaryScaling, YarnRotaryScaling
+from coconut.models.config import AnyRotaryScaling, YarnRotaryScaling
+from coconut.models.rotary_config import LinearRotaryScaling, LongRotaryScaling
 
 
 def attend(
@@ -179,6 +180,8 @@ def rotary_frequencies(
     frequencies = base ** (-jnp.arange(0, width, 2, dtype=dtype) / width)
     if scaling is None:
         return frequencies
+    if isinstance(scaling, LinearRotaryScaling):
+        return frequencies / scaling.factor
     if isinstance(scaling, LongRotaryScaling):
         return frequencies / jnp.asarray(scaling.short_factors, dtype)
     if isinstance(scaling, YarnRotaryScaling):

@@ -8,14 +8,18 @@ import jax.numpy as jnp
 from coconut.errors import CoconutError, check_fields
 from coconut.models.experts_config import ExpertsConfig
 from coconut.models.latent_config import LARGEST_NUMBER, LARGEST_SIZE, LatentAttentionConfig, YarnRotaryScaling
+from coconut.models.local_config import LocalAttentionConfig
+from coconut.models.rotary_config import LinearRotaryScaling, LongRotaryScaling, RotaryScaling
 
 PositionEmbedding = Literal["learned", "rotary"]
 Normalization = Literal["layernorm", "rmsnorm"]
-NormPlacement = Literal["before", "after"]
-Mlp = Literal["gelu", "gelu_tanh", "swiglu"]
+NormPlacement = Literal["before", "after", "both"]
+Mlp = Literal["gelu", "gelu_tanh", "swiglu", "geglu", "geglu_tanh"]
 MixerKind = Literal["attention", "latent_attention"]
 MlpKind = Literal["dense", "experts"]
-Family = Literal["deepseek_v2", "deepseek_v3", "gpt2", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3"]
+Family = Literal[
+    "deepseek_v2", "deepseek_v3", "gemma3_text", "gpt2", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3"
+]
 Remat = Literal["none", "dots", "full"]
 Implementation = Literal["auto", "reference", "xla", "tpu", "gpu", "tpu_interpret", "gpu_interpret"]
 
@@ -32,86 +36,7 @@ def split_implementation(name: str) -> tuple[str, bool]:
     return name.removesuffix("_interpret"), name.endswith("_interpret")
 
 
-@no_type_check  # Its own checks name the field and the value
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RotaryScaling:
-    """How Llama 3.1 and later stretch rotary wavelengths to contexts longer than they were trained on first.
-
-    A wavelength that fits into the original context ``high_frequency_factor`` times or more stays as it is, one that
-    fits ``low_frequency_factor`` times or less becomes ``factor`` times as long, and between the two the frequency
-    is interpolated (Grattafiori et al. 2024, section 3.4.2; the rule itself is in Meta's published code).
-
-    Attributes:
-      factor: how much longer the longest wavelengths become.
-      low_frequency_factor: see above.
-      high_frequency_factor: see above.
-      original_positions: length of the original context.
-
-    Raises:
-      CoconutError: a value out of range; the message names the field and the value.
-    """
-
-    factor: float
-    low_frequency_factor: float = 1.0
-    high_frequency_factor: float = 4.0
-    original_positions: int = 8192
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        for field in ("factor", "low_frequency_factor", "high_frequency_factor", "original_positions"):
-            if not 0 < getattr(self, field) <= LARGEST_NUMBER:
-                raise CoconutError(f"RotaryScaling.{field} = {getattr(self, field)!r:.80}: must be positive and finite")
-        if not self.low_frequency_factor < self.high_frequency_factor:
-            raise CoconutError(
-                f"RotaryScaling.high_frequency_factor = {self.high_frequency_factor!r}: must be larger than "
-                f"low_frequency_factor = {self.low_frequency_factor!r}"
-            )
-
-
-@no_type_check  # Its own checks name the field and the value
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LongRotaryScaling:
-    """How Phi 3.5 and Phi 4 mini stretch rotary wavelengths, each by a factor of its own (LongRoPE, Ding et al. 2024).
-
-    Such a model has two sets of factors: one for rows of at most ``original_positions``, one for longer rows. A decoder
-    here uses the first and takes no longer rows; the second is kept for whoever reads what is written of it.
-
-    Attributes:
-      short_factors: how much longer each wavelength becomes, the shortest first: one for each pair of features that
-        turns.
-      long_factors: those of longer rows.
-      original_positions: see above.
-      attention_factor: what rotated queries and keys are multiplied by, in rows of any length.
-
-    Raises:
-      CoconutError: a value out of range; the message names the field and the value.
-    """
-
-    short_factors: tuple[float, ...]
-    long_factors: tuple[float, ...]
-    original_positions: int
-    attention_factor: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        for field in ("short_factors", "long_factors"):
-            if not all(0 < factor <= LARGEST_NUMBER for factor in getattr(self, field)):
-                raise CoconutError(
-                    f"LongRotaryScaling.{field} = {getattr(self, field)!r:.80}: must be positive, finite"
-                )
-        if len(self.short_factors) != len(self.long_factors):
-            raise CoconutError(
-                f"LongRotaryScaling.long_factors: has {len(self.long_factors)} factors, short_factors "
-                f"{len(self.short_factors)}"
-            )
-        for field in ("original_positions", "attention_factor"):
-            if not 0 < getattr(self, field) <= LARGEST_NUMBER:
-                raise CoconutError(
-                    f"LongRotaryScaling.{field} = {getattr(self, field)!r:.80}: must be positive, finite"
-                )
-
-
-AnyRotaryScaling = RotaryScaling | LongRotaryScaling | YarnRotaryScaling
+AnyRotaryScaling = RotaryScaling | LinearRotaryScaling | LongRotaryScaling | YarnRotaryScaling
 
 
 @no_type_check  # Its own checks name the field and the value
@@ -141,13 +66,19 @@ class DecoderConfig:
       rotary_scaling: how rotary wavelengths are stretched; None for not at all.
       normalization: ``layernorm`` (with bias) or ``rmsnorm``.
       norm_placement: ``before`` normalises what attention and MLP read of the residual stream, ``after`` what they add
-        to it (OLMo 2, OLMo Team 2025, section 3.2).
+        to it (OLMo 2, OLMo Team 2025, section 3.2), ``both`` the one and the other, by norms of their own (Gemma 3,
+        Gemma Team 2025).
       norm_epsilon: added to the variance.
-      mlp: ``gelu`` (exact), ``gelu_tanh`` (GPT-2's ``gelu_new``) or ``swiglu`` (Shazeer 2020).
+      norm_around_one: the norms multiply by one plus their parameter, which starts at zero (Gemma), and not by the
+        parameter.
+      mlp: ``gelu`` (exact), ``gelu_tanh`` (GPT-2's ``gelu_new``), or with a gate (Shazeer 2020) through SiLU
+        (``swiglu``) or one of these (``geglu``, ``geglu_tanh``).
       qkv_bias, output_bias, mlp_bias: biases of the attention's inputs, its output, and the MLP.
       query_key_norm: normalise queries and keys before they are rotated.
       query_key_norm_over: what is normalised together: the features of a ``head`` (Qwen 3), or those of ``all`` heads
         (OLMo 2).
+      query_pre_attention_scalar: the scores of attention are divided by its root; None for ``H``.
+      local_attention: which layers look back through a window, and how far; None for none. Not with latent_attention.
       latent_attention: sizes of multi-head latent attention, which then takes the place of attention by keys and values
         (`coconut.models.latent_attention`); None for the latter. ``num_kv_heads`` and ``head_dim`` are then None;
         ``qkv_bias`` is a bias of what is made of the residual stream, the queries of a single matrix excepted.
@@ -156,6 +87,7 @@ class DecoderConfig:
       tied_head: logits from the embedding table itself.
       logit_scale: factor on the logits. With unit-variance embeddings and a tied head, ``D ** -0.5`` keeps logits
         near one and lets thoughts and tokens share a scale.
+      embedding_scale: factor on the embeddings of tokens, and not on thoughts. Gemma: ``D ** 0.5``.
       embedding_stddev: of the token table at initialisation. The position table uses ``kernel_stddev``.
       kernel_stddev: of every matrix; the two matrices that write to the residual stream are scaled by
         ``(2 L) ** -0.5`` (GPT-2).
@@ -183,20 +115,24 @@ class DecoderConfig:
     position_embedding: PositionEmbedding = "learned"
     rotary_base: float = 10_000.0
     rotary_fraction: float = 1.0
-    rotary_scaling: RotaryScaling | LongRotaryScaling | YarnRotaryScaling | None = None
+    rotary_scaling: LinearRotaryScaling | RotaryScaling | LongRotaryScaling | YarnRotaryScaling | None = None
     normalization: Normalization = "layernorm"
     norm_placement: NormPlacement = "before"
     norm_epsilon: float = 1e-5
+    norm_around_one: bool = False
     mlp: Mlp = "gelu_tanh"
     qkv_bias: bool = True
     output_bias: bool = True
     mlp_bias: bool = True
     query_key_norm: bool = False
     query_key_norm_over: Literal["head", "all"] = "head"
+    query_pre_attention_scalar: int | None = None
     tied_head: bool = True
+    local_attention: LocalAttentionConfig | None = None
     latent_attention: LatentAttentionConfig | None = None
     experts: ExpertsConfig | None = None
     logit_scale: float = 1.0
+    embedding_scale: float = 1.0
     embedding_stddev: float = 0.02
     kernel_stddev: float = 0.02
     offset_bias: float = 0.0
@@ -213,7 +149,7 @@ class DecoderConfig:
         for field in ("num_layers", "embed_dim", "num_heads", "max_positions"):
             if getattr(self, field) < 1:
                 reject(field, "must be at least 1")
-        for field in ("vocab_size", "num_kv_heads", "head_dim", "mlp_dim"):
+        for field in ("vocab_size", "num_kv_heads", "head_dim", "mlp_dim", "query_pre_attention_scalar"):
             value = getattr(self, field)
             if value is not None and value < 1:
                 reject(field, "must be None or at least 1")
@@ -243,6 +179,10 @@ class DecoderConfig:
             self._check_latent_attention()
         elif isinstance(self.rotary_scaling, YarnRotaryScaling):
             reject("rotary_scaling", "needs latent_attention: no other attention multiplies its scores by it")
+        if self.norm_around_one and self.normalization != "rmsnorm":
+            reject("norm_around_one", "needs normalization = 'rmsnorm'")
+        if self.local_attention is not None:
+            self._check_local_attention(self.local_attention)
         if self.experts is not None and self.experts.first_layer >= self.num_layers:
             reject("experts", f"first_layer must be less than num_layers = {self.num_layers}")
         if self.experts is not None and (self.mlp != "swiglu" or self.mlp_bias):
@@ -255,7 +195,14 @@ class DecoderConfig:
             reject("dropout", "must be in [0, 1)")
         if self.param_dtype not in DTYPES:
             reject("param_dtype", f"must be one of {', '.join(DTYPES)}")
-        for field in ("rotary_base", "norm_epsilon", "logit_scale", "embedding_stddev", "kernel_stddev"):
+        for field in (
+            "rotary_base",
+            "norm_epsilon",
+            "logit_scale",
+            "embedding_scale",
+            "embedding_stddev",
+            "kernel_stddev",
+        ):
             if not 0 < getattr(self, field) <= LARGEST_NUMBER:
                 reject(field, "must be positive and finite")
         if not abs(self.offset_bias) <= LARGEST_NUMBER:
@@ -272,6 +219,9 @@ class DecoderConfig:
             "rotary_fraction": 1.0,
             "query_key_norm": False,
             "offset_bias": 0.0,
+            "norm_around_one": False,
+            "query_pre_attention_scalar": None,
+            "local_attention": None,
         }
         for field, value in wanted.items():
             if getattr(self, field) != value:
@@ -287,6 +237,15 @@ class DecoderConfig:
                 f"DecoderConfig.rotary_scaling = {self.rotary_scaling!r:.80}: latent_attention needs None or a "
                 "YarnRotaryScaling"
             )
+
+    def _check_local_attention(self, local: LocalAttentionConfig) -> None:
+        if len(local.pattern) > self.num_layers:
+            raise CoconutError(
+                f"LocalAttentionConfig.pattern = {local.pattern!r:.80}: has {len(local.pattern)} layers, and "
+                f"DecoderConfig.num_layers = {self.num_layers}"
+            )
+        if local.rotary_base is not None and self.position_embedding != "rotary":
+            raise CoconutError(f"LocalAttentionConfig.rotary_base = {local.rotary_base!r}: needs rotary positions")
 
     def _check_long_rows(self, scaling: LongRotaryScaling) -> None:
         if len(scaling.short_factors) != self.rotary_width // 2:
@@ -328,6 +287,43 @@ class DecoderConfig:
     def mixer(self) -> MixerKind:
         """What mixes columns (`coconut.models.decoder_layer.MIXERS`)."""
         return "attention" if self.latent_attention is None else "latent_attention"
+
+    def is_local(self, layer: Any) -> bool:
+        """Whether a layer looks back through a window; its number may be traced where all are alike."""
+        local = self.local_attention
+        if local is None or local.alike:
+            return local is not None
+        return local.pattern[layer % len(local.pattern)] == "local"
+
+    @property
+    def local_layers(self) -> jnp.ndarray:
+        """Whether each layer is local, ``[L]``: of layers that are scanned."""
+        return jnp.asarray([self.is_local(layer) for layer in range(self.num_layers)])
+
+    def window_of(self, layer: Any) -> int | None:
+        """How many columns a column of a layer sees, itself among them; None for all before."""
+        return self.local_attention.window if self.local_attention and self.is_local(layer) else None
+
+    @property
+    def layers_look_alike(self) -> bool:
+        """Whether all layers look back equally far."""
+        return self.local_attention is None or self.local_attention.alike
+
+    def rotary_of(self, *, local: bool) -> tuple[float, AnyRotaryScaling | None]:
+        """Base and scaling of the rotary wavelengths of local layers, or of the others."""
+        own = None if self.local_attention is None else self.local_attention.rotary_base
+        return (own, None) if local and own is not None else (self.rotary_base, self.rotary_scaling)
+
+    @property
+    def score_scale(self) -> float | None:
+        """Factor on the scores of attention by keys and values; None for ``H ** -0.5``."""
+        scalar = self.query_pre_attention_scalar
+        return None if scalar is None else scalar**-0.5
+
+    @property
+    def mlp_is_gated(self) -> bool:
+        """Whether the MLP has two matrices that read, one of them the gate."""
+        return self.mlp in ("swiglu", "geglu", "geglu_tanh")
 
     def mlp_of(self, layer: Any) -> MlpKind:
         """Which MLP a layer has (`coconut.models.decoder_layer.MLPS`); its number may be traced where all are alike."""
@@ -404,6 +400,12 @@ class ExecutionConfig:
                 "scan_layers",
                 f"ExpertsConfig.first_layer = {decoder.experts.first_layer}: layers that are scanned must be alike, "
                 "and those before it have no experts",
+            )
+        if self.scan_layers and not decoder.layers_look_alike and self.attention not in ("auto", "dense"):
+            self._reject(
+                "attention",
+                "layers that are scanned are one program, and a window is a part of the kernels': with local and "
+                "global layers (DecoderConfig.local_attention) take 'dense', or scan_layers = False",
             )
         if decoder.mixer != "attention" and self.attention not in ("auto", "dense"):
             self._reject(

@@ -1,4 +1,4 @@
-"""One decoder: GPT-2, Llama, OLMo, Phi, Qwen and DeepSeek by configuration. It knows nothing of thoughts."""
+"""One decoder: GPT-2, Llama, Gemma, OLMo, Phi, Qwen and DeepSeek by configuration. It knows nothing of thoughts."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +14,8 @@ from coconut.models.decoder_layer import Layer
 from coconut.models.dropout import Dropout, RowMasks
 from coconut.models.layers import Embedding, make_linear, make_norm, residual, take_columns
 from coconut.models.lending import lend
-from coconut.models.segment_attention import Range, choose_attention, valid_range
+from coconut.models.segment_attention import choose_attention
+from coconut.models.visibility import Visibility
 from coconut.sharding import constrain
 
 
@@ -82,7 +83,17 @@ class Decoder(nnx.Module):
         # Every device looks up its share of the features, for all rows of its group: the table is not gathered.
         tokens = constrain(tokens, *("moving_rows", "columns")[: tokens.ndim])
         embedded = constrain(self.tokens(tokens), *("moving_rows", "columns")[: tokens.ndim], "split_features")
-        return constrain(embedded, *("rows", "columns")[: tokens.ndim], "features")
+        embedded = constrain(embedded, *("rows", "columns")[: tokens.ndim], "features")
+        return self._scaled(embedded)
+
+    def input_table(self, dtype: jnp.dtype) -> Float[Array, "V D"]:
+        """What `embed` gives for each token."""
+        return self._scaled(self.tokens.table(dtype))
+
+    def _scaled(self, embedded: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        scale = self.config.embedding_scale
+        # Rounded to the dtype, as Gemma's own code does.
+        return embedded if scale == 1.0 else embedded * jnp.asarray(scale, embedded.dtype)
 
     def output_matrix(self) -> Float[Array, "V D"]:
         """What makes logits of hidden states, in the compute dtype; they are scaled by ``config.logit_scale``."""
@@ -210,19 +221,12 @@ class Decoder(nnx.Module):
         if dropout is not None:
             columns = [*(segment.columns for segment in past), *([dropout.columns] if write_at is None else [])]
 
-        def visible_to(wanted: Array | None) -> list[Any]:
-            dense = implementation == "dense"
-            before = [_of_each_row(segment.valid, len(inputs)) for segment in past]
-            before = [columns[:, None, :] if dense else valid_range(columns) for columns in before]
-            if write_at is not None:
-                return before
-            if dense:
-                queries = jnp.arange(T)[None] if wanted is None else wanted
-                return [*before, (jnp.arange(T) <= queries[..., None]) & valid[:, None, :]]
-            start, end = valid_range(valid)
-            return [*before, Range(start, end if wanted is None else jnp.minimum(end, wanted[:, 0] + 1))]
-
-        visible_to_all = visible_to(None)
+        visible = Visibility(
+            self.config,
+            [_of_each_row(segment.valid, len(inputs)) for segment in past],
+            valid if write_at is None else None,
+            dense=implementation == "dense",
+        )
 
         def apply(
             layer: Layer,
@@ -233,9 +237,10 @@ class Decoder(nnx.Module):
         ) -> tuple[Array, LayerCache | Filling]:
             return layer(
                 x,
+                index=index,
                 positions=positions,
                 past=layer_past,
-                visible=visible_to_all if wanted is None else visible_to(wanted),
+                visible=visible.of_layer(index, wanted),
                 implementation=implementation,
                 dropout=None if dropout is None else dropout.at(index + 1),
                 columns=columns,

@@ -26,6 +26,7 @@ class Mixer(Protocol):
         self,
         x: Float[Array, "B T D"],
         *,
+        index: Int[Array, ""] | int,
         positions: Int[Array, "B T"],
         past: list[Any],
         visible: list[Any],
@@ -42,6 +43,7 @@ class Mixer(Protocol):
         self,
         x: Float[Array, "B T D"],
         *,
+        index: Int[Array, ""] | int,
         positions: Int[Array, "B T"],
         visible: Bool[Array, "B W T"],
         wanted: Int[Array, "B W"],
@@ -65,7 +67,7 @@ MLPS: Mapping[MlpKind, Callable[..., Any]] = MappingProxyType({"dense": FeedForw
 
 
 class Layer(nnx.Module):
-    """Mixer and MLP, each added to the residual stream, with norms before or behind them."""
+    """Mixer and MLP, each added to the residual stream, with norms before them, behind them, or both."""
 
     def __init__(
         self, config: DecoderConfig, execution: ExecutionConfig, index: Int[Array, ""] | int, *, rngs: nnx.Rngs
@@ -75,6 +77,9 @@ class Layer(nnx.Module):
         self.attention: Any = MIXERS[config.mixer](config, execution, index, rngs=rngs)
         self.mlp_norm = make_norm(config, execution, rngs)
         self.mlp: Any = MLPS[config.mlp_of(index)](config, execution, rngs=rngs)
+        if config.norm_placement == "both":
+            self.attention_output_norm = make_norm(config, execution, rngs)
+            self.mlp_output_norm = make_norm(config, execution, rngs)
 
     def on_wanted_columns(self) -> list[nnx.Module]:
         """What a pass applies to the wanted columns alone."""
@@ -82,25 +87,30 @@ class Layer(nnx.Module):
 
     def attention_reads(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """What the attention reads of the residual stream."""
-        return self.attention_norm(x) if self.norm_placement == "before" else x
+        return x if self.norm_placement == "after" else self.attention_norm(x)
 
     def attention_adds(self, made: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """What is added to the residual stream of what the attention made."""
-        return made if self.norm_placement == "before" else self.attention_norm(made)
+        if self.norm_placement == "before":
+            return made
+        return (self.attention_output_norm if self.norm_placement == "both" else self.attention_norm)(made)
 
     def mlp_reads(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """What the MLP reads of the residual stream."""
-        return self.mlp_norm(x) if self.norm_placement == "before" else x
+        return x if self.norm_placement == "after" else self.mlp_norm(x)
 
     def mlp_adds(self, x: Float[Array, "B T D"], dropout: Dropout | RowMasks | None = None) -> Float[Array, "B T D"]:
         """What the MLP adds to the residual stream; ``dropout`` is the adapters'."""
         made = self.mlp(self.mlp_reads(x), dropout)
-        return made if self.norm_placement == "before" else self.mlp_norm(made)
+        if self.norm_placement == "before":
+            return made
+        return (self.mlp_output_norm if self.norm_placement == "both" else self.mlp_norm)(made)
 
     def __call__(
         self,
         x: Float[Array, "B T D"],
         *,
+        index: Int[Array, ""] | int,
         positions: Int[Array, "B T"],
         past: list[LayerCache | Filling],
         visible: list[Any],
@@ -114,6 +124,7 @@ class Layer(nnx.Module):
         drop = (lambda y, site: y) if dropout is None else (lambda y, site: dropout.at(site).units(y))
         branch, own = self.attention(
             self.attention_reads(x),
+            index=index,
             positions=positions,
             past=past,
             visible=visible,

@@ -123,6 +123,7 @@ class LatentAttention(nnx.Module):
         self,
         x: Float[Array, "B T D"],
         *,
+        index: Int[Array, ""] | int,
         positions: Int[Array, "B T"],
         past: list[LayerCache | Filling],
         visible: list[Any],
@@ -137,6 +138,7 @@ class LatentAttention(nnx.Module):
         Raises:
           ValueError: ``implementation`` is not ``dense``.
         """
+        del index
         if implementation != "dense":
             raise ValueError(f"implementation={implementation!r} does not apply to latent attention")
         # The attention weights have the keys that are folded by a column: the adapters' stand behind them.
@@ -164,11 +166,13 @@ class LatentAttention(nnx.Module):
         self,
         x: Float[Array, "B T D"],
         *,
+        index: Int[Array, ""] | int,
         positions: Int[Array, "B T"],
         visible: Bool[Array, "B W T"],
         wanted: Int[Array, "B W"],
     ) -> Float[Array, "B N W T"]:
         """The weights with which some columns of a pass attend to all of them; see `Attention.weights`."""
+        del index
         query = self._queries(x, positions, wanted, sites_of(None))
         keys, _ = self._expanded(self._kept(x, positions, sites_of(None)))
         return attention_weights(query.swapaxes(1, 2), keys.swapaxes(1, 2), visible, self.scale)

@@ -33,7 +33,7 @@ def make_norm(
     axes = {"axes": (axis,)}
     kind, metadata = {
         "layernorm": (nnx.LayerNorm, {"scale_metadata": axes, "bias_metadata": axes}),
-        "rmsnorm": (nnx.RMSNorm, {"scale_metadata": axes}),
+        "rmsnorm": (NormAroundOne if config.norm_around_one else nnx.RMSNorm, {"scale_metadata": axes}),
     }[config.normalization]
     return kind(
         config.embed_dim if width is None else width,
@@ -45,6 +45,29 @@ def make_norm(
         rngs=rngs,
         **metadata,
     )
+
+
+class NormAroundOne(nnx.RMSNorm):
+    """`nnx.RMSNorm` that multiplies by one plus its scale, which starts at zero, and rounds once (Gemma)."""
+
+    def __init__(self, *arguments: Any, **options: Any):
+        super().__init__(*arguments, **options, scale_init=nnx.initializers.zeros)
+
+    def __call__(self, x: Float[Array, "*B D"], mask: None = None) -> Float[Array, "*B D"]:
+        """Normalises the last axis, in at least float32."""
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        spread = jnp.square(wide).mean(-1, keepdims=True)
+        normed = wide * jax.lax.rsqrt(spread + self.epsilon) * scale_of(self).astype(wide.dtype)
+        return normed.astype(self.dtype)
+
+
+def scale_of(norm: nnx.LayerNorm | nnx.RMSNorm) -> Float[Array, " D"]:
+    """What a norm multiplies by, in at least the dtype of its parameter."""
+    assert norm.scale is not None
+    scale = norm.scale[...]
+    if not isinstance(norm, NormAroundOne):
+        return scale
+    return 1.0 + scale.astype(jnp.promote_types(scale.dtype, jnp.float32))
 
 
 class Linear(nnx.Linear):
@@ -167,9 +190,8 @@ class Attention(nnx.Module):
         if config.offset_bias:
             first = jnp.where(jnp.asarray(index) == 0, config.offset_bias, 0.0)
             key_bias = jnp.full((config.kv_heads, H), first, jnp.dtype(config.param_dtype))
-            query_bias = offset_query_bias(
-                key_bias, config.num_heads, config.rotary_base, config.rotary_scaling, config.rotary_width
-            )
+            turning = config.rotary_of(local=config.is_local(0))
+            query_bias = offset_query_bias(key_bias, config.num_heads, *turning, config.rotary_width)
             assert self.key.bias is not None and self.query.bias is not None
             self.key.bias[...], self.query.bias[...] = key_bias.reshape(-1), query_bias.reshape(-1)
 
@@ -177,6 +199,7 @@ class Attention(nnx.Module):
         self,
         x: Float[Array, "B T D"],
         *,
+        index: Int[Array, ""] | int,
         positions: Int[Array, "B T"],
         past: list[KeyValue | Filling],
         visible: list[Any],
@@ -190,6 +213,7 @@ class Attention(nnx.Module):
 
         Args:
           x: what the attention reads (`Layer.attention_reads`).
+          index: number of the layer, which may be traced where layers are scanned.
           positions: position of each column in its row.
           past: keys and values of earlier passes.
           visible: what of ``past``, and last of ``x``, may be seen: masks for `attend`, else ranges.
@@ -205,7 +229,7 @@ class Attention(nnx.Module):
         """
         # The attention weights have the keys that are folded by a column: the adapters' stand behind them.
         site = sites_of(None if dropout is None else dropout.at(dropout.total))
-        query, key, value = self._project(x, positions, wanted, site)
+        query, key, value = self._project(x, index, positions, wanted, site)
         B, T = query.shape[:2]
         # Whole along the columns: every query looks back on all of them.
         own = KeyValue(*[constrain(x.swapaxes(1, 2), "rows", "kv_heads", "past", "head") for x in (key, value)])
@@ -215,9 +239,18 @@ class Attention(nnx.Module):
         query, sources = query.swapaxes(1, 2), [*past, own]
         if implementation == "dense":
             kept = None if dropout is None else dropout.weights(B, self.config.num_heads, columns)
-            out, own = attend(query, sources, visible, kept=kept, dropout=self.config.dropout)
+            out, own = attend(
+                query, sources, visible, kept=kept, dropout=self.config.dropout, scale=self.config.score_scale
+            )
         else:
-            out, own = attend_by_kernels(query, sources, visible, implementation)
+            out, own = attend_by_kernels(
+                query,
+                sources,
+                visible,
+                implementation,
+                scale=self.config.score_scale,
+                window=self.config.window_of(index),
+            )
         out = out.swapaxes(1, 2).reshape(B, T, -1)
         return self.output(constrain(out, rows_of(out), "columns", "heads"), site(3)), own
 
@@ -229,6 +262,7 @@ class Attention(nnx.Module):
         self,
         x: Float[Array, "B T D"],
         *,
+        index: Int[Array, ""] | int,
         positions: Int[Array, "B T"],
         visible: Bool[Array, "B W T"],
         wanted: Int[Array, "B W"],
@@ -237,16 +271,18 @@ class Attention(nnx.Module):
 
         Args:
           x: what the attention reads (`Layer.attention_reads`).
+          index: number of the layer.
           positions: position of each column in its row.
           visible: the columns that each column wanted may see.
           wanted: the columns that attend.
         """
-        query, key, _ = self._project(x, positions, wanted, sites_of(None))
-        return attention_weights(query.swapaxes(1, 2), key.swapaxes(1, 2), visible)
+        query, key, _ = self._project(x, index, positions, wanted, sites_of(None))
+        return attention_weights(query.swapaxes(1, 2), key.swapaxes(1, 2), visible, self.config.score_scale)
 
     def _project(
         self,
         x: Float[Array, "B T D"],
+        index: Int[Array, ""] | int,
         positions: Int[Array, "B T"],
         wanted: Int[Array, "B W"] | None,
         site: Callable[[int], Dropout | RowMasks | None],
@@ -254,15 +290,19 @@ class Attention(nnx.Module):
         """Queries of the columns wanted, keys and values of all columns."""
         reading = x if wanted is None else take_columns(x, wanted)
         of_queries = positions if wanted is None else take_columns(positions, wanted)
-        query = self.queries(reading, of_queries, site(0))
-        key = self._turned(self._by_heads(self.key(x, site(1)), "kv_heads", "key_norm"), positions)
+        query = self.queries(reading, index, of_queries, site(0))
+        key = self._turned(self._by_heads(self.key(x, site(1)), "kv_heads", "key_norm"), index, positions)
         return query, key, self._by_heads(self.value(x, site(2)), "kv_heads")
 
     def queries(
-        self, x: Float[Array, "B T D"], positions: Int[Array, "B T"], dropout: Dropout | RowMasks | None = None
+        self,
+        x: Float[Array, "B T D"],
+        index: Int[Array, ""] | int,
+        positions: Int[Array, "B T"],
+        dropout: Dropout | RowMasks | None = None,
     ) -> Float[Array, "B T N H"]:
-        """What each column asks, normalised and rotated; ``dropout`` is the adapter's."""
-        return self._turned(self._by_heads(self.query(x, dropout), "heads", "query_norm"), positions)
+        """What each column asks in the layer of this number, normalised and rotated; ``dropout`` is the adapter's."""
+        return self._turned(self._by_heads(self.query(x, dropout), "heads", "query_norm"), index, positions)
 
     def _by_heads(self, y: Float[Array, "B T _"], axis: str, norm: str | None = None) -> Float[Array, "B T _ H"]:
         """Splits what a matrix made into heads, normalised where the config has that."""
@@ -274,20 +314,30 @@ class Attention(nnx.Module):
         y = constrain(y, "rows", "columns", axis, "head")
         return y if norm is None or together else getattr(self, norm)(y)
 
-    def _turned(self, y: Float[Array, "B T _ H"], positions: Int[Array, "B T"]) -> Float[Array, "B T _ H"]:
-        if self.config.position_embedding != "rotary":
+    def _turned(
+        self, y: Float[Array, "B T _ H"], index: Int[Array, ""] | int, positions: Int[Array, "B T"]
+    ) -> Float[Array, "B T _ H"]:
+        config = self.config
+        if config.position_embedding != "rotary":
             return y
-        return rotate(y, positions, self.config.rotary_base, self.config.rotary_scaling, self.config.rotary_width)
+
+        def turned(local: bool) -> Float[Array, "B T _ H"]:
+            return rotate(y, positions, *config.rotary_of(local=local), config.rotary_width)
+
+        if config.layers_look_alike or isinstance(index, int):
+            return turned(config.is_local(index))
+        # Of layers that are scanned, which may differ.
+        return jnp.where(config.local_layers[index], turned(True), turned(False))
 
 
 class FeedForward(nnx.Module):
-    """The MLP of a layer: one hidden matrix with GELU, or two with a SiLU gate."""
+    """The MLP of a layer: one hidden matrix with GELU, or two, one of them the gate, through SiLU or GELU."""
 
     def __init__(self, config: DecoderConfig, execution: ExecutionConfig, *, width: int | None = None, rngs: nnx.Rngs):
         D, F = config.embed_dim, config.width_of_mlp if width is None else width
         self.kind = config.mlp
         self.up = make_linear(config, execution, D, F, ("embed", "mlp"), bias=config.mlp_bias, rngs=rngs)
-        if config.mlp == "swiglu":
+        if config.mlp_is_gated:
             self.gate = make_linear(config, execution, D, F, ("embed", "mlp"), bias=config.mlp_bias, rngs=rngs)
         self.down = make_linear(
             config,
@@ -306,6 +356,9 @@ class FeedForward(nnx.Module):
         hidden = constrain(self.up(x, site(0)), rows_of(x), "columns", "mlp")
         if self.kind == "swiglu":
             hidden = jax.nn.silu(constrain(self.gate(x, site(1)), rows_of(x), "columns", "mlp")) * hidden
+        elif self.kind in ("geglu", "geglu_tanh"):
+            gate = constrain(self.gate(x, site(1)), rows_of(x), "columns", "mlp")
+            hidden = jax.nn.gelu(gate, approximate=self.kind == "geglu_tanh") * hidden
         else:
             hidden = jax.nn.gelu(hidden, approximate=self.kind == "gelu_tanh")
         return self.down(hidden, site(2))

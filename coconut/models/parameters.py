@@ -41,9 +41,14 @@ def abstract_decoder(
     return jax.eval_shape(lambda: Decoder(config, execution, rngs=nnx.Rngs(0)))
 
 
+def parameters_by_name(tree: Any) -> dict[str, Any]:
+    """The arrays of a tree of modules, which may be abstract, by name."""
+    return dict(zip(parameter_names(tree), jax.tree.leaves(tree), strict=True))
+
+
 def decoder_parameters(decoder: Decoder) -> dict[str, Any]:
     """The arrays of a decoder, which may be abstract, by name."""
-    return dict(zip(parameter_names(decoder), jax.tree.leaves(decoder), strict=True))
+    return parameters_by_name(decoder)
 
 
 def decoder_of(config: DecoderConfig, execution: ExecutionConfig, parameters: Mapping[str, Any]) -> Decoder:

@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from coconut.models.config import DecoderConfig, RotaryScaling
+from coconut.models.config import DecoderConfig
 from coconut.models.experts_config import ExpertsConfig
 from coconut.models.latent_config import LatentAttentionConfig, YarnRotaryScaling
+from coconut.models.local_config import LocalAttentionConfig
+from coconut.models.rotary_config import RotaryScaling
 
 
 def _gpt2(num_layers: int, embed_dim: int, num_heads: int) -> DecoderConfig:
@@ -21,6 +23,35 @@ def _gpt2(num_layers: int, embed_dim: int, num_heads: int) -> DecoderConfig:
         num_heads=num_heads,
         max_positions=1024,
         dropout=0.1,
+    )
+
+
+def _gemma3(num_layers: int, embed_dim: int, mlp_dim: int) -> DecoderConfig:
+    """Gemma 3 of text alone (Gemma Team 2025): five local layers and a global one in turn, norms on both sides."""
+    return DecoderConfig(
+        vocab_size=262_144,
+        num_layers=num_layers,
+        embed_dim=embed_dim,
+        num_heads=4,
+        num_kv_heads=1,
+        head_dim=256,
+        mlp_dim=mlp_dim,
+        max_positions=32_768,
+        position_embedding="rotary",
+        rotary_base=1_000_000.0,
+        normalization="rmsnorm",
+        norm_placement="both",
+        norm_epsilon=1e-6,
+        norm_around_one=True,
+        mlp="geglu_tanh",
+        qkv_bias=False,
+        output_bias=False,
+        mlp_bias=False,
+        query_key_norm=True,
+        local_attention=LocalAttentionConfig(
+            window=512, pattern=("local", "local", "local", "local", "local", "global"), rotary_base=10_000.0
+        ),
+        embedding_scale=embed_dim**0.5,
     )
 
 
@@ -221,6 +252,8 @@ _LATENT_ATTENTION = LatentAttentionConfig(latent_dim=512, plain_dim=128, rotary_
 PRESETS: Mapping[str, DecoderConfig] = MappingProxyType(
     {
         "deepseek-v2-lite": _deepseek_v2_lite(),
+        "gemma-3-270m": _gemma3(18, 640, 2048),
+        "gemma-3-1b": _gemma3(26, 1152, 6912),
         "gpt2": _gpt2(12, 768, 12),
         "gpt2-medium": _gpt2(24, 1024, 16),
         "gpt2-large": _gpt2(36, 1280, 20),

@@ -15,6 +15,7 @@ from coconut.latent.halting import HaltingConfig
 from coconut.latent.policies.config import POLICIES, PolicyConfig
 from coconut.methods import get_method
 from coconut.methods.method import NoOptions
+from coconut.methods.multi_token import MultiTokenConfig
 from coconut.models.adapters import AdapterConfig
 from coconut.models.config import DecoderConfig, ExecutionConfig
 from coconut.pipeline import PipelineConfig
@@ -59,6 +60,8 @@ class RunConfig:
         last one before the answer; None for what the method says.
       reinforcement: learn from rewards of the model's own samples (`coconut.training.reinforcement`); None to imitate
         the data, as the method says.
+      multi_token: predict the token after the next, too, by a module beside the decoder
+        (`coconut.methods.multi_token`); None for the next alone.
       scorer: train a scorer of the model's thoughts beside it (`coconut.training.scoring`); the model that the run
         starts from stays as it is. None for no scorer.
       evaluation_batch_size: rows answered together.
@@ -98,6 +101,7 @@ class RunConfig:
     sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
     halting: HaltingConfig | None = None
     reinforcement: ReinforcementConfig | None = None
+    multi_token: MultiTokenConfig | None = None
     scorer: ScorerConfig | None = None
     evaluation_batch_size: int = 64
     evaluate_every: int | Literal["epoch"] | None = None
@@ -140,6 +144,8 @@ class RunConfig:
             reject("norm_alert_factor", "must be None or above 1")
         if self.pipeline.batch_size % self.microbatches:
             reject("microbatches", f"must divide the batch size, {self.pipeline.batch_size}")
+        if self.multi_token is not None and self.drawing is not None:
+            reject("multi_token", "is a term of imitation: samples that the model draws itself are not learnt so")
         if self.reinforcement is not None:
             self._check_reinforcement(self.reinforcement)
         if self.scorer is not None:

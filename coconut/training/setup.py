@@ -21,7 +21,15 @@ from coconut.model import Model, Parameters, Template, parameters_of
 from coconut.models.adapters import merge_adapters
 from coconut.models.config import DecoderConfig, Family
 from coconut.models.decoder import Decoder
-from coconut.models.huggingface import PARTS_FILE, agreed_config, export_fields, is_our_export, load_pretrained
+from coconut.models.huggingface import (
+    PARTS_FILE,
+    agreed_config,
+    export_fields,
+    is_our_export,
+    load_multi_token,
+    load_pretrained,
+)
+from coconut.models.multi_token import MULTI_TOKEN
 from coconut.models.parameters import decoder_of, decoder_parameters
 from coconut.models.stacking import in_layout_of
 from coconut.models.vocabulary import copy_token, resize_vocabulary
@@ -293,7 +301,11 @@ def initial_model(run: Run, mesh: Mesh | None = None) -> Model:
     config = run.config
     if config.pretrained is not None:
         decoder = _pretrained_decoder(run, mesh)
-        parts = _exported_parts(config, _copies_in(fresh_parts(config), decoder))
+        parts = dict(_exported_parts(config, _copies_in(fresh_parts(config), decoder)))
+        if MULTI_TOKEN in parts:
+            parts[MULTI_TOKEN] = (
+                load_multi_token(config.pretrained, parts[MULTI_TOKEN], mesh=mesh) or parts[MULTI_TOKEN]
+            )
         return Model(with_adapters(config, decoder), _with_reference(parts, decoder))
     if config.init_from is None:
         return fresh_model(config)
@@ -308,6 +320,8 @@ def initial_model(run: Run, mesh: Mesh | None = None) -> Model:
     for name in (parts.keys() & loaded.parts.keys()) - {REFERENCE}:  # which is the model that is loaded here
         there = loaded.parts[name]
         same = other.config.feedback == config.feedback if name == "feedback" else _alike(there, parts[name])
+        # Another weight of its term makes no other module of it.
+        same |= name == MULTI_TOKEN and _named_shapes(there) == _named_shapes(parts[name])
         parts[name] = there if same else parts[name]
     parts = _with_reference(parts, merged)
     expected = jax.eval_shape(lambda: fresh_model(config))
@@ -375,6 +389,10 @@ def _alike(first: Any, second: Any) -> bool:
     """Whether two parts have the same arrays in the same places."""
     shapes = lambda tree: [x.shape for x in jax.tree.leaves(tree)]
     return jax.tree.structure(first) == jax.tree.structure(second) and shapes(first) == shapes(second)
+
+
+def _named_shapes(part: Any) -> dict[str, tuple[int, ...]]:
+    return {name: value.shape for name, value in parameters_of(Model(cast(Any, None), {"part": part})).items()}
 
 
 def _pretrained_decoder(run: Run, mesh: Mesh | None) -> Decoder:

@@ -23,6 +23,7 @@ from coconut.model import MakeParts, Model, Parameters, Template, make_model, ma
 from coconut.models.adapters import add_adapters, is_adapter
 from coconut.models.config import DecoderConfig
 from coconut.models.decoder import Decoder
+from coconut.models.multi_token import MULTI_TOKEN, MultiToken
 from coconut.training.config import RunConfig
 from coconut.training.spikes import SpikeConfig, SpikeWindow
 
@@ -81,9 +82,20 @@ def fresh_parts(config: RunConfig) -> Mapping[str, Any]:
 def _parts_of(config: RunConfig) -> MakeParts:
     def parts(decoder: DecoderConfig, key: Key[Array, ""]) -> Mapping[str, Any]:
         own = get_method(config.method).parts(config.options, decoder, key)
-        return {**own, **_parts_to_draw(config, own, decoder, jax.random.fold_in(key, _REINFORCEMENT))}
+        drawing = _parts_to_draw(config, own, decoder, jax.random.fold_in(key, _REINFORCEMENT))
+        return {**own, **drawing, **_further_tokens(config, decoder, key)}
 
     return parts
+
+
+def _further_tokens(config: RunConfig, decoder: DecoderConfig, key: Key[Array, ""]) -> Mapping[str, Any]:
+    """The module for further tokens, where its term weighs something."""
+    own = config.multi_token
+    if own is None or not own.weight:
+        return {}
+    rngs = nnx.Rngs(jax.random.fold_in(key, _FURTHER_TOKENS))
+    module = MultiToken(decoder, config.execution, weight=own.weight, at_thoughts=own.at_thoughts, rngs=rngs)
+    return {MULTI_TOKEN: module}
 
 
 def _parts_to_draw(
@@ -116,7 +128,7 @@ def _parts_to_draw(
     return {**added(), REFERENCE: reference}
 
 
-_REINFORCEMENT = zlib.crc32(b"reinforcement")
+_REINFORCEMENT, _FURTHER_TOKENS = zlib.crc32(b"reinforcement"), zlib.crc32(b"further tokens")
 REFERENCE = "reference"
 """Name of the part that keeps the model as the run found it, as far as samples are made with it."""
 

@@ -16,6 +16,7 @@ from coconut.errors import CoconutError
 from coconut.losses import Loss, Ratio, ratio
 from coconut.methods.method import LossContext, Method, Views
 from coconut.model import Parameters, Template
+from coconut.models.multi_token import MULTI_TOKEN
 from coconut.sharding import constrain_tree, replicate
 from coconut.training.balancing import Loads, no_loads, rebalanced, with_tallies
 from coconut.training.spikes import SpikeConfig, judge
@@ -81,12 +82,14 @@ def _gradients(
 
     def loss_of(trained: Parameters, loads: Loads, views: Views, key: Key[Array, ""]) -> Loss:
         # The constraint's transpose keeps each gradient in its shards, those of every microbatch included.
-        every = constrain_tree({**trained, **frozen}, template.axes)
-        return method.loss(
-            template.model(with_tallies(every, loads)),
-            views,
-            LossContext(options=options, think=method.think(options), key=key),
-        )
+        model = template.model(with_tallies(constrain_tree({**trained, **frozen}, template.axes), loads))
+        loss = method.loss(model, views, LossContext(options=options, think=method.think(options), key=key))
+        if MULTI_TOKEN in model.parts and MULTI_TOKEN not in loss.terms:
+            raise CoconutError(
+                f"RunConfig.multi_token: method = {method.name!r} has no such term, its loss is none of "
+                "`coconut.methods.method.imitate`"
+            )
+        return loss
 
     def part(
         moved: tuple[Parameters, Loads], views: Views, key: Key[Array, ""], weights: Weights | None

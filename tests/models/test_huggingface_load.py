@@ -158,8 +158,8 @@ def refusal(folder: Path) -> str:
             "llama",
             {"model_type": "mamba"},
             [
-                "model_type = 'mamba' is not one of deepseek_v2, deepseek_v3, gpt2, llama, mistral, olmo2, phi3, "
-                "qwen2, qwen3"
+                "model_type = 'mamba' is not one of deepseek_v2, deepseek_v3, gemma3_text, gpt2, llama, mistral, "
+                "olmo2, phi3, qwen2, qwen3"
             ],
         ),
         ("llama", {"hidden_size": ..., "hidden_act": "gelu"}, ["hidden_size is missing", "hidden_act = 'gelu'"]),
@@ -171,7 +171,7 @@ def refusal(folder: Path) -> str:
         ("llama", {"num_hidden_layers": 1}, ["num_hidden_layers = 1, but the files hold tensors of 2 layers"]),
         ("llama", {"num_hidden_layers": 3}, ["num_hidden_layers = 3, but the files hold tensors of 2 layers"]),
         ("llama", {"tie_word_embeddings": True}, ["lm_head.weight and", "stand for the same parameter, and differ"]),
-        ("qwen2", {"use_sliding_window": True}, ["use_sliding_window = True"]),
+        ("qwen2", {"use_sliding_window": "yes"}, ["use_sliding_window = 'yes'"]),
         ("qwen2", {"layer_types": ["sliding_attention"] * 2}, ["layer_types has 'sliding_attention'"]),
         ("qwen2", {"model_type": "llama", "architectures": ...}, ["self_attn.q_proj.bias is unknown"]),
         ("qwen2", {"tie_word_embeddings": False}, ["lm_head.weight is missing"]),

@@ -24,7 +24,7 @@ from coconut.tokenizers import symbol_tokenizer
 from coconut.training.loop import train
 from coconut.types import Batch
 from pallas_kernels import measured
-from tests.tiny_models import GPT2_STYLE, LLAMA_STYLE, quick_compilation, quick_jit, random_decoder
+from tests.tiny_models import GPT2_STYLE, LLAMA_STYLE, LOCAL_STYLE, quick_compilation, quick_jit, random_decoder
 from tests.tiny_pages import aligned, one_block, thinking_page
 from tests.tiny_runs import tiny_run
 
@@ -77,6 +77,11 @@ def test_attention_trains_through_thoughts(implementation: Any) -> None:
     assert_same_gradients(LLAMA, attention=implementation)
 
 
+@pytest.mark.parametrize("implementation", ["reference", "xla", "tpu_interpret", "gpu_interpret"])
+def test_local_layers_train_through_thoughts(implementation: Any) -> None:
+    assert_same_gradients(LOCAL_STYLE, attention=implementation)
+
+
 # Heads that are the embedding, and one that is not.
 @pytest.mark.parametrize(
     ("config", "implementation"),
@@ -87,8 +92,8 @@ def test_the_loss_and_its_metrics(config: DecoderConfig, implementation: Any) ->
 
 
 @functools.cache
-def generate(**execution: Any) -> tuple[Generated, np.ndarray]:
-    decoder = random_decoder(LLAMA, **PLAIN | execution)
+def generate(config: DecoderConfig, **execution: Any) -> tuple[Generated, np.ndarray]:
+    decoder = random_decoder(config, **PLAIN | execution)
     tokens, valid = np.asarray(BATCH.tokens[:, :7]), np.asarray(BATCH.valid[:, :7]).copy()
     valid[-1, -1] = True
     prefix = prefill(decoder, tokens, valid)
@@ -105,10 +110,20 @@ def generate(**execution: Any) -> tuple[Generated, np.ndarray]:
     return generated, np.asarray(thoughts)
 
 
-@pytest.mark.parametrize("implementation", ["reference", "xla", "tpu_interpret", "gpu_interpret"])
-def test_decoding_writes_the_same_tokens(implementation: Any) -> None:
-    expected, expected_thoughts = generate()
-    generated, thoughts = generate(attention=implementation)
+@pytest.mark.parametrize(
+    ("config", "implementation"),
+    [
+        (LLAMA, "reference"),
+        (LLAMA, "xla"),
+        (LLAMA, "tpu_interpret"),
+        (LLAMA, "gpu_interpret"),
+        (LOCAL_STYLE, "xla"),
+        (LOCAL_STYLE, "tpu_interpret"),
+    ],
+)
+def test_decoding_writes_the_same_tokens(config: DecoderConfig, implementation: Any) -> None:
+    expected, expected_thoughts = generate(config)
+    generated, thoughts = generate(config, attention=implementation)
     np.testing.assert_array_equal(generated.tokens, expected.tokens)
     np.testing.assert_allclose(thoughts, expected_thoughts, rtol=1e-4, atol=1e-5)
 

@@ -11,6 +11,7 @@ from transformers import (
     AutoModelForCausalLM,
     DeepseekV2Config,
     DeepseekV3Config,
+    Gemma3TextConfig,
     GPT2Config,
     LlamaConfig,
     MistralConfig,
@@ -33,6 +34,8 @@ NOT_PUBLISHED = {"small_graphs_2l64", "small_graphs_experts_2l64", "small_4l128"
 # Parameters of the published checkpoints, as their model cards and files count them (tied heads once).
 PUBLISHED = {
     "deepseek-v2-lite": 15_706_484_224,
+    "gemma-3-270m": 268_098_176,
+    "gemma-3-1b": 999_885_952,
     "gpt2": 124_439_808,
     "gpt2-medium": 354_823_168,
     "gpt2-large": 774_030_080,
@@ -67,7 +70,7 @@ def huggingface_config(name: str) -> Any:
     if preset.experts is not None and preset.latent_attention is not None:
         return deepseek_config(preset)
     kinds = {"llama": LlamaConfig, "mistral": MistralConfig, "olmo": Olmo2Config, "phi": Phi3Config}
-    kinds |= {"qwen2": Qwen2Config, "qwen3": Qwen3Config, "smollm2": LlamaConfig}
+    kinds |= {"gemma-3": Gemma3TextConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config, "smollm2": LlamaConfig}
     kind = next(kind for prefix, kind in kinds.items() if name.startswith(prefix))
     head_dim = {"head_dim": preset.head_dim} if preset.head_dim is not None else {}
     return kind(

@@ -265,14 +265,15 @@ def model_flops(decoder: DecoderConfig, schedule: Schedule, rows: int) -> int:
     mlps = sum(_numbers_of_mlp(decoder, layer) for layer in range(decoder.num_layers))
     columns = sum(span.length for span in schedule)
     scored = sum(getattr(span, "scored", 0) for span in schedule)
-    pairs = columns * (columns + 1) // 2
-    forward = decoder.num_layers * (2 * columns * attention + 2 * of_pair * pairs) + 2 * columns * mlps
+    windows = [decoder.window_of(layer) or columns for layer in range(decoder.num_layers)]
+    pairs = sum(min(column, window) for window in windows for column in range(1, columns + 1))
+    forward = decoder.num_layers * 2 * columns * attention + 2 * of_pair * pairs + 2 * columns * mlps
     return 3 * rows * (forward + 2 * scored * width * decoder.vocabulary)
 
 
 def _numbers_of_mlp(decoder: DecoderConfig, layer: int) -> int:
     """The numbers of the matrices of a layer's MLP that a column uses."""
-    width, matrices, experts = decoder.embed_dim, 3 if decoder.mlp == "swiglu" else 2, decoder.experts
+    width, matrices, experts = decoder.embed_dim, 3 if decoder.mlp_is_gated else 2, decoder.experts
     if experts is None or decoder.mlp_of(layer) == "dense":
         return matrices * width * decoder.width_of_mlp
     return width * (experts.count + matrices * (experts.chosen + experts.shared) * experts.width)

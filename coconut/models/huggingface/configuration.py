@@ -1,13 +1,12 @@
 """Between ``config.json`` and `DecoderConfig`.
 
-DeepSeek V2 and V3, GPT-2, Llama (SmolLM 2 among them), Mistral, OLMo 2, Phi 3 (3.5, 4), Qwen 2 (2.5) and Qwen 3. A
-field of ``config.json`` that changes what is computed, or is not known to change nothing
+DeepSeek V2 and V3, Gemma 3 (of text), GPT-2, Llama (SmolLM 2 among them), Mistral, OLMo 2, Phi 3 (3.5, 4), Qwen 2 (2.5)
+and Qwen 3. A field of ``config.json`` that changes what is computed, or is not known to change nothing
 (`coconut.models.huggingface.fields`), is refused.
 """
 
 import dataclasses
 import json
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,17 +15,18 @@ from typing import Any
 
 from coconut.errors import CoconutError
 from coconut.hub import local_folder
-from coconut.models.config import DecoderConfig, Family, LongRotaryScaling, Mlp, RotaryScaling
+from coconut.models.config import DecoderConfig, Family, Mlp
 from coconut.models.huggingface.deepseek import (
     deepseek_choices,
     deepseek_fields,
     deepseek_json,
     is_deepseek,
-    yarn_choices,
-    yarn_json,
 )
 from coconut.models.huggingface.fields import DEEPSEEK_SIZES, GPT2_SIZES, LLAMA_SIZES, renamed, their_names, unsupported
-from coconut.models.latent_config import YarnRotaryScaling
+from coconut.models.huggingface.gemma import gemma_choices, gemma_fields, gemma_json
+from coconut.models.huggingface.rotary import LONG_ROTARY_SCALING, rotary_choices, rotary_json
+from coconut.models.huggingface.windows import window_choices, window_json, windows_that_fit
+from coconut.models.rotary_config import LinearRotaryScaling, LongRotaryScaling
 
 CONFIG_FILE = "config.json"
 ADAPTER_FILE = "adapter_config.json"
@@ -38,6 +38,7 @@ ARCHITECTURES: Mapping[Family, str] = MappingProxyType(
     {
         "deepseek_v2": "DeepseekV2ForCausalLM",
         "deepseek_v3": "DeepseekV3ForCausalLM",
+        "gemma3_text": "Gemma3ForCausalLM",
         "gpt2": "GPT2LMHeadModel",
         "llama": "LlamaForCausalLM",
         "mistral": "MistralForCausalLM",
@@ -54,7 +55,6 @@ _REFUSED = {
     "deepseek_v32": "its attention chooses the columns it looks at",
     "gemma2": "its layers look back through a window and on everything in turn, and its scores are capped",
     "gemma3": "it reads images, too",
-    "gemma3_text": "its layers look back through a window and on everything in turn",
     "mixtral": "its experts have another router",
     "olmo3": "its layers look back through a window and on everything in turn",
     "phi": "attention and MLP stand side by side, behind one norm",
@@ -71,18 +71,6 @@ _MLPS: Mapping[str, Mlp] = {
     "gelu_fast": "gelu_tanh",
     "gelu": "gelu",
     "gelu_python": "gelu",
-}
-_ROTARY_SCALING = {
-    "factor": "factor",
-    "low_frequency_factor": "low_freq_factor",
-    "high_frequency_factor": "high_freq_factor",
-    "original_positions": "original_max_position_embeddings",
-}
-_LONG_ROTARY_SCALING = {
-    "short_factors": "short_factor",
-    "long_factors": "long_factor",
-    "original_positions": "original_max_position_embeddings",
-    "attention_factor": "attention_factor",
 }
 
 
@@ -193,6 +181,7 @@ def _shortened(config: DecoderConfig, family: Family) -> DecoderConfig:
         "num_kv_heads": config.num_heads,
         "head_dim": config.embed_dim / config.num_heads,
         "mlp_dim": 4 * config.embed_dim,
+        "query_pre_attention_scalar": config.width_of_head,
     }
     config = dataclasses.replace(
         config, **{name: None for name, size in usual.items() if getattr(config, name) == size}
@@ -214,9 +203,6 @@ def _gpt2_choices(family: str, content: Mapping[str, Any], problems: list[str]) 
 
 
 def _llama_choices(family: str, content: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
-    layer_types = content.get("layer_types") or ()
-    if other := sorted(set(layer_types) - {"full_attention"}):
-        problems.append(f"layer_types has {', '.join(map(repr, other))}: only 'full_attention' is supported")
     # Qwen 2 has these biases always, the others where they say so.
     attention_bias = _switch(content, "attention_bias")
     # Qwen 3's heads are not D / N wide where the file does not say how wide they are.
@@ -232,7 +218,9 @@ def _llama_choices(family: str, content: Mapping[str, Any], problems: list[str])
         "query_key_norm_over": "all" if family == "olmo2" else "head",
         "norm_placement": "after" if family == "olmo2" else "before",
         "tied_head": content.get("tie_word_embeddings", False),
-        **_rotary_choices(family, content, problems),
+        **({} if family == "gemma3_text" else rotary_choices(family, content, problems)),
+        **window_choices(family, content, problems),
+        **(gemma_choices(content, problems) if family == "gemma3_text" else {}),
         **(deepseek_choices(family, content, problems) if is_deepseek(family) else {}),
         **head_dim,
     }
@@ -247,76 +235,8 @@ def _switch(content: Mapping[str, Any], name: str) -> Any:
 def in_their_words(message: str, family: str) -> str:
     """An error of a `DecoderConfig` with the names that the fields have in a config.json."""
     if "LongRotaryScaling" in message:
-        message = renamed(message, "LongRotaryScaling", _LONG_ROTARY_SCALING)
+        message = renamed(message, "LongRotaryScaling", LONG_ROTARY_SCALING)
     return renamed(message, "DecoderConfig", their_names(family))
-
-
-def _rotary_choices(family: str, content: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
-    """Base and scaling, from `transformers` 5's ``rope_parameters`` or from the older two fields.
-
-    Where a file has both, ``rope_scaling`` counts and nothing of the other, as in `transformers`.
-    """
-    rope = content.get("rope_scaling") or content.get("rope_parameters")
-    rope = rope if isinstance(rope, Mapping) else {}  # What is no object has been said by `unsupported`.
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    choices = {"rotary_base": rope.get("rope_theta", content.get("rope_theta", 10_000.0))}
-    fraction = rope.get("partial_rotary_factor", content.get("partial_rotary_factor"))
-    if family == "phi3" and fraction is not None:
-        choices["rotary_fraction"] = fraction
-    elif fraction not in (None, 1.0):
-        problems.append(f"partial_rotary_factor = {fraction!r}: only 1.0 is supported")
-    # Phi's files call it by three names; `transformers` takes the other two for this one, too.
-    if family == "phi3" and kind in ("longrope", "su", "yarn"):
-        return choices | _long_rotary_choices(content, rope, problems)
-    if is_deepseek(family) and kind == "yarn":
-        return choices | yarn_choices(rope, problems)
-    if kind == "llama3" and family != "phi3" and not is_deepseek(family):
-        names = tuple(_ROTARY_SCALING.values())
-        if missing := [name for name in names if name not in rope]:
-            problems.append(f"the rotary scaling lacks {', '.join(missing)}")
-            return choices
-        factor, low, high, original = (rope[name] for name in names)
-        try:
-            choices["rotary_scaling"] = RotaryScaling(
-                factor=factor, low_frequency_factor=low, high_frequency_factor=high, original_positions=original
-            )
-        except CoconutError as error:
-            problems.append(renamed(str(error), "RotaryScaling", _ROTARY_SCALING))
-    elif kind != "default":
-        other = "yarn" if is_deepseek(family) else "longrope" if family == "phi3" else "llama3"
-        problems.append(f"rotary scaling of type {kind!r}: only 'default' and {other!r} are supported")
-    return choices
-
-
-def _long_rotary_choices(content: Mapping[str, Any], rope: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
-    """LongRoPE's factors, and no more positions than those of the short ones: see `LongRotaryScaling`."""
-    if missing := [name for name in ("short_factor", "long_factor") if not isinstance(rope.get(name), list)]:
-        problems.append(f"the rotary scaling lacks {', '.join(missing)}")
-        return {}
-    longest = content.get("max_position_embeddings")
-    # As in `transformers` not that of `rope`; and this, where the file does not say.
-    original = content.get("original_max_position_embeddings", 4096)
-    if type(longest) is not int or type(original) is not int or original < 2 or longest < 1:
-        problems.append(
-            f"original_max_position_embeddings = {original!r:.80}, max_position_embeddings = {longest!r:.80}"
-        )
-        return {}
-    attention_factor = rope.get("attention_factor")
-    if attention_factor is None:
-        factor = rope.get("factor")
-        factor = longest / original if factor is None else factor
-        attention_factor = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
-    try:
-        scaling = LongRotaryScaling(
-            short_factors=tuple(rope["short_factor"]),
-            long_factors=tuple(rope["long_factor"]),
-            original_positions=original,
-            attention_factor=attention_factor,
-        )
-    except CoconutError as error:
-        problems.append(renamed(str(error), "LongRotaryScaling", _LONG_ROTARY_SCALING))
-        return {}
-    return {"rotary_scaling": scaling, "max_positions": min(longest, original)}
 
 
 # --- The way back -----------------------------------------------------------------------------------------------
@@ -329,7 +249,16 @@ def family_of(config: DecoderConfig) -> Family:
       CoconutError: none does, or its own does not; the message says for each family which fields are in the way.
     """
     is_long = isinstance(config.rotary_scaling, LongRotaryScaling)
-    of_layers = {"mixer": "attention", "experts": None}
+    is_own = is_long or isinstance(config.rotary_scaling, LinearRotaryScaling)
+    scalar = config.query_pre_attention_scalar
+    of_layers = {
+        "mixer": "attention",
+        "experts": None,
+        "local_attention": None,
+        "norm_around_one": False,
+        "embedding_scale": 1.0,
+        "query_pre_attention_scalar": scalar if scalar == config.width_of_head else None,
+    }
     plain = {
         **of_layers,
         "position_embedding": "rotary",
@@ -339,7 +268,7 @@ def family_of(config: DecoderConfig) -> Family:
         "norm_placement": "before",
         "query_key_norm_over": "head",
         "rotary_fraction": 1.0,
-        "rotary_scaling": None if is_long else config.rotary_scaling,
+        "rotary_scaling": None if is_own else config.rotary_scaling,
     }
     no_bias = {"qkv_bias": False, "output_bias": False, "mlp_bias": False}
     wanted: dict[Family, dict[str, Any]] = {
@@ -377,9 +306,12 @@ def family_of(config: DecoderConfig) -> Family:
             "rotary_scaling": config.rotary_scaling if is_long else None,
         },
         "mistral": {**plain, **no_bias, "query_key_norm": False},
+        "gemma3_text": gemma_fields(config, plain),
         "deepseek_v3": deepseek_fields("deepseek_v3", config, plain),
         "deepseek_v2": deepseek_fields("deepseek_v2", config, plain),
     }
+    for family, fields in wanted.items():
+        fields["local_attention"] = windows_that_fit(family, config)
     if config.family is not None:
         wanted = {config.family: wanted[config.family]}
     reasons = []
@@ -421,29 +353,19 @@ def config_json(config: DecoderConfig) -> dict[str, Any]:
         content["activation_function"] = {"gelu_tanh": "gelu_new", "gelu": "gelu"}[config.mlp]
         content |= dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), config.dropout)
         return content
-    content |= {"hidden_act": "silu", "rope_theta": config.rotary_base, "rope_scaling": _rope_scaling(config)}
+    content |= {"hidden_act": "silu", "rope_theta": config.rotary_base, "rope_scaling": rotary_json(config)}
+    content |= window_json(family, config)
     if is_deepseek(family):
         return content | deepseek_json(family, config)
+    if family == "gemma3_text":
+        del content["hidden_act"]
+        return content | gemma_json(config)
     if family in ("llama", "olmo2", "qwen3"):
         content["attention_bias"] = config.qkv_bias
     if family == "llama":
         content["mlp_bias"] = config.mlp_bias
-    if family in ("mistral", "phi3"):
-        content["sliding_window"] = None  # What is not there means a window of 4096 to the first.
     if family == "phi3":
         content["partial_rotary_factor"] = config.rotary_fraction
         if isinstance(config.rotary_scaling, LongRotaryScaling):
             content["original_max_position_embeddings"] = config.rotary_scaling.original_positions
     return content
-
-
-def _rope_scaling(config: DecoderConfig) -> dict[str, Any] | None:
-    scaling = config.rotary_scaling
-    if scaling is None:
-        return None
-    if isinstance(scaling, YarnRotaryScaling):
-        return yarn_json(scaling)
-    if isinstance(scaling, LongRotaryScaling):
-        fields = {their: getattr(scaling, name) for name, their in _LONG_ROTARY_SCALING.items()}
-        return {"rope_type": "longrope", **{k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}}
-    return {"rope_type": "llama3", **{their: getattr(scaling, name) for name, their in _ROTARY_SCALING.items()}}

@@ -107,14 +107,22 @@ _GPT2_ONLY: Mapping[str, tuple[Any, ...]] = {
 }
 _LLAMA_ONLY: Mapping[str, tuple[Any, ...]] = {
     "hidden_act": ("silu", "swish"),  # Two names of one function.
-    "use_sliding_window": (False, None),
+    "use_sliding_window": (False, None),  # Of Qwen `coconut.models.huggingface.windows` looks at it.
     "rope_interleaved": (False, None),
     "use_mrope": (False, None),
+}
+_GEMMA_ONLY: Mapping[str, tuple[Any, ...]] = {
+    "attn_logit_softcapping": (None,),  # `transformers` does not look at it, and no Gemma 3 has it.
+    "final_logit_softcapping": (None,),
+    "use_bidirectional_attention": (False, None),
+    "use_sliding_window": (None,),
+    "mlp_bias": (False, None),
 }
 _NO_BIAS: Mapping[str, tuple[Any, ...]] = {"attention_bias": (False, None), "mlp_bias": (False, None)}
 _WHOLE: Mapping[str, tuple[Any, ...]] = {"partial_rotary_factor": (1.0, None)}
 _DEEPSEEK_ONLY: Mapping[str, tuple[Any, ...]] = {**_WHOLE, "mlp_bias": (False, None), "moe_layer_freq": (1, None)}
-# Beside the family's. Windows: `_windows` looks at those that are used wherever they are named.
+_WINDOWED: Mapping[str, tuple[Any, ...]] = {"use_sliding_window": (False, True, None)}
+# Beside the family's.
 _OWN_ONLY: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
     "deepseek_v2": {
         **_DEEPSEEK_ONLY,
@@ -124,6 +132,7 @@ _OWN_ONLY: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
         "rope_interleave": (True, None),
     },
     "deepseek_v3": {**_DEEPSEEK_ONLY, "scoring_func": ("sigmoid", None), "topk_method": ("noaux_tc", None)},
+    "gemma3_text": {},
     "gpt2": {},
     "llama": _WHOLE,
     "mistral": {**_WHOLE, **_NO_BIAS},
@@ -135,8 +144,8 @@ _OWN_ONLY: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
         "full_attn_mod": (1, None),
         "interpolate_factor": (1, None),
     },
-    "qwen2": {**_WHOLE, "attention_bias": (True, None), "mlp_bias": (False, None)},
-    "qwen3": {**_WHOLE, "mlp_bias": (False, None)},
+    "qwen2": {**_WHOLE, **_WINDOWED, "attention_bias": (True, None), "mlp_bias": (False, None)},
+    "qwen3": {**_WHOLE, **_WINDOWED, "mlp_bias": (False, None)},
 }
 _OWN_CODE = {
     **{
@@ -153,10 +162,6 @@ _OWN_CODE = {
         "AutoTokenizer": "Xenova/gpt-4o",
     },
 }
-# What a field that is not there means to `transformers`, where that is not what we compute.
-_UNSAID: Mapping[str, Mapping[str, Any]] = {"mistral": {"sliding_window": 4096}}
-# Of Qwen a window is used only where `use_sliding_window` says so, which is refused.
-_WINDOWED = ("llama", "mistral", "olmo2", "phi3")
 
 # fmt: off
 # What decides no number of the forward pass: names, versions, and defaults of training and of generation.
@@ -203,6 +208,9 @@ _OWN_HARMLESS = {
     "deepseek_v2": _DEEPSEEK_HARMLESS,
     # Modules that predict further tokens, which the model itself does not use: their weights are not read.
     "deepseek_v3": _DEEPSEEK_HARMLESS | {"num_nextn_predict_layers", "num_mtp_layers"},
+    "gemma3_text": frozenset(
+        ["cache_implementation", "rope_local_base_freq", "sliding_window_pattern", "_sliding_window_pattern"]
+    ),
     "phi3": frozenset(["resid_pdrop", "embd_pdrop", "original_max_position_embeddings", "auto_map"]),
 }
 # What `rope_scaling` and `rope_parameters` may hold; another entry is one layer's own, or a scaling's we do not know.
@@ -215,13 +223,19 @@ _ROPE = frozenset(
 _LONG_ROPE = frozenset(["short_factor", "long_factor", "attention_factor"])
 _YARN_ROPE = frozenset(["attention_factor", *YARN.values()])
 # fmt: on
+_GEMMA_CHOICES = {
+    **_LLAMA_CHOICES,
+    "mlp": "hidden_activation",
+    "query_pre_attention_scalar": "query_pre_attn_scalar",
+}
 
 
 def their_names(family: str) -> dict[str, str]:
     """Our fields of a `DecoderConfig` and what a file of the family calls them."""
     if family == "gpt2":
         return {**GPT2_SIZES, **_GPT2_CHOICES}
-    return {**(DEEPSEEK_SIZES if family.startswith("deepseek") else LLAMA_SIZES), **_LLAMA_CHOICES}
+    choices = _GEMMA_CHOICES if family == "gemma3_text" else _LLAMA_CHOICES
+    return {**(DEEPSEEK_SIZES if family.startswith("deepseek") else LLAMA_SIZES), **choices}
 
 
 def renamed(message: str, config: str, names: Mapping[str, str]) -> str:
@@ -238,7 +252,8 @@ def unsupported(family: str, causal_model: str, content: Mapping[str, Any]) -> l
       content: the config.json.
     """
     gpt2 = family == "gpt2"
-    only = {**_ANY_FAMILY, **(_GPT2_ONLY if gpt2 else _LLAMA_ONLY), **_OWN_ONLY[family]}
+    of_kin = {"gpt2": _GPT2_ONLY, "gemma3_text": _GEMMA_ONLY}.get(family, _LLAMA_ONLY)
+    only = {**_ANY_FAMILY, **of_kin, **_OWN_ONLY[family]}
     of_rope = _ROPE | {"phi3": _LONG_ROPE, "deepseek_v2": _YARN_ROPE, "deepseek_v3": _YARN_ROPE}.get(family, _ROPE)
     harmless = _OWN_HARMLESS.get(family, frozenset())
     found = [
@@ -247,7 +262,7 @@ def unsupported(family: str, causal_model: str, content: Mapping[str, Any]) -> l
         if not _is_one_of(content.get(name, values[0]), values)
         and not (name in harmless and name not in _OWN_ONLY[family])
     ]
-    found += _windows(family, content) + _code(family, content)
+    found += _code(family, content)
     known = _HARMLESS | (_GPT2_HARMLESS if gpt2 else _LLAMA_HARMLESS) | only.keys() | set(their_names(family).values())
     known |= harmless
     found += [
@@ -269,25 +284,9 @@ def unsupported(family: str, causal_model: str, content: Mapping[str, Any]) -> l
         rope = content.get(name)
         if rope is not None and not isinstance(rope, Mapping):
             found.append(f"{name} = {rope!r:.80}: must be an object")
-        elif unknown := sorted(set(rope or ()) - of_rope):
+        elif family != "gemma3_text" and (unknown := sorted(set(rope or ()) - of_rope)):
             found.append(f"{name} has {', '.join(unknown):.80}: only {', '.join(sorted(of_rope))} are supported")
     return found
-
-
-def _windows(family: str, content: Mapping[str, Any]) -> list[str]:
-    """A window that some row could be longer than: a column would not see all before it."""
-    window = content.get("sliding_window", _UNSAID.get(family, {}).get("sliding_window"))
-    longest = content.get("max_position_embeddings")
-    if family not in _WINDOWED or window is None:
-        return []
-    if type(window) is int and type(longest) is int and window >= longest:
-        return []
-    unsaid = "" if "sliding_window" in content else " (which is what it means where it is not in the file)"
-    return [
-        f"sliding_window = {window!r:.80}{unsaid}: only None is supported, or one that is no shorter than "
-        "max_position_embeddings; rows that the window holds whole are computed alike without it: to use the model for "
-        "these, write null here and the window's length as max_position_embeddings"
-    ]
 
 
 def _code(family: str, content: Mapping[str, Any]) -> list[str]:

@@ -21,16 +21,25 @@ from coconut.models.huggingface.configuration import CONFIG_FILE, described_conf
 from coconut.models.huggingface.fields import their_names
 from coconut.models.huggingface.files import DTYPES, Stored, equal, stored_tensors, widest_dtype
 from coconut.models.huggingface.names import (
+    COPIES,
     EMBEDDING,
     HEAD,
     Tensor,
     canonical_name,
     is_of_router,
     layer_of,
+    multi_token_tensors,
     predicting_layers,
     tensors_of,
 )
-from coconut.models.parameters import abstract_decoder, decoder_of, decoder_parameters, parameter_axes
+from coconut.models.multi_token import MultiToken
+from coconut.models.parameters import (
+    abstract_decoder,
+    decoder_of,
+    decoder_parameters,
+    parameter_axes,
+    parameters_by_name,
+)
 from coconut.sharding import Axes, parameter_sharding
 
 # What a caller may choose; in everything else a config must say what config.json says.
@@ -129,6 +138,41 @@ def load_weights(
     return _load(folder, config, execution, stored_tensors(folder, problems), problems, mesh, family_of(config))
 
 
+def load_multi_token(
+    path_or_repo: str | os.PathLike[str],
+    like: MultiToken,
+    *,
+    mesh: Mesh | None = None,
+    revision: str | None = None,
+) -> MultiToken | None:
+    """The module for further tokens of a checkpoint, the layer behind its last; None where it has none.
+
+    Args:
+      path_or_repo: see `load_pretrained`.
+      like: a module of the same decoder, which may be abstract: what it is, and the dtypes of its parameters.
+      mesh: devices to put the parameters on; None for the default device.
+      revision: branch, tag or commit of a repository.
+
+    Raises:
+      CoconutError: no such folder or repository, or the module's tensors do not fit; the message names them all.
+    """
+    folder = local_folder(path_or_repo, revision, weights=True)
+    problems: list[str] = []
+    config, own = like.config, stored_tensors(folder, problems)
+    family = family_of(config)
+    named = {one: canonical_name(one.name, family) or "" for one in own}
+    number = str(config.num_layers)
+    if number not in predicting_layers(named.values()) and not problems:
+        return None
+    own = [one for one, name in named.items() if layer_of(name, family) == number and not name.endswith(COPIES)]
+    shapes, axes = parameters_by_name(like), parameter_axes(like)
+    matched = _match(own, config, family, multi_token_tensors(config, shapes, family), problems)
+    if problems:
+        raise CoconutError(f"{folder} cannot be loaded:\n  " + "\n  ".join(problems))
+    found = _place(matched, shapes, axes, mesh)
+    return jax.tree.unflatten(jax.tree.structure(like), [found[name] for name in shapes])
+
+
 def _load(
     folder: Path,
     config: DecoderConfig | None,
@@ -173,7 +217,13 @@ def _merge(described: DecoderConfig, config: DecoderConfig, problems: list[str])
         config = dataclasses.replace(config, family=described.family)
 
     def spelled_out(config: DecoderConfig) -> dict[str, Any]:
-        derived = {"num_kv_heads": config.kv_heads, "head_dim": config.width_of_head, "mlp_dim": config.width_of_mlp}
+        derived: dict[str, Any] = {
+            "num_kv_heads": config.kv_heads,
+            "head_dim": config.width_of_head,
+            "mlp_dim": config.width_of_mlp,
+        }
+        derived["query_pre_attention_scalar"] = config.query_pre_attention_scalar or config.width_of_head
+        derived["local_attention"] = config.local_attention and config.local_attention.shortest()
         return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)} | derived
 
     theirs, ours = spelled_out(described), spelled_out(config)

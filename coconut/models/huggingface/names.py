@@ -44,6 +44,13 @@ _OLMO2_LAYER = {
     "post_attention_layernorm": ("attention_norm",),
     "post_feedforward_layernorm": ("mlp_norm",),
 }
+_GEMMA3_LAYER = {
+    **{theirs: ours for theirs, ours in _LLAMA_LAYER.items() if not theirs.endswith("layernorm")},
+    "input_layernorm": ("attention_norm",),
+    "post_attention_layernorm": ("attention_output_norm",),
+    "pre_feedforward_layernorm": ("mlp_norm",),
+    "post_feedforward_layernorm": ("mlp_output_norm",),
+}
 _PHI3_LAYER = {
     "input_layernorm": ("attention_norm",),
     "post_attention_layernorm": ("mlp_norm",),
@@ -69,7 +76,15 @@ _TWO_QUERY_MATRICES = {
     "self_attn.q_a_layernorm": ("attention.query_norm",),
     "self_attn.q_b_proj": ("attention.query",),
 }
-_LAYERS = {"gpt2": _GPT2_LAYER, "olmo2": _OLMO2_LAYER, "phi3": _PHI3_LAYER}
+# Beside those of its layer; embedding and head are the model's, and copies of them are not looked at.
+_OF_FURTHER_TOKENS = {
+    "enorm": "token_norm",
+    "hnorm": "hidden_norm",
+    "eh_proj": "joined",
+    "shared_head.norm": "norm",
+}
+COPIES = (".embed_tokens.weight", ".shared_head.head.weight")
+_LAYERS = {"gemma3_text": _GEMMA3_LAYER, "gpt2": _GPT2_LAYER, "olmo2": _OLMO2_LAYER, "phi3": _PHI3_LAYER}
 _LEAVES = {
     "embedding": "weight",
     "scale": "weight",
@@ -153,6 +168,38 @@ def tensors_of(config: DecoderConfig, shapes: Mapping[str, Any], family: Family 
             (f"{layers}.{index}.{theirs}", tuple(f"{prefix}.{name}" for name in ours), stacked, expert)
             for theirs, ours, expert in _of_layer(config, family, index)
         ]
+    return _tensors(modules, shapes, family)
+
+
+def multi_token_tensors(
+    config: DecoderConfig, shapes: Mapping[str, Any], family: Family | None = None, *, under: str = ""
+) -> dict[str, Tensor]:
+    """The tensors of a module for further tokens, in the place of the layer behind the last; see `tensors_of`.
+
+    Args:
+      config: the decoder's.
+      shapes: the module's parameters or their abstract values, by name.
+      family: whose names; None for those of the config's.
+      under: what stands before the names of ``shapes``.
+
+    Raises:
+      CoconutError: no architecture of `transformers` is this config's.
+    """
+    family = family or family_of(config)
+    before = f"{_layers(family)}.{config.num_layers}"
+    modules: list[tuple[str, tuple[str, ...], int | None, int | None]] = [
+        (f"{before}.{theirs}", (under + ours,), None, None) for theirs, ours in _OF_FURTHER_TOKENS.items()
+    ]
+    modules += [
+        (f"{before}.{theirs}", tuple(f"{under}layer.{name}" for name in ours), None, expert)
+        for theirs, ours, expert in _of_layer(config, family, config.num_layers)
+    ]
+    return _tensors(modules, shapes, family)
+
+
+def _tensors(
+    modules: Iterable[tuple[str, tuple[str, ...], int | None, int | None]], shapes: Mapping[str, Any], family: Family
+) -> dict[str, Tensor]:
     tensors = {}
     for theirs, ours, index, expert in modules:
         for leaf, their_leaf in _LEAVES.items():
@@ -208,11 +255,11 @@ def layer_of(name: str, family: Family) -> str | None:
     return number if not before and number.isdecimal() else None
 
 
-_PREDICTING = re.compile(r"^model\.layers\.(\d+)\.eh_proj\.weight$")
+_PREDICTING = re.compile(r"^(?:model\.layers|transformer\.h)\.(\d+)\.eh_proj\.weight$")
 
 
 def predicting_layers(names: Iterable[str]) -> frozenset[str]:
-    """The numbers of the layers that are modules for predicting further tokens (DeepSeek V3), which are not read."""
+    """The numbers of the layers that are modules for predicting further tokens, and none of the decoder's."""
     return frozenset(found[1] for name in names if (found := _PREDICTING.match(name)))
 
 

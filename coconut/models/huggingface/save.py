@@ -18,8 +18,9 @@ from coconut.models.adapters import is_adapter
 from coconut.models.decoder import Decoder
 from coconut.models.huggingface.configuration import CONFIG_FILE, config_json
 from coconut.models.huggingface.files import INDEX, WEIGHTS
-from coconut.models.huggingface.names import Tensor, tensors_of
-from coconut.models.parameters import decoder_parameters
+from coconut.models.huggingface.names import Tensor, multi_token_tensors, tensors_of
+from coconut.models.multi_token import MULTI_TOKEN, MultiToken
+from coconut.models.parameters import decoder_parameters, parameters_by_name
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -35,6 +36,7 @@ def save_pretrained(
     config_fields: Mapping[str, Any] = _NOTHING,
     files: Mapping[str, bytes] = _NOTHING,
     max_shard_bytes: int = 2 * 10**9,
+    multi_token: MultiToken | None = None,
 ) -> None:
     """Writes a decoder as a checkpoint in Hugging Face's layout.
 
@@ -47,6 +49,7 @@ def save_pretrained(
       files: further files by name, such as those of the tokenizer.
       max_shard_bytes: size from which weights are split into several files, each at most so large where no single
         tensor is larger.
+      multi_token: a module for further tokens, which is written as the layer behind the last.
 
     Raises:
       CoconutError: the folder holds something, no architecture of `transformers` computes what the decoder does, a
@@ -56,6 +59,12 @@ def save_pretrained(
     config = config_json(decoder.config)
     parameters = decoder_parameters(decoder)
     tensors = tensors_of(decoder.config, parameters)
+    if multi_token is not None:
+        own = {f"{MULTI_TOKEN}.{name}": value for name, value in parameters_by_name(multi_token).items()}
+        tensors |= multi_token_tensors(decoder.config, own, under=f"{MULTI_TOKEN}.")
+        parameters |= own
+        if config["model_type"] == "deepseek_v3":
+            config["num_nextn_predict_layers"] = 1
     _check(folder, config, config_fields, files, max_shard_bytes, parameters)
     shards = _split(tensors, parameters, max_shard_bytes)
     with new_folder(folder) as temporary:

@@ -127,6 +127,8 @@ def _feed_back(model: Any, hidden: torch.Tensor, config: dict[str, Any]) -> torc
     """The next inputs ``[T, D]`` from the hidden states before them; ``feedback`` in config.json says how."""
     feedback = config.get("feedback", {"kind": "identity", "factor": 1.0})
     kind, factor, table = feedback["kind"], feedback["factor"], model.get_input_embeddings().weight
+    if (scale := getattr(model.get_input_embeddings(), "embed_scale", None)) is not None:  # Gemma's.
+        table = table * scale.to(table)
     part = lambda name: model.thinking_parts[f"feedback.{name}"].to(hidden)
     linear = lambda name, x: x @ part(f"{name}.kernel") + part(f"{name}.bias")
     if kind == "identity":
