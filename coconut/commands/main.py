@@ -198,6 +198,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     from coconut.sharding import make_mesh
     from coconut.storage import write_atomically
     from coconut.training.config import from_json
+    from coconut.training.loading import Numerics
 
     soft = {"soft_thinking": SoftThinkingConfig, "swi_reasoning": SwiReasoningConfig}.get(options.method)
     samples = None
@@ -227,6 +228,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         top_p=options.top_p,
         min_p=options.min_p,
         samples=samples,
+        numerics=Numerics(dtype=options.dtype, param_dtype=options.param_dtype),
         seed=options.seed,
         limit=options.limit,
         interventions=options.interventions,
@@ -301,6 +303,15 @@ def _lm_eval(options: argparse.Namespace) -> int:
     if options.output is not None:
         write_atomically(options.output, json.dumps(result, indent=1) + "\n")
     _print_markdown(describe(result))
+    return EXIT_DONE
+
+
+def _numerics(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from coconut.commands.numerics import numerics_command
+
+    _print_markdown(numerics_command(options, Console(stderr=True)))
     return EXIT_DONE
 
 
@@ -433,6 +444,7 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = MappingProxyType(
         "plan": _plan,
         "evaluate": _evaluate,
         "lm-eval": _lm_eval,
+        "numerics": _numerics,
         "inspect": _inspect,
         "table": _table,
         "export": _export,
