@@ -33,6 +33,7 @@ from coconut.models.config import DecoderConfig, ExecutionConfig, LongRotaryScal
 from coconut.models.experts_config import ExpertsConfig
 from coconut.models.huggingface import agreed_config, read_config
 from coconut.models.latent_config import LatentAttentionConfig, YarnRotaryScaling
+from coconut.models.singular_values import SingularValueConfig
 from coconut.pipeline import PipelineConfig
 from coconut.storage import exists
 from coconut.storage_path import StoragePath, parse_path
@@ -63,6 +64,7 @@ CONFIGS = (
     RunConfig,
     SamplingConfig,
     ScorerConfig,
+    SingularValueConfig,
     SpikeConfig,
     TrackingConfig,
     YarnRotaryScaling,

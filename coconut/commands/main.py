@@ -177,10 +177,14 @@ def _compare(options: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
-def _plan(options: argparse.Namespace) -> int:
+def _table_of(options: argparse.Namespace) -> int:
+    """The commands that make a table and nothing else."""
+    from coconut.commands.mix import mix_command
+    from coconut.commands.numerics import numerics_command
     from coconut.commands.plan.command import plan_command
 
-    _print_markdown(plan_command(options))
+    commands = {"mix": mix_command, "numerics": numerics_command, "plan": plan_command}
+    _print_markdown(commands[options.command](options))
     return EXIT_DONE
 
 
@@ -303,15 +307,6 @@ def _lm_eval(options: argparse.Namespace) -> int:
     if options.output is not None:
         write_atomically(options.output, json.dumps(result, indent=1) + "\n")
     _print_markdown(describe(result))
-    return EXIT_DONE
-
-
-def _numerics(options: argparse.Namespace) -> int:
-    from rich.console import Console
-
-    from coconut.commands.numerics import numerics_command
-
-    _print_markdown(numerics_command(options, Console(stderr=True)))
     return EXIT_DONE
 
 
@@ -441,10 +436,11 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = MappingProxyType(
         "train": _train,
         "runs": _runs,
         "compare": _compare,
-        "plan": _plan,
+        "plan": _table_of,
         "evaluate": _evaluate,
         "lm-eval": _lm_eval,
-        "numerics": _numerics,
+        "numerics": _table_of,
+        "mix": _table_of,
         "inspect": _inspect,
         "table": _table,
         "export": _export,

@@ -65,7 +65,7 @@ class NumericsConfig:
     limit: int | None = None
 
 
-def numerics_command(options: argparse.Namespace, console: Console) -> str:
+def numerics_command(options: argparse.Namespace) -> str:
     """Runs the command; returns its table in Markdown."""
     config = NumericsConfig(
         numerics=tuple(map(read_numerics, options.dtypes)),
@@ -76,7 +76,7 @@ def numerics_command(options: argparse.Namespace, console: Console) -> str:
         verify=not options.skip_verification,
         limit=options.limit,
     )
-    result = compare_numerics(options.workdir, config, console=console)
+    result = compare_numerics(options.workdir, config)
     if options.output is not None:
         write_atomically(options.output, json.dumps(result, indent=1) + "\n")
     return describe(result)
@@ -118,7 +118,7 @@ def compare_numerics(
             sampling = dataclasses.replace(run.config.sampling, temperature=0.0, top_k=None, top_p=1.0, min_p=0.0)
             for batch_size in batch_sizes:
                 how = AnswerConfig(
-                    batch_size=batch_size, sampling=sampling, halting=run.config.halting, keep_margins=True
+                    batch_size=batch_size, sampling=sampling, halting=run.config.halting, keep_choices=True
                 )
                 with jax.set_mesh(mesh), numerics.products():
                     advance: Callable[[int], None] = lambda rows: bar.advance(task_id, rows)

@@ -54,7 +54,7 @@ class AnswerConfig:
       soft_thinking: think softly behind the question, before anything is written (`coconut.latent.soft_thinking`), or
         by turns with what is written (`coconut.latent.swi_reasoning`).
       keep_thoughts: keep the inputs of the thoughts that the model has made in blocks of its own, too.
-      keep_margins: keep how clearly each token was chosen (`Answer.margins`).
+      keep_choices: keep how clearly and how likely each token was chosen (`Answer.margins`, `Answer.log_prob`).
     """
 
     batch_size: int = 64
@@ -65,7 +65,7 @@ class AnswerConfig:
     halting: HaltingConfig | None = None
     soft_thinking: SoftThinkingConfig | SwiReasoningConfig | None = None
     keep_thoughts: bool = False
-    keep_margins: bool = False
+    keep_choices: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -103,6 +103,7 @@ class Answer:
       chosen: ids of what stands in the columns behind what it was given, EOS and markers included, the latent marker's
         where it thought.
       margins: by how much the best logit was above the second best in each of these columns; None where not kept.
+      log_prob: log-probability of what was chosen, in nats; None where not kept, or where the row could think itself.
     """
 
     example: int
@@ -117,6 +118,7 @@ class Answer:
     thought_inputs: np.ndarray | None
     chosen: tuple[int, ...] = ()
     margins: tuple[float, ...] | None = None
+    log_prob: float | None = None
 
 
 def answer_questions(
@@ -227,7 +229,8 @@ def answer_questions(
             sampling=sampling,
             eos_id=tokenizer.eos_id,
             vocab_size=tokenizer.vocab_size,
-            keep_margins=config.keep_margins,
+            keep_log_probs=config.keep_choices,
+            keep_margins=config.keep_choices,
         )
         written = jax.tree.map(np.asarray, generated)
         if not (finite := written.finite[:count]).all():
@@ -478,6 +481,7 @@ def _answer(
         thought_inputs=inputs,
         chosen=tuple(generated.tokens[row, :columns].tolist()),
         margins=margins,
+        log_prob=None if generated.log_probs is None else float(generated.log_probs[row].sum()),
     )
 
 

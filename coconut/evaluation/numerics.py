@@ -1,8 +1,9 @@
 """Which answers change with the numbers that a model is computed in: dtypes, rows of a batch, devices.
 
 Sums that are made in another order round otherwise. A greedy answer turns where its two best tokens are nearer to each
-other than that, and goes its own way from there (Yuan et al. 2025, "Give me FP32 or give me death?"). So an answer that
-turned where its tokens were far apart is no rounding, but a mistake.
+other than that, and goes its own way from there (Yuan et al. 2025, "Give me FP32 or give me death?"). Thoughts that are
+fed back make the difference larger before the first token. An answer that turned where its tokens were far apart is
+worth a look: it may be no rounding.
 """
 
 import dataclasses
