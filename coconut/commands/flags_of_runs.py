@@ -45,6 +45,13 @@ def add_mix(mix: argparse.ArgumentParser, path: Callable[[str], Any], numbers: C
     mix.add_argument("--weights", type=numbers, metavar="W,W,...", help="with --by weights: of each run")
     mix.add_argument("--per_layer", action="store_true", help="with --by cross_entropy: weights of each layer")
     mix.add_argument("--shots", type=int, default=10, metavar="N", help="with --by cross_entropy: questions to look by")
+    mix.add_argument(
+        "--iterations",
+        type=int,
+        default=50,
+        metavar="N",
+        help="with --by cross_entropy: times that 31 mixtures are tried, at most",
+    )
     mix.add_argument("--seed", type=int, default=0, help="with --by cross_entropy: of its draws")
     mix.add_argument(
         "--split", default="test", help="test (if not given) or validation of every run, or a file of questions"
@@ -63,9 +70,11 @@ def check_mix(options: argparse.Namespace) -> None:
         raise CoconutError("coconut mix: needs the workdirs of at least two runs")
     if (options.weights is not None) != (options.by == "weights"):
         raise CoconutError("--weights: belongs to --by weights, which needs it")
-    if options.by != "cross_entropy" and (options.per_layer or options.shots != 10 or options.seed):
-        raise CoconutError(f"--per_layer, --shots and --seed: belong to --by cross_entropy, not to --by {options.by}")
-    for flag in ("shots", "limit"):
+    of_search = {"per_layer": False, "shots": 10, "iterations": 50, "seed": 0}
+    given = [flag for flag, neutral in of_search.items() if getattr(options, flag) != neutral]
+    if given and options.by != "cross_entropy":
+        raise CoconutError(f"--{given[0]}: belongs to --by cross_entropy, not to --by {options.by}")
+    for flag in ("shots", "limit", "iterations"):
         if (value := getattr(options, flag)) is not None and value < 1:
             raise CoconutError(f"--{flag} {value}: must be at least 1")
 

@@ -76,7 +76,7 @@ def mix_command(options: argparse.Namespace) -> str:
         weights=options.weights or (),
         per_layer=options.per_layer,
         shots=options.shots,
-        search=CrossEntropyConfig(seed=options.seed),
+        search=CrossEntropyConfig(iterations=options.iterations, seed=options.seed),
         split=options.split,
         which=options.which if options.step is None else options.step,
         verify=not options.skip_verification,
