@@ -36,6 +36,7 @@ from coconut.models.huggingface import agreed_config, read_config
 from coconut.models.latent_config import LatentAttentionConfig, YarnRotaryScaling
 from coconut.models.local_config import LocalAttentionConfig
 from coconut.models.rotary_config import LinearRotaryScaling, LongRotaryScaling, RotaryScaling
+from coconut.models.singular_values import SingularValueConfig
 from coconut.pipeline import PipelineConfig
 from coconut.storage import exists
 from coconut.storage_path import StoragePath, parse_path
@@ -69,6 +70,7 @@ CONFIGS = (
     RunConfig,
     SamplingConfig,
     ScorerConfig,
+    SingularValueConfig,
     SpikeConfig,
     TrackingConfig,
     YarnRotaryScaling,

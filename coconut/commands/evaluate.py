@@ -36,7 +36,7 @@ from coconut.tasks.tables import is_table
 from coconut.tokenizers import TokenizedExample
 from coconut.training.checkpoint import Which
 from coconut.training.config import to_json
-from coconut.training.loading import load_model
+from coconut.training.loading import Numerics, load_model
 from coconut.training.metrics import progress_bar
 from coconut.training.progress import Progress
 from coconut.training.run import Run, split_fingerprint
@@ -67,6 +67,7 @@ class EvaluateConfig:
         it (`coconut.latent.swi_reasoning`); None for neither.
       temperature: of sampling; None for that of ``sampling``. ``top_k``, ``top_p`` and ``min_p`` likewise.
       samples: draw several samples of each question besides; None for not.
+      numerics: the numbers in which the model, and a scorer, are kept and computed.
       seed: of the draws.
       limit: the first so many questions only; None for all.
       interventions: what is done to thoughts (`coconut.evaluation.interventions`), of questions that have some. Each is
@@ -93,6 +94,7 @@ class EvaluateConfig:
     top_p: float | None = None
     min_p: float | None = None
     samples: SamplesConfig | None = None
+    numerics: Numerics = dataclasses.field(default_factory=Numerics)
     seed: int = 0
     limit: int | None = None
     interventions: tuple[str, ...] = ()
@@ -218,7 +220,7 @@ def evaluate_model(
     """
     subject, scorer = subject_of(run, model, progress, config.task), None
     if config.samples is not None and config.samples.scorer is not None:
-        scorer = load_scorer(config.samples.scorer, subject, mesh, verify=config.verify)
+        scorer = load_scorer(config.samples.scorer, subject, mesh, verify=config.verify, numerics=config.numerics)
     examples = questions_of(run, config.split, config.task)[: config.limit]
     # The run's own splits share none: that was seen before training, and they are still the same.
     overlap = 0 if config.split in ("validation", "test") else also_trained_on(run, examples)
@@ -378,8 +380,8 @@ def evaluate_workdir(
       console: where the progress bar goes; standard error if None.
     """
     mesh = make_mesh() if mesh is None else mesh
-    run, model, progress = load_model(workdir, config.which, mesh, verify=config.verify)
-    with jax.set_mesh(mesh):
+    run, model, progress = load_model(workdir, config.which, mesh, verify=config.verify, numerics=config.numerics)
+    with jax.set_mesh(mesh), config.numerics.products():
         result = evaluate_model(run, model, progress, config, mesh=mesh, console=console)
     how = {"training_seconds": progress.seconds, "stages": list(progress.stages), "config": to_json(run.config)}
     return {**result, **how}

@@ -17,7 +17,7 @@ from coconut.latent.scorer import LatentScorer
 from coconut.models.parameters import decoder_parameters
 from coconut.storage_path import StoragePath
 from coconut.tokenizers import TokenizedExample
-from coconut.training.loading import load_model
+from coconut.training.loading import Numerics, load_model
 from coconut.training.trajectories import scorer_of
 from coconut.types import Example
 
@@ -25,7 +25,12 @@ LOG = logging.getLogger(__name__)
 
 
 def load_scorer(
-    workdir: StoragePath, subject: Subject, mesh: Mesh | None = None, *, verify: bool = True
+    workdir: StoragePath,
+    subject: Subject,
+    mesh: Mesh | None = None,
+    *,
+    verify: bool = True,
+    numerics: Numerics = Numerics(),  # noqa: B008 - immutable
 ) -> LatentScorer:
     """The scorer of a run's best checkpoint, for the thoughts of somebody who is asked.
 
@@ -36,13 +41,14 @@ def load_scorer(
       subject: who is asked.
       mesh: see `load_model`.
       verify: likewise.
+      numerics: likewise.
 
     Raises:
       CoconutError: there is no such run, or it trained no scorer; or it has another tokenizer, task, method or width,
         or fewer positions.
     """
     where = f"--scorer {workdir}"
-    run, model, _ = load_model(workdir, "best", mesh, verify=verify)
+    run, model, _ = load_model(workdir, "best", mesh, verify=verify, numerics=numerics)
     if run.config.scorer is None:
         raise CoconutError(f"{where}: this run trained no scorer (RunConfig.scorer)")
     if run.tokenizer.fingerprint != subject.tokenizer.fingerprint:

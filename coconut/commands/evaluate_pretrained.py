@@ -93,7 +93,7 @@ def evaluate_pretrained(
     examples = task.load(pretrained.data)[: config.limit]
     tokenizer = load_tokenizer(local_folder(pretrained.folder))
     tokenized = [encode_prompt(tokenizer, example, pretrained.prompt) for example in examples]
-    decoder = load_pretrained(pretrained.folder, mesh=mesh)
+    decoder = config.numerics.of(load_pretrained(pretrained.folder, mesh=mesh))
     if (highest := max(int(example.question.max()) for example in tokenized)) >= decoder.config.vocabulary:
         raise CoconutError(
             f"{pretrained.folder}: a question has the token id {highest}, but the embedding has "
@@ -115,7 +115,7 @@ def evaluate_pretrained(
         halting=config.halting,
         soft_thinking=config.soft_thinking,
     )
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(mesh), config.numerics.products():
         measured = measure_all(subject, examples, tokenized, default, config, console=console)
     return {
         "method": pretrained.method,
@@ -128,7 +128,12 @@ def evaluate_pretrained(
         "also_trained_on": None,
         "provenance": provenance(),
         "pretrained": pretrained.folder,
-        "config": {**to_json(pretrained), "decoder": to_json(decoder.config), "answers": to_json(default)},
+        "config": {
+            **to_json(pretrained),
+            "decoder": to_json(decoder.config),
+            "execution": to_json(decoder.execution),
+            "answers": to_json(default),
+        },
         "tokenizer_fingerprint": tokenizer.fingerprint,
         "data_fingerprint": split_fingerprint(examples),
     }

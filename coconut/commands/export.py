@@ -10,7 +10,7 @@ from coconut.commands.model_origin import origin
 from coconut.errors import CoconutError
 from coconut.latent.feedback import FeedbackConfig
 from coconut.model import Model, parameters_of, part_of
-from coconut.models.adapters import merge_adapters
+from coconut.models.adapters import AdapterConfig, merge_adapters
 from coconut.models.huggingface import EXPORT_FIELD, PARTS_FILE, is_our_export, save_adapter, save_pretrained
 from coconut.models.multi_token import MULTI_TOKEN
 from coconut.storage_path import StoragePath
@@ -56,7 +56,7 @@ def export(
     tokenizer, files = run.tokenizer, huggingface_files(run.tokenizer)
     if peft:
         base = _base_of(run, model)
-        assert run.config.adapter is not None
+        assert isinstance(run.config.adapter, AdapterConfig)
         save_adapter(model.decoder, run.config.adapter, folder, base=base, files=files)
         return
     fields = {
@@ -97,6 +97,8 @@ def _base_of(run: Run, model: Model) -> str:
 
     if config.adapter is None:
         raise reject("RunConfig.adapter = None", "the run has no adapters")
+    if not isinstance(config.adapter, AdapterConfig):
+        raise reject("RunConfig.adapter", f"PEFT has no place for a {type(config.adapter).__name__}")
     if config.pretrained is None:
         raise reject("RunConfig.pretrained = None", "the run did not start from a checkpoint, which PEFT would load")
     if parts := sorted({part_of(name) for name in parameters_of(model)} - {"decoder"}):

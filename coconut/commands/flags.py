@@ -9,7 +9,8 @@ from typing import Any
 
 from coconut.commands.flags_of_evaluate import check_evaluate
 from coconut.commands.flags_of_lm_eval import add_lm_eval, check_lm_eval
-from coconut.commands.flags_of_runs import add_compare, add_runs, add_sweep, check_sweep
+from coconut.commands.flags_of_numerics import add_numbers, add_numerics, check_numerics
+from coconut.commands.flags_of_runs import add_compare, add_mix, add_runs, add_sweep, check_mix, check_sweep
 from coconut.commands.hints import hint
 from coconut.commands.plan.chips import HERE, read_topology
 from coconut.commands.shipped import version
@@ -51,6 +52,8 @@ def check_together(options: argparse.Namespace) -> None:
         check_evaluate(options)
     if options.command == "lm-eval":
         check_lm_eval(options)
+    if options.command in (own := {"numerics": check_numerics, "mix": check_mix}):
+        own[options.command](options)
     if options.command == "train":
         check_sweep(options)
     if options.command == "train" and options.workdir is None and not options.dry_run:
@@ -251,6 +254,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--limit", type=int, help="the first so many questions")
     evaluate.add_argument("--batch_size", type=int, help="rows decoded together")
+    add_numbers(evaluate)
     evaluate.add_argument("--output", type=_path, help="write the result as JSON")
     evaluate.add_argument("--answers", type=_path, help="write every answer as JSON lines")
     _add_mesh(evaluate, "such as data=2,fsdp=4,tensor=2; every device its own rows")
@@ -261,6 +265,16 @@ def _parser() -> argparse.ArgumentParser:
     add_lm_eval(harness, _path, _named_value)
     _add_which(harness)
     _add_mesh(harness, "such as data=2,fsdp=4,tensor=2; every device its own rows")
+
+    numerics = command("numerics", "how many answers of a trained workdir change with dtype, batch size and devices")
+    _add_imports(numerics)
+    add_numerics(numerics, _path, _mesh, _names, _whole_numbers)
+    _add_which(numerics)
+
+    mix = command("mix", "runs that trained scales of singular values, each alone and mixed at test time")
+    _add_imports(mix)
+    add_mix(mix, _path, _numbers)
+    _add_which(mix)
 
     inspect = command("inspect", "look into the thoughts of a trained workdir: a page, figures, arrays")
     _add_imports(inspect)

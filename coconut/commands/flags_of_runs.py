@@ -1,4 +1,4 @@
-"""Flags about several runs: of ``coconut runs``, of ``coconut compare``, and those of ``coconut train`` for a sweep."""
+"""Flags about several runs: of ``coconut runs``, ``compare`` and ``mix``, and of a sweep of ``coconut train``."""
 
 import argparse
 import re
@@ -30,6 +30,53 @@ def add_compare(compare: argparse.ArgumentParser, path: Callable[[str], Any]) ->
         metavar="NAME",
         help="the training metric to show and draw; first_loss, or what there is, if not given",
     )
+
+
+def add_mix(mix: argparse.ArgumentParser, path: Callable[[str], Any], numbers: Callable[[str], Any]) -> None:
+    """The flags of ``coconut mix``; `check_mix` looks at them."""
+    mix.add_argument("workdirs", type=path, nargs="+", metavar="WORKDIR", help="of runs with a SingularValueConfig")
+    mix.add_argument(
+        "--by",
+        choices=("classifier", "cross_entropy", "weights"),
+        default="classifier",
+        help="each question by the run whose validation questions it is like (classifier), or all by one mixture: the "
+        "best found on a few questions (cross_entropy), or a given one",
+    )
+    mix.add_argument("--weights", type=numbers, metavar="W,W,...", help="with --by weights: of each run")
+    mix.add_argument("--per_layer", action="store_true", help="with --by cross_entropy: weights of each layer")
+    mix.add_argument("--shots", type=int, default=10, metavar="N", help="with --by cross_entropy: questions to look by")
+    mix.add_argument(
+        "--iterations",
+        type=int,
+        default=50,
+        metavar="N",
+        help="with --by cross_entropy: times that 31 mixtures are tried, at most",
+    )
+    mix.add_argument("--seed", type=int, default=0, help="with --by cross_entropy: of its draws")
+    mix.add_argument(
+        "--split", default="test", help="test (if not given) or validation of every run, or a file of questions"
+    )
+    mix.add_argument("--limit", type=int, metavar="N", help="the first so many questions of each run")
+    mix.add_argument("--output", type=path, help="write the result as JSON")
+
+
+def check_mix(options: argparse.Namespace) -> None:
+    """Looks whether the flags of ``coconut mix`` go together.
+
+    Raises:
+      CoconutError: there is nothing to mix, or a flag means nothing beside the others; the message names it.
+    """
+    if len(options.workdirs) < 2:
+        raise CoconutError("coconut mix: needs the workdirs of at least two runs")
+    if (options.weights is not None) != (options.by == "weights"):
+        raise CoconutError("--weights: belongs to --by weights, which needs it")
+    of_search = {"per_layer": False, "shots": 10, "iterations": 50, "seed": 0}
+    given = [flag for flag, neutral in of_search.items() if getattr(options, flag) != neutral]
+    if given and options.by != "cross_entropy":
+        raise CoconutError(f"--{given[0]}: belongs to --by cross_entropy, not to --by {options.by}")
+    for flag in ("shots", "limit", "iterations"):
+        if (value := getattr(options, flag)) is not None and value < 1:
+            raise CoconutError(f"--{flag} {value}: must be at least 1")
 
 
 def add_sweep(train: argparse.ArgumentParser) -> None:

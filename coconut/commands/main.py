@@ -178,10 +178,14 @@ def _compare(options: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
-def _plan(options: argparse.Namespace) -> int:
+def _table_of(options: argparse.Namespace) -> int:
+    """The commands that make a table and nothing else."""
+    from coconut.commands.mix import mix_command
+    from coconut.commands.numerics import numerics_command
     from coconut.commands.plan.command import plan_command
 
-    _print_markdown(plan_command(options))
+    commands = {"mix": mix_command, "numerics": numerics_command, "plan": plan_command}
+    _print_markdown(commands[options.command](options))
     return EXIT_DONE
 
 
@@ -199,6 +203,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     from coconut.sharding import make_mesh
     from coconut.storage import write_atomically
     from coconut.training.config import from_json
+    from coconut.training.loading import Numerics
 
     soft = {"soft_thinking": SoftThinkingConfig, "swi_reasoning": SwiReasoningConfig}.get(options.method)
     samples = None
@@ -228,6 +233,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         top_p=options.top_p,
         min_p=options.min_p,
         samples=samples,
+        numerics=Numerics(dtype=options.dtype, param_dtype=options.param_dtype),
         seed=options.seed,
         limit=options.limit,
         interventions=options.interventions,
@@ -431,9 +437,11 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = MappingProxyType(
         "train": _train,
         "runs": _runs,
         "compare": _compare,
-        "plan": _plan,
+        "plan": _table_of,
         "evaluate": _evaluate,
         "lm-eval": _lm_eval,
+        "numerics": _table_of,
+        "mix": _table_of,
         "inspect": _inspect,
         "table": _table,
         "export": _export,

@@ -54,6 +54,7 @@ class AnswerConfig:
       soft_thinking: think softly behind the question, before anything is written (`coconut.latent.soft_thinking`), or
         by turns with what is written (`coconut.latent.swi_reasoning`).
       keep_thoughts: keep the inputs of the thoughts that the model has made in blocks of its own, too.
+      keep_choices: keep how clearly and how likely each token was chosen (`Answer.margins`, `Answer.log_prob`).
     """
 
     batch_size: int = 64
@@ -64,6 +65,7 @@ class AnswerConfig:
     halting: HaltingConfig | None = None
     soft_thinking: SoftThinkingConfig | SwiReasoningConfig | None = None
     keep_thoughts: bool = False
+    keep_choices: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -98,6 +100,10 @@ class Answer:
       passes: passes of the decoder that had to wait for each other: one for the question, those of the thoughts before
         the text (`coconut.latent.thinkers`), and one for each token and thought behind them.
       thought_inputs: ``[K, D]``, the thoughts themselves, in order; None where they were not kept.
+      chosen: ids of what stands in the columns behind what it was given, EOS and markers included, the latent marker's
+        where it thought.
+      margins: by how much the best logit was above the second best in each of these columns; None where not kept.
+      log_prob: log-probability of what was chosen, in nats; None where not kept, or where the row could think itself.
     """
 
     example: int
@@ -110,6 +116,9 @@ class Answer:
     soft_text: str
     passes: int
     thought_inputs: np.ndarray | None
+    chosen: tuple[int, ...] = ()
+    margins: tuple[float, ...] | None = None
+    log_prob: float | None = None
 
 
 def answer_questions(
@@ -220,6 +229,8 @@ def answer_questions(
             sampling=sampling,
             eos_id=tokenizer.eos_id,
             vocab_size=tokenizer.vocab_size,
+            keep_log_probs=config.keep_choices,
+            keep_margins=config.keep_choices,
         )
         written = jax.tree.map(np.asarray, generated)
         if not (finite := written.finite[:count]).all():
@@ -455,6 +466,8 @@ def _answer(
     for thought, group in itertools.groupby(parts, key=lambda pair: pair[1]):
         ids = [token for token, _, mark in group if not mark]
         turns.append(len(ids) if thought else tokenizer.decode(ids))
+    columns = len(tokens) + bool(generated.ended[row])
+    margins = None if generated.margins is None else tuple(generated.margins[row, :columns].tolist())
     return Answer(
         example=example,
         text=tokenizer.decode(text),
@@ -466,6 +479,9 @@ def _answer(
         soft_text=tokenizer.decode(thoughts) if thinking is not None and thinking.latent_id is None else "",
         passes=1 + sum(map(think.needed, given_blocks)) + len(tokens),
         thought_inputs=inputs,
+        chosen=tuple(generated.tokens[row, :columns].tolist()),
+        margins=margins,
+        log_prob=None if generated.log_probs is None else float(generated.log_probs[row].sum()),
     )
 
 

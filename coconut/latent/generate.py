@@ -127,6 +127,8 @@ class Generated(NamedTuple):
       blocks: what the rows thought and where; None where they could not.
       log_probs: log-probability of each token in the whole distribution after the temperature, before ``top_k``,
         ``top_p`` and ``min_p`` leave tokens out; 0 behind a row's end. None where they were not asked for.
+      margins: by how much the best logit of each column is above the second best, before temperature: how near another
+        token was to being the likeliest. 0 behind a row's end. None where they were not asked for.
     """
 
     tokens: Int[Array, "B S"]
@@ -135,6 +137,7 @@ class Generated(NamedTuple):
     finite: Bool[Array, " B"]
     blocks: Blocks | None = None
     log_probs: Float[Array, "B S"] | None = None
+    margins: Float[Array, "B S"] | None = None
 
 
 def prefill(
@@ -293,7 +296,7 @@ def given_program(
     )
 
 
-@functools.partial(jax.jit, static_argnames=("sampling", "eos_id", "vocab_size", "keep_log_probs"))
+@functools.partial(jax.jit, static_argnames=("sampling", "eos_id", "vocab_size", "keep_log_probs", "keep_margins"))
 def decode(
     decoder: Decoder,
     prefix: Prefix,
@@ -306,6 +309,7 @@ def decode(
     eos_id: int,
     vocab_size: int | None = None,
     keep_log_probs: bool = False,
+    keep_margins: bool = False,
 ) -> Generated:
     """Writes language until every active row has met EOS or its limit.
 
@@ -321,6 +325,7 @@ def decode(
       vocab_size: ids that may be chosen, from 0; None for every row of the embedding. Published embeddings often have
         rows that are no token.
       keep_log_probs: return the tokens' log-probabilities (`Generated.log_probs`), of rows that think nothing.
+      keep_margins: return how clearly each token was chosen (`Generated.margins`).
 
     Raises:
       CoconutError: parts of ``thinking`` that do not fit each other (`Thinking.check`); or more columns than positions,
@@ -338,11 +343,11 @@ def decode(
     place = place_behind(decoder, prefix, jnp.ones((batch, room), bool), row_keys)
 
     def unfinished(carry: tuple) -> Array:
-        index, *_, done, _, _, _ = carry
+        index, *_, done, _, _, _, _ = carry
         return (index < room) & ~done.all()
 
     def body(carry: tuple) -> tuple:
-        index, last, own, tokens, done, finite, log_probs, state = carry
+        index, last, own, tokens, done, finite, log_probs, margins, state = carry
         # A row that is done may run on past what the model has positions for.
         finite &= done | jnp.isfinite(last).all(-1)
         here, logits = place.column(index), decoder.unembed(last)[:, :vocab_size]
@@ -350,6 +355,10 @@ def decode(
         if log_probs is not None:
             own_log_probs = jnp.where(done, 0.0, _log_prob_of(logits, token, sampling.temperature))
             log_probs = jax.lax.dynamic_update_slice_in_dim(log_probs, own_log_probs[:, None], index, axis=1)
+        if margins is not None:
+            best = jax.lax.top_k(logits, 2)[0]
+            own_margins = jnp.where(done, 0.0, best[:, 0] - best[:, 1])
+            margins = jax.lax.dynamic_update_slice_in_dim(margins, own_margins[:, None], index, axis=1)
         if thinking is None:
             done, inputs = done | (token == eos_id), decoder.embed(token)
         else:
@@ -367,23 +376,23 @@ def decode(
             )
         tokens = jax.lax.dynamic_update_slice_in_dim(tokens, token[:, None], index, axis=1)
         hidden, own = run_one_column(decoder, inputs, here, prefix.past, own, index)
-        return index + 1, hidden, own, tokens, done, finite, log_probs, state
+        return index + 1, hidden, own, tokens, done, finite, log_probs, margins, state
 
     tokens = jnp.full((batch, room), eos_id, jnp.int32)
     own, finite = room_behind(decoder, place, prefix.past), jnp.ones(batch, bool)
-    log_probs = None
-    if keep_log_probs and thinking is None:
-        log_probs = jnp.zeros((batch, room), decoder.execution.accumulation_dtype)
-    start = (jnp.zeros((), jnp.int32), prefix.last, own, tokens, ~active, finite, log_probs, state)
-    *_, tokens, _, finite, log_probs, state = jax.lax.while_loop(unfinished, body, start)
+    nothing = jnp.zeros((batch, room), decoder.execution.accumulation_dtype)
+    log_probs = nothing if keep_log_probs and thinking is None else None
+    margins = nothing if keep_margins else None
+    start = (jnp.zeros((), jnp.int32), prefix.last, own, tokens, ~active, finite, log_probs, margins, state)
+    *_, tokens, _, finite, log_probs, margins, state = jax.lax.while_loop(unfinished, body, start)
     if thinking is not None:
         blocks = thinking.blocks(state)
         lengths = blocks.written + blocks.thoughts - blocks.ended
-        return replicate(Generated(tokens, lengths, blocks.ended, finite, blocks))
+        return replicate(Generated(tokens, lengths, blocks.ended, finite, blocks, margins=margins))
     ends = tokens == eos_id
     ended = ends.any(1)
     lengths = jnp.where(ended, jnp.argmax(ends, 1), room).astype(jnp.int32)
-    return replicate(Generated(tokens, lengths, ended, finite, log_probs=log_probs))
+    return replicate(Generated(tokens, lengths, ended, finite, log_probs=log_probs, margins=margins))
 
 
 def _log_prob_of(logits: Float[Array, "B V"], token: Int[Array, " B"], temperature: float) -> Float[Array, " B"]:

@@ -1,7 +1,11 @@
-"""Low-rank adapters (LoRA, Hu et al. 2022): a frozen decoder, a small trained matrix product beside each of its own.
+"""Adapters: a frozen decoder, and few trained numbers beside its matrices.
 
-With an adapter a matrix ``W`` of ``[D, F]`` computes ``x W + b + s (drop(x) A) B``, where ``A`` is ``[D, rank]``, ``B``
-is ``[rank, F]`` and ``s = alpha / rank``. ``B`` starts at zero, so that training starts from the decoder as it was.
+Those of low rank (LoRA, Hu et al. 2022) are a small matrix product beside each of its own; vectors that scale singular
+values are `coconut.models.singular_values`.
+
+With an adapter of low rank a matrix ``W`` of ``[D, F]`` computes ``x W + b + s (drop(x) A) B``, where ``A`` is ``[D,
+rank]``, ``B`` is ``[rank, F]`` and ``s = alpha / rank``. ``B`` starts at zero, so that training starts from the decoder
+as it was.
 
 ``A`` and ``B`` are parameters of the decoder's own modules, ``layers.0.attention.query.lora_a``, and lie on a mesh as
 their matrix does. Gradients reach them like any other parameter; which parameters are trained is not said here.
@@ -11,7 +15,7 @@ import dataclasses
 import fnmatch
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import no_type_check
 
 import jax
@@ -23,14 +27,16 @@ from coconut.errors import CoconutError, check_fields
 from coconut.models.decoder import Decoder
 from coconut.models.layers import Linear
 from coconut.models.parameters import decoder_of, decoder_parameters
+from coconut.models.singular_values import SingularValueConfig, decomposed, fresh_vector, scales, weights_of
 
-_LEAVES = ("lora_a", "lora_b", "trained_rows")
+_FROZEN = ("singular_u", "singular_s", "singular_v")
+_LEAVES = ("lora_a", "lora_b", "trained_rows", "singular_z", *_FROZEN)
 
 
 @no_type_check  # Its own checks name the field and the value
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdapterConfig:
-    """Which matrices of a decoder have an adapter, and of which kind.
+    """Which matrices of a decoder have an adapter of low rank, and of which kind.
 
     Attributes:
       rank: columns of ``A``.
@@ -81,6 +87,11 @@ def is_adapter(name: str) -> bool:
     return name.rpartition(".")[2] in _LEAVES
 
 
+def is_trained_adapter(name: str) -> bool:
+    """Whether it is one of those that are trained: the decompositions of matrices are not."""
+    return is_adapter(name) and name.rpartition(".")[2] not in _FROZEN
+
+
 def add_adapters(decoder: Decoder, config: AdapterConfig, key: Key[Array, ""]) -> Decoder:
     """A decoder with fresh adapters, which computes what it computed before. Traceable.
 
@@ -116,13 +127,98 @@ def add_adapters(decoder: Decoder, config: AdapterConfig, key: Key[Array, ""]) -
         linear.lora_b = nnx.Param(jnp.zeros((*stack, config.rank, F), dtype), axes=(*axes[:-2], "rank", axes[-1]))
         linear.lora_scaling, linear.lora_dropout = float(config.scaling), float(config.dropout)
     decoder.lora_dropout = float(config.dropout)
-    if config.trained_rows:
-        ids = _checked_ids(decoder, config)
-        rows = jnp.take(decoder.tokens.embedding[...], jnp.asarray(ids), axis=0)
-        dtype = jnp.promote_types(rows.dtype, jnp.float32)
-        decoder.tokens.trained_rows = nnx.Param(rows.astype(dtype), axes=("trained_rows", "embed"))
-        decoder.tokens.trained_ids = ids
+    _train_rows(decoder, config)
     return decoder
+
+
+def add_singular_values(decoder: Decoder, config: SingularValueConfig, key: Key[Array, ""]) -> Decoder:
+    """A decoder whose matrices have fresh vectors of scales beside them. Traceable.
+
+    It computes what it computed before: to the bit, or with masks nearly. Vectors, singular values and rows are kept in
+    float32 at least, whatever the decoder's parameters are.
+
+    Args:
+      decoder: the decoder, without adapters. It stays as it is; its parameters are shared.
+      config: which matrices and rows.
+      key: of vectors that start from draws. Stacked or not, the layers get the same numbers.
+
+    Raises:
+      CoconutError: a target fits no matrix, or of stacked layers some alone; a row is no token's.
+    """
+    decoder = jax.tree.map(lambda x: x, decoder)  # new modules around the same arrays
+    for name, linear in _targeted(decoder, config).items():
+        kernel, axes = linear.kernel[...], linear.kernel.get_metadata("axes")
+        left, values, right = decomposed(kernel)
+        index, path = _place(name)
+        own = jax.random.fold_in(key, zlib.crc32(path.encode()))
+        draw = lambda index, own=own, values=values: jax.random.normal(
+            jax.random.fold_in(own, index), values.shape[-1:], values.dtype
+        )
+        draws = draw(index) if index is not None else jax.vmap(draw)(jnp.arange(len(kernel)))
+        linear.singular_u = nnx.Param(left, axes=(*axes[:-1], "rank"))
+        linear.singular_s = nnx.Param(values, axes=(*axes[:-2], "rank"))
+        linear.singular_v = nnx.Param(right, axes=(*axes[:-2], "rank", axes[-1]))
+        linear.singular_z = nnx.Param(fresh_vector(values, config.form, draws), axes=(*axes[:-2], "rank"))
+        linear.singular_form = config.form
+    _train_rows(decoder, config)
+    return decoder
+
+
+def with_scales(decoder: Decoder, change: Callable[[str, Array], Array]) -> Decoder:
+    """A decoder with other scales of its singular values. Traceable.
+
+    Args:
+      decoder: with vectors, of either form. It stays as it is.
+      change: (a matrix's name, the scales that its vector makes now) -> its scales. Those of decoders that are made
+        here have one structure, whatever form they come from.
+    """
+    decoder = jax.tree.map(lambda x: x, decoder)
+    for name, linear in matrices_of(decoder).items():
+        if linear.singular_z is not None:
+            found = change(name, linear.singular_scales())
+            linear.singular_z, linear.singular_form = linear.singular_z.replace(found), "scales"
+    return decoder
+
+
+def mix_singular_values(decoders: Sequence[Decoder], weights: Float[Array, "K *L"]) -> Decoder:
+    """The decoder whose vectors are weighted sums of those of several. Traceable.
+
+    Masks are summed as masks, and the sum of singular values is kept then (Sun et al. 2025, section 3.3).
+
+    Args:
+      decoders: alike but for their vectors.
+      weights: of each decoder, or of each decoder and layer.
+    """
+    vectors = [
+        {
+            name: (linear.singular_s[...], weights_of(linear.singular_z[...], linear.singular_form))
+            for name, linear in matrices_of(decoder).items()
+            if linear.singular_z is not None
+        }
+        for decoder in decoders
+    ]
+    matrices = matrices_of(decoders[0])
+
+    def mixed(name: str, own_scales: Array) -> Array:
+        index = _place(name)[0]
+        own = weights if weights.ndim == 1 or index is None else weights[:, index]
+        values = vectors[0][name][0]
+        stacked = own[..., None] if own.ndim == 2 else own.reshape(-1, *[1] * values.ndim)
+        summed = (stacked * jnp.stack([vector[name][1] for vector in vectors])).sum(0)
+        return scales(values, summed, matrices[name].singular_form).astype(own_scales.dtype)
+
+    return with_scales(decoders[0], mixed)
+
+
+def _train_rows(decoder: Decoder, config: AdapterConfig | SingularValueConfig) -> None:
+    """Gives a decoder the rows that are trained, which start as they are in its table."""
+    if not config.trained_rows:
+        return
+    ids = _checked_ids(decoder, config)
+    rows = jnp.take(decoder.tokens.embedding[...], jnp.asarray(ids), axis=0)
+    dtype = jnp.promote_types(rows.dtype, jnp.float32)
+    decoder.tokens.trained_rows = nnx.Param(rows.astype(dtype), axes=("trained_rows", "embed"))
+    decoder.tokens.trained_ids = ids
 
 
 def merge_adapters(decoder: Decoder) -> Decoder:
@@ -133,15 +229,20 @@ def merge_adapters(decoder: Decoder) -> Decoder:
     own = decoder_parameters(decoder)
     merged = {name: value for name, value in own.items() if not is_adapter(name)}
     for name, linear in matrices_of(decoder).items():
-        if linear.lora_a is not None:
+        if linear.lora_a is not None or linear.singular_z is not None:
             merged[f"{name}.kernel"] = _merged(linear)
     merged["tokens.embedding"] = decoder.tokens.table(merged["tokens.embedding"].dtype)
     return decoder_of(decoder.config, decoder.execution, merged)
 
 
 def _merged(linear: Linear) -> Float[Array, "*L D F"]:
-    kernel, a, b = linear.kernel[...], linear.lora_a[...], linear.lora_b[...]
-    delta = linear.lora_scaling * jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+    kernel, highest = linear.kernel[...], jax.lax.Precision.HIGHEST
+    if linear.lora_a is not None:
+        delta = linear.lora_scaling * jnp.matmul(linear.lora_a[...], linear.lora_b[...], precision=highest)
+    else:
+        change = linear.singular_change()
+        left, right = (factor[...].astype(change.dtype) for factor in (linear.singular_u, linear.singular_v))
+        delta = jnp.matmul(left * change[..., None, :], right, precision=highest)
     return (kernel.astype(delta.dtype) + delta).astype(kernel.dtype)
 
 
@@ -163,11 +264,11 @@ def _place(name: str) -> tuple[int | None, str]:
     return (int(first), rest) if first.isdecimal() else (None, f"{first}.{rest}")
 
 
-def _targeted(decoder: Decoder, config: AdapterConfig) -> Mapping[str, Linear]:
+def _targeted(decoder: Decoder, config: AdapterConfig | SingularValueConfig) -> Mapping[str, Linear]:
     """The matrices that get an adapter, by name."""
     matrices = matrices_of(decoder)
     paths = list(dict.fromkeys(_place(name)[1] for name in matrices))
-    reject = lambda why: CoconutError(f"AdapterConfig.targets = {config.targets!r}: {why}")
+    reject = lambda why: CoconutError(f"{type(config).__name__}.targets = {config.targets!r}: {why}")
     fitting: set[str] = set()
     layers = range(decoder.config.num_layers)
     each = {  # of one layer; where some have other matrices than others, those that are there
@@ -193,11 +294,11 @@ def _targeted(decoder: Decoder, config: AdapterConfig) -> Mapping[str, Linear]:
     return targeted
 
 
-def _checked_ids(decoder: Decoder, config: AdapterConfig) -> tuple[int, ...]:
+def _checked_ids(decoder: Decoder, config: AdapterConfig | SingularValueConfig) -> tuple[int, ...]:
     ids, vocabulary = [], decoder.config.vocabulary
     for token in config.trained_rows:
         if isinstance(token, str) or not 0 <= token < vocabulary:
             why = f"{token!r} is no id of a token, which run from 0 to {vocabulary - 1}"
-            raise CoconutError(f"AdapterConfig.trained_rows = {config.trained_rows!r}: {why}")
+            raise CoconutError(f"{type(config).__name__}.trained_rows = {config.trained_rows!r}: {why}")
         ids.append(token)
     return tuple(ids)

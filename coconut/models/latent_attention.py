@@ -66,6 +66,9 @@ class Expansion(Linear):
         matrix = self.kernel[...].astype(dtype)
         if self.lora_a is not None:
             matrix = matrix + self.lora_scaling * self.lora_a[...].astype(dtype) @ self.lora_b[...].astype(dtype)
+        if self.singular_z is not None:
+            turned = self.singular_u[...].astype(dtype) * self.singular_change().astype(dtype)
+            matrix = matrix + turned @ self.singular_v[...].astype(dtype)
         return constrain(matrix.reshape(len(matrix), heads, -1), "latent", "heads", "head")
 
 

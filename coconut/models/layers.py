@@ -14,6 +14,7 @@ from coconut.models.config import DecoderConfig, ExecutionConfig
 from coconut.models.dropout import Dropout, RowMasks
 from coconut.models.lending import Lent, apply_matrix
 from coconut.models.segment_attention import attend_by_kernels
+from coconut.models.singular_values import ScaleForm, scales, weights_of
 from coconut.sharding import constrain
 
 
@@ -78,10 +79,20 @@ class Linear(nnx.Linear):
         None without one.
       lora_scaling: factor on what they make.
       lora_dropout: rate at which units of what they are applied to are dropped.
+      singular_u, singular_s, singular_v: the matrix's decomposition, where its singular values are scaled
+        (`coconut.models.singular_values`), ``[D, R]``, ``[R]`` and ``[R, F]``; None where they are not.
+      singular_z: what they are scaled by, ``[R]``.
+      singular_form: how.
       of_rows: whether it is applied to rows of activations alone. Else it cannot be lent, nor its adapter drop units.
     """
 
     of_rows: bool = True
+
+    singular_u: Any = None
+    singular_s: Any = None
+    singular_v: Any = None
+    singular_z: Any = None
+    singular_form: ScaleForm = "scales"
 
     lora_a: Any = None
     lora_b: Any = None
@@ -96,7 +107,18 @@ class Linear(nnx.Linear):
             kept = x if dropout is None else dropout.adapted(x, self.lora_dropout)
             low = apply_matrix(kept, self.lora_a[...].astype(y.dtype))
             y = y + self.lora_scaling * apply_matrix(low, self.lora_b[...].astype(y.dtype))
+        if self.singular_z is not None:
+            turned = apply_matrix(x, self.singular_u[...].astype(y.dtype)) * self.singular_change().astype(y.dtype)
+            y = y + apply_matrix(turned, self.singular_v[...].astype(y.dtype))
         return y if self.bias is None else y + self.bias[...].astype(y.dtype)
+
+    def singular_scales(self) -> Float[Array, "*L R"]:
+        """What each singular value is multiplied by."""
+        return scales(self.singular_s[...], weights_of(self.singular_z[...], self.singular_form), self.singular_form)
+
+    def singular_change(self) -> Float[Array, "*L R"]:
+        """What is added to each singular value."""
+        return self.singular_s[...] * (self.singular_scales() - 1.0)
 
 
 class Embedding(nnx.Embed):

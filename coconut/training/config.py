@@ -18,6 +18,7 @@ from coconut.methods.method import NoOptions
 from coconut.methods.multi_token import MultiTokenConfig
 from coconut.models.adapters import AdapterConfig
 from coconut.models.config import DecoderConfig, ExecutionConfig
+from coconut.models.singular_values import SingularValueConfig
 from coconut.pipeline import PipelineConfig
 from coconut.training.optimizer import OptimizerConfig
 from coconut.training.reinforcement import ReinforcementConfig
@@ -51,8 +52,8 @@ class RunConfig:
         tokenizers must be the same.
       init_checkpoint: which of its checkpoints.
       feedback: what is done to a hidden state before it is fed back.
-      adapter: low-rank adapters (`coconut.models.adapters`), which are trained in place of the decoder; None to train
-        the decoder itself.
+      adapter: low-rank adapters (`coconut.models.adapters`) or vectors that scale singular values
+        (`coconut.models.singular_values`), which are trained in place of the decoder; None to train the decoder itself.
       freeze: patterns (``decoder.tokens.*``) of the names of parameters that are not trained, beside those that the
         method freezes.
       sampling: how validation questions are answered.
@@ -96,7 +97,7 @@ class RunConfig:
     init_from: str | None = None
     init_checkpoint: Literal["best", "latest"] = "latest"
     feedback: FeedbackConfig = dataclasses.field(default_factory=FeedbackConfig)
-    adapter: AdapterConfig | None = None
+    adapter: AdapterConfig | SingularValueConfig | None = None
     freeze: tuple[str, ...] = ()
     sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
     halting: HaltingConfig | None = None
@@ -146,6 +147,12 @@ class RunConfig:
             reject("microbatches", f"must divide the batch size, {self.pipeline.batch_size}")
         if self.multi_token is not None and self.drawing is not None:
             reject("multi_token", "is a term of imitation: samples that the model draws itself are not learnt so")
+        decays = self.optimizer.weight_decay > 0 and not self.optimizer.decay_matrices_only
+        if isinstance(self.adapter, SingularValueConfig) and decays:
+            raise CoconutError(
+                f"OptimizerConfig.weight_decay = {self.optimizer.weight_decay!r}: draws scales of singular values to "
+                "0, away from where they start; set it to 0, or OptimizerConfig.decay_matrices_only = True"
+            )
         if self.reinforcement is not None:
             self._check_reinforcement(self.reinforcement)
         if self.scorer is not None:

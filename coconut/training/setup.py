@@ -89,7 +89,7 @@ def prepare(
     )
     config = dataclasses.replace(config, decoder=decoder)
     if config.adapter is not None:
-        rows = token_ids(config.adapter.trained_rows, tokenizer, "AdapterConfig.trained_rows")
+        rows = token_ids(config.adapter.trained_rows, tokenizer, f"{type(config.adapter).__name__}.trained_rows")
         config = dataclasses.replace(config, adapter=dataclasses.replace(config.adapter, trained_rows=rows))
         jax.eval_shape(lambda: fresh_model(config))  # whose targets are looked at
     examples = dataset.tokenized("train", tokenizer)

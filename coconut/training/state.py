@@ -20,10 +20,11 @@ from coconut.latent.policies.config import PART, POLICIES
 from coconut.latent.scorer import DECODER_PART, HEAD_PART, ScoreHead
 from coconut.methods import get_method
 from coconut.model import MakeParts, Model, Parameters, Template, make_model, make_parts, parameters_of, part_of
-from coconut.models.adapters import add_adapters, is_adapter
+from coconut.models.adapters import add_adapters, add_singular_values, is_trained_adapter
 from coconut.models.config import DecoderConfig
 from coconut.models.decoder import Decoder
 from coconut.models.multi_token import MULTI_TOKEN, MultiToken
+from coconut.models.singular_values import SingularValueConfig
 from coconut.training.config import RunConfig
 from coconut.training.spikes import SpikeConfig, SpikeWindow
 
@@ -63,12 +64,15 @@ def with_adapters(config: RunConfig, decoder: Decoder) -> Decoder:
     """The decoder with the run's adapters, fresh; the decoder itself where the run has none. Traceable.
 
     Raises:
-      CoconutError: see `coconut.models.adapters.add_adapters`.
+      CoconutError: see `coconut.models.adapters`.
     """
     if config.adapter is None:
         return decoder
     # A key of its own, so that it moves no number of another.
-    return add_adapters(decoder, config.adapter, jax.random.fold_in(jax.random.key(config.seed), _ADAPTERS))
+    key = jax.random.fold_in(jax.random.key(config.seed), _ADAPTERS)
+    if isinstance(config.adapter, SingularValueConfig):
+        return add_singular_values(decoder, config.adapter, key)
+    return add_adapters(decoder, config.adapter, key)
 
 
 _ADAPTERS = zlib.crc32(b"adapters")
@@ -152,7 +156,7 @@ def template_of(config: RunConfig, model: Model) -> Template:
             raise CoconutError(f"RunConfig.freeze = {config.freeze!r}: the model has no parameter {pattern!r}")
     trains = get_method(config.method).trains if config.scorer is None else _is_of_scorer
     frozen = lambda name: any(fnmatch.fnmatchcase(name, pattern) for pattern in config.freeze)
-    base = lambda name: config.adapter is not None and part_of(name) == "decoder" and not is_adapter(name)
+    base = lambda name: config.adapter is not None and part_of(name) == "decoder" and not is_trained_adapter(name)
     kept = lambda name: part_of(name) == REFERENCE
     template = Template.of(model, lambda name: trains(name) and not (frozen(name) or base(name) or kept(name)))
     if not template.trained:
