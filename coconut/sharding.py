@@ -10,7 +10,8 @@ The logical axes of a parameter stand beside it (`coconut.models.parameters.para
 
 A pass of one column, a thought or a decoded token, has so few rows that gathering matrices for it would cost far more
 than its arithmetic, once for every thought. Such a pass leaves the matrices where they are and moves its activations:
-their features are split as the matrices' rows are (``moving_rows``, ``split_features``).
+their features are split as the matrices' rows are (``moving_rows``, ``split_features``). Where a training step has
+gathered its matrices beforehand (`coconut.training.gathering`) nothing moves: see `matrices_are_whole`.
 
 The mesh is that of `jax.set_mesh`; without one nothing is constrained.
 """
@@ -58,6 +59,14 @@ RULES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 """Logical axis -> the mesh axes it is split over, none for not split."""
 
+_WHOLE: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {**RULES, "embed": (), "moving_rows": ("data", "fsdp"), "split_features": ()}
+)
+"""The rules where matrices are whole: ``fsdp`` splits rows alone, those of a pass of one column, too."""
+
+matrices_are_whole = jax.make_user_context(False)
+"""``with matrices_are_whole(True):`` what is traced inside has been given matrices that ``fsdp`` no longer splits."""
+
 Axes = tuple[str, ...] | None
 """Logical axes of a parameter; None for one that every device holds whole."""
 
@@ -85,9 +94,9 @@ def make_mesh(config: MeshConfig | None = None, devices: Sequence[Any] | None = 
     return Mesh(ordered, MESH_AXES, axis_types=(AxisType.Auto,) * len(sizes))
 
 
-def partition(axes: Sequence[str], mesh: Any) -> PartitionSpec:
+def partition(axes: Sequence[str], mesh: Any, rules: Mapping[str, tuple[str, ...]] = RULES) -> PartitionSpec:
     """What splits an array of the given logical axes on a mesh, which may lack some of `MESH_AXES`."""
-    over = [tuple(axis for axis in RULES[name] if mesh.shape.get(axis, 1) > 1) for name in axes]
+    over = [tuple(axis for axis in rules[name] if mesh.shape.get(axis, 1) > 1) for name in axes]
     return PartitionSpec(*[names[0] if len(names) == 1 else names or None for names in over])
 
 
@@ -117,7 +126,7 @@ def stay(x: Array) -> Array:
 def fitting_partition(axes: Sequence[str], shape: Sequence[int]) -> PartitionSpec:
     """What splits an activation over the current mesh; an axis that does not divide stays whole, as in `constrain`."""
     mesh = jax.sharding.get_abstract_mesh()
-    spec = partition(axes, mesh)
+    spec = partition(axes, mesh, _WHOLE if matrices_are_whole.value else RULES)
     sizes = [math.prod(mesh.shape[axis] for axis in _names(over)) for over in spec]
     return PartitionSpec(*[over if n % size == 0 else None for over, n, size in zip(spec, shape, sizes, strict=True)])
 
@@ -191,6 +200,11 @@ def constrain_tree(tree: Any, axes: Mapping[str, Axes]) -> Any:
     if mesh.empty or mesh.size == 1:
         return tree
     return jax.tree.map(jax.lax.with_sharding_constraint, tree, tree_sharding(tree, axes, mesh))
+
+
+def gather(x: Array, axes: Axes) -> Array:
+    """A parameter of which each device has what ``fsdp`` had split; not outside of `matrices_are_whole`."""
+    return jax.lax.with_sharding_constraint(x, fitting_partition(axes, x.shape) if axes else PartitionSpec())
 
 
 def replicate(tree: Any) -> Any:

@@ -13,6 +13,7 @@ from coconut.models.rotary_config import LinearRotaryScaling, LongRotaryScaling,
 
 PositionEmbedding = Literal["learned", "rotary"]
 Normalization = Literal["layernorm", "rmsnorm"]
+Gather = Literal["pass", "step"]
 NormPlacement = Literal["before", "after", "both"]
 Mlp = Literal["gelu", "gelu_tanh", "swiglu", "geglu", "geglu_tanh"]
 MixerKind = Literal["attention", "latent_attention"]
@@ -364,6 +365,9 @@ class ExecutionConfig:
         on any device, for tests). ``auto`` is chosen by `coconut.models.segment_attention.choose_attention`. Explicit
         requests that do not apply raise. Dropout, latent attention and dtypes other than `KERNEL_DTYPES` need
         ``dense`` or ``auto``, which is then ``dense``.
+      gather: when training gathers the matrices that the mesh axis ``fsdp`` splits: each ``pass`` those it uses, or all
+        once a ``step``, which moves far less and needs room for all of them and their gradients in ``dtype``
+        (`coconut.training.gathering`).
       cross_entropy: what computes the training loss: ``full``, from all logits, or an implementation of
         `pallas_kernels.linear_cross_entropy`, which never holds them; ``auto`` is chosen by
         `coconut.losses.choose_cross_entropy`.
@@ -375,6 +379,7 @@ class ExecutionConfig:
     dtype: str = "float32"
     scan_layers: bool = False
     remat: Remat = "none"
+    gather: Gather = "pass"
     attention: Implementation | Literal["dense"] = "auto"
     cross_entropy: Implementation | Literal["full"] = "auto"
 

@@ -17,8 +17,9 @@ from coconut.losses import Loss, Ratio, ratio
 from coconut.methods.method import LossContext, Method, Views
 from coconut.model import Parameters, Template
 from coconut.models.multi_token import MULTI_TOKEN
-from coconut.sharding import constrain_tree, replicate
+from coconut.sharding import constrain_tree, matrices_are_whole, replicate
 from coconut.training.balancing import Loads, no_loads, rebalanced, with_tallies
+from coconut.training.gathering import gathered, in_place_of
 from coconut.training.spikes import SpikeConfig, judge
 from coconut.training.state import TrainState, select
 
@@ -79,10 +80,14 @@ def _gradients(
     needs the weights of all before it runs.
     """
     frozen = {name: value for name, value in parameters.items() if name not in template.trained}
+    whole = gathered(parameters, template.axes, template.model(parameters).decoder.execution)
+
+    def placed(every: Parameters) -> Parameters:
+        """The parameters as the model uses them; their gradients stay in shards, those of every microbatch included."""
+        return constrain_tree(every, template.axes) if whole is None else in_place_of(every, whole, template.axes)
 
     def loss_of(trained: Parameters, loads: Loads, views: Views, key: Key[Array, ""]) -> Loss:
-        # The constraint's transpose keeps each gradient in its shards, those of every microbatch included.
-        model = template.model(with_tallies(constrain_tree({**trained, **frozen}, template.axes), loads))
+        model = template.model(with_tallies(placed({**trained, **frozen}), loads))
         loss = method.loss(model, views, LossContext(options=options, think=method.think(options), key=key))
         if MULTI_TOKEN in model.parts and MULTI_TOKEN not in loss.terms:
             raise CoconutError(
@@ -103,23 +108,24 @@ def _gradients(
 
     trained, derive = select(parameters, template.trained), jax.value_and_grad(part, has_aux=True)
     moved = trained, no_loads(select(parameters, balanced))
-    if microbatches == 1:
-        (total, (metrics, weights)), (gradients, loads) = derive(moved, views, key, None)
-    else:
-        weights = term_weights(lambda trained, views: loss_of(trained, {}, views, key), trained, views)
-        # Every so-manieth row, so that each device keeps the rows it has.
-        parts = jax.tree.map(lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), views)
-        first = jax.tree.map(lambda x: x[0], parts)
-        shapes = jax.eval_shape(derive, moved, first, key, weights)
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    with matrices_are_whole(whole is not None):
+        if microbatches == 1:
+            (total, (metrics, weights)), (gradients, loads) = derive(moved, views, key, None)
+        else:
+            weights = term_weights(lambda trained, views: loss_of(trained, {}, views, key), trained, views)
+            # Every so-manieth row, so that each device keeps the rows it has.
+            parts = jax.tree.map(lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), views)
+            first = jax.tree.map(lambda x: x[0], parts)
+            shapes = jax.eval_shape(derive, moved, first, key, weights)
+            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
-        def accumulate(sums: Any, scanned: tuple[Views, Array]) -> tuple[Any, None]:
-            rows, index = scanned
-            return jax.tree.map(jnp.add, sums, derive(moved, rows, jax.random.fold_in(key, index), weights)), None
+            def accumulate(sums: Any, scanned: tuple[Views, Array]) -> tuple[Any, None]:
+                rows, index = scanned
+                return jax.tree.map(jnp.add, sums, derive(moved, rows, jax.random.fold_in(key, index), weights)), None
 
-        ((total, (metrics, _)), (gradients, loads)), _ = jax.lax.scan(
-            accumulate, zeros, (parts, jnp.arange(microbatches))
-        )
+            ((total, (metrics, _)), (gradients, loads)), _ = jax.lax.scan(
+                accumulate, zeros, (parts, jnp.arange(microbatches))
+            )
     unit = _unit(weights)
     value = total / unit
     if len(weights) > 1:

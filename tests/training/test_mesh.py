@@ -136,12 +136,14 @@ def check_equality() -> None:
     with quick_compilation():
         expected_losses, expected = train_steps(configs, batches, make_mesh(devices=jax.devices()[:1]))
         assert expected_losses[2] < expected_losses[0] - 1e-3
-        for mesh in (
-            MeshConfig(data=2, fsdp=2, tensor=2),
-            MeshConfig(data=2, fsdp=2, sequence=2),
-            MeshConfig(sequence=2, tensor=4),
+        once = (config, dataclasses.replace(configs[1], gather="step"))
+        for mesh, how in (
+            (MeshConfig(data=2, fsdp=2, tensor=2), configs),
+            (MeshConfig(data=2, fsdp=2, sequence=2), configs),
+            (MeshConfig(sequence=2, tensor=4), configs),
+            (MeshConfig(data=2, fsdp=2, tensor=2), once),
         ):
-            losses, state = train_steps(configs, batches, make_mesh(mesh))
+            losses, state = train_steps(how, batches, make_mesh(mesh))
             np.testing.assert_allclose(losses, expected_losses, rtol=1e-10, err_msg=str(mesh))
             # The moments are averages of the gradients.
             jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-12), state, expected)
@@ -189,6 +191,9 @@ def check_collectives() -> None:
     few, many = (parameter_collectives(configs, thoughts, mesh) for thoughts in (3, 7))
     assert few == many, (few, many)
     assert few["all-gather"] > 0 and few["all-reduce"] + few.get("reduce-scatter", 0) > 0, few
+    once = (config, dataclasses.replace(configs[1], gather="step"))
+    found = parameter_collectives(once, 3, mesh)
+    print(few, found)
 
 
 def main(name: str) -> None:
