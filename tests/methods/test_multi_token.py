@@ -191,8 +191,9 @@ def test_runs_and_exports(tmp_path: Path) -> None:
     other = parameters_of(trained.model)["decoder.layers.0.mlp.up.kernel"]
     assert not np.array_equal(other, parameters_of(plain.model)["decoder.layers.0.mlp.up.kernel"])
 
-    again = dataclasses.replace(further, multi_token=MultiTokenConfig(weight=0.1), init_from=str(tmp_path / "further"))
     loaded, _, _ = load_model(tmp_path / "further", "latest")
+    other_weight = MultiTokenConfig(weight=0.1)
+    again = dataclasses.replace(loaded.config, multi_token=other_weight, init_from=str(tmp_path / "further"))
     started = initial_model(dataclasses.replace(loaded, config=again))
     for name, value in module.items():
         np.testing.assert_array_equal(parameters_of(started)[name], value, name)
