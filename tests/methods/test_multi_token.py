@@ -102,19 +102,19 @@ def test_the_term_is_that_of_a_loop(config: DecoderConfig, at_thoughts: str) -> 
         assert_close(parameters_by_name(own), parameters_by_name(other))
 
 
-def test_what_a_thought_masks() -> None:
-    """Labels right behind thoughts have no token two columns before them that the module could read of."""
+def test_the_term_beside_the_loss() -> None:
     decoder = random_decoder(GPT2_STYLE)
-    weights = {}
+    weights, totals = {}, {}
     for at_thoughts in ("masked", "thought"):
         model = Model(decoder, {"feedback": Identity(), "multi_token": random_module(GPT2_STYLE, at_thoughts)})
         loss = quick_jit(lambda model: imitation_loss(model, {"main": BATCH}, LossContext()))(model)
         assert set(loss.terms) == {"language", "multi_token"} and loss.terms["multi_token"].factor == 0.3
-        weights[at_thoughts] = float(loss.terms["multi_token"].ratio.weight)
+        totals[at_thoughts], weights[at_thoughts] = map(float, loss.terms["multi_token"].ratio)
     labelled = np.asarray(BATCH.labels) != IGNORED_LABEL
-    # The first label of a row stands behind the end marker: two columns before it is the last thought, and with none
-    # the start marker. So the thought itself is never between them here, and both predict all labels.
+    # The end marker stands before a row's first label: what is read of the column before that is no thought, and both
+    # predict all labels. But what they look back on is not the same.
     assert weights == {"masked": labelled.sum(), "thought": labelled.sum()}
+    assert totals["masked"] != pytest.approx(totals["thought"], rel=1e-3)
     plain = quick_jit(lambda model: imitation_loss(model, {"main": BATCH}, LossContext()))
     without = plain(Model(decoder, {"feedback": Identity()}))
     assert set(without.terms) == {"language"}
