@@ -24,7 +24,15 @@ from coconut.models.huggingface.configuration import config_json, decoder_config
 from coconut.models.parameters import decoder_parameters
 from coconut.models.presets import PRESETS
 from tests.tiny_huggingface import ALL_CONFIGS, write_model
-from tests.tiny_models import EXPERTS_STYLE, GPT2_STYLE, LATENT_STYLE, LLAMA_STYLE, quick_jit, random_decoder
+from tests.tiny_models import (
+    EXPERTS_STYLE,
+    GPT2_STYLE,
+    LATENT_STYLE,
+    LLAMA_STYLE,
+    LOCAL_STYLE,
+    quick_jit,
+    random_decoder,
+)
 
 
 def assert_same_parameters(first: Decoder, second: Decoder) -> None:
@@ -59,6 +67,7 @@ def test_there_and_back(name: str, scan_layers: bool, tmp_path: Path) -> None:
         (dataclasses.replace(GPT2_STYLE, dropout=0.2), False),
         (LLAMA_STYLE, True),
         (dataclasses.replace(LLAMA_STYLE, qkv_bias=False, query_key_norm=True, tied_head=True), False),
+        (LOCAL_STYLE, True),
         (EXPERTS_STYLE, False),
         (
             dataclasses.replace(
@@ -67,7 +76,7 @@ def test_there_and_back(name: str, scan_layers: bool, tmp_path: Path) -> None:
             True,
         ),
     ],
-    ids=["gpt2", "qwen2", "qwen3", "deepseek_v3", "deepseek_v2"],
+    ids=["gpt2", "qwen2", "qwen3", "gemma3_text", "deepseek_v3", "deepseek_v2"],
 )
 def test_transformers_computes_the_same(config: Any, scan_layers: bool, tmp_path: Path) -> None:
     decoder = random_decoder(config, scan_layers=scan_layers)
@@ -113,13 +122,19 @@ def test_a_preset_is_what_its_config_json_says(name: str, tmp_path: Path) -> Non
     assert config_json(config) == content
     (tmp_path / "config.json").write_text(json.dumps(content))
     theirs = AutoConfig.from_pretrained(tmp_path)
-    families = {"gpt2": "gpt2", "olmo": "olmo2", "phi": "phi3", "smollm2": "llama"}
+    families = {"gemma-3": "gemma3_text", "gpt2": "gpt2", "olmo": "olmo2", "phi": "phi3", "smollm2": "llama"}
     families |= {name: name for name in ("llama", "mistral", "qwen2", "qwen3")}
     assert theirs.model_type == next(family for prefix, family in families.items() if name.startswith(prefix))
     if theirs.model_type != "gpt2":
-        assert theirs.rope_parameters["rope_theta"] == PRESETS[name].rotary_base
+        rope = theirs.rope_parameters
+        if (local := PRESETS[name].local_attention) is not None:
+            assert rope["sliding_attention"] == {"rope_type": "default", "rope_theta": local.rotary_base}
+            assert [kind == "sliding_attention" for kind in theirs.layer_types] == list(PRESETS[name].local_layers)
+            assert theirs.sliding_window == local.window
+            rope = rope["full_attention"]
+        assert rope["rope_theta"] == PRESETS[name].rotary_base
         scaled = PRESETS[name].rotary_scaling is not None
-        assert theirs.rope_parameters["rope_type"] == ("llama3" if scaled else "default")
+        assert rope["rope_type"] == ("llama3" if scaled else "default")
 
 
 def test_fields_and_files_of_the_caller(tmp_path: Path) -> None:

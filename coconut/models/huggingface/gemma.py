@@ -6,6 +6,7 @@ from typing import Any
 from coconut.errors import CoconutError
 from coconut.models.config import DecoderConfig, Mlp
 from coconut.models.huggingface.fields import renamed
+from coconut.models.latent_config import LARGEST_SIZE
 from coconut.models.rotary_config import LinearRotaryScaling
 
 _GATED: Mapping[str, Mlp] = {"gelu_pytorch_tanh": "geglu_tanh", "gelu_new": "geglu_tanh", "gelu": "geglu"}
@@ -29,7 +30,7 @@ def gemma_choices(content: Mapping[str, Any], problems: list[str]) -> dict[str, 
         "head_dim": content.get("head_dim", 256),
         "query_pre_attention_scalar": content.get("query_pre_attn_scalar", 256),
         "tied_head": content.get("tie_word_embeddings", True),
-        "embedding_scale": width**0.5 if type(width) is int and width > 0 else 1.0,
+        "embedding_scale": width**0.5 if type(width) is int and 0 < width <= LARGEST_SIZE else 1.0,
         **_rotary(content, problems),
     }
 
