@@ -23,7 +23,7 @@ from coconut.evaluation.mixing import (
     question_states,
 )
 from coconut.evaluation.subject import Subject
-from coconut.model import parameters_of
+from coconut.model import Model, parameters_of
 from coconut.models.adapters import mix_singular_values, with_scales
 from coconut.models.decoder import Decoder
 from coconut.provenance import provenance
@@ -103,9 +103,12 @@ def mix_runs(
       CoconutError: a run has no vectors, or runs differ in more than them; too few questions.
     """
     mesh = make_mesh()
-    loaded = [load_model(workdir, config.which, mesh, verify=config.verify) for workdir in workdirs]
-    names = [str(workdir) for workdir in workdirs]
-    check_mixable(names, [parameters_of(model) for _, model, _ in loaded])
+    names, loaded = [str(workdir) for workdir in workdirs], []
+    for name, workdir in zip(names, workdirs, strict=True):
+        run, model, progress = load_model(workdir, config.which, mesh, verify=config.verify)
+        if loaded:
+            model = _beside(loaded[0][1], model, names[0], name)
+        loaded.append((run, model, progress))
     if config.by == "weights" and len(config.weights) != len(names):
         raise CoconutError(f"--weights: {len(config.weights)} are given for {len(names)} runs")
     subjects = [subject_of(run, model, progress) for run, model, progress in loaded]
@@ -117,11 +120,12 @@ def mix_runs(
     trained = [model.decoder for _, model, _ in loaded]
     alone = [with_scales(decoder, lambda name, scale: scale) for decoder in trained]
     plain = with_scales(trained[0], lambda name, scale: jnp.ones_like(scale))
-    mixture = jax.jit(lambda weights: mix_singular_values(trained, weights))
+    mixture = lambda weights: mix_singular_values(trained, weights)
     results = []
     with progress_bar(console) as bar, jax.set_mesh(mesh):
         classify = _classifier(plain, subjects, [run for run, _, _ in loaded]) if config.by == "classifier" else None
-        task_id = bar.add_task("answering", total=sum(len(own[3]) for own in sets) * (len(names) + 1), numbers="")
+        ways = len(names) + (1 if classify is not None else 2)
+        task_id = bar.add_task("answering", total=sum(len(own[3]) for own in sets) * ways, numbers="")
         advance = lambda rows: bar.advance(task_id, rows)
         for name, subject, run, examples in sets:
             shots = examples[: config.shots] if config.by == "cross_entropy" else []
@@ -145,6 +149,18 @@ def mix_runs(
             results.append({"name": name, "questions": len(asked), "shots": len(shots), "accuracy": accuracy, **found})
     settings = to_json(dataclasses.replace(config, weights=()))
     return {"runs": names, "sets": results, "config": settings, "provenance": provenance()}
+
+
+def _beside(first: Model, model: Model, first_name: str, name: str) -> Model:
+    """A model that holds the first one's arrays but for its vectors, so that memory holds them once.
+
+    Raises:
+      CoconutError: it differs from the first in more.
+    """
+    shared, own = parameters_of(first), parameters_of(model)
+    check_mixable([first_name, name], [shared, own])
+    leaves = [value if name.endswith(".singular_z") else shared[name] for name, value in own.items()]
+    return jax.tree.unflatten(jax.tree.structure(model), leaves)
 
 
 def _questions(run: Run, name: str, config: MixConfig) -> list[Example]:
