@@ -34,7 +34,7 @@ from coconut.training.checkpoint import Which
 from coconut.training.config import to_json
 from coconut.training.loading import load_model
 from coconut.training.metrics import progress_bar
-from coconut.training.run import Run
+from coconut.training.run import Run, split_fingerprint
 from coconut.types import Example
 
 By = Literal["classifier", "cross_entropy", "weights"]
@@ -173,11 +173,20 @@ def _questions(run: Run, name: str, config: MixConfig) -> list[Example]:
 def _classifier(
     plain: Decoder, subjects: Sequence[Subject], runs: Sequence[Run]
 ) -> Callable[[Sequence[np.ndarray]], np.ndarray]:
-    """Which run's questions some questions are like: fitted on each run's validation questions."""
+    """Which run's questions some questions are like: fitted on each run's validation questions.
+
+    Raises:
+      CoconutError: two runs have the same ones, or one has none.
+    """
     states = lambda questions: question_states(plain, questions)
+    validation = [questions_of(run, "validation") for run in runs]
+    if len(set(map(split_fingerprint, validation))) < len(runs):
+        raise CoconutError(
+            "--by classifier: two of the runs have the same validation questions, by which nothing tells them apart"
+        )
     kinds = [
-        states([subject.tokenize(example).question for example in questions_of(run, "validation")])
-        for subject, run in zip(subjects, runs, strict=True)
+        states([subject.tokenize(example).question for example in examples])
+        for subject, examples in zip(subjects, validation, strict=True)
     ]
     classifier = QuestionClassifier.fitted(kinds)
     return lambda questions: classifier(states(questions))
