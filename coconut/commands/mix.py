@@ -23,7 +23,7 @@ from coconut.evaluation.mixing import (
     question_states,
 )
 from coconut.evaluation.subject import Subject
-from coconut.model import parameters_of
+from coconut.model import Model, parameters_of
 from coconut.models.adapters import mix_singular_values, with_scales
 from coconut.models.decoder import Decoder
 from coconut.provenance import provenance
@@ -34,7 +34,7 @@ from coconut.training.checkpoint import Which
 from coconut.training.config import to_json
 from coconut.training.loading import load_model
 from coconut.training.metrics import progress_bar
-from coconut.training.run import Run
+from coconut.training.run import Run, split_fingerprint
 from coconut.types import Example
 
 By = Literal["classifier", "cross_entropy", "weights"]
@@ -103,9 +103,12 @@ def mix_runs(
       CoconutError: a run has no vectors, or runs differ in more than them; too few questions.
     """
     mesh = make_mesh()
-    loaded = [load_model(workdir, config.which, mesh, verify=config.verify) for workdir in workdirs]
-    names = [str(workdir) for workdir in workdirs]
-    check_mixable(names, [parameters_of(model) for _, model, _ in loaded])
+    names, loaded = [str(workdir) for workdir in workdirs], []
+    for name, workdir in zip(names, workdirs, strict=True):
+        run, model, progress = load_model(workdir, config.which, mesh, verify=config.verify)
+        if loaded:
+            model = _beside(loaded[0][1], model, names[0], name)
+        loaded.append((run, model, progress))
     if config.by == "weights" and len(config.weights) != len(names):
         raise CoconutError(f"--weights: {len(config.weights)} are given for {len(names)} runs")
     subjects = [subject_of(run, model, progress) for run, model, progress in loaded]
@@ -117,11 +120,12 @@ def mix_runs(
     trained = [model.decoder for _, model, _ in loaded]
     alone = [with_scales(decoder, lambda name, scale: scale) for decoder in trained]
     plain = with_scales(trained[0], lambda name, scale: jnp.ones_like(scale))
-    mixture = jax.jit(lambda weights: mix_singular_values(trained, weights))
+    mixture = lambda weights: mix_singular_values(trained, weights)
     results = []
     with progress_bar(console) as bar, jax.set_mesh(mesh):
         classify = _classifier(plain, subjects, [run for run, _, _ in loaded]) if config.by == "classifier" else None
-        task_id = bar.add_task("answering", total=sum(len(own[3]) for own in sets) * (len(names) + 1), numbers="")
+        ways = len(names) + (1 if classify is not None else 2)
+        task_id = bar.add_task("answering", total=sum(len(own[3]) for own in sets) * ways, numbers="")
         advance = lambda rows: bar.advance(task_id, rows)
         for name, subject, run, examples in sets:
             shots = examples[: config.shots] if config.by == "cross_entropy" else []
@@ -147,6 +151,18 @@ def mix_runs(
     return {"runs": names, "sets": results, "config": settings, "provenance": provenance()}
 
 
+def _beside(first: Model, model: Model, first_name: str, name: str) -> Model:
+    """A model that holds the first one's arrays but for its vectors, so that memory holds them once.
+
+    Raises:
+      CoconutError: it differs from the first in more.
+    """
+    shared, own = parameters_of(first), parameters_of(model)
+    check_mixable([first_name, name], [shared, own])
+    leaves = [value if name.endswith(".singular_z") else shared[name] for name, value in own.items()]
+    return jax.tree.unflatten(jax.tree.structure(model), leaves)
+
+
 def _questions(run: Run, name: str, config: MixConfig) -> list[Example]:
     examples = questions_of(run, config.split)[: config.limit]
     if config.by == "cross_entropy" and len(examples) <= config.shots:
@@ -157,11 +173,20 @@ def _questions(run: Run, name: str, config: MixConfig) -> list[Example]:
 def _classifier(
     plain: Decoder, subjects: Sequence[Subject], runs: Sequence[Run]
 ) -> Callable[[Sequence[np.ndarray]], np.ndarray]:
-    """Which run's questions some questions are like: fitted on each run's validation questions."""
+    """Which run's questions some questions are like: fitted on each run's validation questions.
+
+    Raises:
+      CoconutError: two runs have the same ones, or one has none.
+    """
     states = lambda questions: question_states(plain, questions)
+    validation = [questions_of(run, "validation") for run in runs]
+    if len(set(map(split_fingerprint, validation))) < len(runs):
+        raise CoconutError(
+            "--by classifier: two of the runs have the same validation questions, by which nothing tells them apart"
+        )
     kinds = [
-        states([subject.tokenize(example).question for example in questions_of(run, "validation")])
-        for subject, run in zip(subjects, runs, strict=True)
+        states([subject.tokenize(example).question for example in examples])
+        for subject, examples in zip(subjects, validation, strict=True)
     ]
     classifier = QuestionClassifier.fitted(kinds)
     return lambda questions: classifier(states(questions))

@@ -6,6 +6,7 @@ What needs eight devices runs in a process of its own: ``python -m tests.trainin
 import dataclasses
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from coconut.methods import METHODS
 from coconut.model import parameters_of
 from coconut.models.adapters import is_adapter, is_trained_adapter, merge_adapters
 from coconut.models.config import ExecutionConfig
-from coconut.models.singular_values import SingularValueConfig, decomposed
+from coconut.models.singular_values import ScaleForm, SingularValueConfig, decomposed
 from coconut.sharding import make_mesh, put_rows, replicated
 from coconut.training.config import RunConfig
 from coconut.training.loading import load_model
@@ -34,25 +35,26 @@ from tests.tiny_models import GPT2_STYLE, process_environment, quick_compilation
 from tests.tiny_pages import one_block
 from tests.tiny_runs import tiny_run
 from tests.training.test_mesh import BATCH_SIZE, make_batch
-from tests.training.trained_runs import assert_same_run, final_state, interrupt_at, lines_of, trained
+from tests.training.trained_runs import assert_same_run, final_state, interrupt_at, trained
 
 pytestmark = pytest.mark.slow
 
 SCALES = SingularValueConfig(form="masks", targets=("layers.*.mlp.*", "layers.*.attention.value"))
 CHANGES: dict[str, Any] = {
     "adapter": SCALES,
-    "curriculum": {"steps_per_stage": 10},
-    "optimizer": {"learning_rate": 0.3, "weight_decay": 0.0},
-    "save_every": 5,
-    "log_every": 1,
+    "curriculum": {"steps_per_stage": 3},
+    "optimizer": {"learning_rate": 0.1, "weight_decay": 0.0},
+    "save_every": 2,
 }
+# With matrices that do something from the start, as trained ones do: none of their directions is trained.
+DECODER = dataclasses.replace(GPT2_STYLE, num_layers=1, vocab_size=24, kernel_stddev=0.4, embedding_stddev=0.5)
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory, compiled_once: Any) -> Path:
     """A run that trained all of its decoder, for a few steps."""
     workdir = tmp_path_factory.mktemp("base") / "run"
-    trained(tiny_run(curriculum={"steps_per_stage": 6}), workdir)
+    trained(tiny_run(curriculum={"steps_per_stage": 2}, save_every=None), workdir)
     return workdir
 
 
@@ -68,15 +70,12 @@ def other_factors(matrix: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     return -left, values, -right
 
 
-def test_vectors_learn_and_resume_to_the_bit(
+def test_a_run_resumes_to_the_bit(
     base: Path, scaled: tuple[Path, TrainResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workdir, result = scaled
-    losses = [line["loss"] for line in lines_of(workdir, "train")]
-    for stage in (losses[:10], losses[10:]):
-        assert np.mean(stage[-3:]) < np.mean(stage[:3]) - 0.02, losses
     with monkeypatch.context() as patched:
-        interrupt_at(patched, 12)
+        interrupt_at(patched, 4)
         assert not trained(tiny_run(**CHANGES, init_from=str(base)), tmp_path / "run").progress.finished
     # The factors are read, not made again: here they would be others.
     monkeypatch.setattr("coconut.models.adapters.decomposed", other_factors)
@@ -121,6 +120,16 @@ def test_vectors_learn_from_rewards(base: Path, tmp_path: Path) -> None:
     assert moved == {name for name in own if is_trained_adapter(name)}
 
 
+@pytest.mark.parametrize("form", ["scales", "masks"])
+def test_vectors_learn(form: ScaleForm) -> None:
+    """A few answers by heart, with 3 x 16 + 16 numbers a layer of a decoder that is not trained."""
+    adapter = SingularValueConfig(form=form, targets=("layers.*.mlp.*", "layers.*.attention.value"))
+    config = tiny_run(decoder=DECODER, adapter=adapter, optimizer={"weight_decay": 0.0})
+    with quick_compilation():
+        losses, _ = steps(config, make_mesh(devices=jax.devices()[:1]), seeds=[0] * 20)
+    assert losses[-1] < losses[0] - 1.5
+
+
 def test_on_eight_devices() -> None:
     child = subprocess.run(
         [sys.executable, "-m", "tests.training.test_singular_value_runs"],
@@ -137,7 +146,7 @@ def test_on_eight_devices() -> None:
 # --- In a process of eight devices ------------------------------------------------------------------------------
 
 
-def steps(config: RunConfig, mesh: Any) -> tuple[list[float], dict[str, Any]]:
+def steps(config: RunConfig, mesh: Any, seeds: Sequence[int]) -> tuple[list[float], dict[str, Any]]:
     """The losses of a few steps, and the vectors after them."""
     optimizer = make_optimizer(config.optimizer)
     template, expected = abstract_state(config, optimizer, mesh)
@@ -147,7 +156,7 @@ def steps(config: RunConfig, mesh: Any) -> tuple[list[float], dict[str, Any]]:
     step, losses = make_train_step(template, METHODS["coconut"], optimizer), []
     with jax.set_mesh(mesh):
         key = jax.jit(jax.random.key, out_shardings=replicated(mesh))(0)
-        for seed in (0, 1, 0):
+        for seed in seeds:
             batch = make_batch(one_block(6, 2, 6), np.random.default_rng(seed))
             state, metrics = step(state, {"main": put_rows(batch, mesh, BATCH_SIZE)}, 0.1, key)
             losses.append(float(metrics["loss"].mean()))
@@ -157,14 +166,15 @@ def steps(config: RunConfig, mesh: Any) -> tuple[list[float], dict[str, Any]]:
 def main() -> None:
     """The numbers of one device in float64, where rounding cannot hide an error."""
     jax.config.update("jax_enable_x64", True)
-    decoder = dataclasses.replace(GPT2_STYLE, num_layers=1, vocab_size=24, param_dtype="float64")
+    # Rotary, since XLA moves what it looks up in a table of positions by gathering all of it, with adapters or without.
+    decoder = dataclasses.replace(DECODER, param_dtype="float64", position_embedding="rotary")
     config = tiny_run(
         decoder=decoder, execution=ExecutionConfig(dtype="float64"), adapter=SCALES, optimizer={"weight_decay": 0.0}
     )
     with quick_compilation():
-        expected_losses, expected = steps(config, make_mesh(devices=jax.devices()[:1]))
-        assert expected_losses[2] < expected_losses[0] - 1e-3
-        losses, found = steps(config, make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)))
+        expected_losses, expected = steps(config, make_mesh(devices=jax.devices()[:1]), [0, 1, 0])
+        assert abs(expected_losses[2] - expected_losses[0]) > 1e-3
+        losses, found = steps(config, make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)), [0, 1, 0])
     np.testing.assert_allclose(losses, expected_losses, rtol=1e-9)
     for name, value in found.items():
         np.testing.assert_allclose(value, expected[name], rtol=1e-7, err_msg=name)
