@@ -93,6 +93,7 @@ _BY_TYPE: dict[str, Any] = {
     "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1000.0},
     "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
 }
+_BARE_GEMMA3: dict[str, Any] = _GEMMA3 | {"head_dim": 4, "sliding_window": 1, "num_hidden_layers": 4}
 _GROUPS: dict[str, Any] = {"n_group": 4, "topk_group": 2}
 
 CONFIGS: dict[str, PretrainedConfig] = {
@@ -135,7 +136,7 @@ MORE_CONFIGS: dict[str, PretrainedConfig] = {
         tie_word_embeddings=True,
     ),
     "gemma3_text_biased": Gemma3TextConfig(
-        **_GEMMA3 | {"head_dim": 4, "sliding_window": 1, "num_hidden_layers": 4},
+        **_BARE_GEMMA3,
         layer_types=["full_attention", "sliding_attention"] * 2,
         attention_bias=True,
         tie_word_embeddings=False,

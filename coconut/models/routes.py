@@ -8,6 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from coconut.models.decoder import Decoder
 from coconut.models.decoder_layer import Layer
+from coconut.models.visibility import Visibility
 
 
 def routes(
@@ -25,18 +26,19 @@ def routes(
       valid: columns that others may attend to. Those that are not valid choose something all the same.
     """
     assert decoder.config.experts is not None
-    T = inputs.shape[1]
     x = inputs.astype(decoder.execution.compute_dtype)
     if decoder.config.position_embedding == "learned":
         x = x + decoder.positions(positions)
-    everywhere = (jnp.arange(T) <= jnp.arange(T)[:, None]) & valid[:, None, :]
+    visible = Visibility(decoder.config, [], valid, dense=True)
 
-    def step(x: Array, layer: Layer) -> tuple[Array, Any]:
+    def step(x: Array, scanned: tuple[Layer, Any]) -> tuple[Array, Any]:
+        layer, index = scanned
         attended, _ = layer.attention(
             layer.attention_reads(x),
+            index=index,
             positions=positions,
             past=[],
-            visible=[everywhere],
+            visible=visible.of_layer(index),
             implementation="dense",
             dropout=None,
             columns=[],
@@ -47,9 +49,9 @@ def routes(
         return between + layer.mlp_adds(between), chosen
 
     if decoder.execution.scan_layers:
-        return jax.lax.scan(step, x, decoder.layers)[1]
+        return jax.lax.scan(step, x, (decoder.layers, jnp.arange(decoder.config.num_layers)))[1]
     found = []
-    for layer in decoder.layers:
-        x, chosen = step(x, layer)
+    for index, layer in enumerate(decoder.layers):
+        x, chosen = step(x, (layer, index))
         found += [] if chosen is None else [chosen]
     return jnp.stack(found)

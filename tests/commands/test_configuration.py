@@ -17,9 +17,11 @@ from coconut.datasets import DataConfig, load_dataset
 from coconut.errors import CoconutError
 from coconut.methods import METHODS
 from coconut.model import make_model
+from coconut.models.adapters import AdapterConfig
 from coconut.models.config import ExecutionConfig
 from coconut.models.parameters import abstract_decoder
 from coconut.models.presets import PRESETS
+from coconut.models.singular_values import SingularValueConfig
 from coconut.tasks import TASKS
 from coconut.tokenizers import symbol_tokenizer
 from coconut.training.config import RunConfig, differences, from_json, to_json
@@ -248,11 +250,14 @@ def test_every_task_has_its_file_and_every_file_its_task() -> None:
 
 def test_adapters_are_one_more_file() -> None:
     """CODI's: rank 128, alpha 32, dropout 0.1 (Shen et al. 2025)."""
-    assert [path.name for path in (CONFIGS / "adapters").glob("*.gin")] == ["lora.gin"]
+    assert sorted(path.name for path in (CONFIGS / "adapters").glob("*.gin")) == ["lora.gin", "singular_values.gin"]
     config = resolve_run([SMALL, "gin_configs/methods/coconut.gin", "gin_configs/adapters/lora.gin"])
-    assert config.adapter is not None
+    assert isinstance(config.adapter, AdapterConfig)
     assert (config.adapter.rank, config.adapter.scaling, config.adapter.dropout) == (128, 0.25, 0.1)
-    assert from_json(RunConfig, json.loads(json.dumps(to_json(config))), "lora") == config
+    scaled = resolve_run([SMALL, "gin_configs/methods/coconut.gin", "gin_configs/adapters/singular_values.gin"])
+    assert isinstance(scaled.adapter, SingularValueConfig)
+    for resolved in (config, scaled):
+        assert from_json(RunConfig, json.loads(json.dumps(to_json(resolved))), "adapter") == resolved
 
 
 def test_later_files_and_bindings_win() -> None:
