@@ -31,9 +31,9 @@ def run_flags(
     model: str, topology: str, mesh: str, *, vocabulary: int, rows: int, columns: int, thoughts: int, answers: int = 0
 ) -> list[str]:
     """Flags of `coconut plan` for a model in bfloat16 over float32 parameters, every layer recomputed."""
-    recipe = "gsm8k_llama-3.2-1b" if model != "gpt2" else "gsm8k_coconut"
-    flags = ["--gin_file", f"gin_configs/runs/{recipe}.gin", "--gin_file", f"gin_configs/models/{model}.gin"]
-    flags += ["--gin_file", "gin_configs/methods/coconut.gin"]
+    recipe = {"gpt2": "gsm8k_coconut", "deepseek-v2-lite": "gsm8k_deepseek-v2-lite"}.get(model, "gsm8k_llama-3.2-1b")
+    files = [f"runs/{recipe}", f"models/{model}", "methods/coconut"]
+    flags = [part for file in files for part in ("--gin_file", f"gin_configs/{file}.gin")]
     bindings = {
         "DecoderConfig.vocab_size": vocabulary,
         "ExecutionConfig.dtype": "'bfloat16'",
@@ -56,13 +56,25 @@ def llama_8b(shape: str, *, thoughts: int = 6, answers: int = 0) -> list[str]:
     return run_flags("llama-3.1-8b", f"v5p:{shape}", mesh, **sizes, thoughts=thoughts, answers=answers)
 
 
+def deepseek_v2_lite() -> list[str]:
+    """Its first layer has experts here, too, or its layers could not be scanned: 0.5 B parameters too many."""
+    flags = run_flags(
+        "deepseek-v2-lite", "v5p:4x4x4", "fsdp=8,tensor=8", vocabulary=102_400, rows=512, columns=1_024, thoughts=6
+    )
+    return [*flags, "--gin.ExpertsConfig.first_layer=0"]
+
+
+LLAMA_1B = run_flags(
+    "llama-3.2-1b", "v5e:4x4", "fsdp=16", vocabulary=128_256, rows=128, columns=512, thoughts=6, answers=64
+)
+
 PLANS: Mapping[str, Sequence[str]] = {
     "gpt2_v5e-2x2": run_flags(
         "gpt2", "v5e:2x2", "fsdp=4", vocabulary=50_260, rows=64, columns=512, thoughts=6, answers=64
     ),
-    "llama-3.2-1b_v5e-4x4": run_flags(
-        "llama-3.2-1b", "v5e:4x4", "fsdp=16", vocabulary=128_256, rows=128, columns=512, thoughts=6, answers=64
-    ),
+    "llama-3.2-1b_v5e-4x4": LLAMA_1B,
+    "llama-3.2-1b_v5e-4x4_gathered_once": [*LLAMA_1B, "--gin.ExecutionConfig.gather='step'"],
+    "deepseek-v2-lite_v5p-4x4x4": deepseek_v2_lite(),
     "qwen2.5-7b_v6e-16x16": run_flags(
         "qwen2.5-7b", "v6e:16x16", "fsdp=256", vocabulary=152_064, rows=1_024, columns=1_024, thoughts=6, answers=256
     ),
