@@ -159,6 +159,10 @@ def _beside(first: Model, model: Model, first_name: str, name: str) -> Model:
     """
     shared, own = parameters_of(first), parameters_of(model)
     check_mixable([first_name, name], [shared, own])
+    if jax.tree.structure(first) != jax.tree.structure(model):
+        raise CoconutError(
+            f"{name} is run in another way than {first_name}: both need the same SingularValueConfig, such as form"
+        )
     leaves = [value if name.endswith(".singular_z") else shared[name] for name, value in own.items()]
     return jax.tree.unflatten(jax.tree.structure(model), leaves)
 

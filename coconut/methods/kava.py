@@ -65,6 +65,7 @@ def token_scores(
     keys: Float[Array, "B M C H"],
     chain: Bool[Array, "B C"],
     importance: float,
+    scale: float | None = None,
 ) -> Float[Array, "B M C"]:
     """How much each token of the chain is worth keeping, for each head of keys (section 3.2).
 
@@ -78,13 +79,14 @@ def token_scores(
       keys: of all columns.
       chain: the columns of the chain.
       importance: share of the first part.
+      scale: of the scores; None for the root of ``1 / H``.
     """
     B, N, _, H = queries.shape
     M, C = keys.shape[1:3]
     seen, wide = chain[:, None, None, None], jnp.promote_types(keys.dtype, jnp.float32)
     lowest = jnp.finfo(wide).min
     grouped = queries.astype(wide).reshape(B, M, N // M, -1, H)
-    scores = jnp.einsum("bmgoh,bmch->bmgoc", grouped, keys.astype(wide)) * H**-0.5
+    scores = jnp.einsum("bmgoh,bmch->bmgoc", grouped, keys.astype(wide)) * (H**-0.5 if scale is None else scale)
     attention = jax.nn.softmax(jnp.where(seen, scores, lowest), -1)
     counted = asking[:, None, None, :, None]
     important = jnp.sum(jnp.where(counted, attention, 0.0), (2, 3)) / jnp.maximum(counted.sum((2, 3)) * (N // M), 1)
@@ -150,7 +152,7 @@ def _compressed(
         cache = jax.lax.stop_gradient(_joined(teacher, index))
         states = jax.lax.stop_gradient(teacher.states[index, :, 1:])
         queries = _queries(_layer(decoder, index), index, states, positions)
-        scores = token_scores(queries, asking, cache.keys, chain, importance)
+        scores = token_scores(queries, asking, cache.keys, chain, importance, decoder.config.score_scale)
         kept, filled = compress(cache, scores, chain, slots)
         found.append(kept)
     return found, filled
@@ -194,6 +196,11 @@ def _no_parts(options: KavaOptions, decoder: DecoderConfig, key: Key[Array, ""])
         raise CoconutError(
             f"method kava learns the keys and values of each head (KavaOptions.cache = {options.cache!r}), which a "
             "decoder with DecoderConfig.latent_attention does not keep"
+        )
+    if options.cache and decoder.local_attention is not None:
+        raise CoconutError(
+            f"method kava ranks the columns of a chain (KavaOptions.cache = {options.cache!r}) by how much the answer "
+            "attends to them, and knows no windows of DecoderConfig.local_attention"
         )
     return {}
 

@@ -366,8 +366,8 @@ class ExecutionConfig:
         requests that do not apply raise. Dropout, latent attention and dtypes other than `KERNEL_DTYPES` need
         ``dense`` or ``auto``, which is then ``dense``.
       gather: when training gathers the matrices that the mesh axis ``fsdp`` splits: each ``pass`` those it uses, or all
-        once a ``step``, which moves far less and needs room for all of them and their gradients in ``dtype``
-        (`coconut.training.gathering`).
+        once a ``step``, which moves less between devices, reads more of each one's memory (every thought reads whole
+        matrices) and needs room for all of them and their gradients in ``dtype`` (`coconut.training.gathering`).
       cross_entropy: what computes the training loss: ``full``, from all logits, or an implementation of
         `pallas_kernels.linear_cross_entropy`, which never holds them; ``auto`` is chosen by
         `coconut.losses.choose_cross_entropy`.

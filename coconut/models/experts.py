@@ -201,6 +201,9 @@ def apply_all_experts(
     """`apply_experts` by a dense MLP of all experts, whose hidden units count 0 where their expert was not chosen."""
     share = (weights[..., None] * (chosen[..., None] == jnp.arange(len(gate)))).sum(-2)
     hidden, gates = (jnp.einsum("btd,edf->btef", x, matrix) for matrix in (up, gate))
+    # What an expert that was not chosen overflows to must reach neither the sum nor a gradient.
+    used = (chosen[..., None] == jnp.arange(len(gate))).any(-2)[..., None]
+    hidden, gates = jnp.where(used, hidden, 0), jnp.where(used, gates, 0)
     hidden = (jax.nn.silu(gates) * hidden * share[..., None]).astype(x.dtype)
     return jnp.einsum("btef,efd->btd", hidden, down)
 

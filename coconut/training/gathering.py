@@ -21,8 +21,9 @@ from coconut.sharding import Axes, constrain_tree, gather, matrices_are_whole, t
 def gathered(parameters: Parameters, axes: Mapping[str, Axes], execution: ExecutionConfig) -> Parameters | None:
     """Every parameter with ``fsdp`` gathered, the decoder's matrices in the compute dtype; None where nothing is split.
 
-    A matrix is used in the compute dtype, so rounding it first changes nothing and moves half as much. Its gradient is
-    rounded to that dtype before it is summed over the devices.
+    The decoder uses a matrix in the compute dtype, so rounding it first moves half as much. In 16 bits two things are
+    rounded further than where each pass gathers: the gradients of several passes are added in that dtype, not in
+    float32, and a feedback that matches norms measures the rounded embedding.
 
     Args:
       parameters: by name, in their shards.

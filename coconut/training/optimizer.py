@@ -33,7 +33,7 @@ class OptimizerConfig:
       correction_rate: by how much a step moves the correction bias of each expert of a sigmoid router that is trained:
         down where more columns chose the expert than the mean of its layer, up where fewer did
         (`coconut.training.balancing`). DeepSeek-V3 was trained with 0.001, and with 0 in the end. 0 leaves the biases
-        as they are: for a pretrained model, whose experts need not be used evenly by the questions of one task.
+        as they are, as they should be where a pretrained model learns the questions of one task.
 
     Raises:
       CoconutError: a value out of range; the message names the field and the value.
@@ -51,7 +51,7 @@ class OptimizerConfig:
     decay: Decay = "constant"
     decay_share: float = 1.0
     final_share: float = 0.0
-    correction_rate: float = 0.001
+    correction_rate: float = 0.0
 
     def __post_init__(self) -> None:
         check_fields(self)

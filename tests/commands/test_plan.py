@@ -431,7 +431,12 @@ def test_the_first_way_that_fits_is_found_for_each_mesh(monkeypatch: pytest.Monk
     [
         ({}, {}, (3, 1, 2), "ExecutionConfig.dtype = 'bfloat16'"),
         ({"microbatches": 8}, {"fsdp": 4}, (1, 2, 3), "RunConfig.microbatches = 4: each microbatch gathers"),
-        ({}, {"fsdp": 4}, (1, 2, 3), "PipelineConfig.batch_size = 16: the same matrices are gathered"),
+        (
+            {"gather": "step", "microbatches": 8},
+            {"fsdp": 4},
+            (1, 2, 3),
+            "PipelineConfig.batch_size = 16: the same matrices are gathered",
+        ),
         ({}, {"tensor": 2}, (1, 2, 3), "less of tensor"),
         ({"remat": "full"}, {"fsdp": 4}, (3, 2, 1), "remat = 'dots'"),
         ({}, {"fsdp": 4}, (1, 3, 2), "PipelineConfig.batch_size = 16: the same matrices are read"),
@@ -442,7 +447,7 @@ def test_what_would_help_most_is_about_what_takes_longest(
     changes: dict[str, Any], mesh: dict[str, int], times: tuple[float, ...], expected: str | None
 ) -> None:
     execution = {"dtype": "float32" if expected and "dtype" in expected else "bfloat16"}
-    execution |= {name: changes.pop(name) for name in ("remat",) if name in changes}
+    execution |= {name: changes.pop(name) for name in ("remat", "gather") if name in changes}
     config = planned_run(pipeline={"batch_size": 8}, **changes)
     config = dataclasses.replace(config, execution=dataclasses.replace(config.execution, **execution))
     devices: Any = types.SimpleNamespace(shape={"data": 1, "fsdp": 1, "tensor": 1, **mesh})

@@ -16,6 +16,8 @@ def suggestions(config: RunConfig, mesh: Mesh) -> tuple[str, ...]:
         found.append("ExecutionConfig.scan_layers = True: buffers of one layer serve them all")
     if config.execution.remat != "full":
         found.append("ExecutionConfig.remat = 'full': activations are recomputed, for a third more arithmetic")
+    if config.execution.gather == "step":
+        found.append("ExecutionConfig.gather = 'pass': no device holds all matrices, which move more often")
     if rows > 1:
         found.append(f"RunConfig.microbatches = {2 * config.microbatches}: half the rows at a time")
     if config.execution.dtype != "bfloat16":
@@ -31,7 +33,7 @@ def faster(config: RunConfig, mesh: Mesh, times: Roofline) -> str | None:
     if config.execution.dtype != "bfloat16":
         return "ExecutionConfig.dtype = 'bfloat16': half the bytes, and products at a chip's full speed"
     if times.bound == "interconnect":
-        if config.microbatches > 1 and mesh.shape["fsdp"] > 1:
+        if config.microbatches > 1 and mesh.shape["fsdp"] > 1 and config.execution.gather == "pass":
             half = config.microbatches // 2
             return f"RunConfig.microbatches = {half}: each microbatch gathers every matrix once more"
         if mesh.shape["tensor"] > 1:

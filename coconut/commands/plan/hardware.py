@@ -71,12 +71,18 @@ def make_slice(topology: str) -> Slice:
 
 
 def slice_of(devices: Sequence[Any]) -> Slice | None:
-    """The slice that TPUs make up, by their kind and their places; None for other devices, and for unknown TPUs."""
+    """The slice that TPUs make up, by their kind and their places.
+
+    None for other devices, unknown TPUs, several slices, and TPUs that fill no box.
+    """
     if devices[0].platform != "tpu" or devices[0].device_kind not in KINDS:
         return None
     chip = CHIPS[KINDS[devices[0].device_kind]]
     places = np.asarray([device.coords[: chip.dimensions] for device in devices])
     sizes = tuple((places.max(0) - places.min(0) + 1).tolist())
+    slices = {getattr(device, "slice_index", 0) for device in devices}
+    if len(slices) > 1 or len({(*place,) for place in places.tolist()}) != math.prod(sizes):
+        return None
     return _slice(f"{chip.name}:{'x'.join(map(str, sizes))}", chip, sizes, devices)
 
 

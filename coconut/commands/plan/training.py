@@ -24,7 +24,8 @@ def look_at_step(config: RunConfig, mesh: Mesh, schedules: Sequence[Schedule], s
     """Warns where a compiled train step can use little of its chips, and says what would help most.
 
     The same figures as those of `coconut plan`: a roofline of the program, nothing measured. Devices whose peak figures
-    are not known are left alone, and so is a program whose text is not understood.
+    are not known are left alone, and so are several slices, steps on samples and frozen decoders, and a program whose
+    text is not understood.
 
     Args:
       config: the run.
@@ -32,14 +33,17 @@ def look_at_step(config: RunConfig, mesh: Mesh, schedules: Sequence[Schedule], s
       schedules: the spans of the batches of a step.
       step: the program.
     """
+    # A plan knows no steps on samples, which have other rows, and no frozen decoder, which takes less arithmetic.
+    if config.drawing is not None or config.adapter is not None or config.freeze or jax.process_index():
+        return
     where = slice_of(mesh.devices.flatten().tolist())
-    if where is None or jax.process_index():
+    if where is None:
         return
     started = time.perf_counter()
     try:
         times = cost_of(step, where).roofline
-    except ValueError as error:
-        LOG.info("the text of the train step is not understood: %s", error)
+    except (ValueError, LookupError, AssertionError) as error:  # Another compiler's text is no reason not to train.
+        LOG.info("the text of the train step is not understood: %r", error)
         return
     needed = sum(model_flops(config.decoder, schedule, config.pipeline.batch_size) for schedule in schedules)
     utilisation = needed / (times.expected * len(where.devices) * where.chip.flops)
