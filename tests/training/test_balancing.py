@@ -148,7 +148,7 @@ def test_loads_get_even() -> None:
 @pytest.mark.slow
 def test_a_run_resumes_to_the_bit_and_logs_what_thoughts_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fields = {"mlp": "swiglu", "mlp_bias": False, "experts": ExpertsConfig(count=4, chosen=1, width=8)}
-    config = tiny_run(decoder=fields, evaluate_every=None)
+    config = tiny_run(decoder=fields, optimizer={"correction_rate": 0.001}, evaluate_every=None)
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     trained(config, whole)
     with monkeypatch.context() as patched:
