@@ -197,5 +197,6 @@ COLAR = Method(
     halting=halt_by_marker,
     ends_blocks=True,
     needs_steps=True,
+    reads_pages=False,
     loss=colar_loss,
 )

@@ -156,6 +156,8 @@ class Method:
         `coconut.curriculum.CurriculumConfig.reset_optimizer` says. Its arguments are the placing of the run, without a
         draw, and the tokens of the longest chain of the training data.
       needs_steps: whether there is nothing for it to learn in data without any steps.
+      reads_pages: whether its loss runs the model over rows as they are written down, by `imitate`; else rows are made
+        of them that nobody else knows, so that further tokens cannot be predicted nor experts be counted on them.
       loss: from the model, the views and the context to terms and metrics. It calls the rollout, once or more often.
     """
 
@@ -170,6 +172,7 @@ class Method:
     ends_blocks: bool = False
     restarts: Callable[[Placing, int], int] = never_restarts
     needs_steps: bool = False
+    reads_pages: bool = True
     loss: LossFunction = imitation_loss
 
     def write_to_answer(self, example: TokenizedExample, placing: Placing) -> Page:

@@ -10,8 +10,9 @@ On a mesh each device computes, for its own rows, those of the experts chosen th
 no row travels.
 
 The correction bias of a sigmoid router has no gradient. A train step moves it by how many columns chose each expert
-(`coconut.training.balancing`), which reaches the step as the cotangent of a `Tally`: so each column counts once however
-thoughts are made, layers are scanned and activations made again, over microbatches and devices.
+(`coconut.training.balancing`), which reaches the step as the cotangent of a `Tally`: so a column counts once however
+layers are scanned and activations made again, over microbatches and devices. Where a loss runs the model over a column
+more often, in sweeps (PCCoT, KaVa) or in a second view (CODI, SIM-CoT), it counts as often.
 """
 
 import dataclasses

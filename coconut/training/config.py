@@ -147,6 +147,8 @@ class RunConfig:
             reject("microbatches", f"must divide the batch size, {self.pipeline.batch_size}")
         if self.multi_token is not None and self.drawing is not None:
             reject("multi_token", "is a term of imitation: samples that the model draws itself are not learnt so")
+        if self.multi_token is not None and not get_method(self.method).reads_pages:
+            reject("multi_token", f"predicts tokens of rows as they are written down, and {self.method!r} has others")
         decays = self.optimizer.weight_decay > 0 and not self.optimizer.decay_matrices_only
         if isinstance(self.adapter, SingularValueConfig) and decays:
             raise CoconutError(

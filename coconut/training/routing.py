@@ -30,15 +30,16 @@ def make_routing(config: RunConfig, template: Template) -> Routing:
     tokens alone.
 
     Returns:
-      Nothing for a model without experts, and for a run that learns from samples. Else means over the layers that have
-      experts. For ``tokens``, the valid columns of language, and where there are any for ``thoughts``:
+      Nothing for a model without experts, for a run that learns from samples, and for a method that trains on other
+      rows than those written down. Else means over the layers that have experts. For ``tokens``, the valid columns of
+      language, and where there are any for ``thoughts``:
       ``expert_evenness_...``, the entropy of the shares of the experts, divided by that of even ones; and
       ``expert_most_used_...``, the largest share. ``expert_distance`` is the total variation distance between the
       shares of thoughts and those of tokens, from 0 to 1. Few columns are never quite alike, so beside it stands
       ``expert_distance_of_tokens``, that of as many tokens, drawn at random, to the other tokens.
     """
     experts = config.decoder.experts
-    if experts is None or config.drawing is not None:
+    if experts is None or config.drawing is not None or not get_method(config.method).reads_pages:
         return lambda state, views, key: {}
     think = get_method(config.method).think(config.options)
 

@@ -210,3 +210,7 @@ def test_what_does_not_fit() -> None:
         MultiTokenConfig(weight=-1.0)
     with pytest.raises(CoconutError, match=r"MultiTokenConfig.at_thoughts = 'skipped'"):
         MultiTokenConfig(at_thoughts="skipped")  # type: ignore[arg-type]
+    with pytest.raises(
+        CoconutError, match=r"RunConfig.multi_token = .*: predicts tokens of rows .* 'colar' has others"
+    ):
+        tiny_run(method="colar", multi_token=MultiTokenConfig())

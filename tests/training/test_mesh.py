@@ -51,7 +51,8 @@ TWO_TERMS = dataclasses.replace(METHOD, loss=loss_of_two_terms)
 
 
 @pytest.mark.parametrize(
-    "name", ["collectives", *(pytest.param(name, marks=pytest.mark.slow) for name in ("equality", "kernels"))]
+    "name",
+    ["collectives", *(pytest.param(name, marks=pytest.mark.slow) for name in ("equality", "kernels", "gathering"))],
 )
 def test_on_eight_devices(name: str) -> None:
     child = subprocess.run(
@@ -163,6 +164,20 @@ def check_kernels() -> None:
         np.testing.assert_allclose(losses, expected, rtol=2e-6)
 
 
+def check_gathering() -> None:
+    """Matrices that are rounded to bfloat16 and gathered once: as in bfloat16 where each pass gathers its own."""
+    config = dataclasses.replace(LLAMA_STYLE, vocab_size=24, num_heads=8, num_kv_heads=8, head_dim=2)
+    batches = 2 * [make_batch(one_block(6, 2, 6), np.random.default_rng(seed)) for seed in range(2)]
+    mesh, losses = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)), {}
+    with quick_compilation():
+        for gather in ("pass", "step"):
+            configs = (config, ExecutionConfig(dtype="bfloat16", scan_layers=True, gather=gather))
+            losses[gather], state = train_steps(configs, batches, mesh)
+            assert {leaf.dtype for leaf in jax.tree.leaves(state.parameters)} == {np.dtype("float32")}
+    assert losses["step"][2] < losses["step"][0] - 1e-3
+    np.testing.assert_allclose(losses["step"], losses["pass"], rtol=5e-3)
+
+
 def parameter_collectives(configs: Configs, thoughts: int, mesh: Mesh) -> dict[str, int]:
     """How often a step gathers or reduces something as large as a matrix, a loop's body counted as often as it runs."""
     batch = make_batch(one_block(4, thoughts, 4), np.random.default_rng(0), ragged=False)
@@ -198,7 +213,12 @@ def check_collectives() -> None:
 
 def main(name: str) -> None:
     assert jax.device_count() == 8
-    {"equality": check_equality, "kernels": check_kernels, "collectives": check_collectives}[name]()
+    {
+        "equality": check_equality,
+        "kernels": check_kernels,
+        "collectives": check_collectives,
+        "gathering": check_gathering,
+    }[name]()
     print("done")
 
 
