@@ -15,7 +15,7 @@ from coconut.errors import CoconutError, check_fields
 from coconut.latent.generate import prefill
 from coconut.models.decoder import Decoder
 
-Score = tuple[float, float]
+Worth = tuple[float, float]
 """How good a mixture is: its accuracy, and what decides between equals. Larger is better."""
 
 
@@ -59,13 +59,13 @@ class Found(NamedTuple):
     """
 
     weights: Float[np.ndarray, " W"]
-    score: Score
-    history: tuple[Score, ...]
+    score: Worth
+    history: tuple[Worth, ...]
     tried: int
 
 
 def cross_entropy_search(
-    score: Callable[[Float[np.ndarray, " W"]], Score],
+    score: Callable[[Float[np.ndarray, " W"]], Worth],
     start: Float[np.ndarray, " W"],
     config: CrossEntropyConfig = CrossEntropyConfig(),
     *,

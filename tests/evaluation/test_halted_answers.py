@@ -86,7 +86,9 @@ def assert_same(ours: Answer, theirs: Answer) -> None:
     np.testing.assert_allclose(ours.thought_inputs, theirs.thought_inputs, rtol=0, atol=1e-5)
     # What stands behind a block whose end nobody knows is read token by token.
     assert ours.passes >= theirs.passes
-    apart = {"thought_inputs": None, "passes": 0}
+    # So its columns are among those that the model chose, or was made to read.
+    assert ours.chosen[len(ours.chosen) - len(theirs.chosen) :] == theirs.chosen
+    apart = {"thought_inputs": None, "passes": 0, "chosen": ()}
     assert dataclasses.replace(ours, **apart) == dataclasses.replace(theirs, **apart)
 
 

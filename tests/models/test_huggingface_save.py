@@ -123,6 +123,7 @@ def test_a_preset_is_what_its_config_json_says(name: str, tmp_path: Path) -> Non
     (tmp_path / "config.json").write_text(json.dumps(content))
     theirs = AutoConfig.from_pretrained(tmp_path)
     families = {"gemma-3": "gemma3_text", "gpt2": "gpt2", "olmo": "olmo2", "phi": "phi3", "smollm2": "llama"}
+    families |= {"deepseek-v2": "deepseek_v2", "moonlight": "deepseek_v3"}
     families |= {name: name for name in ("llama", "mistral", "qwen2", "qwen3")}
     assert theirs.model_type == next(family for prefix, family in families.items() if name.startswith(prefix))
     if theirs.model_type != "gpt2":
@@ -133,8 +134,8 @@ def test_a_preset_is_what_its_config_json_says(name: str, tmp_path: Path) -> Non
             assert theirs.sliding_window == local.window
             rope = rope["full_attention"]
         assert rope["rope_theta"] == PRESETS[name].rotary_base
-        scaled = PRESETS[name].rotary_scaling is not None
-        assert rope["rope_type"] == ("llama3" if scaled else "default")
+        scaled = "yarn" if theirs.model_type.startswith("deepseek") else "llama3"
+        assert rope["rope_type"] == ("default" if PRESETS[name].rotary_scaling is None else scaled)
 
 
 def test_fields_and_files_of_the_caller(tmp_path: Path) -> None:
