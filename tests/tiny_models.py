@@ -4,7 +4,10 @@ import contextlib
 import dataclasses
 import functools
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -143,6 +146,20 @@ def process_environment(devices: int) -> dict[str, str]:
     options = {"xla_force_host_platform_device_count": devices, **quick_options()}
     flags = " ".join(f"--{name}={str(value).lower()}" for name, value in options.items())
     return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+
+
+def run_on_eight_devices(module: str, *arguments: str) -> str:
+    """Runs ``python -m module`` with eight CPU devices, which has to end with ``done``; its standard error."""
+    child = subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        cwd=Path(__file__).parents[1],
+        env=process_environment(devices=8),
+        capture_output=True,
+        text=True,
+    )
+    assert child.returncode == 0, child.stdout + child.stderr
+    assert child.stdout.split()[-1] == "done"
+    return child.stderr
 
 
 def quick_jit(function: Callable[..., Any], **options: Any) -> Any:

@@ -5,10 +5,7 @@ What needs eight devices runs in a process of its own: ``python -m tests.models.
 
 import dataclasses
 import functools
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -29,7 +26,7 @@ from coconut.models.experts_config import ExpertsConfig
 from coconut.models.parameters import decoder_of, decoder_parameters, parameter_axes
 from coconut.sharding import make_mesh, parameter_sharding, row_sharding
 from tests.latent.slow_rollout import ONE_BLOCK, ONE_BLOCK_LENGTHS, assert_close, library, make_rows, slow_loop, weighed
-from tests.tiny_models import EXPERTS_STYLE, process_environment, quick_jit, random_decoder
+from tests.tiny_models import EXPERTS_STYLE, quick_jit, random_decoder, run_on_eight_devices
 
 CONFIG = dataclasses.replace(EXPERTS_STYLE, param_dtype="float64")
 assert EXPERTS_STYLE.experts is not None
@@ -240,15 +237,7 @@ def test_layers_that_differ_are_not_scanned() -> None:
 
 @pytest.mark.slow
 def test_on_eight_devices() -> None:
-    child = subprocess.run(
-        [sys.executable, "-m", "tests.models.test_experts"],
-        cwd=Path(__file__).parents[2],
-        env=process_environment(devices=8),
-        capture_output=True,
-        text=True,
-    )
-    assert child.returncode == 0, child.stdout + child.stderr
-    assert child.stdout.split()[-1] == "done"
+    run_on_eight_devices("tests.models.test_experts")
 
 
 # Every mesh axis splits something, and the experts of one lie on two devices.

@@ -5,10 +5,7 @@ What needs eight devices runs in a process of its own: ``python -m tests.models.
 
 import dataclasses
 import functools
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -44,7 +41,7 @@ from tests.latent.slow_rollout import (
     slow_loop,
     weighed,
 )
-from tests.tiny_models import GPT2_STYLE, LATENT_STYLE, LOCAL_STYLE, process_environment, quick_jit, random_decoder
+from tests.tiny_models import GPT2_STYLE, LATENT_STYLE, LOCAL_STYLE, quick_jit, random_decoder, run_on_eight_devices
 
 CONFIG = dataclasses.replace(LOCAL_STYLE, param_dtype="float64")
 
@@ -192,15 +189,7 @@ def test_patterns_repeat() -> None:
 
 @pytest.mark.slow
 def test_on_eight_devices() -> None:
-    child = subprocess.run(
-        [sys.executable, "-m", "tests.models.test_local_attention"],
-        cwd=Path(__file__).parents[2],
-        env=process_environment(devices=8),
-        capture_output=True,
-        text=True,
-    )
-    assert child.returncode == 0, child.stdout + child.stderr
-    assert child.stdout.split()[-1] == "done"
+    run_on_eight_devices("tests.models.test_local_attention")
 
 
 MESH = MeshConfig(data=1, fsdp=2, sequence=2, tensor=2)

@@ -4,8 +4,6 @@ What needs eight devices runs in a process of its own: ``python -m tests.trainin
 """
 
 import dataclasses
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,7 +28,7 @@ from coconut.training.optimizer import OptimizerConfig, make_optimizer
 from coconut.training.state import TrainState, make_state
 from coconut.training.step import make_train_step
 from coconut.types import Batch, Latent
-from tests.tiny_models import EXPERTS_STYLE, process_environment, quick_compilation, quick_jit, random_decoder
+from tests.tiny_models import EXPERTS_STYLE, quick_compilation, quick_jit, random_decoder, run_on_eight_devices
 from tests.tiny_pages import aligned, one_block, thinking_page
 from tests.tiny_runs import tiny_run
 from tests.training.trained_runs import assert_same_run, final_state, interrupt_at, lines_of, trained
@@ -176,15 +174,7 @@ def test_a_rate_out_of_range_is_named() -> None:
 
 @pytest.mark.slow
 def test_on_eight_devices() -> None:
-    child = subprocess.run(
-        [sys.executable, "-m", "tests.training.test_balancing"],
-        cwd=Path(__file__).parents[2],
-        env=process_environment(devices=8),
-        capture_output=True,
-        text=True,
-    )
-    assert child.returncode == 0, child.stdout + child.stderr
-    assert child.stdout.split()[-1] == "done"
+    run_on_eight_devices("tests.training.test_balancing")
 
 
 def check_meshes() -> None:

@@ -4,9 +4,7 @@ What needs eight devices runs in processes of its own: ``python -m tests.trainin
 """
 
 import dataclasses
-import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -30,7 +28,7 @@ from coconut.training.state import make_state
 from coconut.training.step import make_train_step
 from coconut.types import Batch
 from pallas_kernels.flash_attention import xla
-from tests.tiny_models import LLAMA_STYLE, process_environment, quick_compilation
+from tests.tiny_models import LLAMA_STYLE, quick_compilation, run_on_eight_devices
 from tests.tiny_pages import aligned, one_block, thinking_page
 
 METHOD = METHODS["coconut"]
@@ -55,16 +53,7 @@ TWO_TERMS = dataclasses.replace(METHOD, loss=loss_of_two_terms)
     ["collectives", *(pytest.param(name, marks=pytest.mark.slow) for name in ("equality", "kernels", "gathering"))],
 )
 def test_on_eight_devices(name: str) -> None:
-    child = subprocess.run(
-        [sys.executable, "-m", "tests.training.test_mesh", name],
-        cwd=Path(__file__).parents[2],
-        env=process_environment(devices=8),
-        capture_output=True,
-        text=True,
-    )
-    assert child.returncode == 0, child.stdout + child.stderr
-    assert child.stdout.split()[-1] == "done"
-    assert "Involuntary full rematerialization" not in child.stderr
+    assert "Involuntary full rematerialization" not in run_on_eight_devices("tests.training.test_mesh", name)
 
 
 # --- In a process of eight devices ------------------------------------------------------------------------------

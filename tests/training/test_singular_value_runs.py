@@ -4,8 +4,6 @@ What needs eight devices runs in a process of its own: ``python -m tests.trainin
 """
 
 import dataclasses
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +29,7 @@ from coconut.training.reinforcement import ReinforcementConfig
 from coconut.training.setup import abstract_state, initial_model, prepare
 from coconut.training.state import fresh_model, make_state
 from coconut.training.step import make_train_step
-from tests.tiny_models import GPT2_STYLE, process_environment, quick_compilation
+from tests.tiny_models import GPT2_STYLE, quick_compilation, run_on_eight_devices
 from tests.tiny_pages import one_block
 from tests.tiny_runs import tiny_run
 from tests.training.test_mesh import BATCH_SIZE, make_batch
@@ -131,16 +129,7 @@ def test_vectors_learn(form: ScaleForm) -> None:
 
 
 def test_on_eight_devices() -> None:
-    child = subprocess.run(
-        [sys.executable, "-m", "tests.training.test_singular_value_runs"],
-        cwd=Path(__file__).parents[2],
-        env=process_environment(devices=8),
-        capture_output=True,
-        text=True,
-    )
-    assert child.returncode == 0, child.stdout + child.stderr
-    assert child.stdout.split()[-1] == "done"
-    assert "Involuntary full rematerialization" not in child.stderr
+    assert "Involuntary full rematerialization" not in run_on_eight_devices("tests.training.test_singular_value_runs")
 
 
 # --- In a process of eight devices ------------------------------------------------------------------------------
