@@ -75,10 +75,11 @@ def test_thoughts_leave_a_window(execution: dict[str, Any]) -> None:
     assert_close(in_layout_of(named(plain), named(gradients)), named(expected[1]))
 
 
+@pytest.mark.usefixtures("float64")
 def test_padding_is_no_part_of_a_window() -> None:
     """Each row is the row alone, without the columns that it does not use."""
-    rows = make_rows(TWO_BLOCKS, TWO_BLOCKS_LENGTHS, LOCAL_STYLE)
-    decoder = random_decoder(LOCAL_STYLE)
+    rows = make_rows(TWO_BLOCKS, TWO_BLOCKS_LENGTHS, CONFIG)
+    decoder = random_decoder(CONFIG)
 
     @quick_jit
     def run(tokens: Array, positions: Array, valid: Array) -> Array:
@@ -90,7 +91,7 @@ def test_padding_is_no_part_of_a_window() -> None:
         tokens[0, : valid.sum()] = np.asarray(rows.tokens)[row, valid]
         here = np.arange(tokens.shape[1])[None]
         alone = np.asarray(run(tokens, here.astype(np.int32), here < valid.sum()))
-        np.testing.assert_allclose(together[row, valid], alone[0, : valid.sum()], rtol=0, atol=1e-5)
+        np.testing.assert_allclose(together[row, valid], alone[0, : valid.sum()], rtol=0, atol=1e-10)
 
 
 # Rows of segments: one padded on the left, one on the right, and one of which a row has nothing.
@@ -134,13 +135,14 @@ def test_kernels_see_what_masks_show(implementation: str, shared: bool, window: 
     )
 
 
+@pytest.mark.usefixtures("float64")
 def test_what_an_analysis_sees_of_a_window() -> None:
-    decoder, T = random_decoder(LOCAL_STYLE), 7
+    decoder, T = random_decoder(CONFIG), 7
     tokens, positions = jnp.arange(T)[None], jnp.arange(T)[None]
     valid, inputs = jnp.arange(T)[None] >= 1, decoder.embed(tokens)
     seen = run_layers(decoder, inputs, positions=positions, valid=valid, wanted=positions, with_weights=True)
     hidden, _ = decoder.trunk(inputs, positions=positions, valid=valid)
-    np.testing.assert_allclose(seen.hidden[0, 1:], hidden[0, 1:], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(seen.hidden[0, 1:], hidden[0, 1:], rtol=0, atol=1e-10)
     assert seen.weights is not None
     local, global_ = (np.asarray(layer)[0].any(0) for layer in seen.weights)
     columns = np.arange(1, T)
