@@ -21,6 +21,7 @@ from coconut.commands.plan.generation import make_generation_plan
 from coconut.commands.plan.hardware import Slice, make_slice, slice_of
 from coconut.commands.plan.planning import Columns, make_plan, make_step, model_flops, read_plan
 from coconut.commands.plan.program import flops, memory_traffic, open_loops, parse
+from coconut.commands.plan.report import describe
 from coconut.commands.plan.roofline import Roofline, collective_seconds, links, roofline
 from coconut.commands.plan.search import meshes, search
 from coconut.commands.plan.training import look_at_step
@@ -60,6 +61,22 @@ def test_a_loops_products_count_as_often_as_it_runs() -> None:
 
     program = parse(text_of(lambda x: jax.lax.scan(body, x, None, length=5)[0] @ w[:, :4], jnp.ones((8, 16))))
     assert flops(program) == 5 * 2 * 8 * 16 * 16 + 2 * 8 * 16 * 4
+    assert flops(program, loops_once=True) == 2 * 8 * 16 * 16 + 2 * 8 * 16 * 4
+
+
+def test_what_the_text_says_is_what_the_compiler_counts() -> None:
+    """Where no loop runs more than once and little is no matrix product, both count the same."""
+
+    def loss(weights: list[jax.Array], x: jax.Array) -> jax.Array:
+        for w in weights:
+            x = jnp.tanh(x @ w)
+        return jnp.square(x).sum()
+
+    compiled = jax.jit(jax.grad(loss)).lower([jnp.ones((256, 256))] * 3, jnp.ones((64, 256))).compile()
+    analysis, program = compiled.cost_analysis(), parse(compiled.as_text() or "")
+    assert analysis is not None
+    assert 0.99 * analysis["flops"] < flops(program) <= analysis["flops"]
+    assert memory_traffic(program) == pytest.approx(analysis["bytes accessed"], rel=0.02)
 
 
 @pytest.mark.parametrize(
@@ -226,6 +243,11 @@ def test_a_plan_of_a_tiny_run() -> None:
     assert 0.95 < plan.cost.flops / plan.model_flops < 1.6
     assert (plan.fits, plan.thoughts, plan.columns) == (True, 2, 24)
     assert (plan.cost.collectives, plan.cost.open_loops) == ({}, 0)
+    # A quarter of what the compiler counts here is no matrix product.
+    assert 0.7 < plan.cost.found < 1
+    assert "DOUBTFUL" not in describe(plan)
+    unread = dataclasses.replace(plan, cost=dataclasses.replace(plan.cost, found=0.1))
+    assert "DOUBTFUL: of the operations that the compiler counts, 10 % were found" in describe(unread)
     assert plan.memory["optimizer"] == pytest.approx(2 * plan.memory["parameters"], rel=0.01)
     assert plan.memory["parameters"] == 4 * plan.parameters
     assert plan.tokens_per_day == pytest.approx(86_400 * rows * columns / plan.cost.roofline.expected)
@@ -270,6 +292,7 @@ def test_plans_for_a_slice_that_is_not_there(caplog: pytest.LogCaptureFixture) -
         assert 0 < cost.roofline.fastest <= cost.roofline.expected
     assert plan.fits and generation.fits
     assert plan.cost is not None and plan.cost.open_loops == 0
+    assert 0.6 < plan.cost.found < 1
     # A quarter of the matrices on each chip, and norms.
     assert plan.memory["parameters"] < 4 * plan.parameters / 3
 

@@ -1,6 +1,7 @@
 """A compiled program, read from its text: what runs, how often, and the arithmetic and memory traffic of it.
 
-XLA's own cost analysis counts the body of a loop once, which with scanned layers leaves out most of a step.
+XLA's own cost analysis counts the body of a loop once, which with scanned layers leaves out most of a step. It is what
+this reading is held against (`coconut.commands.plan.cost`), since the form of the text is promised by nobody.
 """
 
 import dataclasses
@@ -79,7 +80,9 @@ class Program:
     computations: Mapping[str, Mapping[str, Instruction]]
     entry: str
 
-    def walk(self, *, fusions: bool, turns: int = 1) -> Iterator[tuple[Mapping[str, Instruction], Instruction, int]]:
+    def walk(
+        self, *, fusions: bool, turns: int = 1, loops_once: bool = False
+    ) -> Iterator[tuple[Mapping[str, Instruction], Instruction, int]]:
         """All instructions with the computation they stand in and how often they run in one execution.
 
         Of a conditional every branch counts.
@@ -87,20 +90,22 @@ class Program:
         Args:
           fusions: also those inside of fusions.
           turns: how often a loop runs that does not say it, since that is data.
+          loops_once: count the body of every loop once, as XLA's own analysis does.
         """
-        yield from self._walk(self.entry, 1, fusions, turns)
+        yield from self._walk(self.entry, 1, fusions, turns, loops_once)
 
     def _walk(
-        self, name: str, times: int, fusions: bool, turns: int
+        self, name: str, times: int, fusions: bool, turns: int, loops_once: bool
     ) -> Iterator[tuple[Mapping[str, Instruction], Instruction, int]]:
         computation = self.computations[name]
         for instruction in computation.values():
             yield computation, instruction, times
             if instruction.opcode == "fusion" and not fusions:
                 continue
-            trips = (self.trips(instruction) or turns) if instruction.opcode == "while" else 1
+            loops = instruction.opcode == "while" and not loops_once
+            trips = (self.trips(instruction) or turns) if loops else 1
             for below in self.called(instruction):
-                yield from self._walk(below, times * trips, fusions, turns)
+                yield from self._walk(below, times * trips, fusions, turns, loops_once)
 
     def trips(self, loop: Instruction) -> int | None:
         """How often a loop runs; None where it does not say.
@@ -167,7 +172,7 @@ def open_loops(program: Program) -> int:
     return count
 
 
-def flops(program: Program, *, turns: int = 1) -> int:
+def flops(program: Program, *, turns: int = 1, loops_once: bool = False) -> int:
     """Floating point operations of all matrix products, on each device: two for a product and its sum.
 
     Those of a Pallas kernel are the ones it says it has (`pallas.CostEstimate`).
@@ -175,9 +180,10 @@ def flops(program: Program, *, turns: int = 1) -> int:
     Args:
       program: the program.
       turns: see `Program.walk`.
+      loops_once: see there.
     """
     total = 0
-    for computation, instruction, times in program.walk(fusions=True, turns=turns):
+    for computation, instruction, times in program.walk(fusions=True, turns=turns, loops_once=loops_once):
         if instruction.opcode == "dot":
             lhs = computation[instruction.operands[0]].result[0].shape
             contracted = [lhs[i] for i in _numbers(instruction.line, "lhs_contracting_dims")]

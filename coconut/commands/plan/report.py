@@ -1,9 +1,10 @@
 """A plan as text."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from coconut.commands.evaluate import markdown_table
+from coconut.commands.plan.cost import Cost
 from coconut.commands.plan.generation import GenerationPlan
 from coconut.commands.plan.planning import Plan
 
@@ -44,6 +45,7 @@ def describe(plan: Plan) -> str:
         ]
         if cost.open_loops:
             lines.append(f"{cost.open_loops} loops, whose number of turns is data, are counted with one turn")
+        lines += _doubts([cost])
     lines += [f"to make it fit: {suggestion}" for suggestion in plan.suggestions]
     lines += [] if plan.faster is None else [f"what would help most: {plan.faster}"]
     return "\n".join(lines)
@@ -69,7 +71,17 @@ def describe_generation(plan: GenerationPlan) -> str:
             f"expected: {_number(1e3 * plan.seconds)} ms a batch, {_number(answers)} answers a second if all are as "
             "long as they may be"
         )
+    lines += _doubts(plan.phases.values())
     return "\n".join(lines)
+
+
+def _doubts(costs: Iterable[Cost]) -> list[str]:
+    return [
+        f"DOUBTFUL: of the operations that the compiler counts, {100 * cost.found:.0f} % were found in its program's "
+        "text; a new compiler may write it in another way"
+        for cost in costs
+        if cost.is_doubtful
+    ]
 
 
 def describe_comparison(found: Mapping[str, float]) -> str:
