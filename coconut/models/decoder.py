@@ -14,6 +14,7 @@ from coconut.models.decoder_layer import Layer
 from coconut.models.dropout import Dropout, RowMasks
 from coconut.models.layers import Embedding, make_linear, make_norm, residual, take_columns
 from coconut.models.lending import lend
+from coconut.models.products import logits_of
 from coconut.models.segment_attention import choose_attention
 from coconut.models.visibility import Visibility
 from coconut.sharding import constrain
@@ -108,11 +109,8 @@ class Decoder(nnx.Module):
 
     def unembed(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """Logits, in at least float32."""
-        logits = jnp.matmul(
-            hidden.astype(self.execution.compute_dtype),
-            self.output_matrix().T,
-            preferred_element_type=self.execution.accumulation_dtype,
-        )
+        hidden = hidden.astype(self.execution.compute_dtype)
+        logits = logits_of(hidden, self.output_matrix(), self.execution.accumulation_dtype)
         logits = constrain(logits, *("rows", "columns")[: logits.ndim - 1], "vocabulary")
         return logits * self.config.logit_scale if self.config.logit_scale != 1.0 else logits
 

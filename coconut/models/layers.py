@@ -12,7 +12,8 @@ from coconut.models.attention import attend, attention_weights, offset_query_bia
 from coconut.models.cache import Filling, KeyValue, write
 from coconut.models.config import DecoderConfig, ExecutionConfig
 from coconut.models.dropout import Dropout, RowMasks
-from coconut.models.lending import Lent, apply_matrix
+from coconut.models.lending import Lent
+from coconut.models.products import apply_matrix
 from coconut.models.segment_attention import attend_by_kernels
 from coconut.models.singular_values import ScaleForm, scales, weights_of
 from coconut.sharding import constrain

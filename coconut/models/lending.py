@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from coconut.models.products import apply_matrix, apply_transposed, may_flatten, sum_of_products
 from coconut.sharding import stay
-from pallas_kernels.platform import platform
 
 
 @jax.tree_util.register_dataclass
@@ -86,44 +86,6 @@ def take_back(layers: Any) -> Any:
     return jax.tree.map(lambda x: x.kernel if _is_loan(x) else x, layers, is_leaf=_is_loan)
 
 
-def apply_matrix(x: Float[Array, "B T D"], kernel: Float[Array, "D F"]) -> Float[Array, "B T F"]:
-    """``x @ kernel``."""
-    product = _summed_in_float32 if x.dtype.itemsize < 4 and platform() == "cpu" else jnp.matmul
-    if not _may_flatten():
-        return product(x, kernel)
-    return product(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], -1)
-
-
-@jax.custom_vjp
-def _summed_in_float32(x: Float[Array, "*B D"], kernel: Float[Array, "D F"]) -> Float[Array, "*B F"]:
-    """``x @ kernel`` of 16-bit numbers, asked for in float32 and rounded once.
-
-    XLA:CPU has a processor's own products of bfloat16 (AVX512-BF16, AMX) where float32 is asked for, and otherwise
-    multiplies in float32. The two products of its derivative are asked for likewise.
-    """
-    return jnp.matmul(x, kernel, preferred_element_type=jnp.float32).astype(x.dtype)
-
-
-def _summed_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return _summed_in_float32(x, kernel), (x, kernel)
-
-
-def _summed_backward(residuals: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
-    x, kernel = residuals
-    rows = tuple(range(x.ndim - 1))
-    to_kernel = jax.lax.dot_general(x, cotangent, ((rows, rows), ((), ())), preferred_element_type=jnp.float32)
-    return _summed_in_float32(cotangent, kernel.T), to_kernel.astype(kernel.dtype)
-
-
-_summed_in_float32.defvjp(_summed_forward, _summed_backward)
-
-
-def _may_flatten() -> bool:
-    """On one device XLA:CPU forms the weight gradient of flat rows twice as fast; a mesh may split both their axes."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return mesh.empty or mesh.size == 1
-
-
 def _is_loan(x: Any) -> bool:
     return isinstance(x, Lent)
 
@@ -154,8 +116,10 @@ def _lend_backward(
     # The rows of a pass of one column have split features: they move to join the others.
     x, y = (jnp.concatenate([stay(getattr(loan, rows)) for loan in returned], -2) for rows in ("inputs", "outputs"))
     wide, product = jnp.promote_types(like.dtype, dtype), "...btd,...btf->...df"
-    if _may_flatten():
+    if may_flatten():
         x, y = (rows.reshape(*rows.shape[:-3], -1, rows.shape[-1]) for rows in (x, y))
+        if x.ndim == 2:
+            return (sum_of_products(x, y, wide).astype(like.dtype),)
         product = "...rd,...rf->...df"
     return (jnp.einsum(product, x, y, preferred_element_type=wide).astype(like.dtype),)
 
@@ -174,7 +138,7 @@ def _apply_forward(x: Array, kernel: Array, inputs: Array, outputs: Array) -> tu
 
 def _apply_backward(residuals: tuple[Array, Array], cotangent: Array) -> tuple[Array, None, Array, Array]:
     x, kernel = residuals
-    return apply_matrix(cotangent, kernel.T), None, x, cotangent
+    return apply_transposed(cotangent, kernel), None, x, cotangent
 
 
 _apply.defvjp(_apply_forward, _apply_backward)

@@ -3,7 +3,7 @@
     python -m experiments.benchmarks.dtypes [--case a|b|all]
 
 Three forms of the step of `latent_step` take turns: float32; bfloat16, whose products with matrices are asked for in
-float32 (`coconut.models.lending.apply_matrix`); and bfloat16 with products as JAX writes them. Behind the clock each of
+float32 (`coconut.models.products`); and bfloat16 with products as JAX writes them. Behind the clock each of
 the first two trains on one batch from the same parameters, and every loss is kept.
 """
 
@@ -19,7 +19,7 @@ from coconut.models.config import ExecutionConfig
 from experiments.benchmarks import timing
 from experiments.benchmarks.latent_step import CASES, Geometry, Trainer, describe, latent_schedule, smoke
 
-PRODUCT = "coconut.models.lending._summed_in_float32"
+PRODUCT = "coconut.models.products._summed_in_float32"
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -1,10 +1,5 @@
 """Gradients of matrices that several passes borrow: equal to autodiff's, and formed once."""
 
-import functools
-import re
-from collections.abc import Callable
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +7,7 @@ import pytest
 from flax import nnx
 
 from coconut.models.layers import Linear
-from coconut.models.lending import Lent, apply_matrix, lend, take_back
+from coconut.models.lending import Lent, lend, take_back
 
 D, F = 12, 20
 
@@ -47,30 +42,6 @@ def test_the_gradient_is_autodiffs(rows: tuple[int, ...]) -> None:
     np.testing.assert_allclose(value, expected, rtol=1e-6)
     assert jax.tree.structure(gradients) == jax.tree.structure(expected_gradients)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-5, atol=2e-5), gradients, expected_gradients)
-
-
-def test_products_of_bfloat16_are_asked_for_in_float32_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    x, kernel, weights = (
-        jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate([(2, 5, D), (D, F), (2, 5, F)])
-    )
-
-    def derive(dtype: str) -> Callable[..., Any]:
-        loss = lambda x, kernel: (apply_matrix(x.astype(dtype), kernel.astype(dtype)) * weights).sum()
-        return jax.value_and_grad(loss, argnums=(0, 1))
-
-    def asked(function: Callable[..., Any]) -> list[tuple[str, ...]]:
-        """Of each product the dtypes of its operands and of what it makes."""
-        found = re.findall(r"dot_general.*:\s*\(tensor<[\dx]*(\w+)>, tensor<[\dx]*(\w+)>\) -> tensor<[\dx]*(\w+)>",
-                           jax.jit(function).lower(x, kernel).as_text())  # fmt: skip
-        return sorted(set(found))
-
-    assert asked(derive("bfloat16")) == [("bf16", "bf16", "f32")]
-    assert asked(derive("float32")) == [("f32", "f32", "f32")]
-    close = functools.partial(np.testing.assert_allclose, rtol=0.02, atol=0.05)
-    jax.tree.map(close, derive("bfloat16")(x, kernel), derive("float32")(x, kernel))
-    # A GPU's and a TPU's products sum in float32 by themselves.
-    monkeypatch.setattr("coconut.models.lending.platform", lambda: "gpu")
-    assert asked(derive("bfloat16")) == [("bf16", "bf16", "bf16")]
 
 
 @pytest.mark.slow
