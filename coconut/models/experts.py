@@ -1,10 +1,10 @@
 """An MLP of experts, of which each column uses a few that a router chooses (`coconut.models.experts_config`).
 
-Columns are sorted by expert and multiplied in groups (`jax.lax.ragged_dot`), however large each group is. No column is
-dropped, and none waits for another: what a column gets is what it gets alone, which the gradient through thoughts
-relies on (`coconut.latent.thoughts`). A CPU has no such product (jax 0.10): it would multiply every column by every
-expert, once for each that the column chose. A single one does so once (`apply_all_experts`), so that time and memory
-are those of a dense MLP of all experts.
+Columns are sorted by expert and multiplied in groups (`pallas_kernels.grouped_product`), however large each group is.
+No column is dropped, and none waits for another: what a column gets is what it gets alone, which the gradient through
+thoughts relies on (`coconut.latent.thoughts`). A CPU has no such product (jax 0.10): it would multiply every column by
+every expert, once for each that the column chose. A single one does so once (`apply_all_experts`), so that time and
+memory are those of a dense MLP of all experts.
 
 On a mesh each device computes, for its own rows, those of the experts chosen that it holds, and the parts are summed:
 no row travels.

@@ -16,7 +16,9 @@ ROWS, GROUPS, BLOCK = 40, 5, 16
 
 def loop(rows: np.ndarray, cotangents: np.ndarray, sizes: tuple[int, ...]) -> np.ndarray:
     ends = np.cumsum(sizes)
-    return np.stack([rows[end - size : end].T @ cotangents[end - size : end] for size, end in zip(sizes, ends)])
+    return np.stack(
+        [rows[end - size : end].T @ cotangents[end - size : end] for size, end in zip(sizes, ends, strict=True)]
+    )
 
 
 def drawn(shape: tuple[int, ...], seed: int, dtype: Any) -> jax.Array:
@@ -49,8 +51,7 @@ def test_gradient_of_matrices(dtype: str, cuts: list[int]) -> None:
 
 def test_blocks_of_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several of them, the last ones only in part."""
-    monkeypatch.setattr(tpu, "WIDTHS", (8,))
-    monkeypatch.setattr(tpu, "_width", lambda size: 8)
+    monkeypatch.setattr(tpu, "WIDTHS", {"float32": (8,)})
     rows, cotangents, sizes = drawn((ROWS, 12), 0, "float32"), drawn((ROWS, 20), 1, "float32"), (7, 0, 20, 3, 10)
     ours = tpu.matrix_gradient(rows, cotangents, jnp.asarray(sizes, jnp.int32), True, block_rows=BLOCK)
     np.testing.assert_allclose(ours, loop(np.asarray(rows), np.asarray(cotangents), sizes), rtol=1e-5, atol=1e-5)
