@@ -20,7 +20,7 @@ Interpret = bool | pltpu.InterpretParams
 
 ROWS = 512
 WIDTHS = {"bfloat16": (1024, 768, 512), "float32": (512,)}
-"""Columns of a block by dtype: what fits into the 16 MiB of VMEM of a v4. Larger ones of float32 take long to compile."""
+"""Columns of a block by dtype: what fits into the 16 MiB of VMEM of a v4. Larger ones of float32 compile slowly."""
 
 
 def refusal(operand: Array) -> str | None:
