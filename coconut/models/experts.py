@@ -1,10 +1,10 @@
 """An MLP of experts, of which each column uses a few that a router chooses (`coconut.models.experts_config`).
 
-Columns are sorted by expert and multiplied in groups (`jax.lax.ragged_dot`), however large each group is. No column is
-dropped, and none waits for another: what a column gets is what it gets alone, which the gradient through thoughts
-relies on (`coconut.latent.thoughts`). A CPU has no such product (jax 0.10): it would multiply every column by every
-expert, once for each that the column chose. A single one does so once (`apply_all_experts`), so that time and memory
-are those of a dense MLP of all experts.
+Columns are sorted by expert and multiplied in groups (`pallas_kernels.grouped_product`), however large each group is.
+No column is dropped, and none waits for another: what a column gets is what it gets alone, which the gradient through
+thoughts relies on (`coconut.latent.thoughts`). A CPU has no such product (jax 0.10): it would multiply every column by
+every expert, once for each that the column chose. A single one does so once (`apply_all_experts`), so that time and
+memory are those of a dense MLP of all experts.
 
 On a mesh each device computes, for its own rows, those of the experts chosen that it holds, and the parts are summed:
 no row travels.
@@ -31,6 +31,7 @@ from coconut.models.dropout import Dropout, RowMasks
 from coconut.models.experts_config import ExpertsConfig
 from coconut.models.layers import FeedForward, rows_of
 from coconut.sharding import constrain, fitting_partition
+from pallas_kernels.grouped_product import grouped_product
 from pallas_kernels.platform import platform
 
 _CORRECTION = "correction"
@@ -245,8 +246,8 @@ def apply_experts(
     known: Callable[[Array], Array] = (lambda y: y) if experts is None else (lambda y: jnp.where(here, y, 0))
     summed: Callable[[Array], Array] = (lambda y: y) if features is None else (lambda y: jax.lax.psum(y, features))
     rows = known(x.reshape(B * T, D)[order // K])
-    hidden, gates = (known(summed(jax.lax.ragged_dot(rows, matrix, sizes))) for matrix in (up, gate))
-    made = known(jax.lax.ragged_dot(jax.nn.silu(gates) * hidden, down, sizes))
+    hidden, gates = (known(summed(grouped_product(rows, matrix, sizes))) for matrix in (up, gate))
+    made = known(grouped_product(jax.nn.silu(gates) * hidden, down, sizes))
     made = made.astype(weights.dtype)[_order(order)].reshape(B, T, K, D)
     out = (made * weights[..., None]).sum(2).astype(x.dtype)
     return out if experts is None else jax.lax.psum(out, experts)

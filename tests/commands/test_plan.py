@@ -1,6 +1,7 @@
 """What `coconut plan` reads from compiled programs, and what it says of bad input."""
 
 import dataclasses
+import functools
 import json
 import math
 import re
@@ -12,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from coconut.commands.main import EXIT_BAD_INPUT, EXIT_DONE, main
 from coconut.commands.plan.advice import faster
@@ -30,7 +32,7 @@ from coconut.errors import CoconutError
 from coconut.mesh import MeshConfig
 from coconut.models.experts import apply_experts
 from coconut.models.parameters import abstract_decoder, decoder_parameters
-from coconut.sharding import make_mesh, replicated
+from coconut.sharding import make_mesh
 from coconut.training.config import RunConfig
 from coconut.types import Language, Latent
 from tests.tiny_models import EXPERTS_STYLE, quick_compilation
@@ -306,21 +308,32 @@ def test_tpus_are_known_by_their_kind_and_places() -> None:
 
 
 def test_grouped_products_of_experts_count_the_rows_that_are_multiplied() -> None:
-    """By the TPU's own compiler, which has a kernel for them: three products forward, and one back for each.
+    """By the TPU's own compiler: three products forward, and for each one back to the rows and one to the matrices.
 
-    The matrices' own gradients it takes by dense products of all rows with each expert (libtpu 0.0.42), which count as
-    what they are.
+    On a mesh each device counts as if all its rows had chosen experts that it holds.
     """
     pytest.importorskip("libtpu")
-    B, T, K, E, D, F = 2, 128, 2, 4, 128, 128
-    place = replicated(make_mesh(MeshConfig(data=1), make_slice("v5e:2x2").devices[:1]))
+    B, T, K, E, D, F = 4, 128, 2, 4, 128, 128
+    mesh = make_mesh(MeshConfig(data=1, fsdp=2, tensor=2), make_slice("v5e:2x2").devices)
+    rows, matrices = PartitionSpec("fsdp"), PartitionSpec("tensor")
     shapes = {"x": (B, T, D), "weights": (B, T, K), "gate": (E, D, F), "up": (E, D, F), "down": (E, F, D)}
-    given = {name: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=place) for name, shape in shapes.items()}
-    chosen = jax.ShapeDtypeStruct((B, T, K), jnp.int32, sharding=place)
-    summed = lambda x, fixed, chosen: jnp.square(apply_experts(x, chosen, **fixed)).sum()
-    program = jax.jit(jax.grad(summed)).lower(given.pop("x"), given, chosen).compile().as_text()
+    given = {
+        name: jax.ShapeDtypeStruct(
+            shape, jnp.float32, sharding=NamedSharding(mesh, rows if name in ("x", "weights") else matrices)
+        )
+        for name, shape in shapes.items()
+    }
+    chosen = jax.ShapeDtypeStruct((B, T, K), jnp.int32, sharding=NamedSharding(mesh, rows))
+
+    def summed(given: dict[str, jax.Array], chosen: jax.Array) -> jax.Array:
+        local = functools.partial(apply_experts, experts="tensor")
+        apply = jax.shard_map(local, in_specs=(rows, rows, rows, *[matrices] * 3), out_specs=rows)
+        return jnp.square(apply(given["x"], chosen, *(given[name] for name in ("weights", "gate", "up", "down")))).sum()
+
+    with jax.set_mesh(mesh):
+        program = jax.jit(jax.grad(summed)).lower(given, chosen).compile().as_text()
     assert program is not None
-    assert flops(parse(program)) == 6 * 2 * B * T * K * D * F
+    assert flops(parse(program)) == 9 * 2 * (B // 2) * T * K * D * F
 
 
 def test_an_axis_may_take_a_part_of_a_torus_dimension() -> None:

@@ -25,6 +25,7 @@ from coconut.models.experts import Experts, apply_all_experts, apply_experts
 from coconut.models.experts_config import ExpertsConfig
 from coconut.models.parameters import decoder_of, decoder_parameters, parameter_axes
 from coconut.sharding import make_mesh, parameter_sharding, row_sharding
+from pallas_kernels.grouped_product import grouped_product
 from tests.latent.slow_rollout import ONE_BLOCK, ONE_BLOCK_LENGTHS, assert_close, library, make_rows, slow_loop, weighed
 from tests.tiny_models import EXPERTS_STYLE, quick_jit, random_decoder, run_on_eight_devices
 
@@ -129,6 +130,22 @@ def test_groups_and_a_dense_product_give_the_same(length: int) -> None:
         for apply in (apply_all_experts, apply_experts)
     )
     assert_close(ours, theirs)
+
+
+def test_the_kernel_of_a_tpu_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(1)
+    x, weights, *matrices, pull = (
+        jnp.asarray(rng.normal(size=shape), jnp.float32)
+        for shape in ((2, 7, 16), (2, 7, 2), (4, 16, 12), (4, 16, 12), (4, 12, 16), (2, 7, 16))
+    )
+    chosen = jnp.asarray(rng.integers(0, 3, (2, 7, 2)), jnp.int32)  # Nobody chooses the last one.
+    loss = lambda *given: jnp.vdot(apply_experts(given[0], chosen, *given[1:]), pull)
+    compute = jax.value_and_grad(loss, argnums=range(5))
+    expected = compute(x, weights, *matrices)
+    kernel = functools.partial(grouped_product, implementation="tpu", interpret=True)
+    monkeypatch.setattr("coconut.models.experts.grouped_product", kernel)
+    for ours, theirs in zip(*map(jax.tree.leaves, (compute(x, weights, *matrices), expected)), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
 def loss_of(run: Any, rows: Any) -> Any:
