@@ -44,7 +44,7 @@ def test_gradient_of_matrices(dtype: str, cuts: list[int]) -> None:
     rows, cotangents = (jnp.where(inside, drawn((ROWS, width), width, dtype), jnp.nan) for width in (12, 20))
     ours = interpreted(rows, cotangents, jnp.asarray(sizes, jnp.int32))
     assert ours.dtype == dtype
-    expected = loop(*(np.asarray(x, np.float64) for x in (rows, cotangents)), sizes)
+    expected = loop(np.asarray(rows, np.float64), np.asarray(cotangents, np.float64), sizes)
     tolerance = 1e-5 if dtype == "float32" else 1e-2
     np.testing.assert_allclose(np.asarray(ours, np.float64), expected, rtol=tolerance, atol=tolerance)
 
@@ -72,11 +72,12 @@ def test_values_and_gradients_are_those_of_ragged_dot() -> None:
 
 def test_what_does_not_apply_is_refused() -> None:
     matrices, sizes = jnp.ones((1, 2, 2), jnp.float16), jnp.ones(1, jnp.int32)
-    for options, message in (
+    cases: tuple[tuple[dict[str, Any], str], ...] = (
         ({"implementation": "tpu"}, "this program is for a cpu"),
         ({"implementation": "tpu", "interpret": True}, "float16 rows"),
         ({"implementation": "gpu"}, "has auto, xla and tpu"),
         ({"interpret": True}, "interpret is for the kernels tpu"),
-    ):
+    )
+    for options, message in cases:
         with pytest.raises(ValueError, match=message):
             grouped_product(matrices[0], matrices, sizes, **options)
