@@ -21,7 +21,7 @@ def apply_matrix(x: Float[Array, "B T D"], kernel: Float[Array, "D F"]) -> Float
 
 
 def apply_transposed(y: Float[Array, "B T F"], kernel: Float[Array, "D F"]) -> Float[Array, "B T D"]:
-    """``y @ kernel.T``, without a derivative in bfloat16 on a CPU."""
+    """``y @ kernel.T``."""
     if not _is_narrow(y.dtype):
         return apply_matrix(y, kernel.T)
     return _by_rows(_times_transposed, y, kernel).astype(y.dtype)
@@ -30,10 +30,10 @@ def apply_transposed(y: Float[Array, "B T F"], kernel: Float[Array, "D F"]) -> F
 def logits_of(hidden: Float[Array, "*B D"], table: Float[Array, "V D"], dtype: jnp.dtype) -> Float[Array, "*B V"]:
     """``hidden @ table.T`` in a wider dtype.
 
-    On a CPU in 16 bits the cotangent is rounded to them, as PyTorch's autocast does; else the two products of the
-    derivative would be of float32.
+    In bfloat16 on a single CPU device the cotangent is rounded to it, as PyTorch's autocast does; else the two products
+    of the derivative would be of float32. Float16 would round most of it to 0.
     """
-    if not (_is_narrow(hidden.dtype) and may_flatten()):
+    if not (hidden.dtype == jnp.bfloat16 and platform() == "cpu" and may_flatten()):
         return jnp.matmul(hidden, table.T, preferred_element_type=dtype)
     return _by_rows(_logits_in_float32, hidden, table).astype(dtype)
 
@@ -60,7 +60,8 @@ def _by_rows(product: Callable[[Array, Array], Array], x: Array, kernel: Array) 
     """A product of the last axis, of flat rows where that is as good."""
     if not may_flatten():
         return product(x, kernel)
-    return product(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], -1)
+    found = product(x.reshape(-1, x.shape[-1]), kernel)
+    return found.reshape(*x.shape[:-1], found.shape[-1])
 
 
 @jax.custom_vjp

@@ -69,6 +69,18 @@ def test_no_product_is_of_float32_once_compiled(name: str) -> None:
     assert all(len(re.findall(r"%param\S* = bf16", part)) == 2 for part in computations)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_of_no_columns(dtype: str) -> None:
+    x, table = jnp.zeros((B, 0, D), dtype), jnp.zeros((F, D), dtype)
+    assert logits_of(x, table, FLOAT32).shape == apply_matrix(x, table.T).shape == (B, 0, F)
+
+
+def test_small_cotangents_of_float16_logits_arrive() -> None:
+    x, table = (rows.astype("float16") for rows in given((B, T, D), (F, D)))
+    gradient = jax.grad(lambda x: 2e-8 * logits_of(x, table, FLOAT32).sum())(x)
+    assert (gradient != 0).mean() > 0.5
+
+
 def test_sums_of_products_of_rows() -> None:
     x, y = (rows.astype("bfloat16") for rows in given((7, D), (7, F)))
     expected = np.asarray(x, np.float32).T @ np.asarray(y, np.float32)

@@ -9,7 +9,7 @@ import jax
 
 from coconut.commands.plan.collectives import collectives
 from coconut.commands.plan.hardware import Slice
-from coconut.commands.plan.program import flops, memory_traffic, open_loops, parse
+from coconut.commands.plan.program import Program, flops, memory_traffic, open_loops, parse
 from coconut.commands.plan.roofline import Roofline, roofline
 
 # Of what XLA counts, matrix products are from 0.85 (one thought of four rows) to 0.99 (a step) where layers are 512
@@ -29,7 +29,8 @@ class Cost:
       open_loops: loops with matrix products whose number of turns is data; each counts ``turns`` times.
       turns: see there.
       found: the operations found in the program's text, with each loop once, as a share of those that XLA's own
-        analysis counts. It counts what is no matrix product, too, so that the share of small programs is below 1.
+        analysis counts. It counts what is no matrix product, too, so that the share of small programs, and of single
+        columns, is below 1. None where it does not tell.
     """
 
     flops: float
@@ -38,12 +39,12 @@ class Cost:
     roofline: Roofline
     open_loops: int
     turns: int
-    found: float
+    found: float | None
 
     @property
     def is_doubtful(self) -> bool:
         """Whether the text says another thing than XLA's own analysis, as that of a new compiler might."""
-        return not LEAST_FOUND <= self.found <= MOST_FOUND
+        return self.found is not None and not LEAST_FOUND <= self.found <= MOST_FOUND
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -79,15 +80,13 @@ def cost_of(compiled: jax.stages.Compiled, where: Slice, *, turns: int = 1) -> C
         roofline=roofline(flops=arithmetic, traffic=traffic, collectives=found, where=where),
         open_loops=open_loops(program),
         turns=turns,
-        found=flops(program, loops_once=True) / max(_counted_by_xla(compiled), 1.0),
+        found=_found(program, compiled),
     )
 
 
-def _counted_by_xla(compiled: jax.stages.Compiled) -> float:
-    """Floating point operations of a program on each device, each loop once, by XLA's own analysis."""
-    analysis = compiled.cost_analysis()
-    assert analysis is not None
-    return float(analysis["flops"])
+def _found(program: Program, compiled: jax.stages.Compiled) -> float | None:
+    counted = (compiled.cost_analysis() or {}).get("flops")
+    return flops(program, loops_once=True) / counted if counted else None
 
 
 def memory_of(compiled: jax.stages.Compiled) -> dict[str, int]:

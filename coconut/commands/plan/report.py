@@ -78,9 +78,9 @@ def describe_generation(plan: GenerationPlan) -> str:
 def _doubts(costs: Iterable[Cost]) -> list[str]:
     return [
         f"DOUBTFUL: of the operations that the compiler counts, {100 * cost.found:.0f} % were found in its program's "
-        "text; a new compiler may write it in another way"
+        "text; it may be written in another way, or much of it is no matrix product"
         for cost in costs
-        if cost.is_doubtful
+        if cost.found is not None and cost.is_doubtful
     ]
 
 
