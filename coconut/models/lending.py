@@ -8,6 +8,7 @@ two arrays of zeros that travel beside the matrix.
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any, no_type_check
 
@@ -115,13 +116,14 @@ def _lend_backward(
 ) -> tuple[Float[Array, "*L D F"]]:
     # The rows of a pass of one column have split features: they move to join the others.
     x, y = (jnp.concatenate([stay(getattr(loan, rows)) for loan in returned], -2) for rows in ("inputs", "outputs"))
-    wide, product = jnp.promote_types(like.dtype, dtype), "...btd,...btf->...df"
-    if may_flatten():
-        x, y = (rows.reshape(*rows.shape[:-3], -1, rows.shape[-1]) for rows in (x, y))
-        if x.ndim == 2:
-            return (sum_of_products(x, y, wide).astype(like.dtype),)
-        product = "...rd,...rf->...df"
-    return (jnp.einsum(product, x, y, preferred_element_type=wide).astype(like.dtype),)
+    wide = jnp.promote_types(like.dtype, dtype)
+    if not may_flatten():
+        return (jnp.einsum("...btd,...btf->...df", x, y, preferred_element_type=wide).astype(like.dtype),)
+    product = functools.partial(sum_of_products, dtype=wide)
+    for _ in x.shape[:-3]:
+        product = jax.vmap(product)
+    x, y = (rows.reshape(*rows.shape[:-3], -1, rows.shape[-1]) for rows in (x, y))
+    return (product(x, y).astype(like.dtype),)
 
 
 _lend.defvjp(_lend_forward, _lend_backward)

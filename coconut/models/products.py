@@ -1,8 +1,8 @@
 """Products of rows with matrices, in the form that is fast on the device.
 
 XLA:CPU has a processor's own products of bfloat16 (AVX512-BF16, AMX) where float32 is asked for and the compiler has to
-transpose nothing; else it multiplies in float32. So the products of a model and of its derivative are written out here.
-On other devices, and in 32 bits and more, they are as JAX writes them.
+transpose nothing; else it multiplies in float32. So products of rows with matrices, and those of their derivatives, are
+written out here for a single CPU device. On others, and in 32 bits and more, they are as JAX writes them.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,7 @@
 """A plan as text."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from coconut.commands.evaluate import markdown_table
 from coconut.commands.plan.cost import Cost
@@ -45,7 +45,7 @@ def describe(plan: Plan) -> str:
         ]
         if cost.open_loops:
             lines.append(f"{cost.open_loops} loops, whose number of turns is data, are counted with one turn")
-        lines += _doubts([cost])
+        lines += _doubts({"step": cost})
     lines += [f"to make it fit: {suggestion}" for suggestion in plan.suggestions]
     lines += [] if plan.faster is None else [f"what would help most: {plan.faster}"]
     return "\n".join(lines)
@@ -71,15 +71,16 @@ def describe_generation(plan: GenerationPlan) -> str:
             f"expected: {_number(1e3 * plan.seconds)} ms a batch, {_number(answers)} answers a second if all are as "
             "long as they may be"
         )
-    lines += _doubts(plan.phases.values())
+    lines += _doubts(plan.phases)
     return "\n".join(lines)
 
 
-def _doubts(costs: Iterable[Cost]) -> list[str]:
+def _doubts(costs: Mapping[str, Cost]) -> list[str]:
     return [
-        f"DOUBTFUL: of the operations that the compiler counts, {100 * cost.found:.0f} % were found in its program's "
-        "text; it may be written in another way, or much of it is no matrix product"
-        for cost in costs
+        f"DOUBTFUL, {name}: of the operations that the compiler counts, {100 * cost.found:.0f} % were found in its "
+        "program's text. With a single row a chip it writes products in another form, which no plan reads; else a new "
+        "compiler may write all in another form"
+        for name, cost in costs.items()
         if cost.found is not None and cost.is_doubtful
     ]
 

@@ -41,10 +41,14 @@ def look_at_step(config: RunConfig, mesh: Mesh, schedules: Sequence[Schedule], s
         return
     started = time.perf_counter()
     try:
-        times = cost_of(step, where).roofline
+        cost = cost_of(step, where)
     except (ValueError, LookupError, AssertionError) as error:  # Another compiler's text is no reason not to train.
         LOG.info("the text of the train step is not understood: %r", error)
         return
+    if cost.is_doubtful:
+        LOG.info("the text of the train step is not understood: %s of what XLA counts was found", cost.found)
+        return
+    times = cost.roofline
     needed = sum(model_flops(config.decoder, schedule, config.pipeline.batch_size) for schedule in schedules)
     utilisation = needed / (times.expected * len(where.devices) * where.chip.flops)
     advice = faster(config, mesh, times)
