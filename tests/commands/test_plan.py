@@ -249,7 +249,7 @@ def test_a_plan_of_a_tiny_run() -> None:
     assert plan.cost.found is not None and 0.7 < plan.cost.found < 1
     assert "DOUBTFUL" not in describe(plan)
     unread = dataclasses.replace(plan, cost=dataclasses.replace(plan.cost, found=0.1))
-    assert "DOUBTFUL: of the operations that the compiler counts, 10 % were found" in describe(unread)
+    assert "DOUBTFUL, step: of the operations that the compiler counts, 10 % were found" in describe(unread)
     assert plan.memory["optimizer"] == pytest.approx(2 * plan.memory["parameters"], rel=0.01)
     assert plan.memory["parameters"] == 4 * plan.parameters
     assert plan.tokens_per_day == pytest.approx(86_400 * rows * columns / plan.cost.roofline.expected)
