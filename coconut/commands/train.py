@@ -200,7 +200,7 @@ def dry_run(config: RunConfig, mesh: Mesh | None = None) -> tuple[Run, DryRun]:
     run, dataset, examples = prepare(config)
     config = run.config
     optimizer, mesh = make_optimizer(config.optimizer), make_mesh() if mesh is None else mesh
-    rows = own_rows(mesh, config.pipeline.batch_size, config.microbatches)
+    rows = own_rows(mesh, config.pipeline.batch_size, config.microbatches, config.pipeline.examples_per_row)
     key = jax.jit(jax.random.key, out_shardings=replicated(mesh))(config.seed)
     template, state = abstract_state(config, optimizer, mesh)
     learning = make_learning(config, template, optimizer, mesh, tokenizer=run.tokenizer, dataset=dataset)

@@ -45,7 +45,7 @@ def look_at_step(config: RunConfig, mesh: Mesh, schedules: Sequence[Schedule], s
     except (ValueError, LookupError, AssertionError) as error:  # Another compiler's text is no reason not to train.
         LOG.info("the text of the train step is not understood: %r", error)
         return
-    needed = sum(model_flops(config.decoder, schedule, config.pipeline.batch_size) for schedule in schedules)
+    needed = sum(model_flops(config.decoder, schedule, config.pipeline.rows) for schedule in schedules)
     utilisation = needed / (times.expected * len(where.devices) * where.chip.flops)
     advice = faster(config, mesh, times)
     LOG.info("reading the train step's program took %.1f s", time.perf_counter() - started)
