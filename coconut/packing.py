@@ -25,6 +25,9 @@ from coconut.types import IGNORED_LABEL, Batch
 NONE = -1
 """In the place of an example: nothing."""
 
+_LARGE = np.iinfo(np.int64).max
+_FIRST = 2**40  # Of two numbers that are compared together the first, in units of which the second is small.
+
 SPARE = 32
 """Of so many columns, the narrow shape has one more than the batches that were looked at need."""
 
@@ -33,7 +36,8 @@ def share_rows(widths: Int[np.ndarray, "N X"], rows: int) -> Int[np.ndarray, "R 
     """Which examples share a row, so that the widest row is narrow.
 
     From the longest to the shortest, each goes to the row where its parts meet the least, of those that have room for
-    one more (Graham 1969, the longest first). Of equal ones the first counts, so that nothing is left to chance.
+    one more (Graham 1969, the longest first). Then examples of the widest rows change places with others as long as
+    that makes all rows together narrower. Of equal choices the first counts, so that nothing is left to chance.
 
     Args:
       widths: columns that each of the ``N`` examples needs in each part of a row.
@@ -42,16 +46,51 @@ def share_rows(widths: Int[np.ndarray, "N X"], rows: int) -> Int[np.ndarray, "R 
     Returns:
       The examples of each row, in the order of the batch.
     """
-    examples = len(widths) // rows
+    widths = widths.astype(np.int64)
     loads, members = np.zeros((rows, widths.shape[1]), np.int64), [[] for _ in range(rows)]
     full = np.zeros(rows, bool)
     for index in np.argsort(-widths.sum(1), kind="stable"):
-        # The least sum of the squares of all loads, of what this example adds to it.
-        row = int(np.argmin(np.where(full, np.iinfo(np.int64).max, loads @ widths[index].astype(np.int64))))
+        # What the example adds to the sum of the squares of all loads.
+        row = int(np.argmin(np.where(full, _LARGE, loads @ widths[index])))
         members[row].append(int(index))
         loads[row] += widths[index]
-        full[row] = len(members[row]) == examples
-    return np.asarray([sorted(row) for row in members], np.int64).reshape(rows, examples)
+        full[row] = len(members[row]) == len(widths) // rows
+    shared = np.asarray(members, np.int64)
+    while (better := _best_swap(widths, shared)) is not None:
+        shared = better
+    return np.sort(shared, 1)
+
+
+def _best_swap(widths: Int[np.ndarray, "N X"], members: Int[np.ndarray, "R G"]) -> Int[np.ndarray, "R G"] | None:
+    """The members after the best exchange of an example of a widest row with one of another row.
+
+    Returns:
+      None where none makes the sum of the widest parts smaller, or with the same one the squares of all widths.
+    """
+    loads = widths[members].sum(1)
+    squares = np.square(loads).sum(1)
+    best, found = loads.max(0).sum() * _FIRST + squares.sum(), None
+    for row in np.unique(loads.argmax(0)).tolist():
+        others = np.delete(np.arange(len(loads)), row)
+        if not len(others):
+            continue
+        # [the other row, its example, this row's example, part]
+        moved = widths[members[others]][:, :, None] - widths[members[row]]
+        here, there = loads[row] + moved, loads[others][:, None, None] - moved
+        # The widest of the rows that stay as they are: a second one where the widest is the other.
+        order = np.sort(np.concatenate([loads[others], np.zeros_like(loads[:1])]), 0)
+        rest = np.where(loads[others] == order[-1], order[-2], order[-1])
+        widest = np.maximum(np.maximum(here, there), rest[:, None, None]).sum(-1)
+        after = squares.sum() - squares[row] - squares[others][:, None, None]
+        after = widest * _FIRST + after + (np.square(here) + np.square(there)).sum(-1)
+        if after.min() < best:
+            other, theirs, ours = np.unravel_index(after.argmin(), after.shape)
+            best, found = after.min(), ((row, ours), (others[other], theirs))
+    if found is None:
+        return None
+    swapped, (one, two) = members.copy(), found
+    swapped[one], swapped[two] = members[two], members[one]
+    return swapped
 
 
 def part_widths(batch: Batch, shape: Shape) -> Int[np.ndarray, "N X"]:
