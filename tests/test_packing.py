@@ -113,8 +113,8 @@ def test_the_widest_shape_holds_any_batch_and_a_narrow_one_is_refused():
 # --- Batches by number ------------------------------------------------------------------------------------------------
 
 
-def source(rows: slice = slice(None), **changes: Any) -> BatchSource:
-    config = PipelineConfig(**{"batch_size": 4, "examples_per_row": 2, **changes})
+def source(rows: slice = slice(None), *, examples_per_row: int = 2) -> BatchSource:
+    config = PipelineConfig(batch_size=4, examples_per_row=examples_per_row)
     placing = placing_at(LETTERS, CURRICULUM, 1)
     return BatchSource(EXAMPLES, LETTERS, METHODS["coconut"], placing, config, seed=7, rows=rows)
 
@@ -260,9 +260,6 @@ def test_what_rows_of_several_examples_cannot_have_is_refused() -> None:
         run(keys=jax.random.split(jax.random.key(0), 2))
     with pytest.raises(CoconutError, match="attention = 'xla': kernels do not take rows of several examples"):
         run(random_decoder(ONE_LAYER, attention="xla"))
-    for field, changes in (
-        ("examples_per_row = 0: must be at least 1", {"examples_per_row": 0}),
-        ("examples_per_row = 3: must divide batch_size = 4", {"examples_per_row": 3}),
-    ):
-        with pytest.raises(CoconutError, match=field):
-            source(**changes)
+    for number, message in ((0, "must be at least 1"), (3, "must divide batch_size = 4")):
+        with pytest.raises(CoconutError, match=f"PipelineConfig.examples_per_row = {number}: {message}"):
+            source(examples_per_row=number)

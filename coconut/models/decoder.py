@@ -20,6 +20,7 @@ from coconut.models.products import logits_of
 from coconut.models.segment_attention import choose_attention
 from coconut.models.visibility import Visibility
 from coconut.sharding import constrain
+from pallas_kernels.platform import log_once
 
 
 class Decoder(nnx.Module):
@@ -128,6 +129,8 @@ class Decoder(nnx.Module):
                 f"ExecutionConfig.attention = {attention!r}: kernels do not take rows of several examples "
                 "(PipelineConfig.examples_per_row); auto and dense do"
             )
+        if attention == "auto":
+            log_once("attention of rows of several examples: dense")
         masked = jax.tree.map(lambda x: x, self)  # a new module around the same arrays
         masked.execution = dataclasses.replace(self.execution, attention="dense")
         return masked
