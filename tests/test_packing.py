@@ -151,15 +151,20 @@ def page(question: int, first: int, step: int, second: int | None, answer: int) 
     return (*parts, Text(draw(answer), True, 1, True))
 
 
-# Fewer thoughts than the block has, none, no second block, and a row's place that is free.
+def without_markers(page: Page) -> Page:
+    """What is scored follows the prompt, or thoughts, at once."""
+    return tuple(part for part in page if isinstance(part, Thoughts) or part.scored or part is page[0])
+
+
+# Fewer thoughts than the block has, none, no second block, no block at all, and a row's place that is free.
 PAGES = [
     page(3, 3, 2, 2, 2),
     page(7, 1, 0, None, 1),
     page(2, 0, 1, 1, 3),
-    page(5, 3, 3, 0, 1),
-    page(4, 2, 1, 2, 1),
+    without_markers(page(5, 3, 3, 0, 1)),
+    without_markers(page(4, 2, 1, 2, 1)),
     None,
-    page(6, 2, 2, 1, 1),
+    tuple(part for part in page(6, 0, 0, None, 4) if not isinstance(part, Thoughts)),
     page(1, 3, 2, 2, 2),
 ]
 SHAPE = page_shape([page for page in PAGES if page is not None])
