@@ -29,6 +29,8 @@ class Shape:
       thoughts: columns of each block.
       scored: of each text, how many of its last columns may carry a label.
       skipped: positions that a row leaves free at most (`Text.skips`); they take no columns.
+      examples: examples that share a row (`coconut.packing`). Prompt and texts are as wide as those of all of them
+        together need, and each block has its columns for each of them. None where a row is one example.
     """
 
     prompt: int
@@ -36,11 +38,17 @@ class Shape:
     thoughts: tuple[int, ...]
     scored: tuple[int, ...]
     skipped: int = 0
+    examples: int | None = None
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """Columns of a row in each block, those of all its examples."""
+        return tuple((self.examples or 1) * count for count in self.thoughts)
 
     @property
     def columns(self) -> int:
         """``T``."""
-        return self.prompt + sum(self.texts) + sum(self.thoughts)
+        return self.prompt + sum(self.texts) + sum(self.blocks)
 
     @property
     def positions(self) -> int:
@@ -51,7 +59,7 @@ class Shape:
     def starts(self) -> tuple[list[int], list[int]]:
         """The first column of each text, and of each block of thoughts."""
         texts, blocks, column = [self.prompt], [], self.prompt
-        for text, block in zip(self.texts, self.thoughts, strict=False):
+        for text, block in zip(self.texts, self.blocks, strict=False):
             blocks.append(column + text)
             column += text + block
             texts.append(column)
@@ -68,12 +76,12 @@ class Shape:
         """
         spans: list[Span] = []
         length, scored = self.prompt, 0
-        for text, own_scored, block in zip(self.texts, self.scored, (*self.thoughts, 0), strict=True):
+        for text, own_scored, block in zip(self.texts, self.scored, (*self.blocks, 0), strict=True):
             length, scored = length + text, scored + text if scored else own_scored
             if block and feeds_back:
                 if length:
                     spans.append(Language(length, scored))
-                spans.append(Latent(block))
+                spans.append(Latent(block, self.examples or 1))
                 length = scored = 0
             else:
                 length, scored = length + block, scored + block if scored else 0

@@ -137,20 +137,25 @@ def language_loss(decoder: Decoder, batch: Batch, output: ModelOutput) -> tuple[
     Returns:
       The loss, and metrics: ``loss`` and ``accuracy`` of all labelled tokens; ``first_loss`` and ``first_accuracy`` of
       the first thing written after the prompt or the thoughts; ``answer_loss`` of the answer's tokens, and
-      ``answer_accuracy``, the share of rows whose answer tokens are all most likely given the ones before them.
+      ``answer_accuracy``, the share of examples whose answer tokens are all most likely given the ones before them.
     """
     labels, pieces, answers = (scored_columns(x, batch.schedule) for x in (batch.labels, batch.pieces, batch.answers))
     losses, most_likely = score_labels(decoder, output.predictors, labels)
     labelled, right = labels != IGNORED_LABEL, most_likely.astype(losses.dtype)
     loss = ratio(losses, labelled)
-    answered = (labelled & answers).any(1)
+    in_answer = labelled & answers
+    right_ones = jnp.where(in_answer, right, 1.0)
+    if batch.members is not None:
+        assert batch.examples_per_row is not None
+        own = scored_columns(batch.members, batch.schedule)[:, None] == jnp.arange(batch.examples_per_row)[:, None]
+        in_answer, right_ones = in_answer[:, None] & own, jnp.where(own, right_ones[:, None], 1.0)
     return loss, {
         "loss": loss,
         "accuracy": ratio(right, labelled),
         "first_loss": ratio(losses, labelled & (pieces == 0)),
         "first_accuracy": ratio(right, labelled & (pieces == 0)),
         "answer_loss": ratio(losses, labelled & answers),
-        "answer_accuracy": ratio(jnp.where(answers & labelled, right, 1.0).min(1), answered),
+        "answer_accuracy": ratio(right_ones.min(-1), in_answer.any(-1)),
     }
 
 
@@ -170,15 +175,17 @@ def thought_metrics(decoder: Decoder, batch: Batch, output: ModelOutput) -> dict
     latent = np.concatenate([np.full(span.length, isinstance(span, Latent)) for span in batch.schedule])
     thoughts, valid = _wide(jnp.concatenate(output.thoughts, 1)), batch.valid[:, latent]
     norms = jnp.linalg.norm(thoughts, axis=-1)
-    # Thoughts of two blocks are no neighbours: what stands between them parts them.
+    # A thought's neighbour is the next one of its example. Thoughts of two blocks are none: what stands between them
+    # parts them.
+    next_ = batch.examples_per_row or 1
     starts = np.cumsum([0, *(block.shape[1] for block in output.thoughts)])[:-1]
-    inside = ~np.isin(np.arange(1, thoughts.shape[1]), starts)
-    products = jnp.einsum("bkd,bkd->bk", thoughts[:, :-1], thoughts[:, 1:])
-    lengths = jnp.maximum(norms[:, :-1] * norms[:, 1:], jnp.finfo(norms.dtype).tiny)
+    inside = ~np.isin(np.arange(next_, thoughts.shape[1]), starts[:, None] + np.arange(next_))
+    products = jnp.einsum("bkd,bkd->bk", thoughts[:, :-next_], thoughts[:, next_:])
+    lengths = jnp.maximum(norms[:, :-next_] * norms[:, next_:], jnp.finfo(norms.dtype).tiny)
     return {
         "thought_norm": ratio(norms, valid),
         "token_norm": ratio(jnp.linalg.norm(_wide(decoder.embed(batch.tokens)), axis=-1), batch.valid & ~latent),
-        "thought_cosine": ratio(products / lengths, valid[:, :-1] & valid[:, 1:] & inside),
+        "thought_cosine": ratio(products / lengths, valid[:, :-next_] & valid[:, next_:] & inside),
     }
 
 

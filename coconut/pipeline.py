@@ -20,6 +20,7 @@ from coconut.batching import Shape, align, stage_shape
 from coconut.curriculum import draw_stage, stage_steps
 from coconut.errors import CoconutError, check_fields
 from coconut.methods.method import Method
+from coconut.packing import fits, pack, packed_shapes, part_widths, share_rows, widest_rows
 from coconut.pages import Page, Placing
 from coconut.tasks.graph_form import EDGE_END, has_graph_form, reorder_graph
 from coconut.tokenizers import TokenizedExample, Tokenizer
@@ -32,12 +33,18 @@ class PipelineConfig:
     """How examples become batches.
 
     Attributes:
-      batch_size: rows of a batch over all processes.
+      batch_size: examples of a batch over all processes.
       length_buckets: longest prompts of the buckets but the last, in tokens; examples of a bucket share batches, whose
         prompt is no wider than the bucket. Each bucket is one more compiled shape a stage. Empty for one bucket.
       multiple_of: columns of the prompt and of each text behind it are rounded up to a multiple of this.
       shuffle_edges: show each graph question in symbols (`coconut.tasks.graph_form`) with its edges and its two
         candidates in another order every epoch.
+      examples_per_row: how many examples share a row in training, one behind the other, which see nothing of each other
+        (`coconut.packing`). It saves the padding that one example a row leaves where lengths differ, and costs
+        attention, which runs over rows as many times as long, and is dense (``auto`` becomes ``dense``, kernels are
+        refused). Must divide ``batch_size``. The batches hold the same examples and a step computes the same up to
+        rounding (and other draws of dropout). A stage has at most two compiled shapes a bucket: a narrow one, and one
+        that holds any batch. Validation is not packed.
       threads: prefetching threads.
       prefetch: batches made ahead.
 
@@ -49,21 +56,35 @@ class PipelineConfig:
     length_buckets: tuple[int, ...] = ()
     multiple_of: int = 1
     shuffle_edges: bool = False
+    examples_per_row: int = 1
     threads: int = 1
     prefetch: int = 8
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for field in ("batch_size", "multiple_of", "threads", "prefetch"):
+        for field in ("batch_size", "multiple_of", "examples_per_row", "threads", "prefetch"):
             value = getattr(self, field)
             if value < 1:
                 raise CoconutError(f"PipelineConfig.{field} = {value!r}: must be at least 1")
+        if self.batch_size % self.examples_per_row:
+            raise CoconutError(
+                f"PipelineConfig.examples_per_row = {self.examples_per_row!r}: must divide batch_size = "
+                f"{self.batch_size}"
+            )
         if list(self.length_buckets) != sorted(set(self.length_buckets)):
             raise CoconutError(f"PipelineConfig.length_buckets = {self.length_buckets!r}: must rise")
+
+    @property
+    def rows(self) -> int:
+        """Rows of a batch over all processes."""
+        return self.batch_size // self.examples_per_row
 
 
 # Keep other draws of an example and an epoch apart from those of its stage.
 _EDGES, _PAGES = 1, 2
+
+# Batches of a bucket that are looked at for the width of packed rows.
+_LOOKED_AT = 100
 
 
 class BatchSource:
@@ -85,7 +106,9 @@ class BatchSource:
       rows: the rows of each batch to make.
 
     Attributes:
-      shapes: columns of the batches of each bucket, by the name of the page.
+      shapes: columns of the batches of each bucket, by the name of the page, with one example a row.
+      packed_shapes: of the same, where several examples share a row, the shapes that batches come in, the narrowest
+        first.
       batches_per_epoch: batches of all buckets together.
       stage_length: batches of the stage, if no metric ends it early.
 
@@ -127,6 +150,9 @@ class BatchSource:
         self.stage_length = stage_steps(placing.curriculum, placing.stage, self.batches_per_epoch)
         self._epoch = functools.lru_cache(maxsize=2)(self._plan_epoch)
         self._lock = threading.Lock()
+        self.packed_shapes: list[dict[str, list[Shape]]] = []
+        if config.examples_per_row > 1:
+            self.packed_shapes = [self._packed_shapes(bucket) for bucket in range(len(self._buckets))]
 
     def __len__(self) -> int:
         """Without end, as far as grain is concerned: the loop knows when to stop."""
@@ -154,17 +180,55 @@ class BatchSource:
 
     def __getitem__(self, number: int) -> dict[str, Batch]:
         """Batch ``number`` of the run, by the name of the page: the rows of it that were asked for."""
-        epoch, within = divmod(int(number), self.batches_per_epoch)
+        progress = min(max((int(number) - self._stage_start) / self.stage_length, 0.0), 1.0)
+        if self._config.examples_per_row == 1:
+            _, batches = self._aligned(int(number), progress, self._own_rows)
+            return batches
+        # Which examples share a row is seen on all of them.
+        bucket, batches = self._aligned(int(number), progress, slice(None))
+        packed = {}
+        for name, batch in batches.items():
+            shape = self.shapes[bucket][name]
+            widths = part_widths(batch, shape)
+            members = share_rows(widths, self._config.rows)
+            packed[name] = pack(
+                *(batch, shape, members[self._own_rows]),
+                next(one for one in self.packed_shapes[bucket][name] if fits(widths, members, one)),
+                pad_id=self._tokenizer.eos_id,
+                feeds_back=self._method.feeds_back(self._placing.options),
+            )
+        return packed
+
+    def _packed_shapes(self, bucket: int) -> dict[str, list[Shape]]:
+        """The shapes that the packed batches of a bucket come in: from the first ones of the run's first epoch."""
+        batches, _, _ = self._epoch(0)
+        numbers = [number for number, (of, _) in enumerate(batches) if of == bucket][:_LOOKED_AT]
+        needed = {name: np.zeros(1 + len(shape.texts), np.int64) for name, shape in self.shapes[bucket].items()}
+        for number in numbers:
+            # A page is the longest where the stage begins.
+            for name, batch in self._aligned(number, 0.0, slice(None))[1].items():
+                widths = part_widths(batch, self.shapes[bucket][name])
+                own = widest_rows(widths, share_rows(widths, self._config.rows))
+                needed[name] = np.maximum(needed[name], own)
+        return {
+            name: packed_shapes(
+                *(shape, self._config.examples_per_row, needed[name]), multiple_of=self._config.multiple_of
+            )
+            for name, shape in self.shapes[bucket].items()
+        }
+
+    def _aligned(self, number: int, progress: float, rows: slice) -> tuple[int, dict[str, Batch]]:
+        """The bucket of a batch, and some of its rows, one example each, by the name of the page."""
+        epoch, within = divmod(number, self.batches_per_epoch)
         with self._lock:
             batches, stage_draws, page_draws = self._epoch(epoch)
         bucket, members = batches[within]
-        members = np.pad(members, (0, self._config.batch_size - len(members)), constant_values=-1)[self._own_rows]
-        progress = min(max((int(number) - self._stage_start) / self.stage_length, 0.0), 1.0)
+        members = np.pad(members, (0, self._config.batch_size - len(members)), constant_values=-1)[rows]
         pages: dict[str, list[Page | None]] = {name: [] for name in self._method.pages}
         for index in members:
             if index < 0:
-                for rows in pages.values():
-                    rows.append(None)
+                for written in pages.values():
+                    written.append(None)
                 continue
             example = self._examples[index]
             if self._config.shuffle_edges:
@@ -174,16 +238,16 @@ class BatchSource:
             placing = dataclasses.replace(self._placing, stage=stage, progress=progress, draw=float(page_draws[index]))
             for name, write in self._method.pages.items():
                 pages[name].append(write(example, placing))
-        return {
+        return bucket, {
             name: align(
-                rows,
+                written,
                 self.shapes[bucket][name],
                 pad_id=self._tokenizer.eos_id,
                 latent_id=self._tokenizer.latent_id,
                 feeds_back=self._method.feeds_back(self._placing.options),
                 examples=members.tolist(),
             )
-            for name, rows in pages.items()
+            for name, written in pages.items()
         }
 
 

@@ -244,30 +244,37 @@ def replicated(mesh: Any) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def check_rows(mesh: Any, batch_size: int, microbatches: int = 1) -> None:
-    """Refuses a mesh that cannot split the rows of each microbatch evenly.
+def check_rows(mesh: Any, batch_size: int, microbatches: int = 1, examples_per_row: int = 1) -> None:
+    """Refuses a mesh that cannot split the rows of each microbatch evenly, or columns that hold several examples.
 
     Raises:
-      CoconutError: the rows of a microbatch are no multiple of the mesh's row shards.
+      CoconutError: the rows of a microbatch are no multiple of the mesh's row shards, or the mesh splits the columns of
+        packed rows.
     """
     shards = mesh.shape.get("data", 1) * mesh.shape.get("fsdp", 1)
-    if batch_size % (shards * microbatches):
+    if batch_size % (shards * microbatches * examples_per_row):
+        packed = f", PipelineConfig.examples_per_row = {examples_per_row}" if examples_per_row > 1 else ""
         raise CoconutError(
-            f"PipelineConfig.batch_size = {batch_size} in RunConfig.microbatches = {microbatches}: the rows of each "
-            f"are no multiple of the mesh's data x fsdp = {shards}"
+            f"PipelineConfig.batch_size = {batch_size} in RunConfig.microbatches = {microbatches}{packed}: the rows of "
+            f"each are no multiple of the mesh's data x fsdp = {shards}"
+        )
+    if examples_per_row > 1 and mesh.shape.get("sequence", 1) > 1:
+        raise CoconutError(
+            f"PipelineConfig.examples_per_row = {examples_per_row}: the mesh's sequence = {mesh.shape['sequence']} "
+            "splits the columns of a row, and packed rows stay whole"
         )
 
 
-def own_rows(mesh: Any, batch_size: int, microbatches: int = 1) -> slice:
+def own_rows(mesh: Any, batch_size: int, microbatches: int = 1, examples_per_row: int = 1) -> slice:
     """The rows of a batch that this process's devices hold.
 
     Raises:
-      CoconutError: the rows of a microbatch are no multiple of the mesh's row shards, or a process would hold rows that
-        do not follow each other.
+      CoconutError: see `check_rows`; or a process would hold rows that do not follow each other.
     """
-    check_rows(mesh, batch_size, microbatches)
-    held = row_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
-    bounds = sorted({rows.indices(batch_size)[:2] for (rows,) in filter(None, held)})
+    check_rows(mesh, batch_size, microbatches, examples_per_row)
+    rows_of_all = batch_size // examples_per_row
+    held = row_sharding(mesh).addressable_devices_indices_map((rows_of_all,)).values()
+    bounds = sorted({rows.indices(rows_of_all)[:2] for (rows,) in filter(None, held)})
     if any(end != start for (_, end), (start, _) in itertools.pairwise(bounds)):
         raise CoconutError(
             f"the mesh {dict(mesh.shape)} gives this process rows {bounds}, which do not follow each other"

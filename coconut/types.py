@@ -113,13 +113,18 @@ class Latent:
 
     Attributes:
       length: number of columns; a row may use fewer, from the left.
+      together: how many columns are made in one pass. In a packed row these are one thought of each of its examples:
+        the first of all of them, then the second of all of them, and so on.
     """
 
     length: int
+    together: int = 1
 
     def __post_init__(self) -> None:
         if self.length < 1:
             raise CoconutError(f"a latent span needs length >= 1, got {self}")
+        if self.together < 1 or self.length % self.together:
+            raise CoconutError(f"a latent span makes as many columns in each pass, got {self}")
 
 
 Span = Language | Latent
@@ -133,10 +138,12 @@ Schedule = tuple[Span, ...]
 class Batch:
     """Aligned rows of one fixed shape.
 
+    A row is one example. In a packed batch (`coconut.packing`) it holds ``G`` of them, which see nothing of each other.
+
     Attributes:
       schedule: the spans; their lengths sum to ``T``. Static under jit.
       tokens: token ids; the latent marker's id in latent columns, the padding id where ``valid`` is False.
-      positions: the position of each column in its own row, counted over valid columns; 0 where not valid.
+      positions: the position of each column in its own example, counted over valid columns; 0 where not valid.
       valid: whether the column belongs to the row.
       labels: the token a scored column must predict *at* that column, else ``IGNORED_LABEL``. It is predicted from
         the valid column before it.
@@ -144,8 +151,11 @@ class Batch:
         one more for each step, each start marker the model has to write, and the answer; -1 elsewhere.
       answers: whether the labelled column belongs to the answer.
       before_answer: the column from whose state the answer itself begins, behind its prefix (``###``): the last valid
-        one before it. -1 for a row that only fills the batch.
-      examples: index of each row's example in its data set; -1 for a row that only fills the batch.
+        one before it. -1 for a row that only fills the batch. ``[B, G]`` in a packed batch.
+      examples: index of each row's example in its data set; -1 for a row that only fills the batch. ``[B, G]`` in a
+        packed batch.
+      members: in a packed batch, which of the row's examples each column belongs to, from 0 to ``G - 1``; 0 where not
+        valid. None where each row is one example.
     """
 
     schedule: Schedule = dataclasses.field(metadata={"static": True})
@@ -155,8 +165,14 @@ class Batch:
     labels: Int[Any, "B T"]
     pieces: Int[Any, "B T"]
     answers: Bool[Any, "B T"]
-    before_answer: Int[Any, " B"]
-    examples: Int[Any, " B"]
+    before_answer: Int[Any, "B *G"]
+    examples: Int[Any, "B *G"]
+    members: Int[Any, "B T"] | None = None
+
+    @property
+    def examples_per_row(self) -> int | None:
+        """``G`` of a packed batch; None where each row is one example."""
+        return None if self.members is None else self.examples.shape[1]
 
 
 @jax.tree_util.register_dataclass
@@ -171,7 +187,8 @@ class ModelOutput:
         valid column before it. ``S`` counts the scored columns of all spans.
       thoughts: one array for each latent span, the inputs its columns received; zero in columns a row does not use.
       past: the segments (`coconut.models.cache.Segment`) a continuation may attend to.
-      last: hidden state of each row's last valid column; what a following thought is made of, or the next token.
+      last: hidden state of each row's last valid column; what a following thought is made of, or the next token. In a
+        packed batch that of each example.
       states: what lies between the layers (`Decoder.observe`) at the columns that were asked for; None where none were.
     """
 
@@ -179,5 +196,5 @@ class ModelOutput:
     predictors: Float[Array, "B S D"]
     thoughts: tuple[Float[Array, "B K D"], ...]
     past: tuple[Any, ...]
-    last: Float[Array, "B D"]
+    last: Float[Array, "B *G D"]
     states: Float[Array, "_ B O D"] | None = None

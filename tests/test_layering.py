@@ -26,6 +26,7 @@ LAYERS = (
     "coconut.curriculum",
     "coconut.pages",
     "coconut.batching",
+    "coconut.packing",
     "pallas_kernels",
     "coconut.sharding",
     "coconut.models",

@@ -84,7 +84,7 @@ def _training(run: Run, progress: Progress, started: dict[str, Any]) -> str:
     rows: dict[str, Any] = {
         "method": f"`{config.method}`",
         "stage": f"{progress.stage} of {curriculum.first_stage} to {curriculum.final_stage}",
-        "optimizer steps": f"{progress.step:,} of {config.pipeline.batch_size} rows",
+        "optimizer steps": f"{progress.step:,} of {config.pipeline.batch_size} examples",
         "learning rate": f"{config.optimizer.learning_rate:g} ({config.optimizer.decay}), AdamW",
         "seed": config.seed,
         "dtype": f"`{config.execution.dtype}`, parameters `{config.decoder.param_dtype}`",

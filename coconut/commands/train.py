@@ -190,6 +190,8 @@ class DryRun:
 def dry_run(config: RunConfig, mesh: Mesh | None = None) -> tuple[Run, DryRun]:
     """Resolves a run, builds its model abstractly and compiles each stage's step without running any.
 
+    Of the shapes that a stage's batches come in, buckets and wide packed rows among them, it is that of the first one.
+
     Args:
       config: the run.
       mesh: the devices; None for all there are.
@@ -200,7 +202,7 @@ def dry_run(config: RunConfig, mesh: Mesh | None = None) -> tuple[Run, DryRun]:
     run, dataset, examples = prepare(config)
     config = run.config
     optimizer, mesh = make_optimizer(config.optimizer), make_mesh() if mesh is None else mesh
-    rows = own_rows(mesh, config.pipeline.batch_size, config.microbatches)
+    rows = own_rows(mesh, config.pipeline.batch_size, config.microbatches, config.pipeline.examples_per_row)
     key = jax.jit(jax.random.key, out_shardings=replicated(mesh))(config.seed)
     template, state = abstract_state(config, optimizer, mesh)
     learning = make_learning(config, template, optimizer, mesh, tokenizer=run.tokenizer, dataset=dataset)

@@ -3,6 +3,8 @@
 A language span is one parallel pass over its tokens. A latent span makes thoughts one after the other
 (`coconut.latent.thoughts`) or in sweeps over all of them (`coconut.latent.thinkers`); what makes them last runs with
 the language that follows. All passes attend to the segments left so far, and leave a segment of their own.
+
+A row may hold several examples (`coconut.packing`): `coconut.latent.packed` says how they are kept apart.
 """
 
 import functools
@@ -16,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from coconut.errors import CoconutError
 from coconut.latent.feedback import Feedback, Identity, with_constants
+from coconut.latent.packed import columns_before, last_of_each, states_before, think_of_each
 from coconut.latent.thinkers import OneByOne, Sweeps, Thinker
 from coconut.latent.thoughts import (
     Past,
@@ -49,6 +52,8 @@ def rollout(
     masks: RowMasks | None = None,
     every_hidden: bool = False,
     observed: Int[Array, "B O"] | None = None,
+    members: Int[Array, "B T"] | None = None,
+    examples_per_row: int | None = None,
 ) -> ModelOutput:
     """Walks ``schedule`` once.
 
@@ -73,10 +78,14 @@ def rollout(
         reads (`Decoder.observe`).
       observed: columns of each row whose states between the layers are returned, too. They must hold language; those
         of thoughts and of no column (-1) are zero.
+      members: which of its row's examples each column belongs to, where rows hold several (`Batch.members`). The
+        result of each example then equals that of the example alone.
+      examples_per_row: how many examples a row holds, where there are ``members``.
 
     Raises:
       CoconutError: the schedule does not fit ``T``, or starts with a latent span; or, outside of jit, a position of a
-        valid column is behind a learned table.
+        valid column is behind a learned table. For rows of several examples: thoughts made in sweeps, keys or masks of
+        rows, attention by a kernel that was asked for, or a latent span that does not make a thought of each together.
     """
     T = tokens.shape[1]
     if sum(span.length for span in schedule) != T or not isinstance(schedule[0], Language):
@@ -86,6 +95,9 @@ def rollout(
     dropout: Dropout | RowMasks | None = masks
     if masks is None and dropout_key is not None and decoder.drops:
         dropout = Dropout(dropout_key, jnp.arange(T), T, decoder.config.dropout)
+    if members is not None:
+        _check_packed(schedule, think, examples_per_row, drawn=keys is not None or masks is not None)
+        decoder = decoder.by_masks()
     # One look-up for all spans: each one of its own would add a gradient of the whole table's size.
     embedded = decoder.embed(tokens)
     return walk(
@@ -93,9 +105,11 @@ def rollout(
         with_constants(feedback, decoder),
         schedule,
         embedded=embedded,
-        place=Place(positions, valid, jnp.arange(T), dropout, keys),
+        place=Place(positions, valid, jnp.arange(T), dropout, keys, members),
         past=(),
-        last=jnp.zeros_like(embedded[:, 0]),
+        last=jnp.zeros_like(
+            embedded, shape=(len(tokens), *(() if members is None else (examples_per_row,)), embedded.shape[-1])
+        ),
         think=think,
         every_hidden=every_hidden,
         observed=observed,
@@ -128,6 +142,8 @@ def rollout_batch(
         masks=masks,
         every_hidden=every_hidden,
         observed=observed,
+        members=batch.members,
+        examples_per_row=batch.examples_per_row,
     )
 
 
@@ -139,7 +155,7 @@ def walk(
     embedded: Float[Array, "B T D"],
     place: Place,
     past: Past,
-    last: Float[Array, "B D"],
+    last: Float[Array, "B *G D"],
     think: Thinker,
     every_hidden: bool = False,
     observed: Int[Array, "B O"] | None = None,
@@ -153,18 +169,23 @@ def walk(
       embedded: token embeddings.
       place: where the columns stand.
       past: the segments before.
-      last: hidden state of each row's last column before.
+      last: hidden state of each row's last column before; of each example's, where a row holds several.
       think: how the thoughts of a span are made.
       every_hidden: see `rollout`.
       observed: see `rollout`; counted from the first of these columns.
     """
     passes = _passes(schedule, think, join=choose_attention(decoder.config, decoder.execution) == "dense")
-    lengths = [one.end - one.start for one in passes]
-    number_observed = 0 if observed is None else observed.shape[1]
-    wanted = lengths if every_hidden else [one.wanted_beside(number_observed) for one in passes]
+    B, number_observed = len(last), 0 if observed is None else observed.shape[1]
+    # Examples of a row that have thoughts made one by one do so as rows of their own.
+    examples = 1 if place.members is None else last.shape[1]
+    rows = [B * examples if one.one_by_one else B for one in passes]
+    lengths = [(one.end - one.start) * B // n for one, n in zip(passes, rows, strict=True)]
+    wanted = lengths
+    if not every_hidden:
+        wanted = [one.wanted(length, examples, number_observed) for one, length in zip(passes, lengths, strict=True)]
     decoders = [decoder] * len(passes)
     if think != OneByOne(gradient="autodiff") and len(passes) > 1:
-        decoders = decoder.lend(len(last), lengths, wanted, drops=place.dropout is not None)
+        decoders = decoder.lend(rows, lengths, wanted, drops=place.dropout is not None)
     # States of the columns behind ``last``, of which the next pass makes further thoughts.
     following = embedded[:, :0]
     hiddens, predictors, thoughts, states = [], [], [], []
@@ -172,19 +193,30 @@ def walk(
         here = place.part(one.start, one.end)
         if one.one_by_one:
             make = think_implicitly if think == OneByOne() else think_sequentially
-            made, hidden, key_values = make(borrower, feedback, past, last, here)
-            last = last_valid(hidden, here.valid, last)
+            if here.members is None:
+                made, hidden, key_values = make(borrower, feedback, past, last, here)
+                last = last_valid(hidden, here.valid, last)
+            else:
+                made, hidden, key_values = think_of_each(make, borrower, feedback, past, last, here)
+                last = last_of_each(hidden, here, last)
         else:
             inputs, latent = embedded[:, one.start : one.end], here.part(0, one.latent)
             if think == Sweeps(count=0):
                 made = jnp.where(latent.valid[..., None], inputs[:, : one.latent], 0.0)
             else:
-                before = jnp.concatenate([last[:, None], following], 1)[:, : one.latent]
+                before = last if here.members is not None else last[:, None]
+                before = jnp.concatenate([before, following], 1)[:, : one.latent]
                 # They come from a pass of one column, maybe, and join one whose columns a mesh may split.
                 made = constrain(feed_back(feedback, decoder, before, latent), "rows", "columns", "features")
                 inputs = jnp.concatenate([made, inputs[:, one.latent :]], 1)
-            predicting = _columns_before(here.valid[:, : one.kept], one.scored + 1)
-            columns, number = jnp.maximum(predicting, 0), one.scored + 1
+            number = one.scored + examples
+            if here.members is None:
+                predicting, before = _columns_before(here.valid[:, : one.kept], number), last[:, None]
+            else:
+                of = here.members[:, : one.kept]
+                predicting = columns_before(here.valid[:, : one.kept], of, one.scored, examples)
+                before = states_before(last, of, one.scored)
+            columns = jnp.maximum(predicting, 0)
             within = jnp.zeros((len(last), 0), jnp.int32) if observed is None else observed - one.start
             watched = jnp.clip(within, 0, length - 1)
             if number_wanted < length:
@@ -199,12 +231,13 @@ def walk(
                 is_here = (within >= one.latent) & (within < one.kept)
                 states.append(jnp.where(is_here[..., None], between, 0.0))
             # What predicts the first column of a pass, or follows where a row has none in it, stands before the pass.
-            ends = jnp.where(predicting[..., None] >= 0, ends, last[:, None])
-            predictors.append(ends[:, :-1])
-            last = ends[:, -1]
+            ends = jnp.where(predicting[..., None] >= 0, ends, before)
+            predictors.append(ends[:, : one.scored])
+            last = ends[:, -1] if here.members is None else ends[:, one.scored :]
         if one.kept:
             key_values = jax.tree.map(lambda x, kept=one.kept: x[..., :kept, :], key_values)
-            past = (*past, Segment(key_values, here.valid[:, : one.kept], here.columns[: one.kept]))
+            kept = here.part(0, one.kept)
+            past = (*past, Segment(key_values, kept.valid, kept.columns, kept.members))
             hiddens.append(hidden[:, : one.kept])
             thoughts.append(made)
     ends = np.cumsum([span.length for span in schedule if isinstance(span, Latent)])
@@ -237,6 +270,20 @@ def _columns_before(valid: Bool[Array, "B T"], number: int) -> Int[Array, "B W"]
     return jnp.pad(last, ((0, 0), (1, 0)), constant_values=-1)[:, valid.shape[1] + 1 - number :]
 
 
+def _check_packed(schedule: Schedule, think: Thinker, examples: int | None, *, drawn: bool) -> None:
+    """Refuses what rows of several examples cannot have."""
+    if isinstance(think, Sweeps) and think.count:
+        raise CoconutError(f"{think}: the thoughts of rows of several examples are made one by one, not in sweeps")
+    if drawn:
+        raise CoconutError(
+            "rows of several examples have no keys of their own: neither thoughts nor masks can be drawn"
+        )
+    if any(span.together != examples for span in schedule if isinstance(span, Latent)):
+        raise CoconutError(
+            f"the schedule {schedule}: a latent span of rows of {examples} examples makes as many together"
+        )
+
+
 class _Pass(NamedTuple):
     """Columns that the decoder runs over together, or thoughts that it makes one after the other.
 
@@ -257,10 +304,12 @@ class _Pass(NamedTuple):
     scored: int = 0
     one_by_one: bool = False
 
-    def wanted_beside(self, observed: int) -> int:
-        """Columns whose last states are wanted: what predicts, the last one kept, all not kept, those observed."""
-        length = self.end - self.start
-        return length if self.one_by_one else min(length, self.scored + 1 + length - self.kept + observed)
+    def wanted(self, length: int, examples: int, observed: int) -> int:
+        """Columns whose last states are wanted of those that a row of the pass has, ``length``.
+
+        They are what predicts, the last one kept of each example of a row, all not kept, and those observed.
+        """
+        return length if self.one_by_one else min(length, self.scored + examples + length - self.kept + observed)
 
 
 def _passes(schedule: Schedule, think: Thinker, *, join: bool) -> list[_Pass]:
@@ -286,7 +335,7 @@ def _passes(schedule: Schedule, think: Thinker, *, join: bool) -> list[_Pass]:
             passes.append(_Pass(start - waiting, end + opened, waiting + length, waiting, span.scored))
             waiting = 0
         elif isinstance(think, OneByOne):
-            waiting = int(isinstance(following, Language))
+            waiting = span.together if isinstance(following, Language) else 0
             if length > waiting:
                 passes.append(_Pass(start, end - waiting, length - waiting, length - waiting, one_by_one=True))
         else:

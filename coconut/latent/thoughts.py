@@ -45,6 +45,7 @@ class Place:
       columns: index of each column in the whole sequence.
       dropout: dropout of these columns, or None.
       keys: a key for each row, for feedbacks that draw; or None.
+      members: which of its row's examples each column belongs to, where a row holds several (`Batch.members`); or None.
     """
 
     positions: Int[Array, "B T"]
@@ -52,6 +53,7 @@ class Place:
     columns: Int[Array, " T"]
     dropout: Dropout | RowMasks | None = None
     keys: Key[Array, " B"] | None = None
+    members: Int[Array, "B T"] | None = None
 
     def column(self, index: Int[Array, ""]) -> "Place":
         """One column of this place. Which one is data."""
@@ -64,7 +66,8 @@ class Place:
     def _taken(self, take: Callable[[Array], Array]) -> "Place":
         columns = take(self.columns)
         dropout = None if self.dropout is None else dataclasses.replace(self.dropout, columns=columns)
-        return Place(take(self.positions), take(self.valid), columns, dropout, self.keys)
+        members = None if self.members is None else take(self.members)
+        return Place(take(self.positions), take(self.valid), columns, dropout, self.keys, members)
 
 
 def check_positions(decoder: Decoder, needed: int, what: str) -> None:
@@ -108,7 +111,13 @@ def trunk(
 ) -> tuple[Array, Any]:
     """`Decoder.trunk` at a place."""
     return decoder.trunk(
-        inputs, positions=place.positions, valid=place.valid, past=past, dropout=place.dropout, wanted=wanted
+        inputs,
+        positions=place.positions,
+        valid=place.valid,
+        past=past,
+        members=place.members,
+        dropout=place.dropout,
+        wanted=wanted,
     )
 
 
@@ -127,6 +136,7 @@ def observe(
         positions=place.positions,
         valid=place.valid,
         past=past,
+        members=place.members,
         dropout=place.dropout,
         wanted=wanted,
     )

@@ -179,6 +179,11 @@ class Method:
         """The page of an example that is to be answered."""
         return self.pages["main"](example, dataclasses.replace(placing, answering=True))
 
+    @property
+    def packs(self) -> bool:
+        """Whether its rows may hold several examples: one view, whose loss is `imitation_loss`, knows them apart."""
+        return self.loss is imitation_loss and len(self.pages) == 1
+
     def feeds_back(self, options: Any) -> bool:
         """Whether thoughts are hidden states fed back; without sweeps they are pause tokens, known beforehand."""
         return self.think(options) != Sweeps(count=0)

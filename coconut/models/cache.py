@@ -82,11 +82,14 @@ class Segment:
         `LayerCache` a layer; or a `Filling` in the place of each.
       valid: which columns may be attended to.
       columns: index of each column in the whole sequence (dropout draws its masks by column).
+      members: which of its row's examples each column belongs to, where a row holds several (`Batch.members`); a column
+        is looked back on by those of its own example alone. None where a row is one example.
     """
 
     key_values: Any
     valid: Bool[Array, "B C"]
     columns: Int[Array, " C"]
+    members: Int[Array, "B C"] | None = None
 
 
 def write(room: LayerCache | Filling, new: LayerCache, start: Int[Array, ""] | int) -> LayerCache | Filling:

@@ -1,5 +1,6 @@
 """One decoder: GPT-2, Llama, Gemma, OLMo, Phi, Qwen and DeepSeek by configuration. It knows nothing of thoughts."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from coconut.errors import CoconutError
 from coconut.models.cache import LOOKED_BACK, Filling, LayerCache, Segment
 from coconut.models.config import DecoderConfig, ExecutionConfig
 from coconut.models.decoder_layer import Layer
@@ -18,6 +20,7 @@ from coconut.models.products import logits_of
 from coconut.models.segment_attention import choose_attention
 from coconut.models.visibility import Visibility
 from coconut.sharding import constrain
+from pallas_kernels.platform import log_once
 
 
 class Decoder(nnx.Module):
@@ -114,13 +117,31 @@ class Decoder(nnx.Module):
         logits = constrain(logits, *("rows", "columns")[: logits.ndim - 1], "vocabulary")
         return logits * self.config.logit_scale if self.config.logit_scale != 1.0 else logits
 
+    def by_masks(self) -> "Decoder":
+        """This decoder with attention that masks say, also where ``auto`` chooses kernels, which know ranges alone.
+
+        Raises:
+          CoconutError: ``ExecutionConfig.attention`` names a kernel.
+        """
+        attention = self.execution.attention
+        if attention not in ("auto", "dense"):
+            raise CoconutError(
+                f"ExecutionConfig.attention = {attention!r}: kernels do not take rows of several examples "
+                "(PipelineConfig.examples_per_row); auto and dense do"
+            )
+        if attention == "auto":
+            log_once("attention of rows of several examples: dense")
+        masked = jax.tree.map(lambda x: x, self)  # a new module around the same arrays
+        masked.execution = dataclasses.replace(self.execution, attention="dense")
+        return masked
+
     def lend(
-        self, batch: int, columns: Sequence[int], wanted: Sequence[int] | None = None, *, drops: bool = False
+        self, batch: Sequence[int], columns: Sequence[int], wanted: Sequence[int] | None = None, *, drops: bool = False
     ) -> list["Decoder"]:
         """This decoder, once for each of several passes that share their weight gradients (`coconut.models.lending`).
 
         Args:
-          batch: ``B``.
+          batch: ``B`` of each pass: a multiple of the least.
           columns: ``T`` of each pass; its `trunk` must be called exactly once.
           wanted: columns that each pass wants (`trunk`); None for all.
           drops: whether the passes have dropout.
@@ -150,6 +171,7 @@ class Decoder(nnx.Module):
         positions: Int[Array, "B T"],
         valid: Bool[Array, "B T"],
         past: Sequence[Segment] = (),
+        members: Int[Array, "B T"] | None = None,
         dropout: Dropout | RowMasks | None = None,
         wanted: Int[Array, "B W"] | None = None,
         write_at: Int[Array, ""] | None = None,
@@ -162,6 +184,7 @@ class Decoder(nnx.Module):
             positions=positions,
             valid=valid,
             past=past,
+            members=members,
             dropout=dropout,
             wanted=wanted,
             write_at=write_at,
@@ -176,6 +199,7 @@ class Decoder(nnx.Module):
         positions: Int[Array, "B T"],
         valid: Bool[Array, "B T"],
         past: Sequence[Segment] = (),
+        members: Int[Array, "B T"] | None = None,
         dropout: Dropout | RowMasks | None = None,
         wanted: Int[Array, "B W"] | None = None,
         write_at: Int[Array, ""] | None = None,
@@ -192,6 +216,8 @@ class Decoder(nnx.Module):
           valid: columns that others may attend to. A column attends to valid columns of ``past``, and causally to
             valid columns of its own pass.
           past: segments earlier passes left; all their columns come before this pass's.
+          members: which of its row's examples each column belongs to, where rows hold several and the segments of
+            ``past`` say the same of theirs; None where a row is one example.
           dropout: masks to draw; None applies no dropout.
           wanted: the columns of each row whose hidden states are returned; None for all.
           write_at: for a pass of one column: where in the last segment of ``past`` its keys and values are written, to
@@ -224,6 +250,7 @@ class Decoder(nnx.Module):
             [_of_each_row(segment.valid, len(inputs)) for segment in past],
             valid if write_at is None else None,
             dense=implementation == "dense",
+            members=None if members is None else [*(_members_of(segment) for segment in past), members],
         )
 
         def apply(
@@ -290,3 +317,8 @@ class Decoder(nnx.Module):
 def _of_each_row(valid: Bool[Array, "_ C"], rows: int) -> Bool[Array, "B C"]:
     """The columns that each of ``rows`` rows may see of a segment, which several of them may share."""
     return valid if len(valid) == rows else jnp.repeat(valid, rows // len(valid), axis=0)
+
+
+def _members_of(segment: Segment) -> Int[Array, "B C"]:
+    assert segment.members is not None
+    return segment.members

@@ -44,7 +44,7 @@ class Lent:
 
 def lend(
     layers: Any,
-    batch: int,
+    batch: int | Sequence[int],
     columns: Sequence[int],
     dtype: jnp.dtype,
     *,
@@ -61,7 +61,7 @@ def lend(
 
     Args:
       layers: a module or a list of modules.
-      batch: ``B``.
+      batch: ``B`` of all passes, or of each of them: a multiple of the least.
       columns: ``T`` of each pass. Each must use all layers exactly once.
       dtype: dtype of the rows.
       narrow: modules of ``layers`` that a pass applies to ``fewer`` columns.
@@ -69,14 +69,19 @@ def lend(
     """
     narrow_ones = {id(linear) for module in narrow for linear in _linears(module)}
     passes = [jax.tree.map(lambda x: x, layers) for _ in columns]  # new modules around the same arrays
+    batch = [batch] * len(columns) if isinstance(batch, int) else batch
     for own, *borrowers in zip(_linears(layers), *[_linears(copy) for copy in passes], strict=True):
         kernel = borrowers[0].kernel[...]
         D, F = kernel.shape[-2:]
         applied = columns if fewer is None or id(own) not in narrow_ones else fewer
-        few = [(borrower, T) for borrower, T in zip(borrowers, applied, strict=True) if batch * T * (D + F) <= D * F]
+        few = [
+            (borrower, (B, T))
+            for borrower, B, T in zip(borrowers, batch, applied, strict=True)
+            if B * T * (D + F) <= D * F
+        ]
         if len(few) < 2:
             continue
-        loans = _lend(batch, tuple(T for _, T in few), jnp.dtype(dtype), kernel)
+        loans = _lend(tuple(size for _, size in few), jnp.dtype(dtype), kernel)
         for (borrower, _), loan in zip(few, loans, strict=True):
             borrower.kernel = nnx.Param(loan)
     return passes
@@ -96,26 +101,33 @@ def _linears(layers: Any) -> list[nnx.Linear]:
     return [module for module in modules if getattr(module, "of_rows", True)]
 
 
-def _loans(batch: int, columns: tuple[int, ...], dtype: jnp.dtype, kernel: Array) -> tuple[Lent, ...]:
+Sizes = tuple[tuple[int, int], ...]
+"""``B`` and ``T`` of each pass."""
+
+
+def _loans(sizes: Sizes, dtype: jnp.dtype, kernel: Array) -> tuple[Lent, ...]:
     *stack, D, F = kernel.shape
-    rows = lambda T, width: jnp.zeros((*stack, batch, T, width), dtype)
-    return tuple(Lent(kernel, rows(T, D), rows(T, F)) for T in columns)
+    rows = lambda size, width: jnp.zeros((*stack, *size, width), dtype)
+    return tuple(Lent(kernel, rows(size, D), rows(size, F)) for size in sizes)
 
 
-_lend = jax.custom_vjp(_loans, nondiff_argnums=(0, 1, 2))
+_lend = jax.custom_vjp(_loans, nondiff_argnums=(0, 1))
 
 
-def _lend_forward(
-    batch: int, columns: tuple[int, ...], dtype: jnp.dtype, kernel: Array
-) -> tuple[tuple[Lent, ...], Array]:
-    return _loans(batch, columns, dtype, kernel), jnp.zeros((0,), kernel.dtype)
+def _lend_forward(sizes: Sizes, dtype: jnp.dtype, kernel: Array) -> tuple[tuple[Lent, ...], Array]:
+    return _loans(sizes, dtype, kernel), jnp.zeros((0,), kernel.dtype)
 
 
 def _lend_backward(
-    batch: int, columns: tuple[int, ...], dtype: jnp.dtype, like: Array, returned: tuple[Lent, ...]
+    sizes: Sizes, dtype: jnp.dtype, like: Array, returned: tuple[Lent, ...]
 ) -> tuple[Float[Array, "*L D F"]]:
+    batch = min(B for B, _ in sizes)
+    # Which row a column stands in does not matter to the sum: more rows of fewer columns become as many as the least.
+    joined = lambda x: x if x.shape[-3] == batch else x.reshape(*x.shape[:-3], batch, -1, x.shape[-1])
     # The rows of a pass of one column have split features: they move to join the others.
-    x, y = (jnp.concatenate([stay(getattr(loan, rows)) for loan in returned], -2) for rows in ("inputs", "outputs"))
+    x, y = (
+        jnp.concatenate([joined(stay(getattr(loan, rows))) for loan in returned], -2) for rows in ("inputs", "outputs")
+    )
     wide = jnp.promote_types(like.dtype, dtype)
     if not may_flatten():
         return (jnp.einsum("...btd,...btf->...df", x, y, preferred_element_type=wide).astype(like.dtype),)

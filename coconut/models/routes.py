@@ -12,7 +12,12 @@ from coconut.models.visibility import Visibility
 
 
 def routes(
-    decoder: Decoder, inputs: Float[Array, "B T D"], *, positions: Int[Array, "B T"], valid: Bool[Array, "B T"]
+    decoder: Decoder,
+    inputs: Float[Array, "B T D"],
+    *,
+    positions: Int[Array, "B T"],
+    valid: Bool[Array, "B T"],
+    members: Int[Array, "B T"] | None = None,
 ) -> Int[Array, "X B T J"]:
     """The experts that columns choose, in each of the ``X`` layers that have experts. Traceable.
 
@@ -24,12 +29,13 @@ def routes(
       inputs: token embeddings and thoughts, without positions.
       positions: position of each column in its row.
       valid: columns that others may attend to. Those that are not valid choose something all the same.
+      members: which of its row's examples each column belongs to, where rows hold several.
     """
     assert decoder.config.experts is not None
     x = inputs.astype(decoder.execution.compute_dtype)
     if decoder.config.position_embedding == "learned":
         x = x + decoder.positions(positions)
-    visible = Visibility(decoder.config, [], valid, dense=True)
+    visible = Visibility(decoder.config, [], valid, dense=True, members=None if members is None else [members])
 
     def step(x: Array, scanned: tuple[Layer, Any]) -> tuple[Array, Any]:
         layer, index = scanned

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from coconut.models.config import DecoderConfig
@@ -15,7 +16,7 @@ class Visibility:
 
     A column sees the valid columns of all segments before, and of its own pass those that do not follow it. In a local
     layer (`coconut.models.local_config`) these are the last ``window`` valid columns of its row, itself among them,
-    whichever segments they lie in.
+    whichever segments they lie in. Where a row holds several examples, all this is said of the columns of its own.
     """
 
     def __init__(
@@ -25,6 +26,7 @@ class Visibility:
         own: Bool[Array, "B T"] | None,
         *,
         dense: bool,
+        members: Sequence[Int[Array, "B _"]] | None = None,
     ):
         """Looks at the columns.
 
@@ -34,7 +36,10 @@ class Visibility:
           own: which of the pass; None for a pass of one column, written into the last segment, whose last valid one it
             is.
           dense: whether to make masks for `attend`, or ranges for `attend_by_kernels`.
+          members: which of its row's examples each column belongs to, segment by segment, the pass's own last; None
+            where a row is one example. For masks, and for a pass that leaves a segment of its own.
         """
+        self._members = members
         self._config, self._before, self._own, self._dense = config, before, own, dense
         kinds = sorted({config.is_local(layer) for layer in range(config.num_layers)})
         self._of_all = {local: self._seen(local, None) for local in kinds}
@@ -65,9 +70,15 @@ class Visibility:
             T = self._own.shape[1]
             queries = jnp.arange(T)[None] if wanted is None else wanted
             masks.append((jnp.arange(T) <= queries[..., None]) & self._own[:, None, :])
+        if self._members is not None:
+            own = self._members[-1] if wanted is None else jnp.take_along_axis(self._members[-1], wanted, axis=1)
+            masks = [
+                mask & (own[:, :, None] == other[:, None, :]) for mask, other in zip(masks, self._members, strict=True)
+            ]
         if window is None:
             return masks
-        numbers = _numbered(self._before if self._own is None else [*self._before, self._own])
+        segments = self._before if self._own is None else [*self._before, self._own]
+        numbers = _numbered(segments) if self._members is None else _numbered_by_example(segments, self._members)
         asking = numbers[-1].max(1, keepdims=True) if self._own is None else numbers[-1]
         if wanted is not None:
             asking = jnp.take_along_axis(asking, wanted, axis=1)
@@ -101,3 +112,15 @@ def _numbered(segments: Sequence[Bool[Array, "B _"]]) -> list[Int[Array, "B _"]]
         numbers.append(seen + counted - 1)
         seen = seen + valid.sum(1, keepdims=True, dtype=jnp.int32)
     return numbers
+
+
+def _numbered_by_example(
+    segments: Sequence[Bool[Array, "B _"]], members: Sequence[Int[Array, "B _"]]
+) -> list[Int[Array, "B _"]]:
+    """`_numbered` among the valid columns of the column's own example."""
+    valid, of = jnp.concatenate(segments, 1), jnp.concatenate(members, 1)
+    columns = jnp.arange(valid.shape[1])
+    before = (of[:, :, None] == of[:, None, :]) & (columns <= columns[:, None]) & valid[:, None, :]
+    numbers = before.sum(-1, dtype=jnp.int32) - 1
+    ends = np.cumsum([segment.shape[1] for segment in segments])
+    return jnp.split(numbers, ends[:-1], axis=1)

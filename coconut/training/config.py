@@ -13,7 +13,8 @@ from coconut.latent.feedback import FeedbackConfig
 from coconut.latent.generate import SamplingConfig
 from coconut.latent.halting import HaltingConfig
 from coconut.latent.policies.config import POLICIES, PolicyConfig
-from coconut.methods import get_method
+from coconut.latent.thinkers import Sweeps
+from coconut.methods import METHODS, get_method
 from coconut.methods.method import NoOptions
 from coconut.methods.multi_token import MultiTokenConfig
 from coconut.models.adapters import AdapterConfig
@@ -145,6 +146,8 @@ class RunConfig:
             reject("norm_alert_factor", "must be None or above 1")
         if self.pipeline.batch_size % self.microbatches:
             reject("microbatches", f"must divide the batch size, {self.pipeline.batch_size}")
+        if self.pipeline.examples_per_row > 1:
+            self._check_packing()
         if self.multi_token is not None and self.drawing is not None:
             reject("multi_token", "is a term of imitation: samples that the model draws itself are not learnt so")
         if self.multi_token is not None and not get_method(self.method).reads_pages:
@@ -159,6 +162,34 @@ class RunConfig:
             self._check_reinforcement(self.reinforcement)
         if self.scorer is not None:
             self._check_scorer(self.scorer)
+
+    def _check_packing(self) -> None:
+        """What rows of several examples ask of the other fields."""
+        method, asked = get_method(self.method), f"PipelineConfig.examples_per_row = {self.pipeline.examples_per_row!r}"
+        if not method.packs:
+            others = ", ".join(name for name, one in METHODS.items() if one.packs)
+            raise CoconutError(
+                f"{asked}: the loss of method = {self.method!r} reads a row as one example (methods that pack: "
+                f"{others})"
+            )
+        if isinstance(think := method.think(self.options), Sweeps) and think.count:
+            raise CoconutError(
+                f"{asked}: method = {self.method!r} makes its thoughts in sweeps, and packed ones are not"
+            )
+        if self.drawing is not None:
+            raise CoconutError(f"{asked}: samples that the model draws itself are not packed")
+        if self.multi_token is not None:
+            raise CoconutError(f"{asked}: RunConfig.multi_token reads a row as one example")
+        if self.execution.attention not in ("auto", "dense"):
+            raise CoconutError(
+                f"{asked}: ExecutionConfig.attention = {self.execution.attention!r}: kernels do not know the examples "
+                "of a row apart; auto and dense do"
+            )
+        if self.pipeline.rows % self.microbatches:
+            raise CoconutError(
+                f"{asked}: RunConfig.microbatches = {self.microbatches} must divide the {self.pipeline.rows} rows of a "
+                f"batch of {self.pipeline.batch_size}"
+            )
 
     @property
     def drawing(self) -> ReinforcementConfig | ScorerConfig | None:

@@ -55,7 +55,12 @@ def save_bundle(
     by_first_process(lambda: make_folder(folder))
     with contextlib.closing(Checkpoints(folder, run.identity())) as checkpoints:
         checkpoints.save(state, progress, {}, broken=True)
-    arrays = {f"{name}/{field}": getattr(view, field) for name, view in views.items() for field in BATCH_FIELDS}
+    arrays = {
+        f"{name}/{field}": value
+        for name, view in views.items()
+        for field in BATCH_FIELDS
+        if (value := getattr(view, field)) is not None
+    }
     path = folder / f"rows_{rows.start or 0:06d}.npz"
     with explained(path), path.open("wb") as file:
         np.savez(file, **arrays)
@@ -73,8 +78,8 @@ def replay(folder: StoragePath | str) -> dict[str, Any]:
 
     Returns:
       ``step``; ``loss`` of the whole batch; ``parameters`` that are not finite or larger than 1e4, by name; ``rows``:
-      for each row its ``example``, its ``loss`` where it stands alone, and its ``columns``. Rows whose loss is not
-      finite come first.
+      for each row its ``example`` (a list where a row holds several), its ``loss`` where it stands alone, and its
+      ``columns``. Rows whose loss is not finite come first.
 
     Raises:
       CoconutError: it is no bundle, or it is damaged.
@@ -142,13 +147,23 @@ def _read_views(folder: StoragePath, schedules: Mapping[str, Sequence[Sequence[A
                 parts.append(dict(np.load(file, allow_pickle=False)))
     join = lambda key: np.concatenate([part[key] for part in parts])
     return {
-        name: Batch(schedule=_schedule(spans), **{field: join(f"{name}/{field}") for field in BATCH_FIELDS})
+        name: Batch(
+            schedule=_schedule(spans),
+            # Rows of one example have no members.
+            **{
+                field: join(f"{name}/{field}")
+                for field in BATCH_FIELDS
+                if f"{name}/{field}" in parts[0] or field != "members"
+            },
+        )
         for name, spans in schedules.items()
     }
 
 
 def _span_to_json(span: Language | Latent) -> list[Any]:
-    return ["language", span.length, span.scored] if isinstance(span, Language) else ["latent", span.length]
+    return (
+        ["language", span.length, span.scored] if isinstance(span, Language) else ["latent", span.length, span.together]
+    )
 
 
 def _schedule(spans: Sequence[Sequence[Any]]) -> Schedule:

@@ -38,7 +38,7 @@ class StepViews(NamedTuple):
     @property
     def examples(self) -> list[int]:
         """Ids of the examples of this process's rows; -1 for one that only fills a batch."""
-        return [int(example) for views in self.host for example in views["main"].examples]
+        return [int(example) for views in self.host for example in views["main"].examples.flat]
 
 
 @runtime_checkable
@@ -80,7 +80,7 @@ class Imitation:
     """Learns to write what the data say."""
 
     def __init__(self, config: RunConfig, template: Template, optimizer: optax.GradientTransformation, mesh: Mesh):
-        self.method, self._mesh, self._rows = get_method(config.method), mesh, config.pipeline.batch_size
+        self.method, self._mesh, self._rows = get_method(config.method), mesh, config.pipeline.rows
         self.step = make_train_step(
             *(template, self.method, optimizer),
             options=config.options,

@@ -173,7 +173,7 @@ def _train(
 ) -> TrainResult:
     """`train`, once the input is known to be good and the workdir to be this run's."""
     config, curriculum, method = run.config, run.config.curriculum, get_method(run.config.method)
-    rows = own_rows(mesh, config.pipeline.batch_size, config.microbatches)
+    rows = own_rows(mesh, config.pipeline.batch_size, config.microbatches, config.pipeline.examples_per_row)
     optimizer = make_optimizer(config.optimizer)
     template, expected = abstract_state(config, optimizer, mesh)
     learning = make_learning(config, template, optimizer, mesh, tokenizer=run.tokenizer, dataset=dataset)

@@ -52,7 +52,7 @@ def make_routing(config: RunConfig, template: Template) -> Routing:
         inputs = model.decoder.embed(batch.tokens)
         if output.thoughts:
             inputs = inputs.at[:, latent].set(jnp.concatenate(output.thoughts, 1).astype(inputs.dtype))
-        chosen = routes(model.decoder, inputs, positions=batch.positions, valid=batch.valid)
+        chosen = routes(model.decoder, inputs, positions=batch.positions, valid=batch.valid, members=batch.members)
         return replicate(_numbers(chosen, batch, latent, experts.count, key))
 
     def measured(state: TrainState, views: Views, key: Key[Array, ""]) -> Mapping[str, float]:

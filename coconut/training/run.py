@@ -30,6 +30,7 @@ LOG = logging.getLogger(__name__)
 FREE = (
     "execution.*",
     "microbatches",
+    "pipeline.examples_per_row",
     "pipeline.threads",
     "pipeline.prefetch",
     "evaluation_batch_size",

@@ -15,6 +15,7 @@ from coconut.batching import stage_shape
 from coconut.datasets import Dataset, load_dataset, make_tokenizer
 from coconut.errors import CoconutError
 from coconut.hub import local_folder
+from coconut.latent.feedback import draws
 from coconut.latent.scorer import DECODER_PART
 from coconut.methods import METHODS, get_method
 from coconut.model import Model, Parameters, Template, parameters_of
@@ -79,7 +80,8 @@ def prepare(
     Raises:
       CoconutError: data that cannot be read, splits that overlap, a vocabulary that is not the tokenizer's, a model to
         start from that is another one, examples longer than the model's positions, none with the steps that the method
-        learns from, a stop head that is missing, samples that cannot be drawn, a tracker whose package is missing.
+        learns from, a stop head that is missing, samples that cannot be drawn, thoughts that cannot be packed, a
+        tracker whose package is missing.
     """
     config.tracking.check_packages()
     dataset = load_dataset(config.data) if dataset is None else dataset
@@ -99,6 +101,7 @@ def prepare(
     run = Run(config, tokenizer, data="")
     fitting = fit_to_positions(examples, run)
     check_halting(config)
+    check_packing(config)
     if config.drawing is not None:
         stages = range(config.curriculum.first_stage, config.curriculum.final_stage + 1)
         check_samples(config, fitting, [run.placing(stage) for stage in stages])
@@ -168,6 +171,19 @@ def check_halting(config: RunConfig) -> None:
                 f"RunConfig.halting: HaltingConfig.stop = {config.halting.stop!r} needs a part named 'halt', and the "
                 f"model of method = {config.method!r} has only {', '.join(sorted(parts))}"
             )
+
+
+def check_packing(config: RunConfig) -> None:
+    """Looks whether thoughts of rows that hold several examples can be made as the config says.
+
+    Raises:
+      CoconutError: the feedback draws; it draws by rows.
+    """
+    if config.pipeline.examples_per_row > 1 and draws(jax.eval_shape(lambda: fresh_parts(config))["feedback"]):
+        raise CoconutError(
+            f"PipelineConfig.examples_per_row = {config.pipeline.examples_per_row!r}: FeedbackConfig.kind = "
+            f"{config.feedback.kind!r} draws thoughts by rows, and a row has one draw"
+        )
 
 
 def vocabulary_size(config: RunConfig, tokenizer: Tokenizer, workdir: StoragePath | None) -> int:

@@ -18,9 +18,10 @@ from coconut.commands.plan.collectives import collectives
 from coconut.losses import Loss, Term, language_loss, ratio
 from coconut.mesh import MeshConfig
 from coconut.methods import METHODS
-from coconut.methods.method import LossContext, Views
+from coconut.methods.method import LossContext, Method, Views
 from coconut.model import Model, Template, make_model, parameters_of
 from coconut.models.config import DecoderConfig, ExecutionConfig
+from coconut.packing import pack, packed_shapes, part_widths, share_rows, widest_rows
 from coconut.sharding import make_mesh, placed, put_rows, replicated, tree_sharding
 from coconut.tokenizers import symbol_tokenizer
 from coconut.training.optimizer import OptimizerConfig, make_optimizer
@@ -50,7 +51,10 @@ TWO_TERMS = dataclasses.replace(METHOD, loss=loss_of_two_terms)
 
 @pytest.mark.parametrize(
     "name",
-    ["collectives", *(pytest.param(name, marks=pytest.mark.slow) for name in ("equality", "kernels", "gathering"))],
+    [
+        "collectives",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("equality", "kernels", "gathering", "packing")),
+    ],
 )
 def test_on_eight_devices(name: str) -> None:
     assert "Involuntary full rematerialization" not in run_on_eight_devices("tests.training.test_mesh", name)
@@ -93,15 +97,17 @@ def template_of(configs: Configs) -> Template:
     return Template.of(jax.eval_shape(lambda: fresh_model(configs)))
 
 
-def train_steps(configs: Configs, batches: list[Batch], mesh: Mesh) -> tuple[list[float], Any]:
+def train_steps(
+    configs: Configs, batches: list[Batch], mesh: Mesh, method: Method = TWO_TERMS
+) -> tuple[list[float], Any]:
     """The loss of each step, and the state after them."""
     places = tree_sharding(jax.eval_shape(lambda: fresh_state(configs)), template_of(configs).axes, mesh)
     state = jax.jit(lambda: fresh_state(configs), out_shardings=places)()
-    step, losses = make_train_step(template_of(configs), TWO_TERMS, OPTIMIZER, microbatches=2), []
+    step, losses = make_train_step(template_of(configs), method, OPTIMIZER, microbatches=2), []
     with jax.set_mesh(mesh):
         key = jax.jit(jax.random.key, out_shardings=replicated(mesh))(0)
         for batch in batches:
-            state, metrics = step(state, {"main": put_rows(batch, mesh, BATCH_SIZE)}, 1e-3, key)
+            state, metrics = step(state, {"main": put_rows(batch, mesh, len(batch.tokens))}, 1e-3, key)
             losses.append(float(metrics["loss"].mean()))
     jax.tree.map(lambda x, place: x.sharding.is_equivalent_to(place, x.ndim) or pytest.fail(str(place)), state, places)
     return losses, state
@@ -136,6 +142,28 @@ def check_equality() -> None:
             losses, state = train_steps(how, batches, make_mesh(mesh))
             np.testing.assert_allclose(losses, expected_losses, rtol=1e-10, err_msg=str(mesh))
             # The moments are averages of the gradients.
+            jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-12), state, expected)
+
+
+def check_packing() -> None:
+    """Rows of two examples on eight devices: the numbers of rows of one on one device."""
+    jax.config.update("jax_enable_x64", True)
+    config = dataclasses.replace(LLAMA_STYLE, vocab_size=24, num_heads=4, num_kv_heads=2, param_dtype="float64")
+    configs = (config, ExecutionConfig(dtype="float64", scan_layers=True))
+    shape, packed = one_block(6, 3, 6), []
+    batches = 2 * [make_batch(shape, np.random.default_rng(seed)) for seed in range(2)]
+    for batch in batches:
+        widths = part_widths(batch, shape)
+        members = share_rows(widths, BATCH_SIZE // 2)
+        wide = packed_shapes(shape, 2, widest_rows(widths, members))[0]
+        packed.append(pack(batch, shape, members, wide, pad_id=0, feeds_back=True))
+    with quick_compilation():
+        expected_losses, expected = train_steps(configs, batches, make_mesh(devices=jax.devices()[:1]), METHOD)
+        assert expected_losses[2] < expected_losses[0] - 1e-3
+        for mesh, gather in ((MeshConfig(data=2, fsdp=2, tensor=2), "pass"), (MeshConfig(fsdp=4, tensor=2), "step")):
+            how = (config, dataclasses.replace(configs[1], gather=gather))
+            losses, state = train_steps(how, packed, make_mesh(mesh), METHOD)
+            np.testing.assert_allclose(losses, expected_losses, rtol=1e-10, err_msg=str(mesh))
             jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-12), state, expected)
 
 
@@ -207,6 +235,7 @@ def main(name: str) -> None:
         "kernels": check_kernels,
         "collectives": check_collectives,
         "gathering": check_gathering,
+        "packing": check_packing,
     }[name]()
     print("done")
 

@@ -165,11 +165,16 @@ def make_step(config: RunConfig, where: Slice, mesh_config: MeshConfig, columns:
     """The train step of a run with abstract arguments in their places on a slice.
 
     Raises:
-      CoconutError: the vocabulary is not set, the mesh does not match the devices or does not split an array evenly,
-        the batch does not divide, or the columns make no batch.
+      CoconutError: the vocabulary is not set, rows are packed, the mesh does not match the devices or does not split
+        an array evenly, the batch does not divide, or the columns make no batch.
     """
     if config.decoder.vocab_size is None:
         raise CoconutError("DecoderConfig.vocab_size is not set: a plan reads no data, so it has to be given")
+    if config.pipeline.examples_per_row > 1:
+        raise CoconutError(
+            f"PipelineConfig.examples_per_row = {config.pipeline.examples_per_row}: a plan knows the columns of one "
+            "example, and how wide packed rows are is data; plan with 1"
+        )
     schedules, mesh = columns.schedules(config), make_mesh(mesh_config, where.devices)
     check_rows(mesh, config.pipeline.batch_size, config.microbatches)
     optimizer = make_optimizer(config.optimizer)

@@ -24,8 +24,8 @@ def look_at_step(config: RunConfig, mesh: Mesh, schedules: Sequence[Schedule], s
     """Warns where a compiled train step can use little of its chips, and says what would help most.
 
     The same figures as those of `coconut plan`: a roofline of the program, nothing measured. Devices whose peak figures
-    are not known are left alone, and so are several slices, steps on samples and frozen decoders, and a program whose
-    text is not understood.
+    are not known are left alone, and so are several slices, steps on samples and frozen decoders, packed rows, and a
+    program whose text is not understood.
 
     Args:
       config: the run.
@@ -35,6 +35,8 @@ def look_at_step(config: RunConfig, mesh: Mesh, schedules: Sequence[Schedule], s
     """
     # A plan knows no steps on samples, which have other rows, and no frozen decoder, which takes less arithmetic.
     if config.drawing is not None or config.adapter is not None or config.freeze or jax.process_index():
+        return
+    if config.pipeline.examples_per_row > 1:  # Nor columns that see a part of those before them.
         return
     where = slice_of(mesh.devices.flatten().tolist())
     if where is None:
