@@ -102,7 +102,7 @@ def _generation(small: bool) -> Callable[[], object]:
     from coconut.model import make_model
     from experiments.benchmarks import generate
 
-    workload = generate.SMOKE if small else generate.WORKLOAD
+    workload = generate.SMOKE if small else generate.WORKLOADS["a"]
     shape = (workload.batches[-1], workload.prompt)
     prompts = np.random.default_rng(0).integers(0, workload.decoder.vocabulary, shape, np.int32)
     model = jax.jit(lambda key: make_model(workload.decoder, key, execution=workload.execution))(jax.random.key(0))

@@ -1,10 +1,14 @@
 """What a batch is worth: examples per second of the whole way from a prompt to a text, by batch size.
 
-    python -m experiments.benchmarks.generate
+    python -m experiments.benchmarks.generate [--case a|b|all] [--against transformers]
 
-Prompt, thoughts, end marker and new tokens go through the programs of `coconut.latent.generate`, as evaluation sends
-them (`coconut.evaluation.answers`), from numpy and back. Tokens are the most likely ones, and the id of EOS is one
-behind the vocabulary, which no logit belongs to: no row ends early, and every row writes all of its tokens.
+Case (a) is a small decoder, (b) GPT-2 small. Prompt, thoughts, end marker and new tokens go through the programs of
+`coconut.latent.generate`, as evaluation sends them (`coconut.evaluation.answers`), from numpy and back. Tokens are the
+most likely ones, and the id of EOS is one behind the vocabulary, which no logit belongs to: no row ends early, and
+every row writes all of its tokens.
+
+``--against transformers`` adds Hugging Face's cached `generate` of as many tokens without thoughts, with the same
+weights: with both of its attentions as they ship them, and with PyTorch's own kernel of the activation.
 """
 
 import dataclasses
@@ -19,7 +23,8 @@ import numpy as np
 from coconut.latent.generate import SamplingConfig, decode, prefill, prefill_program, think_on, think_program
 from coconut.model import Model, make_model
 from coconut.models.config import DecoderConfig, ExecutionConfig
-from experiments.benchmarks import timing
+from experiments.benchmarks import pytorch_rollouts, timing
+from experiments.benchmarks.latent_step import GPT2_SMALL
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +50,10 @@ class Workload:
     rounds: int = 7
 
 
-WORKLOAD = Workload(DecoderConfig(vocab_size=2_000, num_layers=2, embed_dim=256, num_heads=8, max_positions=256))
+WORKLOADS = {
+    "a": Workload(DecoderConfig(vocab_size=2_000, num_layers=2, embed_dim=256, num_heads=8, max_positions=256)),
+    "b": Workload(GPT2_SMALL, batches=(1, 8), rounds=5),
+}
 SMOKE = Workload(
     DecoderConfig(vocab_size=50, num_layers=2, embed_dim=32, num_heads=2, max_positions=64),
     batches=(1, 2, 4),
@@ -93,36 +101,59 @@ class Generator:
         return np.asarray(generated.tokens)
 
 
-def measure(workload: Workload, rounds: int) -> dict[str, Any]:
-    """Examples per second by batch size. In every round each batch size answers the same examples."""
+def measure(name: str, workload: Workload, rounds: int, *, against_transformers: bool) -> dict[str, Any]:
+    """Examples per second by batch size. In every round each side answers the same examples at each batch size."""
     examples = workload.batches[-1]
     prompts = np.random.default_rng(0).integers(0, workload.decoder.vocabulary, (examples, workload.prompt), np.int32)
     model = jax.jit(lambda key: make_model(workload.decoder, key, execution=workload.execution))(jax.random.key(0))
     generators = {batch: Generator(workload, model) for batch in workload.batches}
+    sides: dict[str, Callable[[np.ndarray], object]] = {
+        f"batch {batch}": generator.answer for batch, generator in generators.items()
+    }
+    described: dict[str, Any] = {}
+    if against_transformers:
+        models, described = pytorch_rollouts.load(model.decoder)
+        pytorch_rollouts.check_same(model.decoder, models, prompts[:2])
+        for batch in workload.batches:
+            for other, theirs in models.items():
+                sides[f"batch {batch}, {other}"] = pytorch_rollouts.writing(theirs, new_tokens=workload.new_tokens)
 
-    def variant(batch: int) -> Callable[[], None]:
+    def turn(answer: Callable[[np.ndarray], object], batch: int) -> Callable[[], None]:
         def take() -> None:
             for start in range(0, examples, batch):
-                generators[batch].answer(prompts[start : start + batch])
+                answer(prompts[start : start + batch])
 
         return take
 
-    seconds = timing.interleave({str(batch): variant(batch) for batch in workload.batches}, rounds, title="generate")
+    size = lambda side: int(side.split(",")[0].removeprefix("batch "))
+    turns = {side: turn(answer, size(side)) for side, answer in sides.items()}
+    seconds = timing.interleave(turns, rounds, title=f"generate {name}")
     rows = {}
-    for batch in workload.batches:
-        times = seconds[str(batch)]
-        rows[str(batch)] = {
-            "examples_per_second": float(examples / np.median(times)),
+    for side, times in seconds.items():
+        rows[side] = {
+            **timing.quartiles("examples_per_second", examples / times),
             "best_examples_per_second": float(examples / times.min()),
             **timing.summary(times),
-            "compilations": dict(generators[batch].compilations),
         }
-        print(f"batch {batch:2d}: {rows[str(batch)]['examples_per_second']:.2f} examples/s")
-    speedup = timing.ratio(seconds[str(workload.batches[0])], seconds[str(examples)])
+        if side == f"batch {size(side)}":
+            rows[side]["compilations"] = dict(generators[size(side)].compilations)
+        print(f"({name}) {side}: {rows[side]['examples_per_second']:.2f} examples/s")
+    speedups = {}
+    for batch in workload.batches:
+        ours = seconds[f"batch {batch}"]
+        if batch != examples:
+            speedups[f"batch {examples} over batch {batch}"] = timing.ratio(ours, seconds[f"batch {examples}"])
+        if against_transformers:
+            stock = [f"batch {batch}, {other}" for other in pytorch_rollouts.STOCK]
+            fastest = min(stock, key=lambda side: float(np.median(seconds[side])))
+            speedups[f"batch {batch} over transformers"] = timing.ratio(seconds[fastest], ours)
+            fused = f"batch {batch}, {pytorch_rollouts.FUSED}"
+            speedups[f"batch {batch} over {pytorch_rollouts.FUSED}"] = timing.ratio(seconds[fused], ours)
+    for what, speedup in speedups.items():
+        print(f"({name}) {what}: {speedup['ratio']:.2f} times the examples/s")
     compilations = sum((generator.compilations for generator in generators.values()), Counter())
-    print(f"batch {examples} over batch {workload.batches[0]}: {speedup['ratio']:.2f} times the examples/s")
-    for name, count in compilations.items():
-        print(f"{name}: {count} compilations for {len(workload.batches)} batch sizes")
+    for program, count in compilations.items():
+        print(f"({name}) {program}: {count} compilations for {len(workload.batches)} batch sizes")
     return {
         **{field: getattr(workload.decoder, field) for field in ("num_layers", "embed_dim", "num_heads", "vocab_size")},
         "prompt": workload.prompt,
@@ -130,17 +161,33 @@ def measure(workload: Workload, rounds: int) -> dict[str, Any]:
         "new_tokens": workload.new_tokens,
         "examples": examples,
         "rounds": rounds,
-        **speedup,
+        "speedups": speedups,
         "compilations": dict(compilations),
-        "batches": rows,
+        "sides": rows,
+        **described,
     }
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs the benchmark."""
-    options = timing.parser("Examples per second of generation with thoughts, by batch size.").parse_args(arguments)
-    workload = SMOKE if options.smoke else WORKLOAD
-    cases = {"a": measure(workload, options.repeats or workload.rounds)}
+    """Runs the benchmark.
+
+    Raises:
+      SystemExit: Hugging Face's model is asked for and cannot take part.
+    """
+    parser = timing.parser("Examples per second of generation with thoughts, by batch size.")
+    parser.add_argument("--case", choices=[*WORKLOADS, "all"], default="all")
+    parser.add_argument("--against", choices=["transformers"], help="time Hugging Face's generate without thoughts")
+    options = parser.parse_args(arguments)
+    if options.against and (reason := pytorch_rollouts.absence()):
+        parser.error(f"--against transformers: {reason}")
+    cases = {
+        name: measure(
+            *(name, SMOKE if options.smoke else workload, options.repeats or workload.rounds),
+            against_transformers=options.against is not None,
+        )
+        for name, workload in WORKLOADS.items()
+        if options.case in (name, "all")
+    }
     timing.report("generate", cases, smoke=options.smoke, output=options.output)
 
 

@@ -1,4 +1,4 @@
-"""Samples of Hugging Face's GPT-2 in PyTorch, by its `generate`, to compare ours with. On CPUs."""
+"""What Hugging Face's GPT-2 in PyTorch writes, by its `generate`, to compare ours with. On CPUs."""
 
 import importlib.metadata
 import importlib.util
@@ -88,6 +88,27 @@ def sampling(model: Any, prompts: np.ndarray, group: int, *, new_tokens: int) ->
         return tokens
 
     return draw
+
+
+def writing(model: Any, *, new_tokens: int) -> Callable[[np.ndarray], np.ndarray]:
+    """Writes the most likely tokens behind prompts ``[B, P]`` with `generate`, and gives them, ``[B, new tokens]``.
+
+    Args:
+      model: one of `load`.
+      new_tokens: tokens of each row.
+    """
+    import torch
+
+    def write(prompts: np.ndarray) -> np.ndarray:
+        ids = torch.from_numpy(prompts.astype(np.int64))
+        with torch.inference_mode():
+            rows = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=new_tokens)
+        tokens = rows[:, prompts.shape[1] :].numpy()
+        if tokens.shape != (len(prompts), new_tokens):
+            raise AssertionError(f"generate wrote tokens of the shape {tokens.shape}")
+        return tokens
+
+    return write
 
 
 def check_same(decoder: Decoder, models: dict[str, Any], prompts: np.ndarray) -> None:
