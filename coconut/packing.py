@@ -26,10 +26,10 @@ NONE = -1
 """In the place of an example: nothing."""
 
 _LARGE = np.iinfo(np.int64).max
-_FIRST = 2**40  # Of two numbers that are compared together the first, in units of which the second is small.
+_FIRST = 2**40  # Two numbers are compared as one: the first times this, plus the second, which is smaller than this.
 
 SPARE = 32
-"""Of so many columns, the narrow shape has one more than the batches that were looked at need."""
+"""The narrow shape has one column more for every so many that the batches that were looked at need."""
 
 
 def share_rows(widths: Int[np.ndarray, "N X"], rows: int) -> Int[np.ndarray, "R G"]:
