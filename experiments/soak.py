@@ -28,6 +28,7 @@ from coconut.provenance import provenance
 from coconut.storage import write_atomically
 from coconut.training.checkpoint import Checkpoints
 from coconut.training.events import EVENTS_FILE
+from experiments import ending
 
 GIN = """
 include 'gin_configs/base.gin'
@@ -70,7 +71,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--processes", type=int, default=1, help="of one run")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     options = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory() as name:
+    with ending.by_exception(), tempfile.TemporaryDirectory() as name:
         found = soak(Path(name), options)
     found = {"command": " ".join(["python -m experiments.soak", *sys.argv[1:]]), **found, "provenance": provenance()}
     write_atomically(options.output, json.dumps(found, indent=1) + "\n")
@@ -140,13 +141,15 @@ def _run(folder: Path, workdir: Path, processes: int, seconds: float | None) -> 
     errors = (folder / "errors").open("w+")
     started = [subprocess.Popen(one, env=environment, stdout=errors, stderr=errors) for one in each]
     begun, memory = time.monotonic(), []
-    while started[0].poll() is None:
-        if seconds is not None and time.monotonic() - begun > seconds:
+    try:
+        while started[0].poll() is None and (seconds is None or time.monotonic() - begun <= seconds):
+            memory.append(_resident_bytes(started[0].pid))
+            time.sleep(1.0 if seconds is None else min(1.0, max(0.0, seconds - (time.monotonic() - begun)) + 0.01))
+    finally:
+        # Where the first has ended by itself, so do the others.
+        if started[0].poll() is None:
             for process in started:
                 process.kill()
-            break
-        memory.append(_resident_bytes(started[0].pid))
-        time.sleep(1.0 if seconds is None else min(1.0, max(0.0, seconds - (time.monotonic() - begun)) + 0.01))
     codes = [process.wait() for process in started]
     errors.seek(0)
     return {"code": next((code for code in codes if code), 0), "errors": errors.read()[-2000:], "memory": memory}

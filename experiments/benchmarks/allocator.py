@@ -12,7 +12,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -28,17 +27,18 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--case", default="all", choices=(*CASES, "all"))
     options = parser.parse_args(arguments)
     names = CASES if options.case == "all" else (options.case,)
-    cases: dict[str, Any] = {}
+    report = timing.Report("allocator", options)
     for name in names:
         with _side(name, kept=True, smoke=options.smoke) as kept, _side(name, kept=False, smoke=options.smoke) as plain:
             seconds = timing.interleave({"kept": kept, "given back": plain}, options.repeats or 9, title=name)
             peaks = {"kept": kept("memory"), "given back": plain("memory")}
-        cases[name] = {
+        case = {
             **timing.ratio(seconds["kept"], seconds["given back"]),
             **{side: {**timing.summary(own), "peak_bytes": peaks[side]} for side, own in seconds.items()},
         }
-        print(f"{name}: {cases[name]['ratio']:.3f} of the time where freed memory stays")
-    timing.report("allocator", cases, smoke=options.smoke, output=options.output)
+        report.add(name, case)
+        print(f"{name}: {case['ratio']:.3f} of the time where freed memory stays")
+    report.finish()
 
 
 @contextlib.contextmanager

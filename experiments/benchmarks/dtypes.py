@@ -28,11 +28,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--losses", type=int, default=20, help="steps whose losses are kept")
     options = parser.parse_args(arguments)
     names = ["a", "b"] if options.case == "all" else [options.case]
-    cases = {}
+    report = timing.Report("dtypes", options)
     for name in names:
         geometry = smoke(CASES[name]) if options.smoke else CASES[name]
-        cases[name] = measure(name, geometry, options.repeats or geometry.rounds, options.losses)
-    timing.report("dtypes", cases, smoke=options.smoke, output=options.output)
+        report.add(name, measure(name, geometry, options.repeats or geometry.rounds, options.losses))
+    report.finish()
 
 
 def measure(name: str, geometry: Geometry, rounds: int, losses: int) -> dict[str, Any]:

@@ -107,8 +107,8 @@ def measure(name: str, workload: Workload, rounds: int, *, against_transformers:
     prompts = np.random.default_rng(0).integers(0, workload.decoder.vocabulary, (examples, workload.prompt), np.int32)
     model = jax.jit(lambda key: make_model(workload.decoder, key, execution=workload.execution))(jax.random.key(0))
     generators = {batch: Generator(workload, model) for batch in workload.batches}
-    sides: dict[str, Callable[[np.ndarray], object]] = {
-        f"batch {batch}": generator.answer for batch, generator in generators.items()
+    sides: dict[str, tuple[int, Callable[[np.ndarray], object]]] = {
+        f"batch {batch}": (batch, generator.answer) for batch, generator in generators.items()
     }
     described: dict[str, Any] = {}
     if against_transformers:
@@ -116,17 +116,17 @@ def measure(name: str, workload: Workload, rounds: int, *, against_transformers:
         pytorch_rollouts.check_same(model.decoder, models, prompts[:2])
         for batch in workload.batches:
             for other, theirs in models.items():
-                sides[f"batch {batch}, {other}"] = pytorch_rollouts.writing(theirs, new_tokens=workload.new_tokens)
+                writing = pytorch_rollouts.writing(theirs, new_tokens=workload.new_tokens)
+                sides[f"batch {batch}, {other}"] = (batch, writing)
 
-    def turn(answer: Callable[[np.ndarray], object], batch: int) -> Callable[[], None]:
+    def turn(batch: int, answer: Callable[[np.ndarray], object]) -> Callable[[], None]:
         def take() -> None:
             for start in range(0, examples, batch):
                 answer(prompts[start : start + batch])
 
         return take
 
-    size = lambda side: int(side.split(",")[0].removeprefix("batch "))
-    turns = {side: turn(answer, size(side)) for side, answer in sides.items()}
+    turns = {side: turn(*what) for side, what in sides.items()}
     seconds = timing.interleave(turns, rounds, title=f"generate {name}")
     rows = {}
     for side, times in seconds.items():
@@ -135,9 +135,9 @@ def measure(name: str, workload: Workload, rounds: int, *, against_transformers:
             "best_examples_per_second": float(examples / times.min()),
             **timing.summary(times),
         }
-        if side == f"batch {size(side)}":
-            rows[side]["compilations"] = dict(generators[size(side)].compilations)
         print(f"({name}) {side}: {rows[side]['examples_per_second']:.2f} examples/s")
+    for batch, generator in generators.items():
+        rows[f"batch {batch}"]["compilations"] = dict(generator.compilations)
     speedups = {}
     for batch in workload.batches:
         ours = seconds[f"batch {batch}"]
@@ -180,15 +180,12 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.against and (reason := pytorch_rollouts.absence()):
         parser.error(f"--against transformers: {reason}")
-    cases = {
-        name: measure(
-            *(name, SMOKE if options.smoke else workload, options.repeats or workload.rounds),
-            against_transformers=options.against is not None,
-        )
-        for name, workload in WORKLOADS.items()
-        if options.case in (name, "all")
-    }
-    timing.report("generate", cases, smoke=options.smoke, output=options.output)
+    report = timing.Report("generate", options)
+    for name in WORKLOADS if options.case == "all" else [options.case]:
+        workload = SMOKE if options.smoke else WORKLOADS[name]
+        rounds = options.repeats or workload.rounds
+        report.add(name, measure(name, workload, rounds, against_transformers=options.against is not None))
+    report.finish()
 
 
 if __name__ == "__main__":

@@ -147,18 +147,21 @@ def main(arguments: list[str] | None = None) -> None:
     implementations = options.implementation or OURS[platform]
     dtype = options.dtype or ("float32" if platform == "cpu" else "bfloat16")
     rounds = options.repeats or (2 if options.smoke else 5 if platform == "cpu" else 20)
-    results: dict[str, Any] = {}
+    report = timing.Report("kernels", options)
     for op, cases in (SMOKE if options.smoke else CASES).items():
         for name, make in cases.items():
             if options.op in (op, "all") and options.case in name:
                 title = f"{op}, {name}"
                 measured = measure_case(make, dtype, implementations, rounds, title=title, smoke=options.smoke)
-                results[title], unit = measured
-                print(f"{title}\n{describe(results[title], unit)}", flush=True)
-    if not results:
+                result, unit = measured
+                report.add(title, result)
+                print(f"{title}\n{describe(result, unit)}", flush=True)
+    if not report.cases:
         parser.error(f"no case of {options.op} has {options.case!r} in its name")
-    timing.report("kernels", results, smoke=options.smoke, output=options.output)
-    failed = [f"{name}: {side}" for name, x in results.items() for side in x["refused"] if side.startswith("pallas")]
+    report.finish()
+    failed = [
+        f"{name}: {side}" for name, x in report.cases.items() for side in x["refused"] if side.startswith("pallas")
+    ]
     if failed:
         raise SystemExit(f"did not run: {'; '.join(failed)}")
 

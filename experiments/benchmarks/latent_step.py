@@ -370,15 +370,14 @@ def main(arguments: list[str] | None = None) -> None:
             except importlib.metadata.PackageNotFoundError:
                 parser.error(f"--against transformers needs {package}: pip install 'coconut-jax[test]'")
         measures = dict.fromkeys("ab", measure_against_transformers)
-    cases = {}
+    report = timing.Report("latent_step", options)
     for name in measures if options.case == "all" else [options.case]:
         geometry = smoke(CASES[name]) if options.smoke else CASES[name]
         geometry = dataclasses.replace(geometry, execution=ExecutionConfig(attention=options.attention))
-        cases[name] = measures[name](name, geometry, options.repeats or geometry.rounds)
+        case = measures[name](name, geometry, options.repeats or geometry.rounds)
+        report.add(f"{name} against {options.against}" if options.against else name, case)
         sys.stdout.flush()
-    if options.against:
-        cases = {f"{name} against {options.against}": case for name, case in cases.items()}
-    timing.report("latent_step", cases, smoke=options.smoke, output=options.output)
+    report.finish()
 
 
 if __name__ == "__main__":

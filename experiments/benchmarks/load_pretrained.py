@@ -25,6 +25,7 @@ import numpy as np
 from coconut.models.config import DecoderConfig, ExecutionConfig, RotaryScaling
 from coconut.models.huggingface import load_pretrained, read_config, save_pretrained
 from coconut.models.parameters import abstract_decoder, decoder_of, decoder_parameters
+from experiments import ending
 from experiments.benchmarks import timing
 
 
@@ -158,10 +159,14 @@ def main() -> None:
         print(json.dumps(load(arguments.load, arguments.layout, arguments.dtype)))
         return
     workload = SMOKE if arguments.smoke else WORKLOAD
-    with tempfile.TemporaryDirectory() as temporary:
+    with ending.by_exception(), tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "model"
         write_random(workload, folder)
         files = [file.stat().st_size for file in folder.glob("*.safetensors")]
+        report = timing.Report("load_pretrained", arguments)
+        sizes = {"bytes": sum(files), "files": len(files), "largest_file_bytes": max(files)}
+        report.add("checkpoint", sizes)
+        report.add("decoder", dataclasses.asdict(workload.decoder))
         loads = []
         for layout in ("one by one", "stacked"):
             for dtype in ("bfloat16", "float32"):
@@ -169,14 +174,11 @@ def main() -> None:
                 # The first may read from disk, and the worst peak is what a bound is about.
                 worst = max(runs, key=lambda run: run["peak_bytes"])
                 loads.append({**worst, "seconds": [run["seconds"] for run in runs]})
+                report.add("loads", loads)
                 print(loads[-1], file=sys.stderr)
-        cases = {
-            "checkpoint": {"bytes": sum(files), "files": len(files), "largest_file_bytes": max(files)},
-            "decoder": dataclasses.asdict(workload.decoder),
-            "loads": loads,
-            "unchanged_through_load_save_and_transformers": there_and_back(folder, Path(temporary) / "again"),
-        }
-    timing.report("load_pretrained", cases, smoke=arguments.smoke, output=arguments.output)
+        unchanged = there_and_back(folder, Path(temporary) / "again")
+        report.add("unchanged_through_load_save_and_transformers", unchanged)
+    report.finish()
 
 
 def _run(folder: Path, layout: str, dtype: str) -> dict[str, Any]:

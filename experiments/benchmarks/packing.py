@@ -256,15 +256,17 @@ def main(arguments: list[str] | None = None) -> None:
     sizes = SMOKE if options.smoke else SIZES
     sets = [read_questions("prosqa", "ProsQA", sizes.questions, "words", 1, sizes)]
     sets += [read_questions("gsm8k", path.name, str(path), "byte_pair", 2, sizes) for path in options.gsm8k]
-    cases: dict[str, Any] = {} if options.note is None else {"note": options.note}
+    report = timing.Report("packing", options)
+    if options.note is not None:
+        report.add("note", options.note)
     for name, geometry in sizes.cases.items():
         if options.case not in (name, "all"):
             continue
         for questions in sets:
             for thoughts in geometry.thoughts:
                 case = measure(questions, thoughts, geometry, options.repeats or sizes.rounds)
-                cases[f"{questions.name}, {thoughts} thoughts, {name}"] = case
-    timing.report("packing", cases, smoke=options.smoke, output=options.output)
+                report.add(f"{questions.name}, {thoughts} thoughts, {name}", case)
+    report.finish()
 
 
 if __name__ == "__main__":

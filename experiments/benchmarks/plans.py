@@ -20,6 +20,7 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from coconut.storage import write_atomically
+from experiments import ending
 
 SCALING = ("2x2x1", "2x2x2", "2x4x4", "4x4x4", "4x4x8", "8x8x8")
 """Slices of v5p for the weak scaling: 4 to 512 chips."""
@@ -144,7 +145,8 @@ def main() -> None:
     for name in options.name or PLANS:
         if not (options.output / f"{name}.md").exists():
             print(name, flush=True)
-            make(name, options.output)
+            with ending.by_exception():
+                make(name, options.output)
     if not options.name:
         figure = plot_weak_scaling(options.output)
         for kind in ("png", "svg"):

@@ -184,11 +184,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         **{field: getattr(workload.decoder, field) for field in sizes},
         **{field: getattr(workload, field) for field in ("questions", "group", "prompt", "new_tokens")},
     }
-    cases = {}
+    report = timing.Report("replays", options)
     for thoughts in workload.thoughts:
         measured = measure(workload, thoughts, options.repeats or workload.rounds, policies())
-        cases[f"{thoughts} thoughts"] = {**described, **measured}
-    timing.report("replays", cases, smoke=options.smoke, output=options.output)
+        report.add(f"{thoughts} thoughts", {**described, **measured})
+    report.finish()
 
 
 if __name__ == "__main__":

@@ -229,11 +229,11 @@ def main(arguments: list[str] | None = None) -> None:
         models, versions = pytorch_rollouts.load(decoder)
         pytorch_rollouts.check_same(decoder, models, random_prompts(workload, 2))
         described |= versions
-    cases = {}
+    report = timing.Report("rollouts", options)
     for group in workload.groups:
         measured = measure(workload, decoder, group, options.repeats or workload.rounds, models)
-        cases[f"groups of {group}"] = {**described, **measured}
-    timing.report("rollouts", cases, smoke=options.smoke, output=options.output)
+        report.add(f"groups of {group}", {**described, **measured})
+    report.finish()
 
 
 if __name__ == "__main__":

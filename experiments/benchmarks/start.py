@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from experiments import ending
 from experiments.benchmarks import timing
 
 CASES = {
@@ -42,19 +43,21 @@ def main(arguments: list[str] | None = None) -> None:
     """Measures and reports."""
     options = timing.parser("How long `coconut train` takes to its first step.").parse_args(arguments)
     names = list(CASES)[:1] if options.smoke else list(CASES)
-    cases = {}
+    report = timing.Report("start", options)
     for name in names:
         flags = [*CASES[name], *(SMOKE if options.smoke else [])]
         rounds = options.repeats or 5
-        with tempfile.TemporaryDirectory() as folder:
+        with ending.by_exception(), tempfile.TemporaryDirectory() as folder:
             seconds = _measured(Path(folder), flags, rounds, name, before=0 if options.smoke else 1)
-        cases[name] = {
+        case = {
+            "rounds": rounds,
             **{kind: timing.summary(values) for kind, values in seconds.items()},
             "warm_ratio": timing.ratio(seconds["all kept"], seconds["none kept yet"]),
             "cold_ratio": timing.ratio(seconds["none kept yet"], seconds["nothing is kept"]),
         }
-        print(f"{name}: with all programs kept {cases[name]['warm_ratio']['ratio']:.2f} of the time with none kept yet")
-    timing.report("start", cases, smoke=options.smoke, output=options.output)
+        report.add(name, case)
+        print(f"{name}: with all programs kept {case['warm_ratio']['ratio']:.2f} of the time with none kept yet")
+    report.finish()
 
 
 def _measured(folder: Path, flags: list[str], rounds: int, name: str, before: int) -> timing.Seconds:

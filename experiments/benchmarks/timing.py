@@ -7,7 +7,6 @@ ratios are taken within a round and only then summarised.
 import argparse
 import gc
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from coconut.provenance import provenance
+from coconut.storage import write_atomically
 
 Seconds = dict[str, np.ndarray]
 """Seconds of each variant, one number a round."""
@@ -98,18 +98,37 @@ def parser(description: str) -> argparse.ArgumentParser:
     return options
 
 
-def report(benchmark: str, cases: Mapping[str, Any], *, smoke: bool, output: Path | None) -> None:
-    """Prints the result as one line of JSON, and writes it to ``output`` completely or not at all."""
-    result = {"benchmark": benchmark, "provenance": provenance(), "cases": cases}
-    if smoke:
-        result["smoke"] = True
-    line = json.dumps(result)
-    if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        temporary = output.with_name(f".{output.name}.{os.getpid()}")
-        temporary.write_text(line + "\n", encoding="utf-8")
-        temporary.replace(output)
-    print(line, flush=True)
+class Report:
+    """What a benchmark has found, written to its file after each case: one that is stopped keeps what it measured.
+
+    Until `finish` the file says ``"unfinished": true``.
+
+    Attributes:
+      cases: what was found, by case.
+    """
+
+    def __init__(self, benchmark: str, options: argparse.Namespace) -> None:
+        """``options`` are those of a `parser`."""
+        self.cases: dict[str, Any] = {}
+        self._output: Path | None = options.output
+        self._head = {"benchmark": benchmark, "provenance": provenance()}
+        self._head |= {"smoke": True} if options.smoke else {}
+
+    def add(self, name: str, case: Any) -> None:
+        """Adds a case, or replaces it, and writes the file."""
+        self.cases[name] = case
+        self._write({**self._head, "unfinished": True, "cases": self.cases})
+
+    def finish(self) -> None:
+        """Writes the file, and prints the result as one line of JSON."""
+        print(self._write({**self._head, "cases": self.cases}), flush=True)
+
+    def _write(self, result: dict[str, Any]) -> str:
+        line = json.dumps(result)
+        if self._output is not None:
+            self._output.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(self._output, line + "\n")
+        return line
 
 
 def _positive(text: str) -> int:

@@ -148,17 +148,19 @@ def main(arguments: list[str] | None = None) -> None:
     # There is no TPU here to look for, and another process may be compiling too.
     jax.config.update("jax_platforms", "cpu")
     os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
-    results: dict[str, Any] = {"libtpu": importlib.metadata.version("libtpu")}
+    report = timing.Report("tpu_compile", options)
+    report.add("libtpu", importlib.metadata.version("libtpu"))
     for generation in TOPOLOGIES if options.generation == "all" else [options.generation]:
         topology = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[generation])
-        devices = np.array(topology.devices)
+        devices, results = np.array(topology.devices), {}
         for op in CASES if options.op == "all" else [options.op]:
             for name, case in CASES[op].items():
                 if options.case is None or options.case in name:
                     result = compile_case(case, devices)
-                    results.setdefault(generation, {}).setdefault(op, {})[name] = result
+                    results.setdefault(op, {})[name] = result
+                    report.add(generation, results)
                     print(f"{generation} {op} {name}: {result}", flush=True)
-    timing.report("tpu_compile", results, smoke=options.smoke, output=options.output)
+    report.finish()
 
 
 if __name__ == "__main__":

@@ -156,8 +156,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="behind --: those of the benchmark")
     options = parser.parse_args(arguments)
     own = [word for word in options.arguments if word != "--"] + (["--smoke"] if options.smoke else [])
-    cases = {options.benchmark: compare(options.before, options.after, options.benchmark, own, options.repeats or 9)}
-    timing.report("two_checkouts", cases, smoke=options.smoke, output=options.output)
+    report = timing.Report("two_checkouts", options)
+    compared = compare(options.before, options.after, options.benchmark, own, options.repeats or 9)
+    report.add(options.benchmark, compared)
+    report.finish()
 
 
 if __name__ == "__main__":

@@ -59,7 +59,9 @@ def main(arguments: list[str] | None = None) -> None:
     }
     print(f"restoring 1 GB: {result['restore_ratio']['ratio']:.2f} of the time without verification")
     print(f"saving 1 GB: {result['save_ratio']['ratio']:.2f} of the time of Orbax alone, which flushes nothing")
-    timing.report("verification", {"gigabyte": result}, smoke=options.smoke, output=options.output)
+    report = timing.Report("verification", options)
+    report.add("gigabyte", result)
+    report.finish()
 
 
 if __name__ == "__main__":

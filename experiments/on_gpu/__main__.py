@@ -19,6 +19,7 @@ from pathlib import Path
 
 from coconut.errors import CoconutError
 from coconut.provenance import COMMIT
+from experiments import ending
 from experiments.on_gpu import one_part
 from experiments.on_gpu.parts import PARTS
 from experiments.on_gpu.record import DONE, FAILED, STOPPED, UNFINISHED, Record
@@ -45,7 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             [part] = options.only
             one_part.run(part, options.output, work, smoke=options.smoke, command=options.this_process)
             return 0
-        return _run_parts(options, work)
+        with ending.by_exception():
+            return _run_parts(options, work)
     except CoconutError as error:
         print(error, file=sys.stderr)
         return 1
