@@ -181,6 +181,53 @@ def test_what_is_sliced_out_of_an_array_counts_as_the_slice() -> None:
     assert many < 17 * one  # Not 256 times as much.
 
 
+# As the TPU compiler writes a layer of a scan: its product takes a slice of the stacked matrices by a fusion in the
+# fusion, and writes into slices of two stacked results at once.
+STACKS = """
+%take (m: bf16[12,16,32], i: s32[]) -> bf16[16,32] {
+  %m = bf16[12,16,32]{2,1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %slice = bf16[1,16,32]{2,1,0} dynamic-slice(%m, %i, %i, %i), dynamic_slice_sizes={1,16,32}
+  ROOT %squeezed = bf16[16,32]{1,0} bitcast(%slice)
+}
+
+%layer (a: bf16[12,8,32], b: f32[12,8,32], x: bf16[8,16], w: bf16[12,16,32], n: s32[]) -> (bf16[12,8,32], ...) {
+  %a = bf16[12,8,32]{2,1,0} parameter(0)
+  %b = f32[12,8,32]{2,1,0} parameter(1)
+  %x = bf16[8,16]{1,0} parameter(2)
+  %w = bf16[12,16,32]{2,1,0} parameter(3)
+  %n = s32[] parameter(4)
+  %matrix = bf16[16,32]{1,0} fusion(%w, %n), kind=kLoop, calls=%take
+  %product = bf16[8,32]{1,0} convolution(%x, %matrix), dim_labels=bf_io->bf
+  %row = bf16[1,8,32]{2,1,0} bitcast(%product)
+  %wide = f32[1,8,32]{2,1,0} convert(%row)
+  %first = bf16[12,8,32]{2,1,0} dynamic-update-slice(%a, %row, %n, %n, %n)
+  %second = f32[12,8,32]{2,1,0} dynamic-update-slice(%b, %wide, %n, %n, %n)
+  %named = f32[12,8,32]{2,1,0} bitcast(%second)
+  ROOT %all = (bf16[12,8,32]{2,1,0}, f32[12,8,32]{2,1,0}, bf16[8,32]{1,0}) tuple(%first, %named, %product)
+}
+
+ENTRY %main (x: bf16[8,16], w: bf16[12,16,32], n: s32[]) -> bf16[8,32] {
+  %x = bf16[8,16]{1,0} parameter(0)
+  %w = bf16[12,16,32]{2,1,0} parameter(1)
+  %n = s32[] parameter(2)
+  %a = bf16[12,8,32]{2,1,0} custom-call(), custom_call_target="AllocateBuffer"
+  %b = f32[12,8,32]{2,1,0} custom-call(), custom_call_target="AllocateBuffer"
+  %made = (bf16[12,8,32]{2,1,0}, f32[12,8,32]{2,1,0}, bf16[8,32]{1,0}) fusion(%a, %b, %x, %w, %n), calls=%layer
+  ROOT %last = bf16[8,32]{1,0} get-tuple-element(%made), index=2
+}
+"""
+
+
+def test_a_layer_of_stacked_arrays_counts_as_one_layer() -> None:
+    read = 2 * 8 * 16 + 2 * 16 * 32 + 4  # The columns, one matrix, and its number.
+    written = 2 * 8 * 32 + 4 * 8 * 32 + 2 * 8 * 32
+    assert memory_traffic(parse(STACKS)) == read + written
+    # Where something else uses the stack, all of it is read.
+    used = "%sum = bf16[12,16,32]{2,1,0} add(%w, %w)\n  %matrix ="
+    assert memory_traffic(parse(STACKS.replace("%matrix =", used, 1))) == read + written + 2 * 11 * 16 * 32
+
+
 # --- Rooflines and plans ------------------------------------------------------------------------------------------
 
 
@@ -247,9 +294,12 @@ def test_a_plan_of_a_tiny_run() -> None:
     assert (plan.cost.collectives, plan.cost.open_loops) == ({}, 0)
     # A quarter of what the compiler counts here is no matrix product.
     assert plan.cost.found is not None and 0.7 < plan.cost.found < 1
+    assert plan.cost.traffic_found is not None and 0.9 < plan.cost.traffic_found < 1.05
     assert "DOUBTFUL" not in describe(plan)
     unread = dataclasses.replace(plan, cost=dataclasses.replace(plan.cost, found=0.1))
     assert "DOUBTFUL, step: of the operations that the compiler counts, 10 % were found" in describe(unread)
+    overread = dataclasses.replace(plan, cost=dataclasses.replace(plan.cost, traffic_found=1.6))
+    assert "DOUBTFUL, step: 160 % of the bytes that the compiler counts were found" in describe(overread)
     assert plan.memory["optimizer"] == pytest.approx(2 * plan.memory["parameters"], rel=0.01)
     assert plan.memory["parameters"] == 4 * plan.parameters
     assert plan.tokens_per_day == pytest.approx(86_400 * rows * columns / plan.cost.roofline.expected)

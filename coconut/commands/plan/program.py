@@ -17,6 +17,7 @@ BYTES |= {"s4": 1, "u4": 1, "s64": 8, "u64": 8, "f64": 8, "c64": 8, "c128": 16, 
 # They move nothing by themselves.
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all"}
 _FREE |= {"partition-id", "replica-id", "iota", "optimization-barrier"}
+_ALLOCATES = 'custom_call_target="AllocateBuffer"'
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _ASSIGNED = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
@@ -44,7 +45,12 @@ class Array:
     @property
     def bytes(self) -> int:
         """Its size; layouts that pad are not counted."""
-        return math.prod(self.shape) * BYTES.get(self.dtype, 1)
+        return math.prod(self.shape) * self.itemsize
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element."""
+        return BYTES.get(self.dtype, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +85,11 @@ class Program:
 
     computations: Mapping[str, Mapping[str, Instruction]]
     entry: str
+
+    def without_fast_memory(self) -> "Program":
+        """The same program with every array in main memory, as XLA's own analysis counts."""
+        slow = lambda i: dataclasses.replace(i, result=tuple(dataclasses.replace(a, fast=False) for a in i.result))
+        return Program({n: {i: slow(x) for i, x in c.items()} for n, c in self.computations.items()}, self.entry)
 
     def walk(
         self, *, fusions: bool, turns: int = 1, loops_once: bool = False
@@ -195,7 +206,7 @@ def flops(program: Program, *, turns: int = 1, loops_once: bool = False) -> int:
     return total
 
 
-def memory_traffic(program: Program, *, turns: int = 1) -> int:
+def memory_traffic(program: Program, *, turns: int = 1, loops_once: bool = False) -> int:
     """Bytes that instructions read from and write to a device's main memory, each result once for each use.
 
     What a fusion only slices out of an array, or writes into a slice of one, counts with the size of the slice.
@@ -203,10 +214,13 @@ def memory_traffic(program: Program, *, turns: int = 1) -> int:
     Args:
       program: the program.
       turns: see `Program.walk`.
+      loops_once: see there.
     """
     total = 0
-    for computation, instruction, times in program.walk(fusions=False, turns=turns):
+    for computation, instruction, times in program.walk(fusions=False, turns=turns, loops_once=loops_once):
         if instruction.opcode in _FREE or instruction.opcode.endswith(("-done", "-update")):
+            continue
+        if _ALLOCATES in instruction.line:
             continue
         if instruction.opcode.endswith("-start"):
             # What it returns includes what it was given; the smallest of both is what moves.
@@ -214,43 +228,75 @@ def memory_traffic(program: Program, *, turns: int = 1) -> int:
             moved = min((array.bytes for array in arrays), default=0)
             total += times * moved * (1 if any(array.fast for array in arrays) else 2)
             continue
-        inner = None
-        if instruction.opcode == "fusion":
-            inner = program.computations[program.called(instruction)[0]]
-        moved = _written(instruction, inner)
+        moved = _written(program, instruction)
         for index, operand in enumerate(instruction.operands):
             if operand in computation:
-                moved += _read(computation[operand], instruction, index, inner)
+                moved += _read(program, computation[operand], instruction, index)
         total += times * moved
     return total
 
 
-def _written(instruction: Instruction, inner: Mapping[str, Instruction] | None) -> int:
+def _written(program: Program, instruction: Instruction) -> int:
     if instruction.opcode == "dynamic-update-slice":
         return 0  # Counted with what is read: an update of the same size.
-    root = next((i for i in inner.values() if i.root), None) if inner else None
-    if inner and root is not None and root.opcode == "dynamic-update-slice":
-        return sum(array.bytes for array in inner[root.operands[1]].result)
-    return sum(array.bytes for array in instruction.result if not array.fast)
+    updates = _updates(program, instruction)
+    if len(updates) != len(instruction.result):
+        return sum(array.bytes for array in instruction.result if not array.fast)
+    total = 0
+    for array, update in zip(instruction.result, updates, strict=True):
+        total += update.bytes if update else 0 if array.fast else array.bytes
+    return total
 
 
-def _read(operand: Instruction, user: Instruction, index: int, inner: Mapping[str, Instruction] | None) -> int:
+def _updates(program: Program, instruction: Instruction) -> Sequence[Array | None]:
+    """For each array that a fusion returns: what it writes into a slice of it; None where it makes the whole array."""
+    if instruction.opcode != "fusion":
+        return [None] * len(instruction.result)
+    inner = program.computations[program.called(instruction)[0]]
+    root = next(i for i in inner.values() if i.root)
+    found = []
+    for made in [inner[name] for name in root.operands] if root.opcode == "tuple" else [root]:
+        while made.opcode == "bitcast":  # Another name of the same bytes.
+            made = inner[made.operands[0]]
+        if made.opcode == "dynamic-update-slice":
+            found.append(inner[made.operands[1]].result[0])
+        else:
+            found += _updates(program, made) if made.opcode == "fusion" and len(made.result) == 1 else [None]
+    return found
+
+
+def _read(program: Program, operand: Instruction, user: Instruction, index: int) -> int:
     whole = sum(array.bytes for array in operand.result if not array.fast)
     if user.opcode == "dynamic-slice":
         return min(whole, sum(array.bytes for array in user.result))
     if user.opcode == "dynamic-update-slice":
         return 0 if index == 0 else 2 * whole
-    if not inner:
-        return whole
-    parameter = next((i for i in inner.values() if i.opcode == "parameter" and f"parameter({index})" in i.line), None)
-    if parameter is None:
-        return whole
-    users = [i for i in inner.values() if parameter.name in i.operands]
-    slices = [i for i in users if i.opcode in ("dynamic-slice", "slice", "gather") and i.operands[0] == parameter.name]
-    updates = [i for i in users if i.opcode == "dynamic-update-slice" and i.operands[0] == parameter.name]
-    if users and len(slices) + len(updates) == len(users):
-        return min(whole, sum(array.bytes for i in slices for array in i.result))
-    return whole
+    used = _used(program, user, index) if user.opcode == "fusion" else None
+    return whole if used is None else min(whole, used * operand.result[0].itemsize)
+
+
+def _used(program: Program, fusion: Instruction, index: int) -> int | None:
+    """How many elements of an operand a fusion reads that only slices it or writes into it; None where it uses all."""
+    inner = program.computations[program.called(fusion)[0]]
+    parameter = (i for i in inner.values() if i.opcode == "parameter" and f"parameter({index})" in i.line)
+    if (operand := next(parameter, None)) is None:
+        return None
+    total, names = 0, [operand.name]
+    for name in names:
+        for user in inner.values():
+            at = [position for position, read in enumerate(user.operands) if read == name]
+            if user.opcode in ("bitcast", "convert") and at and not user.root:
+                names.append(user.name)  # Elements are converted where they are used.
+            elif user.opcode == "fusion":
+                used = [_used(program, user, position) for position in at]
+                if None in used:
+                    return None
+                total += sum(filter(None, used))
+            elif at == [0] and user.opcode in ("dynamic-slice", "slice", "gather"):
+                total += sum(math.prod(part.shape) for part in user.result)
+            elif at and not (at == [0] and user.opcode == "dynamic-update-slice"):
+                return None
+    return total
 
 
 def _instruction(name: str, text: str, root: bool) -> Instruction:

@@ -76,12 +76,18 @@ def describe_generation(plan: GenerationPlan) -> str:
 
 
 def _doubts(costs: Mapping[str, Cost]) -> list[str]:
-    return [
+    invented = [
+        f"DOUBTFUL, {name}: {100 * cost.traffic_found:.0f} % of the bytes that the compiler counts were found in its "
+        "program's text: a new compiler may write slices in another form"
+        for name, cost in costs.items()
+        if cost.traffic_found is not None and cost.is_traffic_invented
+    ]
+    return invented + [
         f"DOUBTFUL, {name}: of the operations that the compiler counts, {100 * cost.found:.0f} % were found in its "
         "program's text. With a single row a chip it writes products in another form, which no plan reads; else a new "
         "compiler may write all in another form"
         for name, cost in costs.items()
-        if cost.found is not None and cost.is_doubtful
+        if cost.found is not None and cost.is_product_missed
     ]
 
 

@@ -48,7 +48,8 @@ def look_at_step(config: RunConfig, mesh: Mesh, schedules: Sequence[Schedule], s
         LOG.info("the text of the train step is not understood: %r", error)
         return
     if cost.is_doubtful:
-        LOG.info("the text of the train step is not understood: %s of what XLA counts was found", cost.found)
+        shares = (cost.found, cost.traffic_found)
+        LOG.info("the text of the train step is not understood: %s and %s of what XLA counts were found", *shares)
         return
     times = cost.roofline
     needed = sum(model_flops(config.decoder, schedule, config.pipeline.batch_size) for schedule in schedules)
