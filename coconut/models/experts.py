@@ -29,7 +29,7 @@ from jaxtyping import Array, Float, Int
 from coconut.models.config import DecoderConfig, ExecutionConfig
 from coconut.models.dropout import Dropout, RowMasks
 from coconut.models.experts_config import ExpertsConfig
-from coconut.models.layers import FeedForward, rows_of
+from coconut.models.layers import FeedForward, activate, rows_of
 from coconut.sharding import constrain, fitting_partition
 from pallas_kernels.grouped_product import grouped_product
 from pallas_kernels.platform import platform
@@ -247,7 +247,7 @@ def apply_experts(
     summed: Callable[[Array], Array] = (lambda y: y) if features is None else (lambda y: jax.lax.psum(y, features))
     rows = known(x.reshape(B * T, D)[order // K])
     hidden, gates = (known(summed(grouped_product(rows, matrix, sizes))) for matrix in (up, gate))
-    made = known(grouped_product(jax.nn.silu(gates) * hidden, down, sizes))
+    made = known(grouped_product(activate("swiglu", hidden, gates), down, sizes))
     made = made.astype(weights.dtype)[_order(order)].reshape(B, T, K, D)
     out = (made * weights[..., None]).sum(2).astype(x.dtype)
     return out if experts is None else jax.lax.psum(out, experts)

@@ -1,5 +1,6 @@
 """The pieces a decoder layer is built from."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from coconut.models.attention import attend, attention_weights, offset_query_bias, rotate
 from coconut.models.cache import Filling, KeyValue, write
-from coconut.models.config import DecoderConfig, ExecutionConfig
+from coconut.models.config import DecoderConfig, ExecutionConfig, Mlp
 from coconut.models.dropout import Dropout, RowMasks
 from coconut.models.lending import Lent
 from coconut.models.products import apply_matrix
@@ -360,7 +361,8 @@ class FeedForward(nnx.Module):
         D, F = config.embed_dim, config.width_of_mlp if width is None else width
         self.kind = config.mlp
         self.up = make_linear(config, execution, D, F, ("embed", "mlp"), bias=config.mlp_bias, rngs=rngs)
-        if config.mlp_is_gated:
+        self.is_gated = config.mlp_is_gated
+        if self.is_gated:
             self.gate = make_linear(config, execution, D, F, ("embed", "mlp"), bias=config.mlp_bias, rngs=rngs)
         self.down = make_linear(
             config,
@@ -377,14 +379,23 @@ class FeedForward(nnx.Module):
         """Applies the MLP to each column; ``dropout`` is the adapters'."""
         site = sites_of(dropout)
         hidden = constrain(self.up(x, site(0)), rows_of(x), "columns", "mlp")
-        if self.kind == "swiglu":
-            hidden = jax.nn.silu(constrain(self.gate(x, site(1)), rows_of(x), "columns", "mlp")) * hidden
-        elif self.kind in ("geglu", "geglu_tanh"):
+        gate = None
+        if self.is_gated:
             gate = constrain(self.gate(x, site(1)), rows_of(x), "columns", "mlp")
-            hidden = jax.nn.gelu(gate, approximate=self.kind == "geglu_tanh") * hidden
-        else:
-            hidden = jax.nn.gelu(hidden, approximate=self.kind == "gelu_tanh")
-        return self.down(hidden, site(2))
+        return self.down(activate(self.kind, hidden, gate), site(2))
+
+
+@functools.partial(jax.checkpoint, static_argnums=0)
+def activate(kind: Mlp, hidden: Float[Array, "*B F"], gate: Float[Array, "*B F"] | None) -> Float[Array, "*B F"]:
+    """What an MLP makes of its hidden numbers; those of ``gate`` go through SiLU or GELU, where there is one.
+
+    A backward pass computes it anew from what it is given; of GELU it would otherwise keep five arrays of that size.
+    """
+    if gate is None:
+        return jax.nn.gelu(hidden, approximate=kind == "gelu_tanh")
+    if kind == "swiglu":
+        return jax.nn.silu(gate) * hidden
+    return jax.nn.gelu(gate, approximate=kind == "geglu_tanh") * hidden
 
 
 def sites_of(dropout: Dropout | RowMasks | None) -> Callable[[int], Dropout | RowMasks | None]:

@@ -19,6 +19,7 @@ from coconut.losses import choose_cross_entropy, language_loss
 from coconut.models import segment_attention
 from coconut.models.config import DecoderConfig, ExecutionConfig
 from coconut.models.decoder import Decoder
+from coconut.models.layers import activate
 from coconut.models.segment_attention import choose_attention, valid_range
 from coconut.tokenizers import symbol_tokenizer
 from coconut.training.loop import train
@@ -190,3 +191,16 @@ def test_ranges_of_valid_columns() -> None:
     start, end = valid_range(valid)
     np.testing.assert_array_equal(start, [1, 0, 0, 3])
     np.testing.assert_array_equal(end, [3, 4, 0, 4])
+
+
+@pytest.mark.parametrize("kind", ["gelu", "gelu_tanh", "swiglu", "geglu", "geglu_tanh"])
+def test_a_backward_pass_keeps_what_an_activation_is_given(kind: Any) -> None:
+    hidden, gate, cotangent = jax.random.normal(jax.random.key(0), (3, 2, 3, 5))
+    given = (hidden, gate if "glu" in kind else None)
+    value, backward = jax.vjp(functools.partial(activate, kind), *given)
+    plain, plain_backward = jax.vjp(functools.partial(activate.__wrapped__, kind), *given)
+    np.testing.assert_array_equal(value, plain)
+    for gradient, expected in zip(*map(jax.tree.leaves, (backward(cotangent), plain_backward(cotangent))), strict=True):
+        np.testing.assert_allclose(gradient, expected, rtol=1e-6)
+    count = lambda tree: sum(leaf.shape == hidden.shape for leaf in jax.tree.leaves(tree))
+    assert count(backward) == count(given) < count(plain_backward)
