@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -26,14 +27,25 @@ from coconut.latent.generate import (
     think_program,
 )
 from coconut.latent.rollout import rollout
+from coconut.latent.thoughts import trunk
 from coconut.methods import METHODS
 from coconut.model import Model
+from coconut.models.config import DecoderConfig
 from coconut.models.decoder import Decoder
 from coconut.models.parameters import decoder_of, decoder_parameters
 from coconut.tokenizers import TokenizedExample, symbol_tokenizer
 from coconut.types import Language, Latent
 from tests.official_cases import CASES, load_case
-from tests.tiny_models import LLAMA_STYLE, quick_compilation, quick_jit, random_decoder
+from tests.tiny_models import (
+    EXPERTS_STYLE,
+    GPT2_STYLE,
+    LATENT_STYLE,
+    LLAMA_STYLE,
+    LOCAL_STYLE,
+    quick_compilation,
+    quick_jit,
+    random_decoder,
+)
 from tests.tiny_pages import placing_at
 
 ROOM, NEW = 3, 6
@@ -404,3 +416,25 @@ def test_a_question_that_does_not_fit_the_positions_is_an_error(decoder: Decoder
 def test_a_sampling_value_out_of_range_is_named_with_its_field(field: str, value: Any) -> None:
     with pytest.raises(CoconutError, match=rf"SamplingConfig\.{field} = {value!r}"):
         SamplingConfig(**{field: value})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("style", [GPT2_STYLE, LLAMA_STYLE, LOCAL_STYLE, LATENT_STYLE, EXPERTS_STYLE])
+def test_rows_read_in_portions_leave_what_they_leave_together(
+    style: DecoderConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = random_decoder(style)
+    tokens = np.random.default_rng(0).integers(0, style.vocabulary, (6, 9))
+    valid = np.arange(9) >= np.asarray([0, 3, 8, 1, 0, 9])[:, None]  # The last row has no column.
+    expected = prefill(decoder, tokens, valid)
+    row = 9 * style.width_of_mlp * 4
+    monkeypatch.setattr(generate, "CACHED_BYTES", 2.5 * row)
+    passes = []
+    count = lambda decoder, inputs, *rest: passes.append(len(inputs)) or trunk(decoder, inputs, *rest)
+    monkeypatch.setattr(generate, "trunk", count)
+    read = inspect.unwrap(generate.prefill_program)
+    found = jax.jit(lambda *given: read(*given, None))(decoder, tokens, valid).behind(())
+    assert passes == [2]  # Three portions by one program.
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for leaf, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(leaf, other, rtol=1e-5, atol=1e-5)
