@@ -69,15 +69,20 @@ LLAMA_1B = run_flags(
     "llama-3.2-1b", "v5e:4x4", "fsdp=16", vocabulary=128_256, rows=128, columns=512, thoughts=6, answers=64
 )
 
-# The recipe as it is, on the least slice: what of microbatches and remat fits first.
-GSM8K_GPT2 = [
-    *("--gin_file", "gin_configs/runs/gsm8k_coconut.gin", "--gin_file", "gin_configs/methods/coconut.gin"),
-    *("--gin.DecoderConfig.vocab_size=50260", "--gin.ExecutionConfig.dtype='bfloat16'"),
-    *("--topology", "v5e:2x2", "--mesh", "data=4", "--search", "--columns", "192", "--suffix", "64", "--thoughts", "6"),
-]
+
+def recipe(name: str, *flags: str, columns: int) -> list[str]:
+    """Flags of `coconut plan` for a recipe of GPT-2 small as it is, on the least slice."""
+    files = ("--gin_file", f"gin_configs/runs/{name}.gin", "--gin_file", "gin_configs/methods/coconut.gin")
+    bindings = ("--gin.DecoderConfig.vocab_size=50260", "--gin.ExecutionConfig.dtype='bfloat16'")
+    where = ("--topology", "v5e:2x2", "--mesh", "data=4", *flags)
+    return [*files, *bindings, *where, "--columns", str(columns), "--suffix", "64", "--thoughts", "6"]
+
 
 PLANS: Mapping[str, Sequence[str]] = {
-    "gsm8k_coconut_v5e-2x2": GSM8K_GPT2,
+    "gsm8k_coconut_v5e-2x2": recipe("gsm8k_coconut", "--search", columns=192),
+    # At most 312 and 146 words and stops a question; 98 and 36 of the words are made up, taken for 3 tokens each.
+    "prosqa_v5e-2x2": recipe("prosqa", "--gin.RunConfig.microbatches=2", columns=512),
+    "prontoqa_v5e-2x2": recipe("prontoqa", columns=256),
     "gpt2_v5e-2x2": run_flags(
         "gpt2", "v5e:2x2", "fsdp=4", vocabulary=50_260, rows=64, columns=512, thoughts=6, answers=64
     ),

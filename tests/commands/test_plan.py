@@ -516,7 +516,7 @@ def test_the_first_way_that_fits_is_found_for_each_mesh(monkeypatch: pytest.Monk
     ("changes", "mesh", "times", "expected"),
     [
         ({}, {}, (3, 1, 2), "ExecutionConfig.dtype = 'bfloat16'"),
-        ({"microbatches": 8}, {"fsdp": 4}, (1, 2, 3), "RunConfig.microbatches = 4: each microbatch gathers"),
+        ({}, {"fsdp": 4}, (1, 2, 3), "ExecutionConfig.gather = 'step': matrices are gathered once"),
         (
             {"gather": "step", "microbatches": 8},
             {"fsdp": 4},
@@ -524,6 +524,7 @@ def test_the_first_way_that_fits_is_found_for_each_mesh(monkeypatch: pytest.Monk
             "PipelineConfig.batch_size = 16: the same matrices are gathered",
         ),
         ({}, {"tensor": 2}, (1, 2, 3), "less of tensor"),
+        ({"gather": "step"}, {"tensor": 2, "fsdp": 2}, (1, 2, 3), "less of tensor"),
         ({"remat": "full"}, {"fsdp": 4}, (3, 2, 1), "remat = 'dots'"),
         ({}, {"fsdp": 4}, (1, 3, 2), "PipelineConfig.batch_size = 16: the same matrices are read"),
         ({}, {"fsdp": 4}, (3, 2, 1), None),

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from experiments.benchmarks import kernels, microbatches, pytorch_attention
+from tests.tiny_models import quick_compilation
 
 ATTENTION = {"flash_attention, smoke, forward", "flash_attention, smoke, backward", "decode_attention, smoke"}
 OURS = "pallas_kernels, xla"
@@ -49,7 +50,8 @@ def test_what_does_not_run_is_reported_after_the_rest(capsys):
 @pytest.mark.slow
 def test_microbatches_take_turns_with_the_whole_batch(tmp_path):
     path = tmp_path / "microbatches.json"
-    microbatches.main(["--smoke", "--repeats", "1", "--case", "a", "--output", str(path)])
+    with quick_compilation():
+        microbatches.main(["--smoke", "--repeats", "1", "--case", "a", "--output", str(path)])
     found = json.loads(path.read_text())["cases"]["a"]["microbatches"]
     assert found.keys() == {"1", "2"}  # The smoke batch has two rows.
     assert found["1"]["ratio"] == 1 and found["2"]["loss"] == pytest.approx(found["1"]["loss"], rel=1e-5)

@@ -33,9 +33,8 @@ def faster(config: RunConfig, mesh: Mesh, times: Roofline) -> str | None:
     if config.execution.dtype != "bfloat16":
         return "ExecutionConfig.dtype = 'bfloat16': half the bytes, and products at a chip's full speed"
     if times.bound == "interconnect":
-        if config.microbatches > 1 and mesh.shape["fsdp"] > 1 and config.execution.gather == "pass":
-            half = config.microbatches // 2
-            return f"RunConfig.microbatches = {half}: each microbatch gathers every matrix once more"
+        if mesh.shape["fsdp"] > 1 and config.execution.gather == "pass":
+            return "ExecutionConfig.gather = 'step': matrices are gathered once, not for each thought and microbatch"
         if mesh.shape["tensor"] > 1:
             return "a mesh with less of tensor: it sums the columns of every layer over its chips"
         return f"{more_rows}: the same matrices are gathered, and gradients summed, for twice the rows"
