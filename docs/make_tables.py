@@ -31,6 +31,10 @@ def _milliseconds(side: Mapping[str, Any]) -> str:
     return f"{1e3 * side['median_seconds']:,.1f} ms"
 
 
+def _rate(side: Mapping[str, Any]) -> float:
+    return side["examples_per_second"]
+
+
 def _ratio(value: float) -> str:
     return f"{value:.3f}" if value < 0.1 else f"{value:.2f}"
 
@@ -71,13 +75,13 @@ def speed() -> str:
     more = ("on_gpu/third_run/training_step.json", "bfloat16, batch 128, 32 thoughts")
     steps(*more, "step, 32 thoughts, batch 128; from a cache, tuned", "H200", CACHED, TUNED)
 
-    for letter, name, side in (
-        ("a", "step, 2 layers x 256, 6 thoughts, batch 32, float32", "sdpa"),
-        ("b", "step, GPT-2 small, 6 thoughts, batch 4, float32", "eager"),
+    for letter, name in (
+        ("a", "step, 2 layers x 256, 6 thoughts, batch 32, float32"),
+        ("b", "step, GPT-2 small, 6 thoughts, batch 4, float32"),
     ):
-        file = BENCHMARKS.format(f"latent_step_{letter}_against_transformers_xeon")
+        file = BENCHMARKS.format(f"latent_step_{letter}_against_transformers")
         case = read(file)["cases"][f"{letter} against transformers"]
-        theirs = case["transformers"][side]
+        theirs = case["transformers"][case["attention"]]
         ratio = f"{nothing} / {_ratio(case['ratio'])}"
         rows.append(
             [name, _milliseconds(case["latent"]), nothing, _milliseconds(theirs), ratio, f"2 CPU cores, `{file}`"]
@@ -91,6 +95,14 @@ def speed() -> str:
         [ratio] = [entry["ratio"] for entry in case["ratios"].values()]
         name = f"answers, 6 thoughts and 32 tokens, batch {batch}"
         rows.append([name, rates[0], nothing, rates[1], f"{nothing} / {_ratio(ratio)}", f"H100, `{file}`"])
+
+    file = BENCHMARKS.format("generate_a")
+    case = read(file)["cases"]["a"]
+    theirs = max((case["sides"][f"batch 16, transformers, {kind}"] for kind in ("eager", "sdpa")), key=_rate)
+    ratio = 1 / case["speedups"]["batch 16 over transformers"]["ratio"]
+    name = "answers, 2 layers x 256, 6 thoughts and 32 tokens, batch 16, float32"
+    rates = [f"{_rate(side):,.1f}/s" for side in (case["sides"]["batch 16"], theirs)]
+    rows.append([name, rates[0], nothing, rates[1], f"{nothing} / {_ratio(ratio)}", f"2 CPU cores, `{file}`"])
 
     file = BENCHMARKS.format("rollouts")
     case = read(file)["cases"]["groups of 8"]
