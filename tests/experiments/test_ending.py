@@ -18,8 +18,8 @@ from experiments import ending
 
 with ending.by_exception():
     other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-    print(other.pid, flush=True)
     try:
+        print(other.pid, flush=True)
         other.wait()
     finally:
         other.kill()
