@@ -223,6 +223,9 @@ def test_a_layer_of_stacked_arrays_counts_as_one_layer() -> None:
     read = 2 * 8 * 16 + 2 * 16 * 32 + 4  # The columns, one matrix, and its number.
     written = 2 * 8 * 32 + 4 * 8 * 32 + 2 * 8 * 32
     assert memory_traffic(parse(STACKS)) == read + written
+    # What is written into a stack in fast memory does not move.
+    made = "%made = (bf16[12,8,32]{2,1,0}, f32[12,8,32]{2,1,0"
+    assert memory_traffic(parse(STACKS.replace(made, f"{made}:S(1)"))) == read + written - 4 * 8 * 32
     # Where something else uses the stack, all of it is read.
     used = "%sum = bf16[12,16,32]{2,1,0} add(%w, %w)\n  %matrix ="
     assert memory_traffic(parse(STACKS.replace("%matrix =", used, 1))) == read + written + 2 * 11 * 16 * 32

@@ -242,10 +242,8 @@ def _written(program: Program, instruction: Instruction) -> int:
     updates = _updates(program, instruction)
     if len(updates) != len(instruction.result):
         return sum(array.bytes for array in instruction.result if not array.fast)
-    total = 0
-    for array, update in zip(instruction.result, updates, strict=True):
-        total += update.bytes if update else 0 if array.fast else array.bytes
-    return total
+    made = zip(instruction.result, updates, strict=True)
+    return sum((update or array).bytes for array, update in made if not array.fast)
 
 
 def _updates(program: Program, instruction: Instruction) -> Sequence[Array | None]:
@@ -253,7 +251,7 @@ def _updates(program: Program, instruction: Instruction) -> Sequence[Array | Non
     if instruction.opcode != "fusion":
         return [None] * len(instruction.result)
     inner = program.computations[program.called(instruction)[0]]
-    root = next(i for i in inner.values() if i.root)
+    [root] = [i for i in inner.values() if i.root]
     found = []
     for made in [inner[name] for name in root.operands] if root.opcode == "tuple" else [root]:
         while made.opcode == "bitcast":  # Another name of the same bytes.
