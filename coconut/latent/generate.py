@@ -202,8 +202,9 @@ def _portions(decoder: Decoder, rows: int, columns: int) -> int:
     if platform() != "cpu" or not may_flatten() or decoder.execution.scan_layers:
         return 1
     hidden = columns * decoder.config.width_of_mlp * decoder.execution.compute_dtype.itemsize
-    least = min(math.ceil(rows * hidden / CACHED_BYTES), rows)
-    return next(portions for portions in range(least, rows + 1) if rows % portions == 0)
+    least = max(1, math.ceil(rows * hidden / CACHED_BYTES))
+    # A number of rows with no fitting divisor is read together.
+    return next((portions for portions in range(least, min(2 * least, rows) + 1) if rows % portions == 0), 1)
 
 
 def think_on(
