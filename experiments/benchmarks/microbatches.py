@@ -2,7 +2,8 @@
 
     python -m experiments.benchmarks.microbatches [--case a|b|all]
 
-The geometries are those of `experiments.benchmarks.latent_step` with 6 thoughts. Steps with 1, 2, 4 and, where the
+The geometries are those of `experiments.benchmarks.latent_step` with 6 thoughts, and freed memory stays with the
+process, as with the ``coconut`` command (`coconut.commands.allocator`). Steps with 1, 2, 4 and, where the
 batch has as many rows, 8 microbatches take turns; the batch is the same, and so is the update to rounding.
 """
 
@@ -12,6 +13,7 @@ from unittest import mock
 
 import numpy as np
 
+from coconut.commands.allocator import keep_freed_memory
 from experiments.benchmarks import latent_step, timing
 from experiments.benchmarks.latent_step import CASES, Geometry, Trainer, describe, latent_schedule, smoke
 
@@ -23,10 +25,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser = timing.parser("What microbatches are worth on a CPU.")
     parser.add_argument("--case", choices=["a", "b", "all"], default="all")
     options = parser.parse_args(arguments)
+    kept = keep_freed_memory()
     report = timing.Report("microbatches", options)
     for name in ["a", "b"] if options.case == "all" else [options.case]:
         geometry = smoke(CASES[name]) if options.smoke else CASES[name]
-        report.add(name, measure(name, geometry, options.repeats or geometry.rounds))
+        case = measure(name, geometry, options.repeats or geometry.rounds)
+        report.add(name, {**case, "freed_memory_stays": kept})
     report.finish()
 
 
