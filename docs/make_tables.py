@@ -18,7 +18,10 @@ ON_GPU, BENCHMARKS = "on_gpu/second_run/training_step.json", "benchmarks/{}.json
 
 def read(name: str) -> Any:
     """A recorded result by its path below experiments/results."""
-    return json.loads((RESULTS / name).read_text())
+    result = json.loads((RESULTS / name).read_text())
+    if isinstance(result, dict) and result.get("unfinished"):
+        raise ValueError(f"{name}: the benchmark was stopped before its end")
+    return result
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -145,12 +145,13 @@ def _run(folder: Path, workdir: Path, processes: int, seconds: float | None) -> 
         while started[0].poll() is None and (seconds is None or time.monotonic() - begun <= seconds):
             memory.append(_resident_bytes(started[0].pid))
             time.sleep(1.0 if seconds is None else min(1.0, max(0.0, seconds - (time.monotonic() - begun)) + 0.01))
-    finally:
-        # Where the first has ended by itself, so do the others.
         if started[0].poll() is None:
             for process in started:
                 process.kill()
-    codes = [process.wait() for process in started]
+        codes = [process.wait() for process in started]  # Where the first has ended by itself, so do the others.
+    finally:
+        for process in started:
+            process.kill()
     errors.seek(0)
     return {"code": next((code for code in codes if code), 0), "errors": errors.read()[-2000:], "memory": memory}
 

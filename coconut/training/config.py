@@ -43,8 +43,7 @@ class RunConfig:
       curriculum: stages and thoughts.
       optimizer: AdamW and its learning rate.
       pipeline: batches.
-      microbatches: parts a batch is split into, one after the other, to save memory; on a CPU also time, where a part
-        fits its caches. The update is the same up to rounding.
+      microbatches: parts a batch is split into, one after the other, to save memory; the update is the same.
       seed: of the parameters, the data order, the stage draws and the dropout.
       pretrained: folder or Hugging Face repository of the checkpoint this run starts from
         (`coconut.models.huggingface.load_pretrained`); None for fresh parameters.

@@ -165,8 +165,6 @@ def main() -> None:
         files = [file.stat().st_size for file in folder.glob("*.safetensors")]
         report = timing.Report("load_pretrained", arguments)
         sizes = {"bytes": sum(files), "files": len(files), "largest_file_bytes": max(files)}
-        report.add("checkpoint", sizes)
-        report.add("decoder", dataclasses.asdict(workload.decoder))
         loads = []
         for layout in ("one by one", "stacked"):
             for dtype in ("bfloat16", "float32"):
@@ -176,6 +174,8 @@ def main() -> None:
                 loads.append({**worst, "seconds": [run["seconds"] for run in runs]})
                 report.add("loads", loads)
                 print(loads[-1], file=sys.stderr)
+        report.add("checkpoint", sizes)
+        report.add("decoder", dataclasses.asdict(workload.decoder))
         unchanged = there_and_back(folder, Path(temporary) / "again")
         report.add("unchanged_through_load_save_and_transformers", unchanged)
     report.finish()

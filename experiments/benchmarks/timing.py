@@ -111,20 +111,23 @@ class Report:
         """``options`` are those of a `parser`."""
         self.cases: dict[str, Any] = {}
         self._output: Path | None = options.output
-        self._head = {"benchmark": benchmark, "provenance": provenance()}
-        self._head |= {"smoke": True} if options.smoke else {}
+        self._head: dict[str, Any] | None = None
+        self._benchmark, self._smoke = benchmark, options.smoke
 
     def add(self, name: str, case: Any) -> None:
         """Adds a case, or replaces it, and writes the file."""
         self.cases[name] = case
-        self._write({**self._head, "unfinished": True, "cases": self.cases})
+        self._write({"unfinished": True})
 
     def finish(self) -> None:
         """Writes the file, and prints the result as one line of JSON."""
-        print(self._write({**self._head, "cases": self.cases}), flush=True)
+        print(self._write({}), flush=True)
 
-    def _write(self, result: dict[str, Any]) -> str:
-        line = json.dumps(result)
+    def _write(self, more: dict[str, Any]) -> str:
+        if self._head is None:  # It looks for devices, which a benchmark's own processes may need first.
+            self._head = {"benchmark": self._benchmark, "provenance": provenance()}
+            self._head |= {"smoke": True} if self._smoke else {}
+        line = json.dumps({**self._head, **more, "cases": self.cases})
         if self._output is not None:
             self._output.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(self._output, line + "\n")

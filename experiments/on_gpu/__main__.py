@@ -136,6 +136,4 @@ def _limit(text: str) -> tuple[str, float]:
 
 
 if __name__ == "__main__":
-    # As for Ctrl-C: the part that runs must not go on alone.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     sys.exit(main())

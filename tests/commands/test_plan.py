@@ -226,6 +226,13 @@ def test_a_layer_of_stacked_arrays_counts_as_one_layer() -> None:
     # What is written into a stack in fast memory does not move.
     made = "%made = (bf16[12,8,32]{2,1,0}, f32[12,8,32]{2,1,0"
     assert memory_traffic(parse(STACKS.replace(made, f"{made}:S(1)"))) == read + written - 4 * 8 * 32
+    # A stack that the fusion makes itself, or converts, is written whole.
+    filled = "%zeros = f32[12,8,32]{2,1,0} broadcast(%n), dimensions={}\n  %second ="
+    made_here = STACKS.replace("%second =", filled).replace("slice(%b, %wide", "slice(%zeros, %wide")
+    assert memory_traffic(parse(made_here)) == read + written + 4 * 11 * 8 * 32
+    converted = "%low = bf16[12,8,32]{2,1,0} convert(%b)\n  %first ="
+    made_of = STACKS.replace("%first =", converted).replace("slice(%a, %row", "slice(%low, %row")
+    assert memory_traffic(parse(made_of)) == read + written + 4 * 12 * 8 * 32 + 2 * 11 * 8 * 32
     # Where something else uses the stack, all of it is read.
     used = "%sum = bf16[12,16,32]{2,1,0} add(%w, %w)\n  %matrix ="
     assert memory_traffic(parse(STACKS.replace("%matrix =", used, 1))) == read + written + 2 * 11 * 16 * 32
@@ -519,7 +526,7 @@ def test_the_first_way_that_fits_is_found_for_each_mesh(monkeypatch: pytest.Monk
     ("changes", "mesh", "times", "expected"),
     [
         ({}, {}, (3, 1, 2), "ExecutionConfig.dtype = 'bfloat16'"),
-        ({}, {"fsdp": 4}, (1, 2, 3), "ExecutionConfig.gather = 'step': matrices are gathered once"),
+        ({}, {"fsdp": 4}, (1, 2, 3), "ExecutionConfig.gather = 'step': matrices are gathered once a step"),
         (
             {"gather": "step", "microbatches": 8},
             {"fsdp": 4},

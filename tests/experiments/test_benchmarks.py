@@ -4,8 +4,7 @@ import json
 
 import pytest
 
-from experiments.benchmarks import kernels, microbatches, pytorch_attention
-from tests.tiny_models import quick_compilation
+from experiments.benchmarks import kernels, pytorch_attention
 
 ATTENTION = {"flash_attention, smoke, forward", "flash_attention, smoke, backward", "decode_attention, smoke"}
 OURS = "pallas_kernels, xla"
@@ -45,13 +44,3 @@ def test_what_does_not_run_is_reported_after_the_rest(capsys):
     case = json.loads(capsys.readouterr().out.splitlines()[-1])["cases"]["decode_attention, smoke"]
     assert "this program is for a cpu" in case["refused"]["pallas_kernels, tpu"]
     assert OURS in case["sides"]
-
-
-@pytest.mark.slow
-def test_microbatches_take_turns_with_the_whole_batch(tmp_path):
-    path = tmp_path / "microbatches.json"
-    with quick_compilation():
-        microbatches.main(["--smoke", "--repeats", "1", "--case", "a", "--output", str(path)])
-    found = json.loads(path.read_text())["cases"]["a"]["microbatches"]
-    assert found.keys() == {"1", "2"}  # The smoke batch has two rows.
-    assert found["1"]["ratio"] == 1 and found["2"]["loss"] == pytest.approx(found["1"]["loss"], rel=1e-5)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments import ending
 from experiments.benchmarks import timing
 
 STARTS_ANOTHER = """
@@ -40,10 +41,25 @@ def test_what_it_started_ends_with_it(number: signal.Signals) -> None:
     with subprocess.Popen([sys.executable, "-c", STARTS_ANOTHER], stdout=subprocess.PIPE, text=True) as one:
         assert one.stdout is not None
         other = int(one.stdout.readline())
-        assert is_there(other)
-        one.send_signal(number)
-        assert one.wait(timeout=60) == 128 + number
+        try:
+            assert is_there(other)
+            one.send_signal(number)
+            assert one.wait(timeout=60) == 128 + number
+        finally:
+            one.kill()
     assert not is_there(other)
+
+
+def test_a_signal_that_is_ignored_stays_so() -> None:
+    """As SIGHUP is under ``nohup``."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with ending.by_exception():
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+            assert signal.getsignal(signal.SIGTERM) not in (signal.SIG_IGN, signal.SIG_DFL)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_each_case_is_written_when_it_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -59,6 +75,7 @@ def test_each_case_is_written_when_it_is_measured(tmp_path: Path, capsys: pytest
     assert json.loads(capsys.readouterr().out) == result
 
 
+@pytest.mark.slow
 def test_a_child_of_the_benchmark_of_starts_ends_with_it() -> None:
     """The whole benchmark, stopped while its first `coconut train` imports."""
     command = [sys.executable, "-m", "experiments.benchmarks.start", "--smoke"]
@@ -67,17 +84,21 @@ def test_a_child_of_the_benchmark_of_starts_ends_with_it() -> None:
         if not children.exists():
             one.kill()
             pytest.skip("this system does not list the children of a process")
-        end = time.monotonic() + 120
-        while not (found := [int(word) for word in children.read_text().split() if _trains(int(word))]):
-            assert one.poll() is None and time.monotonic() < end
-            time.sleep(0.05)
-        one.terminate()
-        assert one.wait(timeout=60) == 128 + signal.SIGTERM
+        end = time.monotonic() + 100
+        try:
+            while not (found := [int(word) for word in children.read_text().split() if _trains(int(word))]):
+                assert one.poll() is None and time.monotonic() < end
+                time.sleep(0.05)
+            time.sleep(0.5)  # Until it waits for the child.
+            one.terminate()
+            assert one.wait(timeout=60) == 128 + signal.SIGTERM
+        finally:
+            one.kill()
     assert not any(map(is_there, found))
 
 
 def _trains(process: int) -> bool:
     try:
-        return b"train" in Path(f"/proc/{process}/cmdline").read_bytes()
+        return b"\0train\0" in Path(f"/proc/{process}/cmdline").read_bytes()
     except FileNotFoundError:
         return False

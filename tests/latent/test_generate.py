@@ -30,7 +30,7 @@ from coconut.latent.rollout import rollout
 from coconut.latent.thoughts import trunk
 from coconut.methods import METHODS
 from coconut.model import Model
-from coconut.models.config import DecoderConfig
+from coconut.models.config import DecoderConfig, ExecutionConfig
 from coconut.models.decoder import Decoder
 from coconut.models.parameters import decoder_of, decoder_parameters
 from coconut.tokenizers import TokenizedExample, symbol_tokenizer
@@ -438,3 +438,11 @@ def test_rows_read_in_portions_leave_what_they_leave_together(
     assert jax.tree.structure(found) == jax.tree.structure(expected)
     for leaf, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(leaf, other, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "portions"), [(64, 160, 8), (8, 160, 1), (61, 160, 1), (4, 9_000, 4), (0, 160, 1), (4, 0, 1)]
+)
+def test_rows_are_parted_where_they_are_many_or_long(rows: int, columns: int, portions: int) -> None:
+    config = dataclasses.replace(CONFIG, embed_dim=256, mlp_dim=1_024)
+    assert generate._portions(config, ExecutionConfig(), rows, columns) == portions

@@ -34,7 +34,7 @@ def faster(config: RunConfig, mesh: Mesh, times: Roofline) -> str | None:
         return "ExecutionConfig.dtype = 'bfloat16': half the bytes, and products at a chip's full speed"
     if times.bound == "interconnect":
         if mesh.shape["fsdp"] > 1 and config.execution.gather == "pass":
-            return "ExecutionConfig.gather = 'step': matrices are gathered once, not for each thought and microbatch"
+            return "ExecutionConfig.gather = 'step': matrices are gathered once a step, and not for each pass of it"
         if mesh.shape["tensor"] > 1:
             return "a mesh with less of tensor: it sums the columns of every layer over its chips"
         return f"{more_rows}: the same matrices are gathered, and gradients summed, for twice the rows"

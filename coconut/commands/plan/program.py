@@ -254,13 +254,21 @@ def _updates(program: Program, instruction: Instruction) -> Sequence[Array | Non
     [root] = [i for i in inner.values() if i.root]
     found = []
     for made in [inner[name] for name in root.operands] if root.opcode == "tuple" else [root]:
-        while made.opcode == "bitcast":  # Another name of the same bytes.
-            made = inner[made.operands[0]]
+        made = _behind_bitcasts(made, inner)
         if made.opcode == "dynamic-update-slice":
-            found.append(inner[made.operands[1]].result[0])
+            # Only what the fusion was given can be written into; of anything else it makes the whole array.
+            in_place = _behind_bitcasts(inner[made.operands[0]], inner).opcode == "parameter"
+            found.append(inner[made.operands[1]].result[0] if in_place else None)
         else:
-            found += _updates(program, made) if made.opcode == "fusion" and len(made.result) == 1 else [None]
+            found.append(None)
     return found
+
+
+def _behind_bitcasts(instruction: Instruction, inner: Mapping[str, Instruction]) -> Instruction:
+    """What a bitcast, another name of the same bytes, is of."""
+    while instruction.opcode == "bitcast":
+        instruction = inner[instruction.operands[0]]
+    return instruction
 
 
 def _read(program: Program, operand: Instruction, user: Instruction, index: int) -> int:
@@ -279,12 +287,14 @@ def _used(program: Program, fusion: Instruction, index: int) -> int | None:
     parameter = (i for i in inner.values() if i.opcode == "parameter" and f"parameter({index})" in i.line)
     if (operand := next(parameter, None)) is None:
         return None
-    total, names = 0, [operand.name]
-    for name in names:
+    [root] = [i for i in inner.values() if i.root]
+    total, names = 0, [(operand.name, False)]
+    for name, converted in names:
         for user in inner.values():
             at = [position for position, read in enumerate(user.operands) if read == name]
             if user.opcode in ("bitcast", "convert") and at and not user.root:
-                names.append(user.name)  # Elements are converted where they are used.
+                # Elements are converted where they are used.
+                names.append((user.name, converted or user.opcode == "convert"))
             elif user.opcode == "fusion":
                 used = [_used(program, user, position) for position in at]
                 if None in used:
@@ -292,9 +302,18 @@ def _used(program: Program, fusion: Instruction, index: int) -> int | None:
                 total += sum(filter(None, used))
             elif at == [0] and user.opcode in ("dynamic-slice", "slice", "gather"):
                 total += sum(math.prod(part.shape) for part in user.result)
-            elif at and not (at == [0] and user.opcode == "dynamic-update-slice"):
+            elif at and not (at == [0] and not converted and _is_result(user, root, inner)):
                 return None
     return total
+
+
+def _is_result(update: Instruction, root: Instruction, inner: Mapping[str, Instruction]) -> bool:
+    """Whether an instruction updates an array that the fusion returns and does not use again."""
+    users = [i for i in inner.values() if update.name in i.operands]
+    while len(users) == 1 and users[0].opcode == "bitcast":
+        users = [i for i in inner.values() if users[0].name in i.operands]
+    returned = not users or (len(users) == 1 and users[0] is root and root.opcode == "tuple")
+    return update.opcode == "dynamic-update-slice" and returned
 
 
 def _instruction(name: str, text: str, root: bool) -> Instruction:
