@@ -14,9 +14,10 @@ from experiments import ending
 from experiments.benchmarks import timing
 
 STARTS_ANOTHER = """
-import subprocess, sys
+import signal, subprocess, sys
 from experiments import ending
 
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # The tests may run under nohup, whose SIGHUP stays ignored.
 with ending.by_exception():
     other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     try:
